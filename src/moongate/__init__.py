@@ -1,0 +1,60 @@
+"""Teach a text-to-image diffusion model your own things from a few photos, and compose them in one picture.
+
+An implementation of *Multi-Concept Customization of Text-to-Image Diffusion* (Kumari et al., CVPR 2023). Importing
+the package loads no PyTorch; that happens when something of it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbone import Backbone, Fingerprint
+    from .concept import Concept, Dense, LowRank, SubjectRecord
+    from .data import Regularisation, Subject
+    from .method import METHODS, Method
+    from .sample import Sample, SampleOptions, contact_sheet, sample
+    from .train import Step, TrainOptions, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Backbone",
+    "Concept",
+    "Dense",
+    "Fingerprint",
+    "LowRank",
+    "Method",
+    "Regularisation",
+    "Sample",
+    "SampleOptions",
+    "Step",
+    "Subject",
+    "SubjectRecord",
+    "TrainOptions",
+    "contact_sheet",
+    "sample",
+    "train",
+]
+
+_HOMES = {
+    "backbone": ("Backbone", "Fingerprint"),
+    "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
+    "data": ("Regularisation", "Subject"),
+    "method": ("METHODS", "Method"),
+    "sample": ("Sample", "SampleOptions", "contact_sheet", "sample"),
+    "train": ("Step", "TrainOptions", "train"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'moongate' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,68 @@
+"""The exceptions users may meet. Each message names the problem, the value given and the remedy.
+
+```
+MoongateError
+├── InputError (ValueError)     something given cannot be used
+│   ├── PictureError            a picture, or a folder of pictures
+│   ├── TokenError              a modifier token or a caption that lacks it
+│   └── OptionError             a number, a name, a path
+├── BackboneError               a model that cannot be loaded or lacks what is asked of it
+├── ConceptFileError            a file that is not a readable concept
+├── BaseMismatchError           a concept made for another backbone
+├── TrainingDiverged            the loss is no longer a finite number
+└── CorpusError                 a package of pocket's corpus is missing or altered
+```
+"""
+
+__all__ = [
+    "BackboneError",
+    "BaseMismatchError",
+    "ConceptFileError",
+    "CorpusError",
+    "InputError",
+    "MoongateError",
+    "OptionError",
+    "PictureError",
+    "TokenError",
+    "TrainingDiverged",
+]
+
+
+class MoongateError(Exception):
+    """Anything that Moongate refuses or cannot finish."""
+
+
+class InputError(MoongateError, ValueError):
+    """Something given by the caller cannot be used."""
+
+
+class PictureError(InputError):
+    """A picture, or a folder of pictures, cannot be used."""
+
+
+class TokenError(InputError):
+    """A modifier token is not usable, or a caption or prompt does not agree with the tokens."""
+
+
+class OptionError(InputError):
+    """A number, name or path is outside what is allowed."""
+
+
+class BackboneError(MoongateError):
+    """A model cannot be loaded, or lacks what is asked of it."""
+
+
+class ConceptFileError(MoongateError):
+    """A file is not a readable concept."""
+
+
+class BaseMismatchError(MoongateError):
+    """A concept was made for another backbone."""
+
+
+class TrainingDiverged(MoongateError):
+    """The loss is no longer a finite number; the last good state was kept."""
+
+
+class CorpusError(MoongateError):
+    """A package of pocket's corpus is missing or was altered."""
