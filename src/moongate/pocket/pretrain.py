@@ -1,0 +1,433 @@
+"""Pretrain pocket from a corpus: `python -m moongate.pocket.pretrain --corpus corpus/ --out runs/pocket`.
+
+Five stages, each resumable from its last checkpoint and skipped once finished: a byte-pair `tokenizer`, the
+`autoencoder`, the contrastive text and image towers (`clip`), the stored `latents`, and the `unet`; `assemble` then
+writes a folder that `StableDiffusionPipeline.from_pretrained` loads. The same program runs on a CPU and on CUDA.
+The library never imports this module.
+"""
+
+import json
+import math
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+SETTINGS_FILE = "moongate.json"
+VOCABULARY = 2048
+CONTEXT_TOKENS = 32
+TEXT_WIDTH = 256
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_PATTERN = re.escape(START) + "|" + re.escape(END) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+"""How CLIP's tokenizer cuts a caption into words, digits and punctuation."""
+LR_SCALE = 1.0
+"""What a method's learning rate is multiplied by on pocket."""
+EXAMPLE_CATEGORY_WEIGHT = 3.0
+"""The denoiser sees pictures of the example concepts' categories this many times as often as the others."""
+RARE_OCCURRENCES = (5, 10)
+"""A token is rare when the captions hold it this often (paper, App. D)."""
+
+AUTOENCODER = {
+    "encoder_block_out_channels": (48, 48, 48, 48),
+    "decoder_block_out_channels": (48, 48, 48, 48),
+    "num_encoder_blocks": (0, 1, 2, 3),
+    "num_decoder_blocks": (3, 2, 1, 0),
+    "latent_channels": 4,
+    "scaling_factor": 1.0,
+}
+UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 128, 192),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": (1, 2, 3),  # the number of heads, 64 channels each
+}
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Length and rate of one training stage."""
+
+    steps: int
+    batch: int
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """Where to read and write, and how long to train."""
+
+    corpus: Path = Path("corpus")
+    out: Path = Path("runs/pocket")
+    device: str = "cpu"
+    until: str = "assemble"
+    """Last stage to run: tokenizer, autoencoder, clip, latents, unet or assemble."""
+    autoencoder: Stage = field(default_factory=lambda: Stage(steps=1300, batch=64, rate=2e-3))
+    clip: Stage = field(default_factory=lambda: Stage(steps=500, batch=128, rate=1e-3))
+    unet: Stage = field(default_factory=lambda: Stage(steps=5000, batch=64, rate=8e-4))
+    unconditional_share: float = 0.1
+    """Share of pictures whose caption is left out, so that guidance has something to guide from."""
+    checkpoint_minutes: float = 4.0
+    seed: int = 0
+
+
+class Corpus:
+    """The corpus as arrays: pictures in memory-mapped uint8, captions, and the split."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+        self.scenes = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
+        self.captions = [scene["caption"] for scene in self.scenes]
+        self.training = sum(scene["split"] == "train" for scene in self.scenes)
+        taught = {json.loads(path.read_text())["category"] for path in folder.glob("concepts/*/concept.json")}
+        self.weights = torch.tensor(
+            [
+                EXAMPLE_CATEGORY_WEIGHT if taught & set(scene["categories"]) else 1.0
+                for scene in self.scenes[: self.training]
+            ]
+        )
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Float pictures [n, 3, 128, 128] in -1..1."""
+        array = torch.from_numpy(self.pictures[np.sort(indices.numpy())])
+        return array.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pretrain(options: PretrainOptions) -> None:
+    """Run all stages up to `options.until`."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(options.corpus)
+    stages: dict[str, Callable[[PretrainOptions, Corpus], None]] = {
+        "tokenizer": train_tokenizer,
+        "autoencoder": train_autoencoder,
+        "clip": train_clip,
+        "latents": store_latents,
+        "unet": train_unet,
+        "assemble": assemble,
+    }
+    for name, stage in stages.items():
+        stage(options, corpus)
+        if name == options.until:
+            return
+
+
+# --- the loop all stages share ----------------------------------------------------------------------------------
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[torch.Generator], Tensor],
+    stage: Stage,
+    options: PretrainOptions,
+) -> nn.Module:
+    """Minimise `loss_of` over the weights of `model` and load its exponential moving average into it.
+
+    The randomness of a step depends on the seed and the step alone, so that a resumed run repeats what an
+    uninterrupted one does. The rate warms up, stays, and falls to zero over the last third.
+    """
+    done, checkpoint = options.out / name, options.out / f"{name}.pt"
+    model.to(options.device, memory_format=torch.channels_last)
+    if (done / "done").exists():
+        model.load_state_dict(torch.load(done / "done", weights_only=True, map_location=options.device))
+        return model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, fused=True)
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=options.device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start = state["average"], state["step"]
+    done.mkdir(exist_ok=True)
+    generator = torch.Generator()
+    model.train()
+    saved = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, (done / "log.jsonl").open("a") as log:
+        task = progress.add_task(name, total=stage.steps, completed=start)
+        mean_loss, began = 0.0, time.monotonic()
+        for step in range(start, stage.steps):
+            generator.manual_seed(options.seed * 1_000_003 + step)
+            optimizer.param_groups[0]["lr"] = stage.rate * _rate_factor(step, stage.steps)
+            loss = loss_of(generator)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            _update_average(average, model, min(0.9995, (1 + step) / (20 + step)))
+            mean_loss = loss.item() if step == start else 0.98 * mean_loss + 0.02 * loss.item()
+            rate = (step + 1 - start) * stage.batch / (time.monotonic() - began)
+            progress.update(task, advance=1, description=f"{name}  loss {mean_loss:.4f}  {rate:.0f} pictures/s")
+            if step % 50 == 0:
+                log.write(json.dumps({"step": step, "loss": mean_loss, "pictures_per_second": rate}) + "\n")
+                log.flush()
+            if time.monotonic() - saved > options.checkpoint_minutes * 60:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+                _save(state | {"step": step + 1}, checkpoint)
+                saved = time.monotonic()
+    _save(average, done / "done")
+    checkpoint.unlink(missing_ok=True)
+    model.load_state_dict(average)
+    return model
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / min(200, steps // 10 + 1))
+    tail = max(0.0, (step / steps - 2 / 3) * 3)
+    return warm * 0.5 * (1 + math.cos(math.pi * tail))
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, 1 - decay)
+
+
+def _save(state: Any, path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _autocast(options: PretrainOptions) -> torch.autocast:
+    return torch.autocast(torch.device(options.device).type, torch.bfloat16)
+
+
+def _pick(count: int, batch: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, count, (batch,), generator=generator)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(options: PretrainOptions, corpus: Corpus) -> None:
+    """Learn byte-pair pieces on the captions and note which of them are rare (paper, App. D)."""
+    folder = options.out / "tokenizer"
+    if folder.exists():
+        return
+    backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        special_tokens=[START, END],
+        show_progress=False,
+    )
+    backend.train_from_iterator(corpus.captions[: corpus.training], trainer)
+    trained = json.loads(backend.to_str())["model"]
+    for symbol in alphabet:  # as in CLIP, every byte may also end a word: no text is unknown
+        trained["vocab"].setdefault(symbol + "</w>", len(trained["vocab"]))
+    tokenizer = CLIPTokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT_TOKENS,
+    )
+    counts = Counter(i for caption in corpus.captions[: corpus.training] for i in tokenizer(caption).input_ids)
+    low, high = RARE_OCCURRENCES
+    rare = [i for i, count in sorted(counts.items()) if low <= count <= high]
+    tokenizer.save_pretrained(folder)
+    (folder / "rare_tokens.json").write_text(json.dumps({"occurrences": [low, high], "ids": rare}))
+
+
+def load_tokenizer(options: PretrainOptions) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(options.out / "tokenizer")
+
+
+def train_autoencoder(options: PretrainOptions, corpus: Corpus) -> None:
+    """Train on 64-pixel crops: L1, gradient and pooled L1; latents kept near zero mean and unit variance."""
+    torch.manual_seed(options.seed)
+    model = AutoencoderTiny(**AUTOENCODER)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        images = corpus.images(_pick(corpus.training, options.autoencoder.batch, generator))
+        top, left = torch.randint(0, 9, (2,), generator=generator).mul(8).tolist()
+        images = images[:, :, top : top + 64, left : left + 64].to(options.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with _autocast(options):
+            latents = model.encoder(images)
+            noise = torch.randn(latents.shape, generator=generator).to(options.device)
+            decoded = model.decoder(latents + 0.05 * noise).float()
+        latents = latents.float()
+        dims = (0, 2, 3)
+        moments = latents.mean(dims).square().mean() + (latents.std(dims) - 1).square().mean()
+        return _picture_loss(decoded, images) + 0.02 * moments
+
+    fit("autoencoder", model, loss_of, options.autoencoder, options)
+    model.save_pretrained(options.out / "vae")
+
+
+def _picture_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    loss = F.l1_loss(decoded, images) + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
+    for dim in (2, 3):
+        loss = loss + 0.5 * F.l1_loss(decoded.diff(dim=dim), images.diff(dim=dim))
+    return loss
+
+
+def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
+    """Train a small CLIP contrastively; its text tower then conditions the UNet, frozen."""
+    from transformers import CLIPConfig
+
+    torch.manual_seed(options.seed + 1)
+    tokenizer = load_tokenizer(options)
+    common = {"intermediate_size": 4 * TEXT_WIDTH, "hidden_act": "gelu", "projection_dim": TEXT_WIDTH}
+    text = common | {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = common | {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "image_size": 128,
+        "patch_size": 16,
+    }
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
+    ids = _token_ids(tokenizer, corpus.captions)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        chosen = _pick(corpus.training, options.clip.batch, generator).sort().values
+        with _autocast(options):
+            output = model(
+                input_ids=ids[chosen].to(options.device), pixel_values=corpus.images(chosen).to(options.device)
+            )
+        logits = output.logits_per_text.float()
+        truth = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+    fit("clip", model, loss_of, options.clip, options)
+    model.save_pretrained(options.out / "clip_model")
+
+
+def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=CONTEXT_TOKENS, return_tensors="pt")
+    return encoded.input_ids
+
+
+@torch.no_grad()
+def store_latents(options: PretrainOptions, corpus: Corpus) -> None:
+    """Encode every training picture once."""
+    path = options.out / "latents.pt"
+    if path.exists():
+        return
+    model = AutoencoderTiny.from_pretrained(options.out / "vae").to(options.device, memory_format=torch.channels_last)
+    latents = torch.empty(corpus.training, 4, 16, 16, dtype=torch.float16)
+    with Progress() as progress:
+        for indices in progress.track(torch.arange(corpus.training).split(128), description="latents"):
+            with _autocast(options):
+                encoded = model.encode(corpus.images(indices).to(options.device)).latents
+            latents[indices] = encoded.half().cpu()
+    _save(latents, path)
+
+
+@torch.no_grad()
+def _text_features(encoder: CLIPTextModel, ids: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """Features of the distinct captions, float16 [n, tokens, width], and each caption's row."""
+    distinct, rows = ids.unique(dim=0, return_inverse=True)
+    parts = [encoder(part.to(device)).last_hidden_state.half().cpu() for part in distinct.split(512)]
+    return torch.cat(parts), rows
+
+
+def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
+    """Train the denoiser on stored latents and text features (v-prediction, zero terminal SNR)."""
+    torch.manual_seed(options.seed + 2)
+    model = UNet2DConditionModel(**UNET)
+    if (options.out / "unet" / "done").exists():
+        fit("unet", model, lambda _: torch.zeros(()), options.unet, options)
+        return
+    latents = torch.load(options.out / "latents.pt", weights_only=True)
+    encoder = CLIPTextModel.from_pretrained(options.out / "clip_model").to(options.device).eval()
+    ids = _token_ids(load_tokenizer(options), [*corpus.captions[: corpus.training], ""])
+    features, rows = _text_features(encoder, ids, options.device)
+    scheduler = DDPMScheduler(**SCHEDULE)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        batch = options.unet.batch
+        chosen = torch.multinomial(corpus.weights, batch, replacement=True, generator=generator)
+        dropped = torch.rand(batch, generator=generator) < options.unconditional_share
+        context = features[rows[torch.where(dropped, corpus.training, chosen)]].to(options.device, torch.float32)
+        clean = latents[chosen].float().to(options.device)
+        noise = torch.randn(clean.shape, generator=generator).to(options.device)
+        # Stratified timesteps: every batch covers the whole range, which lowers the variance of its gradient.
+        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        times = (strata * scheduler.config.num_train_timesteps).long().to(options.device)
+        noisy = scheduler.add_noise(clean, noise, times)
+        target = scheduler.get_velocity(clean, noise, times)
+        with _autocast(options):
+            predicted = model(noisy.contiguous(memory_format=torch.channels_last), times, context).sample
+        return F.mse_loss(predicted.float(), target)
+
+    fit("unet", model, loss_of, options.unet, options)
+
+
+def assemble(options: PretrainOptions, corpus: Corpus) -> None:
+    """Write `out/weights`: the pipeline in float16, and what Moongate should know of it."""
+    unet = UNet2DConditionModel(**UNET)
+    finished, checkpoint = options.out / "unet" / "done", options.out / "unet.pt"
+    if finished.exists():
+        unet.load_state_dict(torch.load(finished, weights_only=True, map_location="cpu"))
+    else:
+        unet.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(options.out / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(options.out / "clip_model"),
+        tokenizer=load_tokenizer(options),
+        unet=unet,
+        scheduler=DDPMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = options.out / "weights"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    rare = json.loads((options.out / "tokenizer" / "rare_tokens.json").read_text())["ids"]
+    (folder / SETTINGS_FILE).write_text(json.dumps({"rare_tokens": rare, "lr_scale": LR_SCALE}) + "\n")
+
+
+if __name__ == "__main__":
+    pretrain(tyro.cli(PretrainOptions, description=__doc__))
