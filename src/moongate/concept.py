@@ -1,0 +1,295 @@
+"""The Concept: what training makes, merging combines and generation applies.
+
+A concept is the change of a few weights against a base (deltas), the embeddings of its new tokens, and a record of
+where it came from. It is kept in one `.safetensors` file. It knows nothing of pictures, training or sampling.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from .backbone import Backbone, Fingerprint
+from .errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
+
+__all__ = ["Concept", "Dense", "LowRank", "SubjectRecord", "check_writable", "write_atomically"]
+
+FORMAT = "moongate-concept"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A change of one weight, W - W0, in float32."""
+
+    delta: Float[Tensor, "..."]
+
+    def full(self) -> Float[Tensor, "..."]:
+        """Return the change as one tensor of the weight's shape."""
+        return self.delta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is written into the file, by suffix."""
+        return {"delta": self.delta}
+
+    @property
+    def rank(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """A change of one matrix as a product `up @ down`, in float32."""
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank in"]
+
+    def full(self) -> Float[Tensor, "out in"]:
+        """Return the change as one matrix."""
+        return self.up @ self.down
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is written into the file, by suffix."""
+        return {"up": self.up, "down": self.down}
+
+    @property
+    def rank(self) -> int | None:
+        return self.up.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectRecord:
+    """What a concept remembers of one thing it was taught."""
+
+    category: str
+    token: str | None = None
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The words that call the thing up in a prompt: "<bear> teddy bear"."""
+        return f"{self.token} {self.category}" if self.token else self.category
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """Deltas by full parameter name, token embeddings by token, and provenance.
+
+    `record` holds further facts as plain JSON: steps, seed, rates, versions.
+    """
+
+    deltas: Mapping[str, Dense | LowRank]
+    tokens: Mapping[str, Float[Tensor, " width"]] = field(default_factory=dict)
+    subjects: tuple[SubjectRecord, ...]
+    base: str
+    fingerprint: Fingerprint
+    method: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a concept file.
+
+        Raises ConceptFileError when the file is missing, truncated, a pickle, or safetensors of another kind.
+        """
+        path = Path(path)
+        _refuse_other_kinds(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ConceptFileError(
+                f"{path} is damaged or not a safetensors file ({error}). Copy or download it again."
+            ) from error
+        if header.get("format") != FORMAT:
+            raise ConceptFileError(
+                f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
+                "Give a file written by `moongate train`."
+            )
+        if int(header["version"]) > FORMAT_VERSION:
+            raise ConceptFileError(
+                f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
+                "Upgrade Moongate."
+            )
+        provenance = json.loads(header["concept"])
+        try:
+            tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
+            return cls(tokens=tokens, deltas=_deltas(tensors), **_provenance(provenance))
+        except (KeyError, TypeError) as error:
+            raise ConceptFileError(f"{path} lacks a part that its header promises: {error}.") from error
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the concept into one safetensors file, whole or not at all.
+
+        Raises OptionError when the file exists and `overwrite` is false.
+        """
+        path = Path(path)
+        check_writable(path, overwrite=overwrite)
+        write_atomically(path, self._bytes)
+        return path
+
+    @contextlib.contextmanager
+    def applied(self, backbone: Backbone, *, strength: float = 1.0) -> Iterator[Backbone]:
+        """Change the backbone by `strength` times the deltas and let prompts use the tokens, until the block ends.
+
+        Weights, tokens and tokenizer are restored bit for bit, also after an error. Concepts may be nested; their
+        deltas then add up. Raises BaseMismatchError before anything changes when the concept is for another base.
+        """
+        self.check_base(backbone)
+        changed = {
+            name: (weight.float() + strength * change.full().to(weight.device)).to(weight.dtype)
+            for name, change in self.deltas.items()
+            for weight in [backbone.parameter(name).data]
+        }
+        with backbone.tokens(self.tokens), backbone.weights_replaced(changed):
+            yield backbone
+
+    def check_base(self, backbone: Backbone) -> None:
+        """Raise BaseMismatchError unless the concept fits this backbone."""
+        here = backbone.fingerprint
+        for name, change in self.deltas.items():
+            try:
+                shape = tuple(backbone.parameter(name).shape)
+            except KeyError as error:
+                raise BaseMismatchError(
+                    f"The concept changes the weight {name!r}, which {backbone.name!r} does not have. "
+                    f"It was made for {self.base!r}; load that model."
+                ) from error
+            if tuple(change.full().shape) != shape:
+                raise BaseMismatchError(
+                    f"The concept changes {name!r} in the shape {tuple(change.full().shape)}, but in "
+                    f"{backbone.name!r} it is {shape}. It was made for {self.base!r}; load that model."
+                )
+        if not self.fingerprint.matches(here):
+            raise BaseMismatchError(
+                f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
+                f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
+            )
+
+    def renamed(self, tokens: Mapping[str, str]) -> Self:
+        """Return the concept with tokens renamed, as `{old: new}`; prompts and records follow."""
+        unknown = sorted(set(tokens) - set(self.tokens))
+        if unknown:
+            raise TokenError(
+                f"The concept has no token {unknown[0]!r} to rename. It has: {', '.join(self.tokens) or 'none'}."
+            )
+
+        def rename(text: str) -> str:
+            return " ".join(tokens.get(word, word) for word in text.split(" "))
+
+        subjects = tuple(
+            SubjectRecord(
+                category=subject.category,
+                token=subject.token and rename(subject.token),
+                prompts=tuple(map(rename, subject.prompts)),
+            )
+            for subject in self.subjects
+        )
+        rows = {tokens.get(token, token): row for token, row in self.tokens.items()}
+        if len(rows) < len(self.tokens):
+            raise TokenError(f"Renaming {dict(tokens)} would give two tokens the same name.")
+        return dataclasses.replace(self, tokens=rows, subjects=subjects)
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve characters that name the concept's content: its tensors, tokens and words."""
+        return hashlib.sha256(self._bytes).hexdigest()[:12]
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        tensors = {f"token.{token}": row for token, row in self.tokens.items()}
+        for name, change in self.deltas.items():
+            tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
+        provenance = {
+            "base": self.base,
+            "fingerprint": self.fingerprint.to_json(),
+            "subjects": [dataclasses.asdict(subject) for subject in self.subjects],
+            "tokens": list(self.tokens),
+            "method": self.method,
+            "record": dict(self.record),
+        }
+        header = {"format": FORMAT, "version": str(FORMAT_VERSION), "concept": json.dumps(provenance)}
+        plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+        return _canonical(to_safetensors(plain, metadata=header))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name and rename it, so that an earlier file survives a failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OptionError(
+            f"{path} could not be written ({error.strerror or error}); an earlier file of that name is untouched. "
+            "Free some space or choose another place."
+        ) from error
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Raise OptionError when `path` exists and may not be replaced, or is a folder."""
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
+    if path.exists() and not overwrite:
+        raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    if not path.is_file():
+        raise ConceptFileError(f"There is no concept file {path}. Check the path; `moongate train` writes one.")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise ConceptFileError(
+            f"{path} is a pickle (.bin, .ckpt, .pt), which may run code when it is opened. Moongate reads concepts "
+            "from safetensors files only; train it here or ask its author for a safetensors file."
+        )
+
+
+def _provenance(value: Mapping[str, Any]) -> dict[str, Any]:
+    subjects = tuple(SubjectRecord(**{**s, "prompts": tuple(s["prompts"])}) for s in value["subjects"])
+    return {
+        "base": value["base"],
+        "fingerprint": Fingerprint.from_json(value["fingerprint"]),
+        "subjects": subjects,
+        "method": value["method"],
+        "record": value["record"],
+    }
+
+
+def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
+    deltas: dict[str, Dense | LowRank] = {}
+    for key, tensor in tensors.items():
+        name, _, suffix = key.rpartition(".")
+        if suffix == "delta":
+            deltas[name] = Dense(delta=tensor)
+        elif suffix == "up":
+            deltas[name] = LowRank(up=tensor, down=tensors[f"{name}.down"])
+    return deltas
+
+
+def _canonical(serialized: bytes) -> bytes:
+    """Return the file with its header keys sorted: safetensors orders metadata differently from run to run."""
+    length = int.from_bytes(serialized[:8], "little")
+    header = json.loads(serialized[8 : 8 + length])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + serialized[8 + length :]
