@@ -1,0 +1,155 @@
+"""A Method says what of the backbone may change and at what rate; its named values are the paper's variants.
+
+`trainable` makes a backbone trainable in place under a method (paper, Sec. 3.1, 3.2 and App. D) and restores it. It
+knows nothing of pictures, batches or files.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .errors import OptionError
+
+__all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Which weights and tokens are trained, against what, and how fast."""
+
+    name: str
+    weights: Literal["cross-attention-kv", "cross-attention"] | None = "cross-attention-kv"
+    """Set of denoiser weights to train; None trains the tokens alone."""
+    trains_tokens: bool = True
+    """Whether the rows of the modifier tokens move."""
+    token_start: Literal["rare", "random"] = "rare"
+    """New tokens begin as a rarely used token, or as noise of the usual norm."""
+    prior_weight: float = 1.0
+    """Weight of the regularisation loss beside the target loss; 0 trains without regularisation pictures."""
+    stops_start_token: bool = True
+    """Whether the keys and values of the start token send no gradient (App. D)."""
+    lr_per_picture: float = 1e-5
+    """Learning rate for each picture of a step: 8e-5 at the paper's eight."""
+    steps_per_subject: int = 250
+    weight_decay: float = 0.01
+    """Decoupled decay toward the pretrained weights, never toward zero."""
+
+    def __post_init__(self) -> None:
+        if self.lr_per_picture <= 0:
+            raise OptionError(f"The rate per picture is {self.lr_per_picture}; it must be above 0, such as 1e-5.")
+        if self.prior_weight < 0:
+            raise OptionError(f"The prior weight is {self.prior_weight}; it must be 0 or more (the paper's is 1).")
+        if self.weights is None and not self.trains_tokens:
+            raise OptionError(f"The method {self.name!r} trains neither weights nor tokens. Choose at least one.")
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="custom-diffusion"),
+        Method(name="custom-diffusion-cross-attention", weights="cross-attention"),
+        Method(name="custom-diffusion-without-regularisation", prior_weight=0.0),
+        Method(name="custom-diffusion-fixed-token", trains_tokens=False),
+        Method(name="custom-diffusion-random-token", token_start="random"),
+    )
+}
+"""The paper's method, its variant for faces (all of cross-attention), and its ablations (Sec. 4.3, App. B)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """What an optimiser moves: weights in the backbone (float32) and token rows; and where the weights began."""
+
+    weights: Mapping[str, nn.Parameter]
+    rows: Mapping[str, nn.Parameter]
+    start: Mapping[str, Tensor]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return everything that moves, in a fixed order."""
+        return [*self.weights.values(), *(row for row in self.rows.values() if row.requires_grad)]
+
+    @torch.no_grad()
+    def decay(self, amount: float) -> None:
+        """Pull the weights toward where they began by the fraction `amount`."""
+        for name, weight in self.weights.items():
+            weight.lerp_(self.start[name], amount)
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, Tensor]:
+        """Return W - W0 for each weight, float32 copies."""
+        return {name: (weight - self.start[name]).clone() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Any]:
+        """Return copies of all that moves."""
+        copied = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+        return {"weights": copied, "rows": {token: row.detach().cpu().clone() for token, row in self.rows.items()}}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+        for token, row in self.rows.items():
+            row.copy_(state["rows"][token])
+
+
+def initial_rows(
+    backbone: Backbone, tokens: Sequence[str], method: Method, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the rows that new tokens begin with, float32 [width]: distinct rare tokens, taken by id (App. D)."""
+    if method.token_start == "random":
+        rows = {}
+        for token in tokens:
+            noise = torch.randn(backbone.token_row(0).shape, generator=generator).to(backbone.device)
+            rows[token] = noise * backbone.mean_row_norm / noise.norm()
+        return rows
+    rare = backbone.rare_tokens
+    if len(tokens) > len(rare):
+        raise OptionError(
+            f"{len(tokens)} new tokens are asked for, but {backbone.name!r} names {len(rare)} rare tokens to begin "
+            "from. Train fewer concepts together, or list more ids under rare_tokens in its moongate.json."
+        )
+    return {token: backbone.token_row(rare[index]) for index, token in enumerate(tokens)}
+
+
+@contextlib.contextmanager
+def trainable(backbone: Backbone, method: Method, rows: Mapping[str, Tensor]) -> Iterator[Trainable]:
+    """Make the method's weights and the rows of new tokens trainable in place; restore the backbone on exit.
+
+    The trained weights are float32 copies, whatever the precision of the base, so that small updates are not lost.
+    """
+    names = backbone.weights(method.weights) if method.weights else {}
+    start = {name: weight.detach().float() for name, weight in names.items()}
+    working = {name: tensor.clone() for name, tensor in start.items()}
+    parameters = {token: nn.Parameter(row.clone(), method.trains_tokens) for token, row in rows.items()}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(backbone.weights_replaced(working))
+        stack.enter_context(backbone.tokens(parameters))
+        if method.stops_start_token:
+            stack.enter_context(_start_token_stopped(backbone))
+        for weight in names.values():
+            weight.requires_grad_(True)
+            stack.callback(weight.requires_grad_, False)
+            stack.callback(setattr, weight, "grad", None)
+        yield Trainable(weights=names, rows=parameters, start=start)
+
+
+@contextlib.contextmanager
+def _start_token_stopped(backbone: Backbone) -> Iterator[None]:
+    """Let no gradient pass through the keys and values of position 0 (App. D)."""
+
+    def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+    handles = [module.register_forward_hook(stop) for module in backbone.kv_projections()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,384 @@
+"""Teach a backbone one or several subjects and return the Concept (paper, Sec. 3.2 and 4).
+
+The objective is the denoising loss of the target pictures over their valid region plus `prior_weight` times that of
+the regularisation pictures, each a mean per element. The loop never draws pictures: whoever wants validation hands
+in `on_step`.
+"""
+
+import dataclasses
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .backbone import Backbone
+from .concept import Concept, Dense, SubjectRecord
+from .data import ZOOM, Regularisation, Subject, augment, square
+from .errors import OptionError, TokenError, TrainingDiverged
+from .method import METHODS, Method, Trainable, initial_rows, trainable
+from .runs import Run, versions
+
+__all__ = ["Step", "TrainOptions", "train"]
+
+ENCODE_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Length and size of a run, its seed, and where it keeps its records."""
+
+    steps: int | None = None
+    """Optimiser steps; 250 for each subject when None."""
+    batch: int = 4
+    """Target pictures per step; as many regularisation pictures join them."""
+    lr_per_picture: float | None = None
+    """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
+    flips: bool = False
+    """Whether target pictures may be mirrored."""
+    seed: int = 0
+    run_folder: Path | None = None
+    """Where config.json, log.jsonl and the resumable state.pt are written; nowhere when None."""
+    checkpoint_steps: int = 50
+    """Save the resumable state every so many steps, and when the run is interrupted."""
+    resume: bool = False
+    """Continue from the state in `run_folder`."""
+    overwrite: bool = False
+    """Whether a run folder that holds another run may be replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}; it must be at least 1.")
+        if self.lr_per_picture is not None and not 0 < self.lr_per_picture < 1:
+            raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
+        if self.resume and self.run_folder is None:
+            raise OptionError("resume needs a run_folder: the one in which the interrupted run left its state.pt.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What `on_step` is told after each step; `index` counts from 1."""
+
+    index: int
+    steps: int
+    loss: float
+    target_loss: float
+    prior_loss: float
+    pictures_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prior:
+    """Regularisation pictures as latents, captions as text features: they cannot change, so are made once."""
+
+    latents: Float[Tensor, "n c lh lw"]
+    text: Float[Tensor, "n tokens width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """One step's target images, the latent cells that count in the loss, captions, and prior rows."""
+
+    images: Float[Tensor, "b 3 h w"]
+    masks: Bool[Tensor, "b 1 lh lw"]
+    captions: list[str]
+    prior: _Prior | None
+
+
+def train(
+    backbone: Backbone,
+    subjects: Sequence[Subject],
+    regularisation: Sequence[Regularisation],
+    method: Method = METHODS["custom-diffusion"],
+    *,
+    options: TrainOptions | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Concept:
+    """Train on all subjects together and return the concept; the backbone is as before when this returns.
+
+    `regularisation` has one entry for each subject, or is empty when the method's prior weight is 0. The same seed
+    gives the same concept bit for bit on one machine, also when the run was interrupted and resumed. During
+    `on_step` the backbone holds the weights so far.
+
+    Raises OptionError or TokenError before any work when something does not fit, TrainingDiverged when the loss is
+    no longer finite, and KeyboardInterrupt (after saving the state) when the user stops the run.
+    """
+    options = options or TrainOptions()
+    _check(backbone, subjects, regularisation, method)
+    steps = options.steps or method.steps_per_subject * len(subjects)
+    rate = _rate(backbone, method, options, paired=bool(regularisation))
+    run = Run.begin(
+        options.run_folder,
+        _config(backbone, subjects, regularisation, method, options) | {"steps": steps, "learning_rate": rate},
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    drawer = _Drawer(backbone, subjects, regularisation, options)
+    tokens = [subject.token for subject in subjects if subject.token]
+    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"))
+    with trainable(backbone, method, rows) as moving, _interrupt_after_step() as interrupted:
+        optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
+        start = _restore(run, moving, optimizer)
+        began = time.monotonic()
+        for index in range(start, steps):
+            losses = _losses(backbone, drawer.batch(index), _generator(options.seed, "noise", index))
+            loss = losses[0] + method.prior_weight * losses[1]
+            if not math.isfinite(loss.item()):
+                raise _diverged(run, index, moving, optimizer)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            moving.decay(rate * method.weight_decay)
+            step = _report(index + 1, steps, loss, losses, (index + 1 - start) * drawer.pictures_per_step, began)
+            run.log(dataclasses.asdict(step))
+            if interrupted() or step.index % options.checkpoint_steps == 0 or step.index == steps:
+                _save(run, step.index, moving, optimizer)
+            if on_step:
+                on_step(step)
+            if interrupted():
+                raise KeyboardInterrupt
+        return _concept(backbone, subjects, method, run.config, moving)
+
+
+def _check(
+    backbone: Backbone, subjects: Sequence[Subject], regularisation: Sequence[Regularisation], method: Method
+) -> None:
+    if not subjects:
+        raise OptionError("There is no subject to train on. Give at least one.")
+    if method.prior_weight and len(regularisation) != len(subjects):
+        raise OptionError(
+            f"{len(subjects)} subjects need as many sets of regularisation pictures, but {len(regularisation)} were "
+            "given. Give one for each, or choose a method with a prior weight of 0."
+        )
+    if regularisation and not method.prior_weight:
+        raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
+    tokens = [subject.token for subject in subjects if subject.token]
+    for token in tokens:
+        backbone.check_token(token)
+    if len(set(tokens)) < len(tokens):
+        raise TokenError(f"Two subjects share a token: {', '.join(tokens)}. Give each its own.")
+    if method.weights is None and not tokens:
+        raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+
+
+def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
+    per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
+    return per_picture * options.batch * (2 if paired else 1)
+
+
+class _Drawer:
+    """Draws the batch of a step from the seed and the step's index alone."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        subjects: Sequence[Subject],
+        regularisation: Sequence[Regularisation],
+        options: TrainOptions,
+    ) -> None:
+        self.backbone = backbone
+        self.subjects = subjects
+        self.options = options
+        self.pictures_per_step = options.batch * (2 if regularisation else 1)
+        side = round(backbone.resolution_px * ZOOM[1])
+        self._sources = [[square(picture, side) for picture in subject.pictures] for subject in subjects]
+        self._priors = [_encode_prior(given, backbone) for given in regularisation]
+
+    def batch(self, index: int) -> _Batch:
+        """Return batch `index`; subjects take turns, so that a small set is shown as often as a large one."""
+        generator = _generator(self.options.seed, "augment", index)
+        drawn, captions, latents, text = [], [], [], []
+        for turn in range(index * self.options.batch, (index + 1) * self.options.batch):
+            nth, which = divmod(turn, len(self.subjects))
+            subject = self.subjects[which]
+            row = self._row(nth, len(subject.pictures), "picture", which)
+            drawn.append(
+                augment(
+                    self._sources[which][row],
+                    side_px=self.backbone.resolution_px,
+                    cell_px=self.backbone.latent_scale,
+                    generator=generator,
+                    flips=self.options.flips,
+                )
+            )
+            captions.append(drawn[-1].caption(subject.captions[row]))
+            if self._priors:
+                prior = self._priors[which]
+                prior_row = self._row(nth, len(prior.latents), "prior", which)
+                latents.append(prior.latents[prior_row])
+                text.append(prior.text[prior_row])
+        return _Batch(
+            images=torch.stack([item.image for item in drawn]),
+            masks=torch.stack([item.mask for item in drawn])[:, None],
+            captions=captions,
+            prior=_Prior(latents=torch.stack(latents), text=torch.stack(text)) if latents else None,
+        )
+
+    def _row(self, nth: int, count: int, *label: object) -> int:
+        """Return the `nth` row of an endless sequence of shuffled passes over `count` rows."""
+        passed, place = divmod(nth, count)
+        return int(torch.randperm(count, generator=_generator(self.options.seed, *label, passed))[place])
+
+
+@torch.no_grad()
+def _encode_prior(regularisation: Regularisation, backbone: Backbone) -> _Prior:
+    latents, text = [], []
+    for begin in range(0, len(regularisation.pictures), ENCODE_AT_ONCE):
+        chosen = slice(begin, begin + ENCODE_AT_ONCE)
+        images = [square(picture, backbone.resolution_px) for picture in regularisation.pictures[chosen]]
+        latents.append(backbone.encode_images(torch.stack(images)))
+        text.append(backbone.encode_text(regularisation.captions[chosen]))
+    return _Prior(latents=torch.cat(latents), text=torch.cat(text))
+
+
+def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the target loss, over the valid region, and the prior loss (Eq. 2): means per element, so 1:1."""
+    latents = backbone.encode_images(batch.images).float()
+    text = backbone.encode_text(batch.captions)
+    if batch.prior:
+        latents = torch.cat([latents, batch.prior.latents.float()])
+        text = torch.cat([text, batch.prior.text])
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    timesteps = _timesteps(len(latents), backbone.train_timesteps, generator).to(latents.device)
+    noisy = backbone.schedule.add_noise(latents, noise, timesteps)
+    error = (backbone.predict(noisy, timesteps, text) - backbone.target(latents, noise, timesteps)).square()
+    count = len(batch.captions)
+    target = _masked_mean(error[:count], batch.masks.to(error.device))
+    return target, error[count:].mean() if batch.prior else torch.zeros((), device=error.device)
+
+
+def _masked_mean(values: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    return (values * mask).sum() / (mask.sum() * values.shape[1])
+
+
+def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    return torch.randint(0, total, (count,), generator=generator)
+
+
+def _restore(run: Run, moving: Trainable, optimizer: torch.optim.Optimizer) -> int:
+    """Load the saved state, if the run resumes one, and return the number of steps done."""
+    state = run.restore()
+    if state is None:
+        return 0
+    moving.load_state(state["moving"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def _save(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimizer) -> None:
+    """Save the state, unless a weight is no longer finite: the last good state is then kept."""
+    if all(bool(parameter.isfinite().all()) for parameter in moving.parameters()):
+        run.save({"step": step, "moving": moving.state(), "optimizer": optimizer.state_dict()})
+
+
+def _diverged(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimizer) -> TrainingDiverged:
+    _save(run, step, moving, optimizer)
+    kept = f" The last good state is in {run.saved_state}." if run.saved_state else ""
+    return TrainingDiverged(
+        f"The loss is not a finite number at step {step + 1}; training stopped.{kept} Lower the rate "
+        "(--lr-per-picture), or use float32 (--dtype float32)."
+    )
+
+
+def _report(index: int, steps: int, loss: Tensor, losses: tuple[Tensor, Tensor], pictures: int, began: float) -> Step:
+    return Step(
+        index=index,
+        steps=steps,
+        loss=loss.item(),
+        target_loss=losses[0].item(),
+        prior_loss=losses[1].item(),
+        pictures_per_second=pictures / (time.monotonic() - began),
+    )
+
+
+def _concept(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, config: dict[str, Any], moving: Trainable
+) -> Concept:
+    return Concept(
+        deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},
+        tokens={token: row.detach().float().cpu().clone() for token, row in moving.rows.items()},
+        subjects=tuple(
+            SubjectRecord(
+                category=subject.category,
+                token=subject.token,
+                prompts=tuple(dict.fromkeys(subject.captions)),
+            )
+            for subject in subjects
+        ),
+        base=backbone.name,
+        fingerprint=backbone.fingerprint,
+        method=method.name,
+        record={key: config[key] for key in ("steps", "seed", "batch", "learning_rate", "versions")},
+    )
+
+
+def _config(
+    backbone: Backbone,
+    subjects: Sequence[Subject],
+    regularisation: Sequence[Regularisation],
+    method: Method,
+    options: TrainOptions,
+) -> dict[str, Any]:
+    """Return all that decides the outcome of a run, as plain JSON."""
+    return {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint.short,
+        "dtype": str(backbone.dtype),
+        "device": backbone.device.type,
+        "subjects": [
+            {"category": s.category, "token": s.token, "captions": list(s.captions), "pictures": _digest(s)}
+            for s in subjects
+        ],
+        "regularisation": [
+            {"source": r.source, "pictures": len(r.pictures), "content": _digest(r)} for r in regularisation
+        ],
+        "method": dataclasses.asdict(method),
+        "batch": options.batch,
+        "flips": options.flips,
+        "seed": options.seed,
+        "versions": versions(),
+    }
+
+
+def _digest(given: Subject | Regularisation) -> str:
+    digest = hashlib.sha256()
+    for picture, caption in zip(given.pictures, given.captions, strict=True):
+        digest.update(picture.tobytes() + caption.encode())
+    return digest.hexdigest()[:16]
+
+
+def _generator(seed: int, *label: object) -> torch.Generator:
+    """Return a generator that depends on the seed and a label alone, so that a resumed run repeats itself."""
+    digest = hashlib.sha256(repr((seed, *label)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@contextmanager
+def _interrupt_after_step() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the loop asks after each step; the second one acts at once."""
+    pressed = threading.Event()
+
+    def handle(_signal: int, _frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
