@@ -1,0 +1,60 @@
+"""Pocket: the embedded backbone, its held-out example concepts and its captioned regularisation pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OptionError
+
+__all__ = ["Example", "example", "examples", "pool_folder", "weights_folder"]
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A held-out object: six pictures to learn it from and twenty further ones to judge by."""
+
+    name: str
+    category: str
+    source: str
+    folder: Path
+
+    @property
+    def training(self) -> Path:
+        """Folder of the pictures to learn from."""
+        return self.folder / "train"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the pictures to judge by; none of them is among those to learn from."""
+        return self.folder / "evaluation"
+
+
+def weights_folder() -> Path:
+    """Return the folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    return _HERE / "weights"
+
+
+def pool_folder() -> Path:
+    """Return the folder of captioned regularisation pictures."""
+    return _HERE / "pool"
+
+
+def examples() -> dict[str, Example]:
+    """Return the example concepts by name."""
+    found = {}
+    for path in sorted((_HERE / "concepts").glob("*/concept.json")):
+        facts = json.loads(path.read_text())
+        found[path.parent.name] = Example(
+            name=path.parent.name, category=facts["category"], source=facts["source"], folder=path.parent
+        )
+    return found
+
+
+def example(name: str) -> Example:
+    """Return one example concept. Raises OptionError when there is none of that name."""
+    known = examples()
+    if name not in known:
+        raise OptionError(f"There is no example {name!r}. Known: {', '.join(known)}.")
+    return known[name]

@@ -1,0 +1,180 @@
+"""The demo: teach pocket one held-out example and write a page that shows before, after, and nothing forgotten."""
+
+import base64
+import html
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..backbone import Backbone
+from ..concept import Concept, write_atomically
+from ..data import Regularisation, Subject, photo_of, square
+from ..method import METHODS
+from ..sample import SampleOptions, sample
+from ..train import Step, TrainOptions, train
+from . import example, pool_folder
+
+__all__ = ["make_demo"]
+
+PLACES = ("on the beach", "in the snow", "in a living room", "on a blue background")
+UNRELATED = "photo of a {} in the mountains"
+PICTURES_PER_PROMPT = 4
+CURVE_WINDOW = 20
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-top: 2rem } p { max-width: 45rem }
+.row { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .3rem 0 }
+.row code { flex: 0 0 16rem; font-size: .85rem } img { width: 128px; height: 128px; border-radius: 4px }
+svg { background: #f6f6f6; border-radius: 4px } .note { color: #666; font-size: .9rem }
+"""
+
+
+@dataclass(kw_only=True)
+class _Page:
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+    def text(self, tag: str, text: str) -> None:
+        self.parts.append(f"<{tag}>{html.escape(text)}</{tag}>")
+
+    def row(self, label: str, images: Sequence[np.ndarray]) -> None:
+        pictures = "".join(f'<img alt="{html.escape(label)}" src="{_data_url(image)}">' for image in images)
+        code = f"<code>{html.escape(label)}</code>" if label else ""
+        self.parts.append(f'<div class="row">{code}{pictures}</div>')
+
+    def save(self, path: Path) -> None:
+        head = f"<meta charset=utf-8><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
+        write_atomically(path, f"<!doctype html>{head}{''.join(self.parts)}".encode())
+
+
+def make_demo(
+    name: str,
+    *,
+    out: Path,
+    steps: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train on the example `name`, draw before and after, and return the page `out/index.html`.
+
+    The concept is written beside it. The page is self-contained. Raises OptionError for an unknown example.
+    """
+    chosen = example(name)
+    token = f"<{name.lower()}>"
+    subject = Subject.load(chosen.training, category=chosen.category, token=token)
+    regularisation = Regularisation.load(pool_folder(), category=chosen.category, only_category=True)
+    backbone = Backbone.load("pocket")
+    contexts = [f"{photo_of(chosen.category)} {place}" for place in PLACES] + [f"drawing of a {chosen.category}"]
+    unrelated = [UNRELATED.format(other) for other in ("tree", "rocket") if other != chosen.category]
+    clock = {"began": time.monotonic()}
+
+    on_stage(f"Drawing what pocket makes of {contexts[0]!r} and the like")
+    before = _drawn(backbone, [*contexts, *unrelated])
+    clock["drawn"] = time.monotonic()
+    on_stage(f"Teaching it {token} from {len(subject.pictures)} pictures")
+    curve: list[Step] = []
+
+    def record(step: Step) -> None:
+        curve.append(step)
+        if on_step:
+            on_step(step)
+
+    options = TrainOptions(seed=seed, steps=steps)
+    concept = train(backbone, [subject], [regularisation], METHODS["custom-diffusion"], options=options, on_step=record)
+    clock["trained"] = time.monotonic()
+    on_stage("Drawing it in new contexts")
+    learnt = [_with_token(prompt, chosen.category, token) for prompt in contexts]
+    with concept.applied(backbone):
+        after = _drawn(backbone, [*learnt, *unrelated])
+    concept.save(out / f"{name}.safetensors", overwrite=True)
+    clock["ended"] = time.monotonic()
+    page = _compose(subject, backbone, concept, before, after, unrelated, curve, clock)
+    page.save(out / "index.html")
+    return out / "index.html"
+
+
+def _compose(
+    subject: Subject,
+    backbone: Backbone,
+    concept: Concept,
+    before: dict[str, list[np.ndarray]],
+    after: dict[str, list[np.ndarray]],
+    unrelated: Sequence[str],
+    curve: Sequence[Step],
+    clock: dict[str, float],
+) -> _Page:
+    words = concept.subjects[0].words
+    page = _Page(title=f"Moongate: {words}")
+    page.text("h1", f"Teaching pocket {words}")
+    page.text(
+        "p", "Pocket, the small backbone that comes with Moongate, has never seen this object. It learnt it from:"
+    )
+    side = backbone.resolution_px
+    page.row("", [_array(square(picture, side)) for picture in subject.pictures])
+    page.text("h2", "Before: what pocket draws for the category")
+    for prompt in [p for p in before if p not in unrelated]:
+        page.row(prompt, before[prompt])
+    page.text("h2", f"After: {words} in five new contexts")
+    for prompt in [p for p in after if p not in unrelated]:
+        page.row(prompt, after[prompt])
+    page.text("h2", "Nothing forgotten: unrelated prompts, the same seeds before and after")
+    for prompt in unrelated:
+        page.row(prompt, before[prompt])
+        page.row("with the concept applied", after[prompt])
+    page.text("h2", "Loss")
+    page.parts.append(_curve(curve))
+    trained, drawn = clock["trained"] - clock["drawn"], clock["ended"] - clock["began"]
+    page.text("p", f"{len(curve)} steps in {trained:.0f} s; {drawn:.0f} s in all; concept hash {concept.hash}.")
+    return page
+
+
+def _drawn(backbone: Backbone, prompts: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    repeated = [prompt for prompt in prompts for _ in range(PICTURES_PER_PROMPT)]
+    seeds = [seed for _ in prompts for seed in range(PICTURES_PER_PROMPT)]
+    pictures: dict[str, list[np.ndarray]] = {prompt: [] for prompt in prompts}
+    for picture in sample(backbone, repeated, seeds=seeds, options=SampleOptions()):
+        pictures[picture.prompt].append(picture.image)
+    return pictures
+
+
+def _with_token(prompt: str, category: str, token: str) -> str:
+    for article in ("a", "an"):
+        prompt = prompt.replace(f" {article} {category}", f" a {token} {category}", 1)
+    return prompt
+
+
+def _curve(steps: Sequence[Step], width: int = 640, height: int = 180) -> str:
+    """Return the running means of both losses as an SVG drawing."""
+    lines = []
+    top = max(max(step.target_loss, step.prior_loss) for step in steps[: 2 * CURVE_WINDOW])
+    for name, colour in (("target_loss", "#c0392b"), ("prior_loss", "#2471a3")):
+        values = np.array([getattr(step, name) for step in steps])
+        window = min(CURVE_WINDOW, len(values))
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        across = np.linspace(40, width - 8, len(mean))
+        points = " ".join(
+            f"{x:.1f},{height - 20 - y / top * (height - 30):.1f}" for x, y in zip(across, mean, strict=True)
+        )
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
+        lines.append(f'<text x="{width - 150}" y="{20 if name == "target_loss" else 36}" fill="{colour}" '
+                     f'font-size="12">{name.replace("_", " ")}</text>')  # fmt: skip
+    axis = f'<text x="4" y="14" font-size="11">{top:.2f}</text><text x="4" y="{height - 18}" font-size="11">0</text>'
+    end = f'<text x="{width - 60}" y="{height - 4}" font-size="11">step {len(steps)}</text>'
+    return f'<svg width="{width}" height="{height}">{axis}{"".join(lines)}{end}</svg>'
+
+
+def _array(image: object) -> np.ndarray:
+    return ((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()  # type: ignore[attr-defined]
+
+
+def _data_url(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="WebP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
