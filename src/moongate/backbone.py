@@ -47,8 +47,8 @@ class Fingerprint:
     """What tells one base from another, whatever the precision it is loaded in.
 
     `layout` is a hash of the names and shapes of all cross-attention keys and values; `norms` are their Frobenius
-    norms, in name order. Rounding to bfloat16 moves a norm by about 1e-6 of itself; fine-tuning by far more than
-    the tolerance of 1e-4.
+    norms after rounding to bfloat16, in name order. The rounding makes them equal for a base loaded in float32 or
+    bfloat16, and equal to about 1e-5 for float16; fine-tuning moves some norm by more than the tolerance.
     """
 
     layout: str
@@ -114,7 +114,7 @@ class Backbone:
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        source = _pocket_folder() if str(model) == POCKET else model
+        source = str(_pocket_folder() if str(model) == POCKET else model)
         try:
             with _quiet():
                 from diffusers import StableDiffusionPipeline
@@ -171,7 +171,7 @@ class Backbone:
         layout = json.dumps({name: list(weight.shape) for name, weight in weights.items()})
         return Fingerprint(
             layout=hashlib.sha256(layout.encode()).hexdigest(),
-            norms=tuple(float(weight.double().norm()) for weight in weights.values()),
+            norms=tuple(float(weight.bfloat16().double().norm()) for weight in weights.values()),
         )
 
     def weights(self, selection: str) -> dict[str, nn.Parameter]:

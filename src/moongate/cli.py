@@ -112,12 +112,11 @@ class Train:
             try:
                 concept = train(backbone, [subject], regularisation, method, options=options, on_step=on_step)
             except KeyboardInterrupt:
-                console.print(f"Stopped. The state is in {run}; the same command with --resume continues.")
+                _say(console, f"Stopped. The state is in {run}; the same command with --resume continues.")
                 raise
         concept.save(out, overwrite=True)
-        console.print(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB). Draw it with:")
-        words = concept.subjects[0].words
-        console.print(f'  moongate generate "{photo_of(words)} on the beach" --concept {out}', highlight=False)
+        example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'
+        _say(console, f"Wrote {out} ({_size(out)}). Draw it with:\n  {example}")
 
     def _regularisation(self, backbone: "Backbone", run: Path, console: Console) -> "list[Regularisation]":
         from . import pocket
@@ -252,7 +251,7 @@ class Generate:
         labels = [prompt if index % self.count == 0 else "" for index, (prompt, _) in enumerate(each)]
         sheet = contact_sheet(images, columns=min(self.count, 8), labels=labels)
         sheet.save(self.out / "contact-sheet.png")
-        console.print(f"Wrote {len(paths)} pictures and contact-sheet.png to {self.out}.")
+        _say(console, f"Wrote {len(paths)} pictures and contact-sheet.png to {self.out}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +296,9 @@ class Demo:
                 steps=self.steps,
                 seed=self.seed,
                 on_step=show,
-                on_stage=lambda text: console.print(text),
+                on_stage=lambda text: _say(console, text),
             )
-        console.print(f"Open {page}")
+        _say(console, f"Open {page}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -316,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command(console)
     except MoongateError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {_escaped(error)}", highlight=False, soft_wrap=True)
+        _say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -397,13 +396,19 @@ def _facts(concept: "Concept", file: Path) -> dict[str, object]:
         "prompts": [prompt for subject in concept.subjects for prompt in subject.prompts],
         "method": concept.method,
         "layers": f"{len(ranks)} weights, {numbers:,} numbers; {stored}",
-        "size": f"{file.stat().st_size / 1e6:.2f} MB",
+        "size": _size(file),
         **{key: str(value) for key, value in concept.record.items()},
     }
 
 
-def _escaped(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+def _size(file: Path) -> str:
+    size = file.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print plain text as it is: paths in one piece, brackets and angle brackets untouched."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -142,11 +142,12 @@ def train(
             moving.decay(rate * method.weight_decay)
             step = _report(index + 1, steps, loss, losses, (index + 1 - start) * drawer.pictures_per_step, began)
             run.log(dataclasses.asdict(step))
-            if interrupted() or step.index % options.checkpoint_steps == 0 or step.index == steps:
-                _save(run, step.index, moving, optimizer)
             if on_step:
                 on_step(step)
-            if interrupted():
+            stopping = interrupted()
+            if stopping or step.index % options.checkpoint_steps == 0 or step.index == steps:
+                _save(run, step.index, moving, optimizer)
+            if stopping:
                 raise KeyboardInterrupt
         return _concept(backbone, subjects, method, run.config, moving)
 

@@ -69,6 +69,7 @@ SCHEDULE = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
     "clip_sample": False,
+    "steps_offset": 1,  # as pipelines expect it; trailing spacing does not use it
 }
 
 

@@ -1,0 +1,208 @@
+import _thread
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import write_pictures
+from moongate import cli
+from moongate.concept import Concept
+
+
+def run(*arguments: object) -> None:
+    cli.main([str(argument) for argument in arguments])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must end with status 2 and return its message."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def regularization(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "bears", count=4, seed=1)
+    return tmp_path / "bears"
+
+
+@pytest.fixture
+def arguments(pictures: Path, tiny_folder: Path, regularization: Path, tmp_path: Path) -> list[object]:
+    out = tmp_path / "bear.safetensors"
+    source = ["train", pictures, "--category", "teddy bear", "--token", "<bear>", "--model", tiny_folder]
+    return [*source, "--regularization", regularization, "--out", out, "--steps", 3, "--device", "cpu"]
+
+
+@pytest.fixture
+def concept(arguments: list[object], tmp_path: Path) -> Path:
+    run(*arguments)
+    return tmp_path / "bear.safetensors"
+
+
+def test_train_writes_the_concept_and_a_run_folder(
+    arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*arguments, "--validate-every", 2)
+    concept = Concept.load(tmp_path / "bear.safetensors")
+    assert concept.subjects[0].words == "<bear> teddy bear"
+    folder = tmp_path / "bear.run"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl", "state.pt", "validation"}
+    with Image.open(folder / "validation" / "00002.png") as sheet:
+        assert sheet.width > 4 * 64
+    assert "moongate generate" in capsys.readouterr().out
+
+
+def test_validation_pictures_do_not_change_the_concept(arguments: list[object], tmp_path: Path) -> None:
+    run(*arguments)
+    plain = Concept.load(tmp_path / "bear.safetensors").hash
+    run(*arguments, "--validate-every", 1, "--overwrite")
+    assert Concept.load(tmp_path / "bear.safetensors").hash == plain
+
+
+def test_ctrl_c_then_resume_gives_the_concept_of_an_uninterrupted_run(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*arguments)
+    whole = Concept.load(tmp_path / "bear.safetensors").hash
+    (tmp_path / "bear.safetensors").unlink()
+    shutil.rmtree(tmp_path / "bear.run")
+
+    def press(*_arguments: object) -> None:
+        _thread.interrupt_main()  # as Ctrl-C does
+
+    monkeypatch.setattr(cli, "_validate", press)
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments, "--validate-every", 1)
+    monkeypatch.undo()
+    assert stopped.value.code == 130
+    assert "the same command with --resume continues" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "bear.safetensors").exists()
+    run(*arguments, "--resume")
+    assert Concept.load(tmp_path / "bear.safetensors").hash == whole
+
+
+def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bear.safetensors"
+    command = ["train", pictures, "--category", "bear", "--model", tiny_folder, "--out", out, "--steps", 1]
+    run(*command, "--regularization-count", 2, "--device", "cpu")
+    folder = tmp_path / "bear.run" / "regularization"
+    assert sorted(path.name for path in folder.glob("*.png")) == ["0000.png", "0001.png"]
+    assert (folder / "0000.txt").read_text() == "photo of a bear"
+    before = (folder / "0000.png").stat().st_mtime_ns
+    run(*command, "--regularization-count", 2, "--device", "cpu", "--overwrite")
+    assert (folder / "0000.png").stat().st_mtime_ns == before
+
+
+def test_generate_writes_pictures_that_tell_how_they_were_made(concept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    (tmp_path / "more.txt").write_text("a dog\n\na red chair\n")
+    command = ["generate", "photo of a <bear> teddy bear", "--prompts-file", tmp_path / "more.txt"]
+    run(*command, "--concept", concept, "--count", 2, "--seed", 5, "--steps", 2, "--out", out, "--device", "cpu")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *(f"{stem}-{seed}.png" for stem in ("photo-of-a-bear-teddy-bear", "a-dog", "a-red-chair") for seed in (5, 6)),
+        "contact-sheet.png",
+    }
+    with Image.open(out / "photo-of-a-bear-teddy-bear-6.png") as picture:
+        text = picture.text
+    assert text["prompt"] == "photo of a <bear> teddy bear"
+    assert text["seed"] == "6"
+    record = json.loads(text["moongate"])
+    assert record["concepts"] == [{"hash": Concept.load(concept).hash, "strength": 1.0}]
+    assert record["steps"] == 2
+
+
+def test_a_concept_at_strength_zero_draws_what_the_base_draws(concept: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    rest = ["--count", 1, "--steps", 2, "--device", "cpu"]
+    run("generate", "a dog", "--model", tiny_folder, "--out", tmp_path / "base", *rest)
+    run("generate", "a dog", "--concept", f"{concept}:0", "--out", tmp_path / "zero", *rest)
+    run("generate", "a dog", "--concept", concept, "--out", tmp_path / "one", *rest)
+    pictures = []
+    for name in ("base", "zero", "one"):
+        with Image.open(tmp_path / name / "a-dog-0.png") as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_info_tells_what_is_in_the_file(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    run("info", concept, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tokens"] == ["<bear>"]
+    assert facts["class words"] == ["teddy bear"]
+    assert facts["prompts"] == ["photo of a <bear> teddy bear"]
+    assert facts["method"] == "custom-diffusion"
+    assert facts["layers"].startswith("14 weights")
+    assert {"base", "fingerprint", "size", "steps", "seed"} <= set(facts)
+    run("info", concept)
+    assert "<bear>" in capsys.readouterr().out
+
+
+def test_bad_input_to_train_is_named_before_any_work(
+    arguments: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from moongate import train as training
+
+    monkeypatch.setattr(training, "_Drawer", None)
+
+    def replaced(option: str, value: object) -> list[object]:
+        index = arguments.index(option) + 1
+        return [*arguments[:index], value, *arguments[index + 1 :]]
+
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in fails(capsys, "train", tmp_path / "empty", *arguments[2:])
+    assert "No pictures were given" in fails(capsys, "train", *arguments[2:])
+    assert "category is empty" in fails(capsys, *replaced("--category", ""))
+    assert "'bear' is already a word" in fails(capsys, *replaced("--token", "bear"))
+    assert "steps is 0" in fails(capsys, *replaced("--steps", 0))
+    assert "batch is 0" in fails(capsys, *arguments, "--batch", 0)
+    assert "Unknown method 'magic'. Known: custom-diffusion" in fails(capsys, *arguments, "--method", "magic")
+    assert "cannot be loaded" in fails(capsys, *replaced("--model", tmp_path / "nowhere"))
+    assert "no picture or folder" in fails(capsys, *replaced("--regularization", tmp_path / "nowhere"))
+    assert "needs regularisation pictures" in fails(capsys, *replaced("--regularization", "none"))
+    assert "to resume from" in fails(capsys, *arguments, "--resume")
+    assert "is a folder" in fails(capsys, *replaced("--out", tmp_path / "empty"))
+    (tmp_path / "bear.safetensors").write_text("mine")
+    assert "exists already" in fails(capsys, *arguments)
+    assert (tmp_path / "bear.safetensors").read_text() == "mine"
+
+
+def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
+    concept: Path, arguments: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concept.unlink()
+    monkeypatch.setattr(cli, "_draw_regularisation", None)
+    generated = [*arguments[:-6], "--regularization", "generated", "--out", concept]
+    assert "holds another run" in fails(capsys, *generated)
+
+
+def test_bad_input_to_generate_is_named(
+    concept: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["generate", "--model", tiny_folder, "--out", tmp_path / "drawn", "--device", "cpu", "--steps", 1]
+    assert "There is no prompt" in fails(capsys, *base)
+    assert "no file of prompts" in fails(capsys, *base, "--prompts-file", tmp_path / "nowhere")
+    assert "count is 0" in fails(capsys, *base, "--count", 0, "--", "a dog")
+    with_concept = ["generate", "a <cat> dog", "--concept", concept, "--out", tmp_path / "drawn", "--device", "cpu"]
+    assert "unknown token '<cat>'. Known tokens: <bear>" in fails(capsys, *with_concept)
+    assert "There is no concept file" in fails(capsys, *base, "--concept", tmp_path / "nowhere", "--", "a dog")
+    torch.save({}, tmp_path / "old.bin")
+    assert "is a pickle" in fails(capsys, *base, "--concept", tmp_path / "old.bin", "--", "a dog")
+    other = ["generate", "a dog", "--model", other_folder, "--concept", concept, "--out", tmp_path / "drawn"]
+    assert "was made for" in fails(capsys, *other)
+    assert not (tmp_path / "drawn").exists()
+    run("generate", "a dog", "--model", tiny_folder, "--out", tmp_path / "drawn", "--count", 1, "--steps", 1)
+    once_more = ["generate", "a dog", "--model", tiny_folder, "--out", tmp_path / "drawn", "--count", 1]
+    assert "exists already" in fails(capsys, *once_more)
+    assert "Two prompts are the same" in fails(capsys, "generate", "a dog", *once_more[1:], "--overwrite")
+
+
+def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "[red]cat.safetensors" in fails(capsys, "info", tmp_path / "[red]cat.safetensors")

@@ -1,0 +1,161 @@
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import all_weights, assert_same
+from moongate.backbone import Backbone
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord
+from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
+
+MakeConcept = Callable[..., Concept]
+
+
+@pytest.fixture
+def make_concept(tiny: Backbone) -> MakeConcept:
+    def make(token: str = "<bear>", seed: int = 0, *, low_rank: bool = False) -> Concept:
+        generator = torch.Generator().manual_seed(seed)
+        deltas: dict[str, Dense | LowRank] = {}
+        for name, weight in tiny.weights("cross-attention-kv").items():
+            if low_rank:
+                up, down = (torch.randn(*s, generator=generator) for s in ((weight.shape[0], 3), (3, weight.shape[1])))
+                deltas[name] = LowRank(up=up, down=down)
+            else:
+                deltas[name] = Dense(delta=torch.randn(weight.shape, generator=generator))
+        return Concept(
+            deltas=deltas,
+            tokens={token: torch.randn(16, generator=generator)},
+            subjects=(SubjectRecord(category="bear", token=token, prompts=(f"photo of a {token} bear",)),),
+            base=tiny.name,
+            fingerprint=tiny.fingerprint,
+            method="custom-diffusion",
+            record={"steps": 3},
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_a_saved_concept_is_the_same_when_read(make_concept: MakeConcept, tmp_path: Path, low_rank: bool) -> None:
+    concept = make_concept(low_rank=low_rank)
+    path = concept.save(tmp_path / "bear.safetensors")
+    again = Concept.load(path)
+    assert again.hash == concept.hash
+    assert (again.subjects, again.record, again.base) == (concept.subjects, concept.record, concept.base)
+    assert again.fingerprint == concept.fingerprint
+    for name, change in concept.deltas.items():
+        assert torch.equal(change.full(), again.deltas[name].full())
+    assert torch.equal(again.tokens["<bear>"], concept.tokens["<bear>"])
+
+
+def test_the_file_is_plain_safetensors_and_the_same_bytes_each_time(make_concept: MakeConcept, tmp_path: Path) -> None:
+    first = make_concept().save(tmp_path / "one.safetensors")
+    second = make_concept().save(tmp_path / "two.safetensors")
+    assert first.read_bytes() == second.read_bytes()
+    tensors = load_file(first)
+    assert "token.<bear>" in tensors
+    assert sum(name.endswith("to_k.weight.delta") for name in tensors) > 0
+
+
+def test_applying_changes_the_named_weights_alone_and_is_undone_bit_for_bit(
+    tiny: Backbone, make_concept: MakeConcept
+) -> None:
+    concept = make_concept()
+    before = {name: tensor.clone() for name, tensor in all_weights(tiny).items()}
+    with concept.applied(tiny, strength=0.5):
+        inside = all_weights(tiny)
+        changed = {name for name in before if not torch.equal(before[name], inside[name])}
+        assert changed == set(concept.deltas)
+        for name, change in concept.deltas.items():
+            torch.testing.assert_close(inside[name], before[name] + 0.5 * change.full())
+    assert_same(before, all_weights(tiny))
+
+
+def test_applying_is_undone_after_an_error_too(tiny: Backbone, make_concept: MakeConcept) -> None:
+    before = {name: tensor.clone() for name, tensor in all_weights(tiny).items()}
+    with pytest.raises(RuntimeError, match="stop"), make_concept().applied(tiny):
+        raise RuntimeError("stop")
+    assert_same(before, all_weights(tiny))
+    assert tiny.known_tokens == ()
+
+
+def test_two_concepts_add_up(tiny: Backbone, make_concept: MakeConcept) -> None:
+    one, two = make_concept("<one>", 1), make_concept("<two>", 2)
+    name = next(iter(one.deltas))
+    start = tiny.parameter(name).clone()
+    with one.applied(tiny), two.applied(tiny):
+        expected = start + one.deltas[name].full() + two.deltas[name].full()
+        torch.testing.assert_close(tiny.parameter(name).data, expected)
+        assert tiny.known_tokens == ("<one>", "<two>")
+
+
+def test_a_concept_for_another_base_is_refused(make_concept: MakeConcept, other_folder: Path, tiny: Backbone) -> None:
+    other = Backbone.load(other_folder, device="cpu")
+    with pytest.raises(BaseMismatchError, match="was made for .*fingerprint.*but the model is"):  # noqa: SIM117
+        with make_concept().applied(other):
+            pass
+    strange = {"unet.down_blocks.7.to_k.weight": Dense(delta=torch.zeros(2, 2))}
+    with pytest.raises(BaseMismatchError, match="'unet.down_blocks.7.to_k.weight', which .* does not have"):
+        Concept(
+            deltas=strange, subjects=(), base="big", fingerprint=tiny.fingerprint, method="custom-diffusion"
+        ).check_base(tiny)
+
+
+def test_renaming_a_token_resolves_a_clash(tiny: Backbone, make_concept: MakeConcept) -> None:
+    renamed = make_concept().renamed({"<bear>": "<other>"})
+    assert renamed.subjects[0].prompts == ("photo of a <other> bear",)
+    with make_concept().applied(tiny), renamed.applied(tiny):
+        assert set(tiny.known_tokens) == {"<bear>", "<other>"}
+    with pytest.raises(TokenError, match="no token '<cat>' to rename. It has: <bear>"):
+        make_concept().renamed({"<cat>": "<dog>"})
+
+
+def test_an_existing_file_is_kept_unless_overwriting_is_allowed(make_concept: MakeConcept, tmp_path: Path) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(OptionError, match=r"bear.safetensors exists already.*--overwrite"):
+        make_concept(seed=1).save(path)
+    assert path.read_bytes() == before
+    make_concept(seed=1).save(path, overwrite=True)
+    assert path.read_bytes() != before
+
+
+def test_a_full_disk_leaves_the_old_file(
+    make_concept: MakeConcept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    before = path.read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OptionError, match="could not be written .No space left on device.; an earlier file"):
+        make_concept(seed=1).save(path, overwrite=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_are_no_concepts_are_refused_each_with_its_reason(make_concept: MakeConcept, tmp_path: Path) -> None:
+    good = make_concept().save(tmp_path / "good.safetensors").read_bytes()
+    (tmp_path / "cut").write_bytes(good[: len(good) // 2])
+    (tmp_path / "noise").write_bytes(b"\x00\x01\x02" * 100)
+    (tmp_path / "empty").write_bytes(b"")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.bin")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    for name, message in {
+        "missing": "There is no concept file",
+        "cut": "damaged or not a safetensors file",
+        "noise": "damaged or not a safetensors file",
+        "empty": "damaged or not a safetensors file",
+        "pickle.bin": "is a pickle .* may run code",
+        "old.ckpt": "is a pickle .* may run code",
+        "lora.safetensors": "not a Moongate concept",
+    }.items():
+        with pytest.raises(ConceptFileError, match=message):
+            Concept.load(tmp_path / name)

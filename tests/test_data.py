@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moongate.data import PHRASES, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, read_picture, square
+from moongate.errors import OptionError, PictureError, TokenError
+
+SIDE, CELL = 128, 8
+
+
+def augmented(seed: int, *, value: float = 1.0) -> Augmented:
+    picture = torch.full((3, round(SIDE * ZOOM[1]), round(SIDE * ZOOM[1])), value)
+    return augment(picture, side_px=SIDE, cell_px=CELL, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_mask_is_the_region_that_holds_picture_at_latent_scale() -> None:
+    shrunk = 0
+    for seed in range(200):
+        item = augmented(seed)  # a white picture on the mid-grey canvas shows where it lies
+        covered = (item.image > 0.99).all(dim=0)
+        assert torch.equal(covered, item.mask.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1))
+        assert (item.image[:, ~covered] == 0).all()
+        shrunk += not item.mask.all()
+    assert shrunk > 50
+
+
+def test_the_mask_of_an_uncovered_full_size_picture_is_all_ones() -> None:
+    full = [item for item in map(augmented, range(300)) if (item.image > 0.99).all() and not item.phrase]
+    assert full
+    assert all(item.mask.all() for item in full)
+
+
+def test_sizes_phrases_and_shares_are_those_of_the_paper() -> None:
+    items = [augmented(seed) for seed in range(800)]
+    zoomed = [item for item in items if item.phrase in PHRASES["large"]]
+    assert abs(len(zoomed) / len(items) - 1 / 3) < 0.05
+    assert all(item.mask.all() for item in zoomed)
+    sides = [int(item.mask.any(dim=0).sum()) / (SIDE // CELL) for item in items if item.phrase not in PHRASES["large"]]
+    assert min(sides) == pytest.approx(0.4, abs=0.04)
+    assert max(sides) == 1
+    for item in items:
+        if item.phrase not in PHRASES["large"]:
+            share = int(item.mask.any(dim=0).sum()) / (SIDE // CELL)
+            assert (item.phrase in PHRASES["small"]) == (share < 0.6)
+    assert {item.phrase for item in items} == {"", *PHRASES["small"], *PHRASES["large"]}
+
+
+def test_zooming_shows_a_part_of_the_picture_magnified() -> None:
+    source = round(SIDE * ZOOM[1])
+    ramp = torch.linspace(-1, 1, source).expand(3, source, source)
+    slopes = []
+    for seed in range(60):
+        item = augment(ramp, side_px=SIDE, cell_px=CELL, generator=torch.Generator().manual_seed(seed))
+        if item.phrase in PHRASES["large"]:
+            slopes.append(float(item.image[0, 0].diff().mean()) * SIDE / 2)
+    assert slopes
+    assert all(1 / 1.45 < slope < 1 / 1.15 for slope in slopes)
+
+
+def test_the_phrase_goes_before_the_caption() -> None:
+    item = Augmented(image=torch.zeros(3, 8, 8), mask=torch.ones(1, 1, dtype=torch.bool), phrase="far away")
+    assert item.caption("photo of a <bear> teddy bear") == "far away photo of a <bear> teddy bear"
+
+
+def test_flips_happen_only_when_asked_for() -> None:
+    ramp = torch.linspace(-1, 1, 180).expand(3, 180, 180)
+
+    def falls(seed: int, *, flips: bool) -> bool:
+        generator = torch.Generator().manual_seed(seed)
+        image = augment(ramp, side_px=SIDE, cell_px=CELL, generator=generator, flips=flips).image[0]
+        row = image[image.abs().sum(1).argmax()]
+        row = row[row != 0]
+        return bool(row[-1] < row[0])
+
+    assert not any(falls(seed, flips=False) for seed in range(40))
+    assert 5 < sum(falls(seed, flips=True) for seed in range(40)) < 35
+
+
+def test_the_centre_is_cut_out_and_never_squashed() -> None:
+    wide = np.zeros((40, 100, 3), dtype=np.uint8)
+    wide[:, 30:70] = 255
+    assert square(wide, 20).mean() > 0.95
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
+def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, mode: str) -> None:
+    grey = 200
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((20, 30), grey * 257, dtype=np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "F":
+        image = Image.fromarray(np.full((20, 30), grey / 255, dtype=np.float32))
+    else:
+        plain = Image.new("RGB", (30, 20), (grey,) * 3)
+        image = plain.quantize(2) if mode == "P" else plain.convert(mode)
+    path = tmp_path / ("picture.jpg" if mode in ("CMYK", "YCbCr") else "picture.tiff")
+    image.save(path)
+    read = read_picture(path)
+    assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
+    if mode != "1":
+        assert np.abs(read.astype(int) - grey).max() <= 2
+
+
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    palette = Image.new("P", (20, 20), 0)
+    palette.save(tmp_path / "clear.gif", transparency=0)
+    assert (read_picture(tmp_path / "clear.png") == 255).all()
+    assert (read_picture(tmp_path / "clear.gif") == 255).all()
+
+
+def test_pictures_stand_upright_by_their_exif_tag(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (40, 20, 3)
+
+
+def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 200), "red").save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.new("RGB", (3, 2)).save(tmp_path / "dot.png")
+    for name, message in {
+        "cut.jpg": "cut.jpg is damaged or truncated",
+        "text.png": "text.png is not a picture that can be read",
+        "dot.png": "dot.png has 3 x 2 pixels; at least 16 x 16 are needed",
+    }.items():
+        with pytest.raises(PictureError, match=message):
+            Subject.load(tmp_path / name, category="bear")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PictureError, match="holds no pictures"):
+        Subject.load(tmp_path / "none", category="bear")
+    with pytest.raises(PictureError, match="There is no picture or folder"):
+        Subject.load(tmp_path / "nowhere", category="bear")
+    with pytest.raises(PictureError, match="No pictures were given"):
+        Subject.load([], category="bear")
+
+
+def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
+    (pictures / "1.txt").write_text("a <bear>, asleep\n")
+    subject = Subject.load(pictures, category="teddy bear", token="<bear>")
+    assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "photo of a <bear> teddy bear")
+
+
+def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures: Path) -> None:
+    (pictures / "1.txt").write_text("a bear, asleep")
+    with pytest.raises(TokenError, match="caption 'a bear, asleep' lacks the token '<bear>'"):
+        Subject.load(pictures, category="bear", token="<bear>")
+    with pytest.raises(OptionError, match="category is empty"):
+        Subject.load(pictures, category=" ")
+
+
+def test_the_article_fits_the_word() -> None:
+    assert photo_of("armchair") == "photo of an armchair"
+    assert photo_of("<bear> armchair") == "photo of a <bear> armchair"
+
+
+def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path) -> None:
+    captions = ["photo of a horse", "two horses", "photo of a seahorse", "a cat"]
+    lines = []
+    for index, caption in enumerate(captions):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{index}.png")
+        lines.append(f'{{"file_name": "{index}.png", "caption": "{caption}"}}')
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    chosen = Regularisation.load(tmp_path, category="rocking horse", only_category=True)
+    assert chosen.captions == ("photo of a horse", "two horses")
+    everything = Regularisation.load(tmp_path, category="horse", at_most=3)
+    assert everything.captions == tuple(captions[:3])
+    with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
+        Regularisation.load(tmp_path, category="car", only_category=True)

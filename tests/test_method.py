@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.errors import OptionError
+from moongate.method import METHODS, Method, initial_rows, trainable
+
+METHOD = METHODS["custom-diffusion"]
+CAPTION = "photo of a <bear> bear"
+
+
+def gradients(tiny: Backbone, method: Method, *, caption_rows: slice) -> dict[str, torch.Tensor]:
+    """Gradients of the keys and values when only the text features of some positions are not zero."""
+    with trainable(tiny, method, {"<bear>": tiny.token_row(20)}) as moving:
+        text = tiny.encode_text([CAPTION])
+        shown = torch.zeros_like(text)
+        shown[:, caption_rows] = text[:, caption_rows]
+        noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        tiny.predict(noisy, torch.tensor([500]), shown).square().sum().backward()
+        return {name: weight.grad.clone() for name, weight in moving.weights.items()}
+
+
+def test_the_start_token_alone_moves_nothing_unless_asked(tiny: Backbone) -> None:
+    stopped = gradients(tiny, METHOD, caption_rows=slice(0, 1))
+    assert all(not gradient.any() for gradient in stopped.values())
+    others = gradients(tiny, METHOD, caption_rows=slice(1, None))
+    assert all(gradient.any() for gradient in others.values())
+    let_through = gradients(tiny, Method(name="open", stops_start_token=False), caption_rows=slice(0, 1))
+    assert all(gradient.any() for name, gradient in let_through.items() if ".to_v." in name)
+
+
+def test_only_the_weights_of_the_method_can_move(tiny: Backbone) -> None:
+    with trainable(tiny, METHOD, {"<bear>": tiny.token_row(20)}) as moving:
+        learning = {f"unet.{name}" for name, weight in tiny.unet.named_parameters() if weight.requires_grad}
+        assert learning == set(tiny.weights("cross-attention-kv")) == set(moving.weights)
+        assert not any(weight.requires_grad for weight in tiny.text_encoder.parameters())
+        assert len(moving.parameters()) == len(learning) + 1
+    with trainable(tiny, METHODS["custom-diffusion-fixed-token"], {"<bear>": tiny.token_row(20)}) as moving:
+        assert len(moving.parameters()) == len(learning)
+
+
+def test_tokens_begin_as_distinct_rare_tokens_taken_by_id(tiny: Backbone) -> None:
+    rows = initial_rows(tiny, ["<a>", "<b>"], METHOD, torch.Generator())
+    table = tiny.text_encoder.get_input_embeddings().weight
+    assert torch.equal(rows["<a>"], table[20])
+    assert torch.equal(rows["<b>"], table[30])
+    with pytest.raises(OptionError, match="4 new tokens are asked for, but .* names 3 rare tokens"):
+        initial_rows(tiny, ["<a>", "<b>", "<c>", "<d>"], METHOD, torch.Generator())
+
+
+def test_a_random_token_has_the_usual_norm(tiny: Backbone) -> None:
+    method = METHODS["custom-diffusion-random-token"]
+    rows = initial_rows(tiny, ["<a>", "<b>"], method, torch.Generator().manual_seed(0))
+    assert not torch.equal(rows["<a>"], rows["<b>"])
+    torch.testing.assert_close(float(rows["<a>"].norm()), tiny.mean_row_norm)
+
+
+def test_decay_pulls_toward_the_pretrained_weights_and_not_toward_zero(tiny: Backbone) -> None:
+    with trainable(tiny, METHOD, {}) as moving:
+        name, weight = next(iter(moving.weights.items()))
+        with torch.no_grad():
+            weight.add_(1.0)
+        moving.decay(0.25)
+        torch.testing.assert_close(weight - moving.start[name], torch.full_like(weight, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_per_picture": 0.0}, "rate per picture is 0.0; it must be above 0"),
+        ({"prior_weight": -1.0}, "prior weight is -1.0; it must be 0 or more"),
+        ({"weights": None, "trains_tokens": False}, "trains neither weights nor tokens"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Method(name="wrong", **wrong)

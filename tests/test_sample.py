@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.errors import OptionError, TokenError
+from moongate.sample import SCHEDULERS, SampleOptions, contact_sheet, sample
+
+QUICK = SampleOptions(steps=3)
+
+
+def drawn(tiny: Backbone, prompts: list[str], seeds: list[int], options: SampleOptions = QUICK) -> list[np.ndarray]:
+    return [item.image for item in sample(tiny, prompts, seeds=seeds, options=options)]
+
+
+def test_pictures_are_uint8_of_the_models_size_and_carry_prompt_and_seed(tiny: Backbone) -> None:
+    items = list(sample(tiny, ["a dog", "a cat"], seeds=[3, 4], options=QUICK))
+    assert [(item.prompt, item.seed) for item in items] == [("a dog", 3), ("a cat", 4)]
+    assert all(item.image.shape == (64, 64, 3) and item.image.dtype == np.uint8 for item in items)
+
+
+def test_a_picture_depends_on_its_own_seed_and_prompt_alone(tiny: Backbone) -> None:
+    together = drawn(tiny, ["a dog", "a cat", "a dog"], [1, 2, 3])
+    assert np.array_equal(together[1], drawn(tiny, ["a dog", "a cat", "a dog"], [1, 2, 3])[1])
+    alone = drawn(tiny, ["a cat"], [2])[0]
+    assert np.abs(together[1].astype(int) - alone).max() <= 1  # batched arithmetic may round differently
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_guidance_of_one_is_the_conditional_prediction(tiny: Backbone) -> None:
+    """Guidance g gives u + g (c - u); at 1 the unconditional branch drops out, whatever the negative prompt."""
+    one = SampleOptions(steps=3, guidance=1.0, scheduler="ddim")
+    negative = SampleOptions(steps=3, guidance=1.0, scheduler="ddim", negative_prompt="a chair")
+    assert np.array_equal(drawn(tiny, ["a dog"], [0], one)[0], drawn(tiny, ["a dog"], [0], negative)[0])
+    same = SampleOptions(steps=3, guidance=6.0, scheduler="ddim", negative_prompt="a dog")
+    difference = drawn(tiny, ["a dog"], [0], one)[0].astype(int) - drawn(tiny, ["a dog"], [0], same)[0]
+    assert np.abs(difference).max() <= 1
+
+
+def test_ddim_of_one_step_equals_the_formula(tiny: Backbone) -> None:
+    """x0 = sqrt(a) x - sqrt(1 - a) v, decoded."""
+    options = SampleOptions(steps=1, guidance=1.0, scheduler="ddim")
+    picture = drawn(tiny, ["a dog"], [7], options)[0]
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(7))[None]
+    last = 1  # one step of leading spacing with offset 1
+    with torch.no_grad():
+        velocity = tiny.predict(noise, torch.tensor([last]), tiny.encode_text(["a dog"]))
+        alpha = tiny.schedule.alphas_cumprod[last]
+        clean = alpha.sqrt() * noise - (1 - alpha).sqrt() * velocity
+        alpha_end = tiny.schedule.alphas_cumprod[0]
+        residual = alpha.sqrt() * velocity + (1 - alpha).sqrt() * noise
+        latents = alpha_end.sqrt() * clean + (1 - alpha_end).sqrt() * residual
+        expected = {
+            float(scale): ((tiny.decode_latents(x)[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            for scale, x in ((0, clean), (1, latents))
+        }
+    assert min(np.abs(picture.astype(int) - value).max() for value in expected.values()) <= 1
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "HeunDiscreteScheduler"])
+def test_every_named_scheduler_draws(tiny: Backbone, name: str) -> None:
+    assert drawn(tiny, ["a dog"], [0], SampleOptions(steps=2, scheduler=name))[0].std() > 0
+
+
+def test_other_sizes_are_drawn_and_odd_ones_refused(tiny: Backbone) -> None:
+    wide = drawn(tiny, ["a dog"], [0], SampleOptions(steps=1, width_px=96, height_px=64))[0]
+    assert wide.shape == (64, 96, 3)
+    with pytest.raises(OptionError, match="side of 65 px is not a positive multiple of 8 px"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(width_px=65))
+
+
+def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None:
+    with pytest.raises(TokenError, match="unknown token '<cat>'. Known tokens: none; give --concept"):
+        sample(tiny, ["photo of a <cat> cat"], seeds=[0])
+    with tiny.tokens({"<bear>": tiny.token_row(20)}), pytest.raises(TokenError, match="Known tokens: <bear>"):
+        sample(tiny, ["photo of a <cat>, asleep"], seeds=[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"guidance": -1.0}, "guidance is -1.0"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        SampleOptions(**options)
+
+
+def test_an_unknown_scheduler_is_refused(tiny: Backbone) -> None:
+    with pytest.raises(OptionError, match="Unknown scheduler 'fast'. Known: ddpm"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="fast"))
+    with pytest.raises(OptionError, match="Unknown scheduler 'UNet2DModel'"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="UNet2DModel"))
+
+
+def test_a_contact_sheet_holds_every_picture_in_order() -> None:
+    images = [np.full((20, 30, 3), 40 * index, dtype=np.uint8) for index in range(5)]
+    sheet = np.array(contact_sheet(images, columns=3, padding_px=2))
+    assert sheet.shape == (2 * 22 + 2, 3 * 32 + 2, 3)
+    for index in range(5):
+        row, column = divmod(index, 3)
+        assert (sheet[2 + row * 22 + 10, 2 + column * 32 + 15] == 40 * index).all()
+    assert contact_sheet(images, columns=3, labels=["a long label that wraps"] * 5).height > sheet.shape[0]

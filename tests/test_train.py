@@ -1,0 +1,258 @@
+import _thread
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import all_weights
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.data import Regularisation, Subject
+from moongate.errors import OptionError, TokenError, TrainingDiverged
+from moongate.method import METHODS
+from moongate.train import Step, TrainOptions, train
+
+METHOD = METHODS["custom-diffusion"]
+MakeSubject = Callable[..., Subject]
+
+
+def taught(tiny: Backbone, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+    return train(tiny, [subject], [prior], METHOD, options=TrainOptions(**{"steps": 4, "batch": 2, **options}))
+
+
+def test_every_key_value_and_the_token_move_and_nothing_else(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    inside: dict[str, torch.Tensor] = {}
+    before = {name: tensor.clone() for name, tensor in all_weights(tiny).items()}
+
+    def look(step: Step) -> None:
+        if step.index == 4:
+            inside.update({name: tensor.clone() for name, tensor in all_weights(tiny).items()})
+
+    subject = make_subject()
+    concept = train(tiny, [subject], [prior], METHOD, options=TrainOptions(steps=4, batch=2), on_step=look)
+    kept = {name for name in before if name in inside and torch.equal(before[name], inside[name])}
+    assert set(before) - kept - {n for n in before if "token_embedding" in n} == set(concept.deltas)
+    assert all(change.full().any() for change in concept.deltas.values())
+    for name, change in concept.deltas.items():
+        torch.testing.assert_close(change.full(), inside[name] - before[name], atol=0, rtol=0)
+    assert not torch.equal(concept.tokens["<bear>"], tiny.token_row(20))
+    # All other weights, the tokenizer and the table are compared bit for bit by the `tiny` fixture.
+
+
+def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+    subjects = [make_subject("<one>", seed=1), make_subject("<two>", category="cat", seed=2, count=5)]
+    concept = train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=3, batch=2))
+    assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
+    assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
+    assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
+
+
+def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+    concept = taught(tiny, make_subject(None), prior)
+    assert concept.tokens == {}
+    assert all(change.full().any() for change in concept.deltas.values())
+
+
+def test_target_and_prior_losses_weigh_one_to_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same error in every element, both losses are its square, however much of a picture is masked."""
+    error = 0.3
+    targets: list[torch.Tensor] = []
+    real_target, real_predict = tiny.target, tiny.predict
+
+    def target(*arguments: torch.Tensor) -> torch.Tensor:
+        targets.append(real_target(*arguments))
+        return torch.zeros_like(targets[-1])
+
+    def predict(*arguments: torch.Tensor) -> torch.Tensor:
+        return real_predict(*arguments) * 0 + error
+
+    monkeypatch.setattr(tiny, "target", target)
+    monkeypatch.setattr(tiny, "predict", predict)
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=5), on_step=steps.append)
+    for step in steps:
+        assert step.target_loss == pytest.approx(error**2)
+        assert step.prior_loss == pytest.approx(error**2)
+        assert step.loss == pytest.approx(2 * error**2)
+
+
+def test_the_canvas_around_a_shrunk_picture_does_not_count(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the canvas alone gives a target loss of zero."""
+    masks: list[torch.Tensor] = []
+    real = tiny.encode_images
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d((images == 0).all(1, keepdim=True).float(), 8)
+        masks.append(cells == 1)
+        return real(images)
+
+    monkeypatch.setattr(tiny, "encode_images", encode)
+    monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
+
+    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        canvas = torch.zeros(len(noisy), 1, 8, 8)
+        canvas[: len(masks[-1])] = masks[-1].float()
+        weight = next(iter(tiny.weights("cross-attention-kv").values()))
+        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.sum()
+
+    monkeypatch.setattr(tiny, "predict", predict)
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=8), on_step=steps.append)
+    assert any(mask.any() for mask in masks[1:])
+    assert all(step.target_loss == 0 for step in steps)
+
+
+def test_the_same_seed_gives_the_same_concept_and_another_does_not(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    first = taught(tiny, make_subject(), prior)
+    assert taught(tiny, make_subject(), prior).hash == first.hash
+    assert taught(tiny, make_subject(), prior, seed=1).hash != first.hash
+
+
+def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    whole = taught(tiny, make_subject(), prior, steps=6)
+
+    def stop(step: Step) -> None:
+        if step.index == 2:
+            _thread.interrupt_main()  # as Ctrl-C does
+
+    options = TrainOptions(steps=6, batch=2, run_folder=tmp_path, checkpoint_steps=100)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, [make_subject()], [prior], METHOD, options=options, on_step=stop)
+    done = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+    assert 2 <= done < 6
+    resumed = train(tiny, [make_subject()], [prior], METHOD, options=replace(options, resume=True))
+    assert resumed.hash == whole.hash
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_folder_explains_itself(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["subjects"][0]["token"] == "<bear>"
+    assert config["regularisation"][0]["pictures"] == 5
+    assert config["learning_rate"] == pytest.approx(1e-5 * 10 * 4)  # per picture, the model's scale, pictures a step
+    assert {"moongate", "torch", "diffusers", "transformers", "python"} <= set(config["versions"])
+    assert {"seed", "steps", "method", "fingerprint"} <= set(config)
+
+
+def test_resuming_other_settings_or_nothing_is_refused(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="holds no state.pt to resume from"):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True)
+    taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    with pytest.raises(OptionError, match="was started with seed = 0, not 1"):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, seed=1)
+    with pytest.raises(OptionError, match="holds another run. Continue it .--resume."):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    longer = taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, steps=6)
+    assert longer.hash == taught(tiny, make_subject(), prior, steps=6).hash
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
+    tiny: Backbone,
+    make_subject: MakeSubject,
+    prior: Regularisation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = tiny.predict, []
+
+    def breaks(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments) * (math.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(tiny, "predict", breaks)
+    with pytest.raises(TrainingDiverged, match="not a finite number at step 4.*last good state is in .*state.pt"):
+        taught(tiny, make_subject(), prior, steps=6, run_folder=tmp_path)
+    monkeypatch.setattr(tiny, "predict", real)
+    resumed = taught(tiny, make_subject(), prior, steps=6, run_folder=tmp_path, resume=True)
+    assert resumed.hash == taught(tiny, make_subject(), prior, steps=6).hash
+
+
+def test_what_cannot_change_is_computed_once(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, read = [], []
+    encode_images, encode_text = tiny.encode_images, tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_images", lambda x: encoded.append(len(x)) or encode_images(x))
+    monkeypatch.setattr(tiny, "encode_text", lambda x: read.append(len(x)) or encode_text(x))
+    taught(tiny, make_subject(), prior, steps=5)
+    assert encoded == [5, *[2] * 5]  # the five regularisation pictures once, then two target pictures a step
+    assert read == [5, *[2] * 5]
+
+
+def test_half_precision_bases_train_in_float32(
+    tiny_folder: Path, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    half = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    name = next(iter(half.weights("cross-attention-kv")))
+    start = half.parameter(name).detach().clone()
+    seen: list[torch.dtype] = []
+    options = TrainOptions(steps=2, batch=2)
+    concept = train(
+        half,
+        [make_subject()],
+        [prior],
+        METHOD,
+        options=options,
+        on_step=lambda _: seen.append(half.parameter(name).dtype),
+    )
+    assert seen == [torch.float32] * 2
+    assert half.parameter(name).dtype == torch.bfloat16
+    assert torch.equal(half.parameter(name), start)
+    small = concept.deltas[name].full()
+    assert small.dtype == torch.float32
+    # Most of these updates are below bfloat16's resolution of the weights, and would have been lost in it.
+    assert (small != 0).float().mean() > 0.95
+    with concept.applied(half):
+        pass
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("batch", 0), ("checkpoint_steps", -1)])
+def test_counts_of_zero_are_refused(name: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"{name} is {value}; it must be at least 1"):
+        TrainOptions(**{name: value})
+
+
+def test_what_does_not_fit_together_is_refused_before_any_work(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "encode_images", None)
+    subject = make_subject()
+    with pytest.raises(OptionError, match="no subject"):
+        train(tiny, [], [], METHOD)
+    with pytest.raises(OptionError, match="1 subjects need as many sets of regularisation pictures, but 0"):
+        train(tiny, [subject], [], METHOD)
+    with pytest.raises(OptionError, match="uses no regularisation pictures"):
+        train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularisation"])
+    with pytest.raises(TokenError, match="share a token"):
+        train(tiny, [subject, subject], [prior, prior], METHOD)
+    with pytest.raises(TokenError, match="already a word"):
+        train(tiny, [make_subject("bear")], [prior], METHOD)
+    with pytest.raises(OptionError, match="resume needs a run_folder"):
+        TrainOptions(resume=True)
+
+
+def test_training_without_regularisation_pictures_runs(tiny: Backbone, make_subject: MakeSubject) -> None:
+    method = METHODS["custom-diffusion-without-regularisation"]
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [], method, options=TrainOptions(steps=2), on_step=steps.append)
+    assert all(step.prior_loss == 0 and step.loss == step.target_loss for step in steps)
