@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -303,7 +303,7 @@ class Demo:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors are printed without a traceback and exit with status 2."""
-    commands = {"train": Train, "generate": Generate, "info": Info, "demo": Demo}
+    commands: dict[str, Callable[..., Any]] = {"train": Train, "generate": Generate, "info": Info, "demo": Demo}
     console = Console()
     command = tyro.extras.subcommand_cli_from_dict(
         commands,

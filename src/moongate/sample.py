@@ -6,6 +6,7 @@ It draws with whatever weights and tokens the backbone holds; applying a concept
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -93,10 +94,11 @@ def check_prompt(backbone: Backbone, prompt: str) -> None:
         raise TokenError(f"The prompt {prompt!r} uses the unknown token {unknown[0]!r}. Known tokens: {known}.")
 
 
-def make_scheduler(backbone: Backbone, name: str) -> SchedulerMixin:
+def make_scheduler(backbone: Backbone, name: str) -> Any:
     """Return a scheduler by short or class name, set up for the backbone's noise schedule."""
-    found = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
+    found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    is_scheduler = inspect.isclass(found) and issubclass(found, SchedulerMixin)
+    if not is_scheduler:
         raise OptionError(
             f"Unknown scheduler {name!r}. Known: {', '.join(SCHEDULERS)}, or a scheduler class of diffusers."
         )
@@ -108,9 +110,10 @@ def contact_sheet(
 ) -> Image.Image:
     """Put pictures of one size side by side on white, row by row, each with its label below."""
     height, width = images[0].shape[:2]
-    font = ImageFont.load_default(size=max(10, width // 12))
+    font_px = max(10, width // 12)
+    font = ImageFont.load_default(size=font_px)
     lines = [_wrapped(label, font, width) for label in labels]
-    text_px = max((len(text) for text in lines), default=0) * (font.size + 3)
+    text_px = max((len(text) for text in lines), default=0) * (font_px + 3)
     cell = (width + padding_px, height + text_px + padding_px)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell[0] + padding_px, rows * cell[1] + padding_px), "white")
@@ -159,9 +162,7 @@ def _denoised(
     if guided:
         text = torch.cat([backbone.encode_text([options.negative_prompt] * len(prompts)), text])
     accepted = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generators} if "generator" in accepted else {}
-    if "eta" in accepted:
-        extra["eta"] = 0.0
+    extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     for timestep in scheduler.timesteps:
         given = scheduler.scale_model_input(latents, timestep)
         given = torch.cat([given, given]) if guided else given
@@ -184,7 +185,7 @@ def _latent_size(backbone: Backbone, options: SampleOptions) -> tuple[int, int, 
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -15,7 +15,7 @@ from ..backbone import Backbone
 from ..concept import Concept, write_atomically
 from ..data import Regularisation, Subject, photo_of, square
 from ..method import METHODS
-from ..sample import SampleOptions, sample
+from ..sample import SampleOptions, contact_sheet, sample
 from ..train import Step, TrainOptions, train
 from . import example, pool_folder
 
@@ -64,7 +64,8 @@ def make_demo(
 ) -> Path:
     """Train on the example `name`, draw before and after, and return the page `out/index.html`.
 
-    The concept is written beside it. The page is self-contained. Raises OptionError for an unknown example.
+    The concept and `overview.png`, the same pictures in one, are written beside it. The page is self-contained.
+    Raises OptionError for an unknown example.
     """
     chosen = example(name)
     token = f"<{name.lower()}>"
@@ -97,6 +98,7 @@ def make_demo(
     clock["ended"] = time.monotonic()
     page = _compose(subject, backbone, concept, before, after, unrelated, curve, clock)
     page.save(out / "index.html")
+    _overview(subject, backbone.resolution_px, before, after).save(out / "overview.png")
     return out / "index.html"
 
 
@@ -133,6 +135,21 @@ def _compose(
     trained, drawn = clock["trained"] - clock["drawn"], clock["ended"] - clock["began"]
     page.text("p", f"{len(curve)} steps in {trained:.0f} s; {drawn:.0f} s in all; concept hash {concept.hash}.")
     return page
+
+
+def _overview(
+    subject: Subject, side_px: int, before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
+) -> Image.Image:
+    """Return one picture: what was taught, then each prompt before (left) and after (right)."""
+    blank = np.full((side_px, side_px, 3), 255, dtype=np.uint8)
+    columns = 2 * PICTURES_PER_PROMPT
+    images = [_array(square(picture, side_px)) for picture in subject.pictures[:columns]]
+    images += [blank] * (columns - len(images))
+    labels = ["learnt from these", *[""] * (columns - 1)]
+    for old, new in zip(before, after, strict=True):
+        images += [*before[old], *after[new]]
+        labels += [old, *[""] * (PICTURES_PER_PROMPT - 1), new, *[""] * (PICTURES_PER_PROMPT - 1)]
+    return contact_sheet(images, columns=columns, labels=labels)
 
 
 def _drawn(backbone: Backbone, prompts: Sequence[str]) -> dict[str, list[np.ndarray]]:

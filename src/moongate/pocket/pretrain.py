@@ -156,7 +156,7 @@ def fit(
     uninterrupted one does. The rate warms up, stays, and falls to zero over the last third.
     """
     done, checkpoint = options.out / name, options.out / f"{name}.pt"
-    model.to(options.device, memory_format=torch.channels_last)
+    model.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if (done / "done").exists():
         model.load_state_dict(torch.load(done / "done", weights_only=True, map_location=options.device))
         return model

@@ -97,7 +97,7 @@ def _write_cutouts(archives: Path, path: Path, options: CorpusOptions) -> None:
         rows.append(row)
         arrays[row["key"]] = view[None]
     partial = path.with_name("partial.npz")
-    np.savez_compressed(partial, objects=json.dumps(rows), **arrays)
+    np.savez_compressed(partial, allow_pickle=False, objects=np.array(json.dumps(rows)), **arrays)
     partial.replace(path)
 
 

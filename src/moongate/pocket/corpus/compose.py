@@ -109,7 +109,7 @@ def make_scene(
     canvas = Image.fromarray((draw_place(place, PICTURE_PX, rng, panoramas) * 255).astype(np.uint8))
     nouns = []
     for position, item in enumerate(objects):
-        cutout = item.views[rng.integers(len(item.views))]
+        cutout = item.views[int(rng.integers(len(item.views)))]
         slot = None if len(objects) == 1 else position
         _paste(canvas, cutout, size=size, slot=slot, rng=rng)
         nouns.append(_noun(item, cutout, rng))

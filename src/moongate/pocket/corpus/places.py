@@ -67,7 +67,11 @@ def _noise(px: int, rng: Rng, *, cells: tuple[int, int], octaves: int = 3) -> np
 
 def _gradient(px: int, top: tuple[float, ...], bottom: tuple[float, ...]) -> np.ndarray:
     t = np.linspace(0, 1, px, dtype=np.float32)[:, None, None]
-    return np.broadcast_to(np.float32(top) * (1 - t) + np.float32(bottom) * t, (px, px, 3)).copy()
+    return np.broadcast_to(_rgb(top) * (1 - t) + _rgb(bottom) * t, (px, px, 3)).copy()
+
+
+def _rgb(colours: object) -> np.ndarray:
+    return np.array(colours, dtype=np.float32)
 
 
 def _jitter(colour: tuple[float, ...], rng: Rng, amount: float = 0.06) -> tuple[float, ...]:
@@ -84,14 +88,14 @@ def _horizon(px: int, rng: Rng, low: float = 0.38, high: float = 0.55, *, roughn
 def beach(px: int, rng: Rng) -> np.ndarray:
     sky = _gradient(px, _jitter((0.45, 0.7, 0.95), rng), _jitter((0.8, 0.92, 1.0), rng))
     sea = _gradient(px, (0.1, 0.45, 0.7), _jitter((0.3, 0.75, 0.8), rng)) + 0.06 * _noise(px, rng, cells=(24, 3))
-    sand = np.float32(_jitter((0.9, 0.8, 0.58), rng)) + 0.06 * _noise(px, rng, cells=(12, 12))
+    sand = _rgb(_jitter((0.9, 0.8, 0.58), rng)) + 0.06 * _noise(px, rng, cells=(12, 12))
     picture = np.where(_horizon(px, rng, 0.3, 0.42), sea, sky)
     return np.where(_horizon(px, rng, 0.5, 0.62, roughness=0.02), sand, picture)
 
 
 def snow(px: int, rng: Rng) -> np.ndarray:
     sky = _gradient(px, _jitter((0.62, 0.7, 0.8), rng), (0.85, 0.88, 0.93))
-    ground = np.float32((0.93, 0.95, 0.98)) + 0.05 * _noise(px, rng, cells=(4, 3))
+    ground = _rgb((0.93, 0.95, 0.98)) + 0.05 * _noise(px, rng, cells=(4, 3))
     picture = np.where(_horizon(px, rng, roughness=0.04), ground, sky)
     for _ in range(rng.integers(30, 90)):
         y, x = rng.integers(0, px, 2)
@@ -106,16 +110,16 @@ def night(px: int, rng: Rng) -> np.ndarray:
     if rng.random() < 0.6:
         y, x, r = rng.uniform(0.08, 0.25) * px, rng.uniform(0.1, 0.9) * px, rng.uniform(0.05, 0.09) * px
         rows, columns = np.mgrid[:px, :px]
-        sky = np.where(((rows - y) ** 2 + (columns - x) ** 2 < r * r)[..., None], np.float32((0.98, 0.96, 0.8)), sky)
-    ground = np.float32(_jitter((0.06, 0.09, 0.12), rng, 0.03)) + 0.03 * _noise(px, rng, cells=(8, 8))
+        sky = np.where(((rows - y) ** 2 + (columns - x) ** 2 < r * r)[..., None], _rgb((0.98, 0.96, 0.8)), sky)
+    ground = _rgb(_jitter((0.06, 0.09, 0.12), rng, 0.03)) + 0.03 * _noise(px, rng, cells=(8, 8))
     return np.where(_horizon(px, rng, 0.5, 0.65, roughness=0.05), ground, sky)
 
 
 def garden(px: int, rng: Rng) -> np.ndarray:
-    hedge = np.float32(_jitter((0.15, 0.4, 0.15), rng)) + 0.12 * _noise(px, rng, cells=(10, 10))
-    lawn = np.float32(_jitter((0.4, 0.68, 0.25), rng)) + 0.07 * _noise(px, rng, cells=(16, 10))
+    hedge = _rgb(_jitter((0.15, 0.4, 0.15), rng)) + 0.12 * _noise(px, rng, cells=(10, 10))
+    lawn = _rgb(_jitter((0.4, 0.68, 0.25), rng)) + 0.07 * _noise(px, rng, cells=(16, 10))
     picture = np.where(_horizon(px, rng, 0.45, 0.58, roughness=0.02), lawn, hedge)
-    palette = np.float32([(0.9, 0.2, 0.3), (0.98, 0.8, 0.2), (0.95, 0.6, 0.8), (0.98, 0.98, 0.95), (0.6, 0.4, 0.85)])
+    palette = _rgb([(0.9, 0.2, 0.3), (0.98, 0.8, 0.2), (0.95, 0.6, 0.8), (0.98, 0.98, 0.95), (0.6, 0.4, 0.85)])
     for _ in range(rng.integers(25, 50)):
         y, x = int(rng.uniform(0.2, 0.62) * px), rng.integers(0, px)
         size = rng.integers(2, 5)
@@ -126,7 +130,7 @@ def garden(px: int, rng: Rng) -> np.ndarray:
 def desert(px: int, rng: Rng) -> np.ndarray:
     picture = _gradient(px, _jitter((0.35, 0.6, 0.9), rng), _jitter((0.98, 0.85, 0.65), rng))
     for i in range(3):
-        dune = np.float32(_jitter((0.93 - 0.1 * i, 0.66 - 0.09 * i, 0.36 - 0.06 * i), rng, 0.03))
+        dune = _rgb(_jitter((0.93 - 0.1 * i, 0.66 - 0.09 * i, 0.36 - 0.06 * i), rng, 0.03))
         shade = dune + 0.05 * _noise(px, rng, cells=(14, 3))
         picture = np.where(_horizon(px, rng, 0.36 + 0.13 * i, 0.46 + 0.13 * i, roughness=0.09), shade, picture)
     return picture
@@ -141,12 +145,12 @@ def mountains(px: int, rng: Rng) -> np.ndarray:
             peak, top, slope = rng.uniform(0, px), rng.uniform(0.12, 0.4) * px + i * 0.12 * px, rng.uniform(0.8, 1.6)
             ridge = np.minimum(ridge, top + slope * np.abs(columns - peak))
         rows = np.arange(px)[:, None]
-        rock = np.float32(_jitter((0.45 - 0.06 * i, 0.47 - 0.05 * i, 0.55 - 0.07 * i), rng, 0.03))
+        rock = _rgb(_jitter((0.45 - 0.06 * i, 0.47 - 0.05 * i, 0.55 - 0.07 * i), rng, 0.03))
         rock = rock + 0.05 * _noise(px, rng, cells=(10, 10))
         picture = np.where((rows > ridge)[..., None], rock, picture)
         cap = (rows > ridge) & (rows < ridge + 0.07 * px) & (rows < 0.42 * px)
-        picture = np.where(cap[..., None], np.float32((0.96, 0.97, 1.0)), picture)
-    meadow = np.float32(_jitter((0.36, 0.55, 0.28), rng)) + 0.05 * _noise(px, rng, cells=(12, 8))
+        picture = np.where(cap[..., None], _rgb((0.96, 0.97, 1.0)), picture)
+    meadow = _rgb(_jitter((0.36, 0.55, 0.28), rng)) + 0.05 * _noise(px, rng, cells=(12, 8))
     return np.where(_horizon(px, rng, 0.62, 0.7, roughness=0.02), meadow, picture)
 
 
@@ -159,7 +163,7 @@ def underwater(px: int, rng: Rng) -> np.ndarray:
         y, x, r = rng.uniform(0, px), rng.uniform(0, px), rng.uniform(1.5, 5)
         distance = np.sqrt((rows - y) ** 2 + (columns - x) ** 2)
         picture[np.abs(distance - r) < 0.8] = (0.8, 0.95, 1.0)
-    bottom = np.float32(_jitter((0.35, 0.5, 0.5), rng)) + 0.06 * _noise(px, rng, cells=(10, 10))
+    bottom = _rgb(_jitter((0.35, 0.5, 0.5), rng)) + 0.06 * _noise(px, rng, cells=(10, 10))
     return np.where(_horizon(px, rng, 0.78, 0.9, roughness=0.04), bottom, picture)
 
 

@@ -36,8 +36,9 @@ def load_model(path: Path) -> Model:
     """Read an OBJ file with its materials and textures (needs trimesh)."""
     import trimesh
 
-    scene = trimesh.load(path, process=False, force="scene")
-    vertices, faces, uv, normals, material, textures = [], [], [], [], [], []
+    scene = trimesh.load_scene(path, process=False)
+    vertices, faces, uv, normals, material = [], [], [], [], []
+    textures: list[np.ndarray] = []
     offset = 0
     for part in scene.dump():
         if not isinstance(part, trimesh.Trimesh) or not len(part.faces):

@@ -1,0 +1,32 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.errors import OptionError
+from moongate.pocket import demo
+from moongate.sample import SampleOptions
+
+
+def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PICTURES_PER_PROMPT", 1)
+    monkeypatch.setattr(demo, "SampleOptions", lambda: SampleOptions(steps=2))
+    page = demo.make_demo("teapot", out=tmp_path, steps=2)
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count("<img") == 6 + 5 + 5 + 2 * 2  # targets, before, after, two unrelated prompts twice
+    for part in ("Before", "After", "Nothing forgotten", "Loss", "<svg", "2 steps in", "photo of a teapot on the beach"):
+        assert part in text
+    assert "photo of a &lt;teapot&gt; teapot on the beach" in text
+    concept = Concept.load(tmp_path / "teapot.safetensors")
+    assert concept.subjects[0].words == "<teapot> teapot"
+    concept.check_base(Backbone.load("pocket", device="cpu"))
+    assert (tmp_path / "overview.png").is_file()
+
+
+def test_an_unknown_example_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no example 'unicorn'"):
+        demo.make_demo("unicorn", out=tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
