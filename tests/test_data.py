@@ -142,8 +142,9 @@ def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path:
 
 def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
     (pictures / "1.txt").write_text("a <bear>, asleep\n")
+    (pictures / "2.txt").write_text("the <bear>'s nap")
     subject = Subject.load(pictures, category="teddy bear", token="<bear>")
-    assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "photo of a <bear> teddy bear")
+    assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "the <bear>'s nap")
 
 
 def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures: Path) -> None:

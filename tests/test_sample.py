@@ -73,7 +73,7 @@ def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None
     with pytest.raises(TokenError, match="unknown token '<cat>'. Known tokens: none; give --concept"):
         sample(tiny, ["photo of a <cat> cat"], seeds=[0])
     with tiny.tokens({"<bear>": tiny.token_row(20)}), pytest.raises(TokenError, match="Known tokens: <bear>"):
-        sample(tiny, ["photo of a <cat>, asleep"], seeds=[0])
+        sample(tiny, ["photo of a <bear> bear on the <cat>'s chair"], seeds=[0])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -280,9 +281,7 @@ class Backbone:
 
     def unknown_tokens(self, caption: str) -> list[str]:
         """Return the `<words>` of a caption that are not known as tokens."""
-        words = (word.strip(".,;:!?\"'()") for word in caption.split())
-        tokens = [word for word in words if word.startswith("<") and word.endswith(">")]
-        return [token for token in tokens if token not in self._rows]
+        return [token for token in re.findall(r"<[^<>\s]+>", caption) if token not in self._rows]
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
         """Tokenize, pad to the model's length, and cut what is longer."""

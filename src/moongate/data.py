@@ -60,7 +60,7 @@ class Subject:
         if not self.pictures:
             raise PictureError(f"No pictures of the {self.category} were given. Three to ten are usual.")
         for caption in self.captions:
-            if self.token and self.token not in re.split(r"[\s.,;:!?]+", caption):
+            if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
                     f"The caption {caption!r} lacks the token {self.token!r}, which could then not be learnt from "
                     f"it. Write for example {photo_of(f'{self.token} {self.category}')!r}."

@@ -17,7 +17,15 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 6 + 5 + 5 + 2 * 2  # targets, before, after, two unrelated prompts twice
-    for part in ("Before", "After", "Nothing forgotten", "Loss", "<svg", "2 steps in", "photo of a teapot on the beach"):
+    for part in (
+        "Before",
+        "After",
+        "Nothing forgotten",
+        "Loss",
+        "<svg",
+        "2 steps in",
+        "photo of a teapot on the beach",
+    ):
         assert part in text
     assert "photo of a &lt;teapot&gt; teapot on the beach" in text
     concept = Concept.load(tmp_path / "teapot.safetensors")
