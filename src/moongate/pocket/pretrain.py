@@ -34,8 +34,8 @@ TEXT_WIDTH = 256
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_PATTERN = re.escape(START) + "|" + re.escape(END) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """How CLIP's tokenizer cuts a caption into words, digits and punctuation."""
-LR_SCALE = 1.0
-"""What a method's learning rate is multiplied by on pocket."""
+LR_SCALE = 4.0
+"""What a method's learning rate is multiplied by on pocket: of 1 and 4, the one that fits better and forgets no more."""
 EXAMPLE_CATEGORY_WEIGHT = 3.0
 """The denoiser sees pictures of the example concepts' categories this many times as often as the others."""
 RARE_OCCURRENCES = (5, 10)
