@@ -17,7 +17,7 @@ LAYERS = [
     {"backbone"},
     {"concept"},
     {"method", "data", "runs"},
-    {"train", "sample"},
+    {"training", "sampling"},
     {"pocket.demo"},
     {"cli"},
 ]
@@ -25,7 +25,7 @@ LAYERS = [
 RECIPE = ("pocket.corpus", "pocket.pretrain", "pocket.report")
 """What made the weights and measures them; in no layer, because nothing imports it."""
 ONLY_IN = {
-    "diffusers": {"backbone", "sample", "pocket"},
+    "diffusers": {"backbone", "sampling", "pocket"},
     "transformers": {"backbone", "pocket"},
     "torchvision": set(),
 }
@@ -125,6 +125,11 @@ def test_the_door_lists_what_is_public() -> None:
             assert hasattr(module, "__all__"), f"{name} has no __all__"
             assert len(set(module.__all__)) == len(module.__all__)
             assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_no_module_hides_a_function_of_the_door() -> None:
+    """`moongate.train` was the module once anything else of that module had been used."""
+    assert not set(moongate.__all__) & {name.split(".")[0] for name in modules()}
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -148,7 +148,7 @@ def test_bad_input_to_train_is_named_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from moongate import train as training
+    from moongate import training
 
     monkeypatch.setattr(training, "_Drawer", None)
 

@@ -13,7 +13,7 @@ from moongate.concept import Concept
 from moongate.data import Regularisation, Subject, read_picture, square
 from moongate.errors import OptionError
 from moongate.method import METHODS
-from moongate.train import TrainOptions, train
+from moongate.training import TrainOptions, train
 
 SHIPPED_BYTES = 48e6
 
@@ -42,7 +42,7 @@ def test_plain_diffusers_loads_and_draws_it() -> None:
 def test_it_draws_what_plain_diffusers_draws_from_the_same_noise(backbone: Backbone) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    from moongate.sample import SampleOptions, sample
+    from moongate.sampling import SampleOptions, sample
 
     pipeline = StableDiffusionPipeline.from_pretrained(pocket.weights_folder())
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .concept import Concept, Dense, LowRank, SubjectRecord
     from .data import Regularisation, Subject
     from .method import METHODS, Method
-    from .sample import Sample, SampleOptions, contact_sheet, sample
-    from .train import Step, TrainOptions, train
+    from .sampling import Sample, SampleOptions, contact_sheet, sample
+    from .training import Step, TrainOptions, train
 
 __version__ = "0.1.0"
 
@@ -42,8 +42,8 @@ _HOMES = {
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("Regularisation", "Subject"),
     "method": ("METHODS", "Method"),
-    "sample": ("Sample", "SampleOptions", "contact_sheet", "sample"),
-    "train": ("Step", "TrainOptions", "train"),
+    "sampling": ("Sample", "SampleOptions", "contact_sheet", "sample"),
+    "training": ("Step", "TrainOptions", "train"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

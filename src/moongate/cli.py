@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .backbone import Backbone
     from .concept import Concept
     from .data import Regularisation
-    from .sample import Sample, SampleOptions
-    from .train import Step
+    from .sampling import Sample, SampleOptions
+    from .training import Step
 
 __all__ = ["Demo", "Generate", "Info", "Train", "main"]
 
@@ -77,7 +77,7 @@ class Train:
         from .data import Subject, photo_of
         from .method import METHODS
         from .runs import check_free
-        from .train import TrainOptions, train
+        from .training import TrainOptions, train
 
         if self.method not in METHODS:
             raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
@@ -173,7 +173,7 @@ class Generate:
 
     def __call__(self, console: Console) -> None:
         from .concept import Concept
-        from .sample import SampleOptions
+        from .sampling import SampleOptions
 
         prompts = self._all_prompts()
         if self.count < 1:
@@ -228,7 +228,7 @@ class Generate:
         concepts: "Sequence[tuple[Concept, float]]",
         console: Console,
     ) -> None:
-        from .sample import contact_sheet, sample
+        from .sampling import contact_sheet, sample
 
         each = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
         record = {
@@ -341,7 +341,7 @@ def _split_strength(text: str) -> tuple[Path, float]:
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
-    from .sample import contact_sheet, sample
+    from .sampling import contact_sheet, sample
 
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -353,7 +353,7 @@ def _draw_regularisation(backbone: "Backbone", category: str, folder: Path, coun
     from PIL import Image
 
     from .data import photo_of
-    from .sample import sample
+    from .sampling import sample
 
     prompt = photo_of(category)
     missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]

@@ -7,7 +7,7 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import OptionError
 from moongate.pocket import demo
-from moongate.sample import SampleOptions
+from moongate.sampling import SampleOptions
 
 
 def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from ..backbone import Backbone
 from ..concept import Concept, write_atomically
 from ..data import Regularisation, Subject, photo_of, square
 from ..method import METHODS
-from ..sample import SampleOptions, contact_sheet, sample
-from ..train import Step, TrainOptions, train
+from ..sampling import SampleOptions, contact_sheet, sample
+from ..training import Step, TrainOptions, train
 from . import example, pool_folder
 
 __all__ = ["make_demo"]

@@ -35,7 +35,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_PATTERN = re.escape(START) + "|" + re.escape(END) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """How CLIP's tokenizer cuts a caption into words, digits and punctuation."""
 LR_SCALE = 4.0
-"""What a method's learning rate is multiplied by on pocket: of 1 and 4, the one that fits better and forgets no more."""
+"""Factor on a method's learning rate: of 1 and 4, the one that fits better and forgets no more."""
 EXAMPLE_CATEGORY_WEIGHT = 3.0
 """The denoiser sees pictures of the example concepts' categories this many times as often as the others."""
 RARE_OCCURRENCES = (5, 10)
@@ -427,6 +427,8 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     rare = json.loads((options.out / "tokenizer" / "rare_tokens.json").read_text())["ids"]
+    config = folder / "text_encoder" / "config.json"  # transformers would load what is stored in half precision so
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     (folder / SETTINGS_FILE).write_text(json.dumps({"rare_tokens": rare, "lr_scale": LR_SCALE}) + "\n")
 
 

@@ -14,7 +14,7 @@ from moongate.concept import Concept
 from moongate.data import Regularisation, Subject
 from moongate.errors import OptionError, TokenError, TrainingDiverged
 from moongate.method import METHODS
-from moongate.train import Step, TrainOptions, train
+from moongate.training import Step, TrainOptions, train
 
 METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]

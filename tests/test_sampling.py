@@ -4,7 +4,7 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError, TokenError
-from moongate.sample import SCHEDULERS, SampleOptions, contact_sheet, sample
+from moongate.sampling import SCHEDULERS, SampleOptions, contact_sheet, sample
 
 QUICK = SampleOptions(steps=3)
 
