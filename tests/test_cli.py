@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import write_pictures
-from moongate import cli
+from moongate import cli, training
 from moongate.concept import Concept
 
 
@@ -85,6 +85,18 @@ def test_ctrl_c_then_resume_gives_the_concept_of_an_uninterrupted_run(
     assert Concept.load(tmp_path / "bear.safetensors").hash == whole
 
 
+def test_ctrl_c_before_the_first_step_promises_no_state(
+    arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_Drawer", press)
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert "No step was done, nothing is kept." in capsys.readouterr().out
+
+
 def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "bear.safetensors"
     command = ["train", pictures, "--category", "bear", "--model", tiny_folder, "--out", out, "--steps", 1]
@@ -148,8 +160,6 @@ def test_bad_input_to_train_is_named_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from moongate import training
-
     monkeypatch.setattr(training, "_Drawer", None)
 
     def replaced(option: str, value: object) -> list[object]:

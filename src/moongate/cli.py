@@ -76,7 +76,7 @@ class Train:
         from .concept import check_writable
         from .data import Subject, photo_of
         from .method import METHODS
-        from .runs import check_free
+        from .runs import STATE, check_free
         from .training import TrainOptions, train
 
         if self.method not in METHODS:
@@ -112,7 +112,8 @@ class Train:
             try:
                 concept = train(backbone, [subject], regularisation, method, options=options, on_step=on_step)
             except KeyboardInterrupt:
-                _say(console, f"Stopped. The state is in {run}; the same command with --resume continues.")
+                kept = f"The state is in {run}; the same command with --resume continues."
+                _say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
         concept.save(out, overwrite=True)
         example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'

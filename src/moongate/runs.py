@@ -17,7 +17,7 @@ import torch
 from .concept import write_atomically
 from .errors import OptionError
 
-__all__ = ["Run", "check_free", "versions"]
+__all__ = ["STATE", "Run", "check_free", "versions"]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 MAY_DIFFER = ("steps", "versions", "device")
