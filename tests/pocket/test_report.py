@@ -215,7 +215,7 @@ def options(fake_corpus: Path, tiny_folder: Path, tmp_path: Path) -> ReportOptio
     )
 
 
-def test_the_report_is_flat_and_repeatable(options: ReportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_flat_and_repeatable(options: ReportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
     monkeypatch.setattr(module, "WIDTHS", (4, 4, 4, 4))
     figures = report(options)

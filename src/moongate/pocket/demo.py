@@ -21,7 +21,7 @@ from . import example, pool_folder
 
 __all__ = ["make_demo"]
 
-PLACES = ("on the beach", "in the snow", "in a living room", "on a blue background")
+PLACES = ("on the beach", "in the snow", "in a meadow", "on a blue background")
 UNRELATED = "photo of a {} in the mountains"
 PICTURES_PER_PROMPT = 4
 CURVE_WINDOW = 20
