@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -138,6 +139,19 @@ def test_a_full_disk_leaves_the_old_file(
         make_concept(seed=1).save(path, overwrite=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_concept_is_not_taken_for_a_pickle_whatever_the_length_of_its_header(
+    make_concept: MakeConcept, tmp_path: Path
+) -> None:
+    """One concept in 32 was: its header's length began with the byte that pickles begin with."""
+    first_bytes = set()
+    for padding in range(0, 256, 8):
+        concept = dataclasses.replace(make_concept(), record={"note": "x" * padding})
+        path = concept.save(tmp_path / f"{padding}.safetensors")
+        first_bytes.add(path.read_bytes()[:1])
+        assert Concept.load(path).hash == concept.hash
+    assert b"\x80" in first_bytes
 
 
 def test_files_that_are_no_concepts_are_refused_each_with_its_reason(make_concept: MakeConcept, tmp_path: Path) -> None:

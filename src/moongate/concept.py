@@ -255,8 +255,9 @@ def _refuse_other_kinds(path: Path) -> None:
     if not path.is_file():
         raise ConceptFileError(f"There is no concept file {path}. Check the path; `moongate train` writes one.")
     with path.open("rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{"  # after eight bytes of length, which may begin as a pickle does
+    if not is_safetensors and start.startswith((b"PK", b"\x80")):
         raise ConceptFileError(
             f"{path} is a pickle (.bin, .ckpt, .pt), which may run code when it is opened. Moongate reads concepts "
             "from safetensors files only; train it here or ask its author for a safetensors file."
