@@ -14,15 +14,17 @@ import moongate
 SOURCE = Path(moongate.__file__).parent
 LAYERS = [
     {"errors", "pocket"},
-    {"backbone"},
+    {"backbone", "closed_form"},
     {"concept"},
-    {"method", "data", "runs"},
-    {"training", "sampling"},
-    {"pocket.demo"},
+    {"method", "data", "runs", "neutral", "pages", "compression"},
+    {"training", "sampling", "merging"},
+    {"pocket.demo", "merge_page"},
+    {"cli.terminal"},
+    {"cli.compose"},
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""
-RECIPE = ("pocket.corpus", "pocket.pretrain", "pocket.report")
+RECIPE = ("pocket.corpus", "pocket.pieces", "pocket.pretrain", "pocket.report")
 """What made the weights and measures them; in no layer, because nothing imports it."""
 ONLY_IN = {
     "diffusers": {"backbone", "sampling", "pocket"},

@@ -216,3 +216,54 @@ def test_bad_input_to_generate_is_named(
 
 def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "[red]cat.safetensors" in fails(capsys, "info", tmp_path / "[red]cat.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_merge_writes_a_concept_and_a_report(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "both.safetensors", tmp_path / "report"
+    run("merge", concept, concept, "--out", out, "--report", report, "--device", "cpu")
+    assert list(Concept.load(out).tokens) == ["<bear>", "<bear2>"]
+    assert "the later one's is now <bear2>" in capsys.readouterr().out
+    facts = json.loads((report / "report.json").read_text())
+    assert [fit["words"] for fit in facts["subjects"]] == ["<bear> teddy bear", "<bear2> teddy bear"]
+    assert (report / "index.html").is_file()
+    assert len(list((tmp_path / "cache" / "moongate").iterdir())) == 1
+    run("merge", out, "--without", "<bear2>", "--out", tmp_path / "one.safetensors", "--device", "cpu")
+    assert list(Concept.load(tmp_path / "one.safetensors").tokens) == ["<bear>"]
+
+
+def test_merge_refuses_before_it_works(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exists already" in fails(capsys, "merge", concept, "--out", concept)
+    missing = tmp_path / "missing.txt"
+    out = tmp_path / "out.safetensors"
+    assert str(missing) in fails(capsys, "merge", concept, "--captions", missing, "--out", out)
+    assert "no concept to merge" in fails(capsys, "merge", "--out", out)
+    assert not out.exists()
+
+
+def test_compress_writes_a_smaller_file(concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "small.safetensors"
+    run("compress", concept, "--energy", 0.3, "--out", out)
+    assert out.stat().st_size < concept.stat().st_size
+    assert all(change.rank >= 1 for change in Concept.load(out).deltas.values())
+    assert "was cut away" in capsys.readouterr().out
+    assert "above 0 and at most 1" in fails(capsys, "compress", concept, "--energy", 2, "--out", tmp_path / "x.st")
+
+
+def test_concepts_loaded_together_are_merged_added_or_refused(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Concept.load(concept)
+    other = base.renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    command = ["generate", "a <bear> and a <other>", "--concept", concept, other]
+    rest = ["--count", 1, "--steps", 2, "--device", "cpu"]
+    run(*command, *rest, "--out", tmp_path / "merged")
+    assert "Neutral captions drift" in capsys.readouterr().out
+    run(*command, *rest, "--out", tmp_path / "added", "--together", "add")
+    pictures = [next((tmp_path / name).glob("a-*.png")) for name in ("merged", "added")]
+    assert len({Image.open(path).tobytes() for path in pictures}) == 2
+    assert "--together refuse" in fails(capsys, *command, "--together", "refuse", "--out", tmp_path / "no")

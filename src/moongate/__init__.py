@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone, Fingerprint
+    from .compression import Compressed, CompressionReport, compress
     from .concept import Concept, Dense, LowRank, SubjectRecord
     from .data import Regularisation, Subject
+    from .merging import Merged, MergeOptions, MergeReport, merge
     from .method import METHODS, Method
     from .sampling import Sample, SampleOptions, contact_sheet, sample
     from .training import Step, TrainOptions, train
@@ -20,10 +22,15 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Backbone",
+    "Compressed",
+    "CompressionReport",
     "Concept",
     "Dense",
     "Fingerprint",
     "LowRank",
+    "MergeOptions",
+    "MergeReport",
+    "Merged",
     "Method",
     "Regularisation",
     "Sample",
@@ -32,15 +39,19 @@ __all__ = [
     "Subject",
     "SubjectRecord",
     "TrainOptions",
+    "compress",
     "contact_sheet",
+    "merge",
     "sample",
     "train",
 ]
 
 _HOMES = {
     "backbone": ("Backbone", "Fingerprint"),
+    "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("Regularisation", "Subject"),
+    "merging": ("MergeOptions", "MergeReport", "Merged", "merge"),
     "method": ("METHODS", "Method"),
     "sampling": ("Sample", "SampleOptions", "contact_sheet", "sample"),
     "training": ("Step", "TrainOptions", "train"),

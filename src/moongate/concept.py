@@ -43,6 +43,10 @@ class Dense:
         """Return what is written into the file, by suffix."""
         return {"delta": self.delta}
 
+    def scaled(self, factor: float) -> Self:
+        """Return `factor` times the change."""
+        return dataclasses.replace(self, delta=factor * self.delta)
+
     @property
     def rank(self) -> int | None:
         return None
@@ -62,6 +66,10 @@ class LowRank:
     def tensors(self) -> dict[str, Tensor]:
         """Return what is written into the file, by suffix."""
         return {"up": self.up, "down": self.down}
+
+    def scaled(self, factor: float) -> Self:
+        """Return `factor` times the change."""
+        return dataclasses.replace(self, up=factor * self.up)
 
     @property
     def rank(self) -> int | None:
@@ -177,6 +185,29 @@ class Concept:
                 f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
                 f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
             )
+
+    def scaled(self, strength: float) -> Self:
+        """Return the concept with `strength` times its deltas."""
+        if strength == 1:
+            return self
+        return dataclasses.replace(self, deltas={name: change.scaled(strength) for name, change in self.deltas.items()})
+
+    def followed_by(self, later: Self) -> Self:
+        """Return the sum of this concept and one trained while this one was applied.
+
+        Raises TokenError when both bring the same token.
+        """
+        if clash := sorted(set(self.tokens) & set(later.tokens)):
+            raise TokenError(f"Both concepts bring the token {clash[0]!r}. Rename one of them.")
+        changes = [concept.deltas for concept in (self, later)]
+        names = dict.fromkeys(name for deltas in changes for name in deltas)
+        parts = {name: [deltas[name].full() for deltas in changes if name in deltas] for name in names}
+        return dataclasses.replace(
+            later,
+            deltas={name: Dense(delta=sum(each[1:], each[0])) for name, each in parts.items()},
+            tokens={**self.tokens, **later.tokens},
+            subjects=(*self.subjects, *later.subjects),
+        )
 
     def renamed(self, tokens: Mapping[str, str]) -> Self:
         """Return the concept with tokens renamed, as `{old: new}`; prompts and records follow."""

@@ -1,20 +1,17 @@
 """The demo: teach pocket one held-out example and write a page that shows before, after, and nothing forgotten."""
 
-import base64
-import html
-import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..backbone import Backbone
-from ..concept import Concept, write_atomically
+from ..concept import Concept
 from ..data import Regularisation, Subject, photo_of, square
 from ..method import METHODS
+from ..pages import Page
 from ..sampling import SampleOptions, contact_sheet, sample
 from ..training import Step, TrainOptions, train
 from . import example, pool_folder
@@ -25,32 +22,6 @@ PLACES = ("on the beach", "in the snow", "in a meadow", "on a blue background")
 UNRELATED = "photo of a {} in the mountains"
 PICTURES_PER_PROMPT = 4
 CURVE_WINDOW = 20
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-top: 2rem } p { max-width: 45rem }
-.row { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .3rem 0 }
-.row code { flex: 0 0 16rem; font-size: .85rem } img { width: 128px; height: 128px; border-radius: 4px }
-svg { background: #f6f6f6; border-radius: 4px } .note { color: #666; font-size: .9rem }
-"""
-
-
-@dataclass(kw_only=True)
-class _Page:
-    title: str
-    parts: list[str] = field(default_factory=list)
-
-    def text(self, tag: str, text: str) -> None:
-        self.parts.append(f"<{tag}>{html.escape(text)}</{tag}>")
-
-    def row(self, label: str, images: Sequence[np.ndarray]) -> None:
-        pictures = "".join(f'<img alt="{html.escape(label)}" src="{_data_url(image)}">' for image in images)
-        code = f"<code>{html.escape(label)}</code>" if label else ""
-        self.parts.append(f'<div class="row">{code}{pictures}</div>')
-
-    def save(self, path: Path) -> None:
-        head = f"<meta charset=utf-8><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
-        write_atomically(path, f"<!doctype html>{head}{''.join(self.parts)}".encode())
 
 
 def make_demo(
@@ -111,9 +82,9 @@ def _compose(
     unrelated: Sequence[str],
     curve: Sequence[Step],
     clock: dict[str, float],
-) -> _Page:
+) -> Page:
     words = concept.subjects[0].words
-    page = _Page(title=f"Moongate: {words}")
+    page = Page(title=f"Moongate: {words}")
     page.text("h1", f"Teaching pocket {words}")
     page.text(
         "p", "Pocket, the small backbone that comes with Moongate, has never seen this object. It learnt it from:"
@@ -189,9 +160,3 @@ def _curve(steps: Sequence[Step], width: int = 640, height: int = 180) -> str:
 
 def _array(image: object) -> np.ndarray:
     return ((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()  # type: ignore[attr-defined]
-
-
-def _data_url(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="WebP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

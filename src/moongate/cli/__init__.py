@@ -1,29 +1,33 @@
-"""The command line: `moongate train | generate | info | demo`. It parses, calls the library and prints."""
+"""The command line: `moongate train | merge | compress | generate | info | demo`.
+
+It parses, calls the library and prints.
+"""
 
 import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .errors import MoongateError, OptionError
+from ..errors import MoongateError, OptionError
+from .compose import Compress, Merge, gram_cache
+from .terminal import load, progress_bar, say, size_of, training_bar
 
 if TYPE_CHECKING:
-    from .backbone import Backbone
-    from .concept import Concept
-    from .data import Regularisation
-    from .sampling import Sample, SampleOptions
-    from .training import Step
+    from ..backbone import Backbone
+    from ..concept import Concept
+    from ..data import Regularisation
+    from ..sampling import Sample, SampleOptions
+    from ..training import Step
 
-__all__ = ["Demo", "Generate", "Info", "Train", "main"]
+__all__ = ["Compress", "Demo", "Generate", "Info", "Merge", "Train", "main"]
 
 METADATA_KEY = "moongate"
 VALIDATION_PICTURES = 4
@@ -73,11 +77,11 @@ class Train:
     """Precision of the frozen model; what is trained is always float32."""
 
     def __call__(self, console: Console) -> None:
-        from .concept import check_writable
-        from .data import Subject, photo_of
-        from .method import METHODS
-        from .runs import STATE, check_free
-        from .training import TrainOptions, train
+        from ..concept import check_writable
+        from ..data import Subject, photo_of
+        from ..method import METHODS
+        from ..runs import STATE, check_free
+        from ..training import TrainOptions, train
 
         if self.method not in METHODS:
             raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
@@ -97,12 +101,12 @@ class Train:
             resume=self.resume,
             overwrite=self.overwrite,
         )
-        backbone = _load(self.model, self.device, self.dtype)
+        backbone = load(self.model, self.device, self.dtype)
         if self.token:
             backbone.check_token(self.token)
         regularisation = self._regularisation(backbone, run, console) if method.prior_weight else []
         prompt = self.validation_prompt or photo_of(" ".join(filter(None, (self.token, self.category))))
-        with _training_bar(console) as show:
+        with training_bar(console) as show:
 
             def on_step(step: "Step") -> None:
                 show(step)
@@ -113,15 +117,15 @@ class Train:
                 concept = train(backbone, [subject], regularisation, method, options=options, on_step=on_step)
             except KeyboardInterrupt:
                 kept = f"The state is in {run}; the same command with --resume continues."
-                _say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
+                say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
         concept.save(out, overwrite=True)
         example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'
-        _say(console, f"Wrote {out} ({_size(out)}). Draw it with:\n  {example}")
+        say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {example}")
 
     def _regularisation(self, backbone: "Backbone", run: Path, console: Console) -> "list[Regularisation]":
-        from . import pocket
-        from .data import Regularisation
+        from .. import pocket
+        from ..data import Regularisation
 
         choice = self.regularization or ("pool" if self.model == "pocket" else "generated")
         if choice == "none":
@@ -152,6 +156,8 @@ class Generate:
     """Further prompts, one in each line."""
     concept: tuple[str, ...] = ()
     """Concept files to apply; FILE:0.8 applies one at that strength."""
+    together: Literal["merge", "add", "refuse"] = "merge"
+    """What to do with several concepts: merge them in memory, add their changes up, or refuse."""
     model: str | None = None
     """The model; the first concept's own, or pocket, by default."""
     count: int = 8
@@ -173,8 +179,8 @@ class Generate:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self, console: Console) -> None:
-        from .concept import Concept
-        from .sampling import SampleOptions
+        from ..concept import Concept
+        from ..sampling import SampleOptions
 
         prompts = self._all_prompts()
         if self.count < 1:
@@ -190,11 +196,19 @@ class Generate:
         )
         paths = self._paths(prompts)
         chosen = [_split_strength(text) for text in self.concept]
+        if self.together == "refuse" and len(chosen) > 1:
+            raise OptionError(
+                f"{len(chosen)} concepts are given, and --together refuse allows one. Write one file of them with "
+                "`moongate merge`."
+            )
         concepts = [(Concept.load(path), strength) for path, strength in chosen]
-        backbone = _load(self.model or (concepts[0][0].base if concepts else "pocket"), self.device, self.dtype)
+        backbone = load(self.model or (concepts[0][0].base if concepts else "pocket"), self.device, self.dtype)
         with contextlib.ExitStack() as stack:
-            for concept, strength in concepts:
-                stack.enter_context(concept.applied(backbone, strength=strength))
+            if self.together == "merge" and len(concepts) > 1:
+                stack.enter_context(_merged(backbone, concepts, console).applied(backbone))
+            else:
+                for concept, strength in concepts:
+                    stack.enter_context(concept.applied(backbone, strength=strength))
             self._draw(backbone, prompts, paths, options, concepts, console)
 
     def _all_prompts(self) -> list[str]:
@@ -229,7 +243,7 @@ class Generate:
         concepts: "Sequence[tuple[Concept, float]]",
         console: Console,
     ) -> None:
-        from .sampling import contact_sheet, sample
+        from ..sampling import contact_sheet, sample
 
         each = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
         record = {
@@ -238,12 +252,13 @@ class Generate:
             "steps": options.steps,
             "guidance": options.guidance,
             "scheduler": options.scheduler,
+            "together": self.together,
             "negative_prompt": options.negative_prompt,
         }
         images = []
         samples = sample(backbone, [p for p, _ in each], seeds=[s for _, s in each], options=options)
         self.out.mkdir(parents=True, exist_ok=True)
-        with _progress(console) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=len(each), note="")
             for drawn, path in zip(samples, paths, strict=True):
                 _save_png(drawn, path, record)
@@ -252,7 +267,7 @@ class Generate:
         labels = [prompt if index % self.count == 0 else "" for index, (prompt, _) in enumerate(each)]
         sheet = contact_sheet(images, columns=min(self.count, 8), labels=labels)
         sheet.save(self.out / "contact-sheet.png")
-        _say(console, f"Wrote {len(paths)} pictures and contact-sheet.png to {self.out}.")
+        say(console, f"Wrote {len(paths)} pictures and contact-sheet.png to {self.out}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +279,7 @@ class Info:
     """Print JSON instead of a table."""
 
     def __call__(self, console: Console) -> None:
-        from .concept import Concept
+        from ..concept import Concept
 
         facts = _facts(Concept.load(self.file), self.file)
         if self.json:
@@ -288,23 +303,30 @@ class Demo:
     seed: int = 0
 
     def __call__(self, console: Console) -> None:
-        from .pocket.demo import make_demo
+        from ..pocket.demo import make_demo
 
-        with _training_bar(console) as show:
+        with training_bar(console) as show:
             page = make_demo(
                 self.example,
                 out=self.out,
                 steps=self.steps,
                 seed=self.seed,
                 on_step=show,
-                on_stage=lambda text: _say(console, text),
+                on_stage=lambda text: say(console, text),
             )
-        _say(console, f"Open {page}")
+        say(console, f"Open {page}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors are printed without a traceback and exit with status 2."""
-    commands: dict[str, Callable[..., Any]] = {"train": Train, "generate": Generate, "info": Info, "demo": Demo}
+    commands: dict[str, Callable[..., Any]] = {
+        "train": Train,
+        "merge": Merge,
+        "compress": Compress,
+        "generate": Generate,
+        "info": Info,
+        "demo": Demo,
+    }
     console = Console()
     command = tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -316,18 +338,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command(console)
     except MoongateError as error:
-        _say(Console(stderr=True), f"error: {error}", style="red")
+        say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _load(model: str, device: str | None, dtype: str) -> "Backbone":
-    import torch
+def _merged(backbone: "Backbone", concepts: "Sequence[tuple[Concept, float]]", console: Console) -> "Concept":
+    """Merge concepts at their strengths in memory, and say what the user should know."""
+    from ..merge_page import verdict
+    from ..merging import MergeOptions, merge
 
-    from .backbone import Backbone
-
-    return Backbone.load(model, device=device, dtype=getattr(torch, dtype))
+    scaled = [concept.scaled(strength) for concept, strength in concepts]
+    merged = merge(backbone, scaled, options=MergeOptions(cache=gram_cache()))
+    for line in verdict(merged.report):
+        say(console, line)
+    return merged.concept
 
 
 def _split_strength(text: str) -> tuple[Path, float]:
@@ -342,7 +368,7 @@ def _split_strength(text: str) -> tuple[Path, float]:
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
-    from .sampling import contact_sheet, sample
+    from ..sampling import contact_sheet, sample
 
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -353,13 +379,13 @@ def _draw_regularisation(backbone: "Backbone", category: str, folder: Path, coun
     """Draw the missing ones of `count` pictures of the category, with their captions, into `folder`."""
     from PIL import Image
 
-    from .data import photo_of
-    from .sampling import sample
+    from ..data import photo_of
+    from ..sampling import sample
 
     prompt = photo_of(category)
     missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task(
             "Drawing regularisation pictures", total=count, completed=count - len(missing), note=""
         )
@@ -397,36 +423,6 @@ def _facts(concept: "Concept", file: Path) -> dict[str, object]:
         "prompts": [prompt for subject in concept.subjects for prompt in subject.prompts],
         "method": concept.method,
         "layers": f"{len(ranks)} weights, {numbers:,} numbers; {stored}",
-        "size": _size(file),
+        "size": size_of(file),
         **{key: str(value) for key, value in concept.record.items()},
     }
-
-
-def _size(file: Path) -> str:
-    size = file.stat().st_size
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-def _say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print plain text as it is: paths in one piece, brackets and angle brackets untouched."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console)
-
-
-@contextlib.contextmanager
-def _training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
-    with _progress(console) as progress:
-        task = progress.add_task("Training", total=None, note="")
-        smooth: list[float] = []
-
-        def show(step: "Step") -> None:
-            smooth.append(step.loss)
-            recent = smooth[-25:]
-            note = f"loss {sum(recent) / len(recent):.3f}  {step.pictures_per_second:.1f} pictures/s"
-            progress.update(task, total=step.steps, completed=step.index, note=note)
-
-        yield show

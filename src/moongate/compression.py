@@ -1,0 +1,116 @@
+"""Make a concept small: keep the largest singular values of each change (paper, Sec. 3.4 and App. C).
+
+The change of a matrix, W - W0, is nearly of low rank. It is taken from the concept, which stores it in float32, so
+that no rounding of the base gets into it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .concept import Concept, Dense, LowRank
+from .errors import OptionError
+
+__all__ = ["Compressed", "CompressionReport", "LayerCompression", "compress"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCompression:
+    """What became of one change."""
+
+    rank: int
+    full_rank: int
+    """The most the shape allows."""
+    error: float
+    """Frobenius norm of what was cut away, relative to that of the change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionReport:
+    """Size and error, in all and by layer. Sizes are of float32 deltas, in bytes."""
+
+    energy: float
+    bytes_before: int
+    bytes_after: int
+    layers: Mapping[str, LayerCompression]
+    error: float
+    """Over all layers together."""
+    unchanged: tuple[str, ...]
+    """Layers whose change was exactly zero, and which are no longer stored."""
+    kept_whole: tuple[str, ...]
+    """Changes that are no matrices, or that two factors would only make larger."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """The smaller concept and the report."""
+
+    concept: Concept
+    report: CompressionReport
+
+
+def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
+    """Keep for each matrix the fewest singular values whose sum is at least `energy` of all.
+
+    The paper keeps 60 % for a fifth of the size. A layer that changed keeps at least one. 1 keeps the change to
+    rounding, at its own rank. Raises OptionError when `energy` is not above 0 and at most 1.
+    """
+    if not 0 < energy <= 1:
+        raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
+    deltas: dict[str, Dense | LowRank] = {}
+    layers: dict[str, LayerCompression] = {}
+    unchanged, whole, cut, total = [], [], 0.0, 0.0
+    for name, change in concept.deltas.items():
+        delta = change.full()
+        if not delta.any():
+            unchanged.append(name)
+            continue
+        total += float(delta.double().square().sum())
+        if delta.ndim != 2:
+            whole.append(name)
+            deltas[name] = change
+            continue
+        small, squared = _truncated(delta, energy)
+        cut += squared
+        norm = float(delta.double().norm())
+        layers[name] = LayerCompression(rank=small.up.shape[1], full_rank=min(delta.shape), error=squared**0.5 / norm)
+        if _size(small) < _size(change):
+            deltas[name] = small
+        else:
+            whole.append(name)
+            deltas[name], cut = change, cut - squared
+            layers[name] = dataclasses.replace(layers[name], rank=change.rank or min(delta.shape), error=0.0)
+    report = CompressionReport(
+        energy=energy,
+        bytes_before=sum(map(_size, concept.deltas.values())),
+        bytes_after=sum(map(_size, deltas.values())),
+        layers=layers,
+        error=(max(cut, 0.0) / total) ** 0.5 if total else 0.0,
+        unchanged=tuple(unchanged),
+        kept_whole=tuple(whole),
+    )
+    record = {**concept.record, "energy": energy}
+    return Compressed(concept=dataclasses.replace(concept, deltas=deltas, record=record), report=report)
+
+
+def _truncated(delta: Tensor, energy: float) -> tuple[LowRank, float]:
+    """Return the change cut to its largest singular values, and the sum of squares of the others."""
+    left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
+    floor = values[0] * max(delta.shape) * torch.finfo(torch.float32).eps  # below this is the rounding of float32
+    shares = values.cumsum(0) / values.sum()
+    rank = min(int((shares < energy - 1e-5).sum()) + 1, max(1, int((values > floor).sum())))
+    root = values[:rank].sqrt()
+    small = LowRank(up=(left[:, :rank] * root).float(), down=(root[:, None] * right[:rank]).float())
+    return small, float(values[rank:].square().sum())
+
+
+def _size(change: Dense | LowRank) -> int:
+    return sum(tensor.numel() * 4 for tensor in change.tensors().values())
