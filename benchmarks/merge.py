@@ -1,0 +1,89 @@
+"""Time the closed-form merge on Stable Diffusion 1.5's shapes, beside Eq. 5 as the paper writes it, in float32.
+
+    python benchmarks/merge.py [--json]
+
+32 matrices read 768-wide text features; every concept prescribes four features in two contexts. The features are
+random with the spread that text features have (a few strong directions, a long tail), so no model is needed.
+"""
+
+import argparse
+import json
+import resource
+import time
+
+import torch
+from torch import Tensor
+
+from moongate.closed_form import ClosedForm
+
+WIDTH = 768
+OUTPUTS = (320,) * 10 + (640,) * 10 + (1280,) * 12
+"""Rows of the keys and values of Stable Diffusion 1.5's sixteen cross-attention layers."""
+FEATURES_PER_CONCEPT = 8
+REGULARISATION_ROWS = 20_000
+TAIL = 4.0
+"""Powers of ten between the strongest and the weakest direction."""
+
+
+def problem(concepts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return rows, the Gram matrix, and the prescribed values of each matrix, float64."""
+    generator = torch.Generator().manual_seed(concepts)
+    strength = torch.logspace(0, -TAIL / 2, WIDTH, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64))[0]
+
+    def features(count: int) -> Tensor:
+        return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64) * strength @ basis
+
+    captions, rows = features(REGULARISATION_ROWS), features(concepts * FEATURES_PER_CONCEPT)
+    values = [torch.randn(len(rows), out, generator=generator, dtype=torch.float64) for out in OUTPUTS]
+    return rows, captions.T @ captions, values
+
+
+def ours(rows: Tensor, gram: Tensor, values: list[Tensor]) -> float:
+    """Solve all matrices and return the largest relative residual."""
+    form = ClosedForm(rows, gram)
+    return max(form.residual(form.solve(each), each) for each in values)
+
+
+def plain(rows: Tensor, gram: Tensor, values: list[Tensor]) -> float:
+    """Solve Eq. 5 with explicit inverses in float32 and return the largest relative residual."""
+    rows, gram = rows.float(), gram.float()
+    d = rows @ torch.linalg.inv(gram).T
+    inner = torch.linalg.inv(d @ rows.T)
+    worst = 0.0
+    for each in values:
+        change = (inner @ each.float()).T @ d
+        missed = change.double() @ rows.double().T - each.T
+        worst = max(worst, float(missed.norm() / each.norm()))
+    return worst
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    as_json = parser.parse_args().json
+    figures: dict[str, float] = {}
+    ours(*problem(1))  # the first call loads the linear algebra library
+    for concepts in (2, 10, 50):
+        given = problem(concepts)
+        for name, solve in (("", ours), ("plain_", plain)):
+            began = time.perf_counter()
+            residual = solve(*given)
+            figures[f"{name}n{concepts}_seconds"] = round(time.perf_counter() - began, 4)
+            figures[f"{name}n{concepts}_residual"] = residual
+    figures["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(f"{'concepts':>8}  {'seconds':>8}  {'residual':>9}  {'Eq. 5 in float32':>16}  {'residual':>9}")
+    for n in (2, 10, 50):
+        print(
+            f"{n:8d}  {figures[f'n{n}_seconds']:8.3f}  {figures[f'n{n}_residual']:9.1e}  "
+            f"{figures[f'plain_n{n}_seconds']:16.3f}  {figures[f'plain_n{n}_residual']:9.1e}"
+        )
+    print(f"peak memory {figures['peak_mb']} MB")
+
+
+if __name__ == "__main__":
+    main()
