@@ -44,7 +44,7 @@ def test_tokens_begin_as_distinct_rare_tokens_taken_by_id(tiny: Backbone) -> Non
     table = tiny.text_encoder.get_input_embeddings().weight
     assert torch.equal(rows["<a>"], table[20])
     assert torch.equal(rows["<b>"], table[30])
-    with pytest.raises(OptionError, match="4 new tokens are asked for, but .* names 3 rare tokens"):
+    with pytest.raises(OptionError, match=r"4 new tokens are asked for .* names 3 rare tokens"):
         initial_rows(tiny, ["<a>", "<b>", "<c>", "<d>"], METHOD, torch.Generator())
 
 
@@ -75,3 +75,10 @@ def test_decay_pulls_toward_the_pretrained_weights_and_not_toward_zero(tiny: Bac
 def test_a_method_that_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Method(name="wrong", **wrong)
+
+
+def test_concepts_trained_apart_can_begin_as_different_rare_tokens(tiny: Backbone) -> None:
+    rows = initial_rows(tiny, ["<b>"], METHOD, torch.Generator(), first=1)
+    assert torch.equal(rows["<b>"], tiny.token_row(30))
+    with pytest.raises(OptionError, match=r"from rare token 3 on.*names 3"):
+        initial_rows(tiny, ["<b>"], METHOD, torch.Generator(), first=3)

@@ -100,20 +100,24 @@ class Trainable:
 
 
 def initial_rows(
-    backbone: Backbone, tokens: Sequence[str], method: Method, generator: torch.Generator
+    backbone: Backbone, tokens: Sequence[str], method: Method, generator: torch.Generator, *, first: int = 0
 ) -> dict[str, Tensor]:
-    """Return the rows that new tokens begin with, float32 [width]: distinct rare tokens, taken by id (App. D)."""
+    """Return the rows that new tokens begin with, float32 [width]: distinct rare tokens, taken by id (App. D).
+
+    `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike.
+    """
     if method.token_start == "random":
         rows = {}
         for token in tokens:
             noise = torch.randn(backbone.token_row(0).shape, generator=generator).to(backbone.device)
             rows[token] = noise * backbone.mean_row_norm / noise.norm()
         return rows
-    rare = backbone.rare_tokens
+    rare = backbone.rare_tokens[first:]
     if len(tokens) > len(rare):
         raise OptionError(
-            f"{len(tokens)} new tokens are asked for, but {backbone.name!r} names {len(rare)} rare tokens to begin "
-            "from. Train fewer concepts together, or list more ids under rare_tokens in its moongate.json."
+            f"{len(tokens)} new tokens are asked for from rare token {first} on, but {backbone.name!r} names "
+            f"{len(backbone.rare_tokens)} rare tokens to begin from. Train fewer concepts together, begin earlier, or "
+            "list more ids under rare_tokens in its moongate.json."
         )
     return {token: backbone.token_row(rare[index]) for index, token in enumerate(tokens)}
 

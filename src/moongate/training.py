@@ -45,6 +45,8 @@ class TrainOptions:
     """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
     flips: bool = False
     """Whether target pictures may be mirrored."""
+    rare_token: int = 0
+    """Which of the backbone's rare tokens the first new token begins as; concepts to be merged should differ in it."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; nowhere when None."""
@@ -60,6 +62,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
+        if self.rare_token < 0:
+            raise OptionError(f"rare_token is {self.rare_token}; it counts from 0.")
         if self.lr_per_picture is not None and not 0 < self.lr_per_picture < 1:
             raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
         if self.resume and self.run_folder is None:
@@ -126,7 +130,7 @@ def train(
     )
     drawer = _Drawer(backbone, subjects, regularisation, options)
     tokens = [subject.token for subject in subjects if subject.token]
-    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"))
+    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=options.rare_token)
     with trainable(backbone, method, rows) as moving, _interrupt_after_step() as interrupted:
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
@@ -347,6 +351,7 @@ def _config(
         "method": dataclasses.asdict(method),
         "batch": options.batch,
         "flips": options.flips,
+        "rare_token": options.rare_token,
         "seed": options.seed,
         "versions": versions(),
     }

@@ -61,6 +61,8 @@ class Train:
     """Target pictures per step; as many regularisation pictures join them."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step; 1e-5, scaled for the model, by default."""
+    rare_token: int = 0
+    """Which of the model's rare tokens the new token begins as; give concepts that you will merge different ones."""
     flips: bool = False
     """Mirror target pictures at random."""
     seed: int = 0
@@ -95,6 +97,7 @@ class Train:
             steps=self.steps,
             batch=self.batch,
             lr_per_picture=self.lr_per_picture,
+            rare_token=self.rare_token,
             flips=self.flips,
             seed=self.seed,
             run_folder=run,
