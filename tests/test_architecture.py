@@ -49,7 +49,8 @@ def layer_of(name: str) -> int | None:
 
 def house_imports(name: str, tree: ast.Module, names: Container[str]) -> list[str]:
     """Names of the modules of the house that `name` imports, lazily or not."""
-    package = name.split(".")[:-1] if name != "pocket" else ["pocket"]
+    parts = name.split(".")
+    package = parts if (SOURCE.joinpath(*parts) / "__init__.py").exists() else parts[:-1]
     imported = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -8,7 +8,6 @@ The library never imports this module.
 
 import json
 import math
-import re
 import shutil
 import time
 from collections import Counter
@@ -23,21 +22,16 @@ import torch.nn.functional as F
 import tyro
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from moongate.pocket.pieces import CONTEXT_TOKENS, learn_pieces
+
 SETTINGS_FILE = "moongate.json"
-VOCABULARY = 2048
-CONTEXT_TOKENS = 32
 TEXT_WIDTH = 256
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_PATTERN = re.escape(START) + "|" + re.escape(END) + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-"""How CLIP's tokenizer cuts a caption into words, digits and punctuation."""
 LR_SCALE = 4.0
 """Factor on a method's learning rate: of 1 and 4, the one that fits better and forgets no more."""
-EXAMPLE_CATEGORY_WEIGHT = 3.0
-"""The denoiser sees pictures of the example concepts' categories this many times as often as the others."""
 RARE_OCCURRENCES = (5, 10)
 """A token is rare when the captions hold it this often (paper, App. D)."""
 
@@ -88,6 +82,9 @@ class PretrainOptions:
 
     corpus: Path = Path("corpus")
     out: Path = Path("runs/pocket")
+    start_from: Path | None = None
+    """A folder of earlier weights: its tokenizer and text encoder are kept, and the autoencoder and the denoiser begin
+    with its weights where the shapes agree."""
     device: str = "cpu"
     until: str = "assemble"
     """Last stage to run: tokenizer, autoencoder, clip, latents, unet or assemble."""
@@ -108,13 +105,6 @@ class Corpus:
         self.scenes = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
         self.captions = [scene["caption"] for scene in self.scenes]
         self.training = sum(scene["split"] == "train" for scene in self.scenes)
-        taught = {json.loads(path.read_text())["category"] for path in folder.glob("concepts/*/concept.json")}
-        self.weights = torch.tensor(
-            [
-                EXAMPLE_CATEGORY_WEIGHT if taught & set(scene["categories"]) else 1.0
-                for scene in self.scenes[: self.training]
-            ]
-        )
 
     def images(self, indices: Tensor) -> Tensor:
         """Float pictures [n, 3, 128, 128] in -1..1."""
@@ -184,7 +174,7 @@ def fit(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            _update_average(average, model, min(0.9995, (1 + step) / (20 + step)))
+            _update_average(average, model, min(1 - 10 / stage.steps, (1 + step) / (20 + step)))
             mean_loss = loss.item() if step == start else 0.98 * mean_loss + 0.02 * loss.item()
             rate = (step + 1 - start) * stage.batch / (time.monotonic() - began)
             progress.update(task, advance=1, description=f"{name}  loss {mean_loss:.4f}  {rate:.0f} pictures/s")
@@ -220,8 +210,19 @@ def _save(state: Any, path: Path) -> None:
     partial.replace(path)
 
 
-def _autocast(options: PretrainOptions) -> torch.autocast:
-    return torch.autocast(torch.device(options.device).type, torch.bfloat16)
+def native_autocast(device: str) -> torch.autocast:
+    """Compute in bfloat16 where the device has instructions for it; a CPU without them takes ten times as long."""
+    kind = torch.device(device).type
+    native = kind != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast(kind, torch.bfloat16, enabled=native)
+
+
+def _begin_with(model: nn.Module, earlier: Path | None) -> None:
+    """Load the safetensors weights of `earlier`, but for those that `model` lacks or has in another shape."""
+    if earlier is not None:
+        weights, own = load_file(earlier / "diffusion_pytorch_model.safetensors"), model.state_dict()
+        fitting = {name: weight for name, weight in weights.items() if name in own and own[name].shape == weight.shape}
+        model.load_state_dict(own | fitting)
 
 
 def _pick(count: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -232,36 +233,16 @@ def _pick(count: int, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def train_tokenizer(options: PretrainOptions, corpus: Corpus) -> None:
-    """Learn byte-pair pieces on the captions and note which of them are rare (paper, App. D)."""
+    """Learn byte-pair pieces on the captions, or keep the earlier ones, and note which are rare (paper, App. D)."""
     folder = options.out / "tokenizer"
     if folder.exists():
         return
-    backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        end_of_word_suffix="</w>",
-        initial_alphabet=alphabet,
-        special_tokens=[START, END],
-        show_progress=False,
-    )
-    backend.train_from_iterator(corpus.captions[: corpus.training], trainer)
-    trained = json.loads(backend.to_str())["model"]
-    for symbol in alphabet:  # as in CLIP, every byte may also end a word: no text is unknown
-        trained["vocab"].setdefault(symbol + "</w>", len(trained["vocab"]))
-    tokenizer = CLIPTokenizer(
-        vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
-        unk_token=END,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
-        model_max_length=CONTEXT_TOKENS,
-    )
-    counts = Counter(i for caption in corpus.captions[: corpus.training] for i in tokenizer(caption).input_ids)
+    captions = corpus.captions[: corpus.training]
+    if options.start_from is None:
+        tokenizer = learn_pieces(captions)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(options.start_from / "tokenizer")
+    counts = Counter(i for caption in captions for i in tokenizer(caption).input_ids)
     low, high = RARE_OCCURRENCES
     rare = [i for i, count in sorted(counts.items()) if low <= count <= high]
     tokenizer.save_pretrained(folder)
@@ -273,16 +254,17 @@ def load_tokenizer(options: PretrainOptions) -> CLIPTokenizer:
 
 
 def train_autoencoder(options: PretrainOptions, corpus: Corpus) -> None:
-    """Train on 64-pixel crops: L1, gradient and pooled L1; latents kept near zero mean and unit variance."""
+    """Train on 64-pixel crops; latents are kept near zero mean and unit variance."""
     torch.manual_seed(options.seed)
     model = AutoencoderTiny(**AUTOENCODER)
+    _begin_with(model, options.start_from and options.start_from / "vae")
 
     def loss_of(generator: torch.Generator) -> Tensor:
         images = corpus.images(_pick(corpus.training, options.autoencoder.batch, generator))
         top, left = torch.randint(0, 9, (2,), generator=generator).mul(8).tolist()
         images = images[:, :, top : top + 64, left : left + 64].to(options.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        with _autocast(options):
+        with native_autocast(options.device):
             latents = model.encoder(images)
             noise = torch.randn(latents.shape, generator=generator).to(options.device)
             decoded = model.decoder(latents + 0.05 * noise).float()
@@ -296,14 +278,18 @@ def train_autoencoder(options: PretrainOptions, corpus: Corpus) -> None:
 
 
 def _picture_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    loss = F.l1_loss(decoded, images) + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
+    loss = 4 * F.mse_loss(decoded, images) + F.l1_loss(decoded, images)
+    loss = loss + F.l1_loss(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4))
     for dim in (2, 3):
         loss = loss + 0.5 * F.l1_loss(decoded.diff(dim=dim), images.diff(dim=dim))
     return loss
 
 
 def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
-    """Train a small CLIP contrastively; its text tower then conditions the UNet, frozen."""
+    """Train a small CLIP contrastively, the image tower alone where the text tower is an earlier one.
+
+    The text tower then conditions the UNet, frozen.
+    """
     from transformers import CLIPConfig
 
     torch.manual_seed(options.seed + 1)
@@ -328,11 +314,15 @@ def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
         "patch_size": 16,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
+    if options.start_from is not None:
+        earlier = _text_encoder(options)
+        model.text_model.load_state_dict(getattr(earlier, "text_model", earlier).state_dict())
+        model.text_model.requires_grad_(False)
     ids = _token_ids(tokenizer, corpus.captions)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = _pick(corpus.training, options.clip.batch, generator).sort().values
-        with _autocast(options):
+        with native_autocast(options.device):
             output = model(
                 input_ids=ids[chosen].to(options.device), pixel_values=corpus.images(chosen).to(options.device)
             )
@@ -342,6 +332,12 @@ def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
 
     fit("clip", model, loss_of, options.clip, options)
     model.save_pretrained(options.out / "clip_model")
+
+
+def _text_encoder(options: PretrainOptions) -> CLIPTextModel:
+    if options.start_from is None:
+        return CLIPTextModel.from_pretrained(options.out / "clip_model")
+    return CLIPTextModel.from_pretrained(options.start_from / "text_encoder", dtype=torch.float32)
 
 
 def _token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -359,7 +355,7 @@ def store_latents(options: PretrainOptions, corpus: Corpus) -> None:
     latents = torch.empty(corpus.training, 4, 16, 16, dtype=torch.float16)
     with Progress() as progress:
         for indices in progress.track(torch.arange(corpus.training).split(128), description="latents"):
-            with _autocast(options):
+            with native_autocast(options.device):
                 encoded = model.encode(corpus.images(indices).to(options.device)).latents
             latents[indices] = encoded.half().cpu()
     _save(latents, path)
@@ -380,15 +376,16 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
     if (options.out / "unet" / "done").exists():
         fit("unet", model, lambda _: torch.zeros(()), options.unet, options)
         return
+    _begin_with(model, options.start_from and options.start_from / "unet")
     latents = torch.load(options.out / "latents.pt", weights_only=True)
-    encoder = CLIPTextModel.from_pretrained(options.out / "clip_model").to(options.device).eval()
+    encoder = _text_encoder(options).to(options.device).eval()
     ids = _token_ids(load_tokenizer(options), [*corpus.captions[: corpus.training], ""])
     features, rows = _text_features(encoder, ids, options.device)
     scheduler = DDPMScheduler(**SCHEDULE)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         batch = options.unet.batch
-        chosen = torch.multinomial(corpus.weights, batch, replacement=True, generator=generator)
+        chosen = _pick(corpus.training, batch, generator)
         dropped = torch.rand(batch, generator=generator) < options.unconditional_share
         context = features[rows[torch.where(dropped, corpus.training, chosen)]].to(options.device, torch.float32)
         clean = latents[chosen].float().to(options.device)
@@ -398,7 +395,7 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
         times = (strata * scheduler.config.num_train_timesteps).long().to(options.device)
         noisy = scheduler.add_noise(clean, noise, times)
         target = scheduler.get_velocity(clean, noise, times)
-        with _autocast(options):
+        with native_autocast(options.device):
             predicted = model(noisy.contiguous(memory_format=torch.channels_last), times, context).sample
         return F.mse_loss(predicted.float(), target)
 
@@ -415,7 +412,7 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
         unet.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderTiny.from_pretrained(options.out / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(options.out / "clip_model"),
+        text_encoder=_text_encoder(options),
         tokenizer=load_tokenizer(options),
         unet=unet,
         scheduler=DDPMScheduler(**SCHEDULE),

@@ -33,7 +33,7 @@ from moongate.pocket import weights_folder
 from moongate.pocket.corpus import compose
 from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
 from moongate.pocket.corpus.places import PLACES, PLAIN_COLOURS
-from moongate.pocket.pretrain import Corpus, PretrainOptions, Stage, fit
+from moongate.pocket.pretrain import Corpus, PretrainOptions, Stage, fit, native_autocast
 from moongate.sampling import contact_sheet
 
 BARS = {
@@ -254,7 +254,7 @@ def train_recogniser(corpus: Corpus, options: ReportOptions) -> Recogniser:
         chosen = torch.randint(0, corpus.training, (stage.batch,), generator=generator)
         chosen = chosen.sort().values  # the order in which the corpus returns images
         images = _augmented(corpus.images(chosen), generator).to(options.device)
-        with torch.autocast(torch.device(options.device).type, torch.bfloat16):
+        with native_autocast(options.device):
             scores = recogniser(images.contiguous(memory_format=torch.channels_last))
         both = scores.split(CLASS_COUNTS, 1), truth[chosen].to(scores).split(CLASS_COUNTS, 1)
         return torch.stack(list(map(F.cross_entropy, *both))).sum()
