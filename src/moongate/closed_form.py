@@ -43,8 +43,8 @@ class ClosedForm:
         if not (rows.isfinite().all() and gram.isfinite().all()):
             raise OptionError("A feature or the Gram matrix holds a number that is not finite.")
         self.rows = rows
-        self._lower = _cholesky(gram, ridge)
-        whitened = torch.linalg.solve_triangular(self._lower, rows.T, upper=False)
+        lower = _cholesky(gram, ridge)
+        whitened = torch.linalg.solve_triangular(lower, rows.T, upper=False)
         self._norms = whitened.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
         left, values, right = torch.linalg.svd(whitened / self._norms, full_matrices=False)
         self.rank = int((values > RANK_TOLERANCE * values[0]).sum())
@@ -53,7 +53,7 @@ class ClosedForm:
         """Condition number of the independent constraints, each scaled to length one."""
         self.cosines: Float[Tensor, "constraints constraints"] = (right.T * values.square()) @ right
         """Cosine between each two constraints, measured as the cost sees them."""
-        directions = torch.linalg.solve_triangular(self._lower.T, left[:, : self.rank], upper=True)
+        directions = torch.linalg.solve_triangular(lower.T, left[:, : self.rank], upper=True)
         basis, triangle = torch.linalg.qr(directions)
         self.down: Float[Tensor, "rank width"] = basis.T
         """Orthonormal rows: every solution is `up @ down`."""

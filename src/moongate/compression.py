@@ -7,7 +7,6 @@ that no rounding of the base gets into it.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,10 +43,6 @@ class CompressionReport:
     kept_whole: tuple[str, ...]
     """Changes that are no matrices, or that two factors would only make larger."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
@@ -68,32 +63,34 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
     deltas: dict[str, Dense | LowRank] = {}
     layers: dict[str, LayerCompression] = {}
     unchanged, whole, cut, total = [], [], 0.0, 0.0
+    kept: Dense | LowRank
     for name, change in concept.deltas.items():
         delta = change.full()
         if not delta.any():
             unchanged.append(name)
             continue
-        total += float(delta.double().square().sum())
+        norm = float(delta.double().norm())
+        total += norm**2
         if delta.ndim != 2:
             whole.append(name)
             deltas[name] = change
             continue
         small, squared = _truncated(delta, energy)
-        cut += squared
-        norm = float(delta.double().norm())
-        layers[name] = LayerCompression(rank=small.up.shape[1], full_rank=min(delta.shape), error=squared**0.5 / norm)
-        if _size(small) < _size(change):
-            deltas[name] = small
-        else:
+        if _size(small) >= _size(change):
             whole.append(name)
-            deltas[name], cut = change, cut - squared
-            layers[name] = dataclasses.replace(layers[name], rank=change.rank or min(delta.shape), error=0.0)
+            kept, squared = change, 0.0
+        else:
+            kept = small
+        full_rank = min(delta.shape)
+        layers[name] = LayerCompression(rank=kept.rank or full_rank, full_rank=full_rank, error=squared**0.5 / norm)
+        deltas[name] = kept
+        cut += squared
     report = CompressionReport(
         energy=energy,
         bytes_before=sum(map(_size, concept.deltas.values())),
         bytes_after=sum(map(_size, deltas.values())),
         layers=layers,
-        error=(max(cut, 0.0) / total) ** 0.5 if total else 0.0,
+        error=(cut / total) ** 0.5 if total else 0.0,
         unchanged=tuple(unchanged),
         kept_whole=tuple(whole),
     )

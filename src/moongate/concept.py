@@ -192,23 +192,6 @@ class Concept:
             return self
         return dataclasses.replace(self, deltas={name: change.scaled(strength) for name, change in self.deltas.items()})
 
-    def followed_by(self, later: Self) -> Self:
-        """Return the sum of this concept and one trained while this one was applied.
-
-        Raises TokenError when both bring the same token.
-        """
-        if clash := sorted(set(self.tokens) & set(later.tokens)):
-            raise TokenError(f"Both concepts bring the token {clash[0]!r}. Rename one of them.")
-        changes = [concept.deltas for concept in (self, later)]
-        names = dict.fromkeys(name for deltas in changes for name in deltas)
-        parts = {name: [deltas[name].full() for deltas in changes if name in deltas] for name in names}
-        return dataclasses.replace(
-            later,
-            deltas={name: Dense(delta=sum(each[1:], each[0])) for name, each in parts.items()},
-            tokens={**self.tokens, **later.tokens},
-            subjects=(*self.subjects, *later.subjects),
-        )
-
     def renamed(self, tokens: Mapping[str, str]) -> Self:
         """Return the concept with tokens renamed, as `{old: new}`; prompts and records follow."""
         unknown = sorted(set(tokens) - set(self.tokens))

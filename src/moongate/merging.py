@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .closed_form import ClosedForm
-from .concept import Concept, LowRank, SubjectRecord
+from .concept import Concept, Dense, LowRank, SubjectRecord
 from .errors import OptionError, TokenError
 from .neutral import HELD_OUT_EVERY, encoded, neutral_captions, regularisation_gram
 from .runs import versions
@@ -159,9 +159,14 @@ class _Part:
         change = self.concept.deltas.get(layer)
         if change is None:
             return rows.new_zeros(len(rows), 1)
-        if isinstance(change, LowRank):
-            return rows @ change.down.double().T @ change.up.double().T
-        return rows @ change.full().double().T
+        return _moved(change, rows)
+
+
+def _moved(change: Dense | LowRank, rows: Float[Tensor, "n width"]) -> Float[Tensor, "n out"]:
+    """Return what a change adds to the values of some features, float64; a product is never multiplied out."""
+    if isinstance(change, LowRank):
+        return rows @ change.down.double().T @ change.up.double().T
+    return rows @ change.full().double().T
 
 
 def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOptions | None = None) -> Merged:
@@ -341,7 +346,7 @@ class _Problem:
         ]
         probe = torch.cat(neutral)
         scale = sum(float((probe @ self._base(name).T).square().sum()) for name in self.layers)
-        moved = sum(float((probe @ change.down.T @ change.up.T).square().sum()) for change in deltas.values())
+        moved = sum(float(_moved(change, probe).square().sum()) for change in deltas.values())
         return MergeReport(
             subjects=tuple(self._fit(index, deltas, probe, scale) for index in range(len(self.parts))),
             conflicts=tuple(self._conflicts()),
@@ -401,7 +406,7 @@ def _error(part: _Part, deltas: Mapping[str, LowRank], rows: Float[Tensor, "n wi
     for name, change in deltas.items():
         own = part.values(name, rows)
         moved += float(own.square().sum())
-        missed += float((rows @ change.down.T @ change.up.T - own).square().sum())
+        missed += float((_moved(change, rows) - own).square().sum())
     return (missed / moved) ** 0.5 if moved else missed**0.5
 
 
