@@ -21,6 +21,7 @@ LAYERS = [
     {"pocket.demo", "merge_page"},
     {"cli.terminal"},
     {"cli.compose"},
+    {"cli.generate", "cli.train"},
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""

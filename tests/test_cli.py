@@ -74,7 +74,7 @@ def test_ctrl_c_then_resume_gives_the_concept_of_an_uninterrupted_run(
     def press(*_arguments: object) -> None:
         _thread.interrupt_main()  # as Ctrl-C does
 
-    monkeypatch.setattr(cli, "_validate", press)
+    monkeypatch.setattr("moongate.cli.train._validate", press)
     with pytest.raises(SystemExit) as stopped:
         run(*arguments, "--validate-every", 1)
     monkeypatch.undo()
@@ -188,7 +188,7 @@ def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
     concept: Path, arguments: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     concept.unlink()
-    monkeypatch.setattr(cli, "_draw_regularisation", None)
+    monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
     generated = [*arguments[:-6], "--regularization", "generated", "--out", concept]
     assert "holds another run" in fails(capsys, *generated)
 
