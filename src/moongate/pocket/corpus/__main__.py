@@ -33,10 +33,14 @@ from moongate.pocket.corpus.places import PLACES, Panorama
 from moongate.pocket.corpus.render import fit_square, load_model, render_svg, render_view
 
 HERE = Path(__file__).parent
-CATALOGUE: dict[str, dict[str, list[str]]] = json.loads((HERE / "catalogue.json").read_text())
+CATALOGUE: dict[str, dict[str, Any]] = json.loads((HERE / "catalogue.json").read_text())
 SPLIT: dict[str, dict[str, Any]] = json.loads((HERE / "split.json").read_text())
 HELD_OUT_MODELS = {key for keys in SPLIT["models"].values() for key in keys}
 PANORAMA_EXPOSURE_LIMIT = 60.0
+TURN_DEGREES = 35
+"""How far a view is turned from the category's own, which the catalogue gives as `azimuth` (0: the front)."""
+DRAWN_CONCEPTS = ("cat", "house", "owl", "penguin", "snowman", "teapot")
+"""Categories whose held-out drawings become example concepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +49,11 @@ class CorpusOptions:
 
     out: Path = Path("corpus")
     """Output folder; finished stages found in it are not made again."""
-    pictures: int = 80_000
+    pictures: int = 64_000
     """Training pictures."""
     held_out: int = 2_000
     """Pictures of seen objects kept out of training, for the report."""
-    pool: int = 1_600
+    pool: int = 2_000
     """Regularisation pictures."""
     views: int = 24
     """Views of each 3-D model."""
@@ -68,18 +72,22 @@ def build(options: CorpusOptions) -> None:
     cutouts = options.out / "cutouts.npz"
     if not cutouts.exists():
         _write_cutouts(archives, cutouts, options)
-    objects = _load_objects(cutouts)
+    objects = load_objects(cutouts)
     panoramas = _load_panoramas(archives)
-    seen = [item for item in objects if not _is_held_out(item)]
+    seen = [item for item in objects if not is_held_out(item)]
     if not (options.out / "scenes.jsonl").exists():
         _write_pictures(seen, panoramas, options)
-    _write_concepts([item for item in objects if item.key in HELD_OUT_MODELS], panoramas, options)
+    _write_concepts([item for item in objects if _is_example(item)], panoramas, options)
     _write_pool(seen, panoramas, options)
 
 
-def _is_held_out(item: Object) -> bool:
+def is_held_out(item: Object) -> bool:
     family = item.key.split("/")[0]
     return item.key in HELD_OUT_MODELS or SPLIT["drawing_families"].get(item.category) == family
+
+
+def _is_example(item: Object) -> bool:
+    return is_held_out(item) and (item.kind == "photo" or item.category in DRAWN_CONCEPTS)
 
 
 # --- cut-outs ---------------------------------------------------------------------------------------------------
@@ -132,7 +140,8 @@ def _render_model(job: tuple[dict[str, str], Path, int, int]) -> tuple[dict[str,
     row, path, views, seed = job
     rng = np.random.default_rng(seed)
     model = load_model(path)
-    azimuths = (np.arange(views) + rng.uniform(-0.4, 0.4, views)) * 360 / views
+    turns = (np.arange(views) + rng.uniform(0.1, 0.9, views)) / views * 2 - 1
+    azimuths = CATALOGUE[row["category"]].get("azimuth", 0) + turns * TURN_DEGREES
     return row, np.stack([render_view(model, azimuth=a, elevation=rng.uniform(4, 28)) for a in azimuths])
 
 
@@ -162,7 +171,7 @@ def _drawings(archives: Path) -> list[tuple[dict[str, str], np.ndarray]]:
     return found
 
 
-def _load_objects(path: Path) -> list[Object]:
+def load_objects(path: Path) -> list[Object]:
     with np.load(path) as archive:
         rows = json.loads(str(archive["objects"]))
         return [
@@ -260,12 +269,16 @@ def _write_concepts(held_out: list[Object], panoramas: dict[str, Panorama], opti
     for item in track(held_out, "Concepts"):
         rng = np.random.default_rng([options.seed, sum(map(ord, item.key))])
         order = rng.permutation(len(item.views))
+        name = item.key.split("/")[-1]
+        name = f"drawn-{name}" if item.kind == "drawing" else name
         training, evaluation = order[: len(order) // 3], order[len(order) // 3 :]
+        if item.kind == "drawing":  # there is but one view; places tell the pictures apart
+            training = evaluation = order
         for part, views, count in (
             ("train", training, options.training_views),
             ("evaluation", evaluation, options.evaluation_views),
         ):
-            folder = root / item.key.split("/")[-1] / part
+            folder = root / name / part
             folder.mkdir(parents=True)
             places = [*rng.permutation(PLACES), *rng.permutation(PLACES)]
             for number in range(count):
@@ -278,7 +291,7 @@ def _write_concepts(held_out: list[Object], panoramas: dict[str, Panorama], opti
                 )
                 Image.fromarray(scene.picture).save(folder / f"{number:02d}.webp", quality=92, method=6)
         note = {"category": item.category, "name": item.name, "source": item.key}
-        (root / item.key.split("/")[-1] / "concept.json").write_text(json.dumps(note, indent=1))
+        (root / name / "concept.json").write_text(json.dumps(note, indent=1))
 
 
 def _write_pool(seen: list[Object], panoramas: dict[str, Panorama], options: CorpusOptions) -> None:

@@ -16,12 +16,18 @@ PICTURE_PX = 128
 STYLES = ("photo", "drawing", "3d render", "watercolor painting", "pencil sketch", "pixel art")
 FILTERED_STYLES = STYLES[3:]
 SIZE_PHRASES = {"small": ("far away", "very small"), "large": ("zoomed in", "close up"), "medium": ("",)}
-LONG_SIDE = {"small": (0.25, 0.38), "medium": (0.5, 0.8), "large": (1.0, 1.35)}
-TWO_OBJECT_SHARE = 0.25
+LONG_SIDE = {"small": (0.28, 0.38), "medium": (0.6, 0.74), "large": (0.95, 1.2)}
+SIZE_SHARES = {"small": 0.1, "medium": 0.8, "large": 0.1}
+HALF_LONG_SIDE = (0.42, 0.5)
+"""Long side of each of two objects; all as a share of the picture's side."""
+JITTER = 0.04
+"""How far an object stands from the middle of its slot, as a share of the picture's side. Things stand alike in
+pictures so that a small model learns their shapes soon, as with faces that are cropped alike."""
+TWO_OBJECT_SHARE = 0.3
 PLAIN_SHARE = 0.15
 COLOUR_WORD_SHARE = 0.3
 OWN_NAME_SHARE = 0.12
-FILTER_SHARE = 0.24
+FILTER_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +111,14 @@ def make_scene(
     if size is None:
         # Two objects need their halves, and the filtered styles leave nothing of a small object.
         free = len(objects) == 1 and style not in FILTERED_STYLES
-        size = str(rng.choice(["small", "medium", "large"], p=[0.18, 0.66, 0.16])) if free else "medium"
+        size = str(rng.choice(list(SIZE_SHARES), p=list(SIZE_SHARES.values()))) if free else "medium"
     canvas = Image.fromarray((draw_place(place, PICTURE_PX, rng, panoramas) * 255).astype(np.uint8))
     nouns = []
     for position, item in enumerate(objects):
         cutout = item.views[int(rng.integers(len(item.views)))]
         slot = None if len(objects) == 1 else position
-        _paste(canvas, cutout, size=size, slot=slot, rng=rng)
+        flipped = item.kind == "photo" and rng.random() < 0.5
+        _paste(canvas, cutout[:, ::-1] if flipped else cutout, size=size, slot=slot, rng=rng)
         nouns.append(_noun(item, cutout, rng))
     picture = _apply_style(canvas, style, rng)
     phrase = str(rng.choice(SIZE_PHRASES[size]))
@@ -139,23 +146,17 @@ def _paste(canvas: Image.Image, cutout: np.ndarray, *, size: str, slot: int | No
     ys, xs = np.nonzero(cutout[..., 3] > 16)
     if not len(xs):
         return
-    image = Image.fromarray(cutout).crop((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    low, high = LONG_SIDE[size] if slot is None else (0.4, 0.52)
+    image = Image.fromarray(np.ascontiguousarray(cutout)).crop((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
+    low, high = LONG_SIDE[size] if slot is None else HALF_LONG_SIDE
     scale = rng.uniform(low, high) * PICTURE_PX / max(image.size)
     width, height = (max(2, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if slot is None:
-        slack = PICTURE_PX - image.width
-        left = round(rng.uniform(0.15, 0.85) * slack)
-    else:
-        left = round((0.25 + 0.5 * slot + rng.uniform(-0.04, 0.04)) * PICTURE_PX - image.width / 2)
+    middle = 0.5 if slot is None else 0.25 + 0.5 * slot
+    left = round((middle + rng.uniform(-JITTER, JITTER)) * PICTURE_PX - image.width / 2)
     if size == "large":
-        top = round(rng.uniform(0.2, 0.8) * (PICTURE_PX - image.height))
+        top = round(rng.uniform(0.35, 0.65) * (PICTURE_PX - image.height))
     else:
-        top = round(rng.uniform(0.72, 0.95) * PICTURE_PX) - image.height
-        top = max(top, 1)
+        top = max(1, round((0.88 + rng.uniform(-JITTER, JITTER)) * PICTURE_PX) - image.height)
         _shadow(canvas, left, top, image)
     canvas.paste(image, (left, top), image)
 
