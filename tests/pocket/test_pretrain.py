@@ -4,41 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from diffusers import AutoencoderTiny
 
 from moongate.pocket import pretrain
-from moongate.pocket.pretrain import Corpus, PretrainOptions, Stage, fit, load_tokenizer, train_tokenizer
-
-STAGE = Stage(steps=12, batch=4, rate=1e-2)
-
-
-def fitted(folder: Path, *, stop_at: int | None = None) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Linear(3, 1)
-    calls = []
-
-    def loss_of(generator: torch.Generator) -> torch.Tensor:
-        calls.append(1)
-        if stop_at and len(calls) > stop_at:
-            raise KeyboardInterrupt
-        return (model(torch.randn(4, 3, generator=generator)) - 1).square().mean()
-
-    folder.mkdir(exist_ok=True)
-    return fit("line", model, loss_of, STAGE, PretrainOptions(out=folder, checkpoint_minutes=0))
-
-
-def test_a_stopped_stage_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    whole = fitted(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "parts", stop_at=7)
-    resumed = fitted(tmp_path / "parts")
-    assert torch.equal(whole.weight, resumed.weight)
-    assert not (tmp_path / "parts" / "line.pt").exists()
-
-
-def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
-    whole = fitted(tmp_path)
-    assert torch.equal(fitted(tmp_path, stop_at=1).weight, whole.weight)
+from moongate.pocket.fitting import Stage
+from moongate.pocket.pretrain import (
+    Corpus,
+    PretrainOptions,
+    load_tokenizer,
+    store_latents,
+    train_decoder,
+    train_tokenizer,
+)
 
 
 @pytest.fixture
@@ -65,8 +42,34 @@ def test_pieces_are_words_and_everything_can_be_spelt(corpus: Corpus, tmp_path: 
     assert set(tokenizer.convert_ids_to_tokens(rare)) == {"sly</w>", "fox</w>"}
 
 
-def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    factors = [pretrain._rate_factor(step, 3000) for step in range(3000)]
-    assert factors[0] < 0.01
-    assert factors[500] == factors[1900] == 1
-    assert factors[-1] < 0.001
+def test_earlier_pieces_bring_their_list_of_rare_tokens(corpus: Corpus, tmp_path: Path) -> None:
+    """Rare is what the text tower seldom saw, and it saw the earlier captions."""
+    earlier, later = tmp_path / "earlier", tmp_path / "later"
+    train_tokenizer(PretrainOptions(out=earlier), corpus)
+    (earlier / "moongate.json").write_text(json.dumps({"rare_tokens": [300, 7]}))
+    options = PretrainOptions(out=later, start_from=earlier)
+    train_tokenizer(options, corpus)
+    assert json.loads((later / "tokenizer" / "rare_tokens.json").read_text())["ids"] == [300, 7]
+    assert load_tokenizer(options).get_vocab() == load_tokenizer(PretrainOptions(out=earlier)).get_vocab()
+
+
+def test_the_decoder_is_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored latents would no longer fit if the encoder moved too."""
+    narrow = {name: (8,) * 4 if name.endswith("channels") and "block" in name else value
+              for name, value in pretrain.AUTOENCODER.items()}  # fmt: skip
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    scenes = [{"caption": "photo of a dog", "split": "train"}] * 4
+    (folder / "scenes.jsonl").write_text("\n".join(map(json.dumps, scenes)))
+    np.save(folder / "pictures.npy", np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), dtype=np.uint8))
+    out = tmp_path / "out"
+    torch.manual_seed(0)
+    before = AutoencoderTiny(**narrow)
+    before.save_pretrained(out / "vae")
+    options = PretrainOptions(out=out, decoder=Stage(steps=3, batch=2, rate=1e-2))
+    corpus = Corpus(folder)
+    store_latents(options, corpus)
+    train_decoder(options, corpus)
+    after = AutoencoderTiny.from_pretrained(out / "decoded").state_dict()
+    moved = {name.split(".")[0] for name, weight in before.state_dict().items() if not torch.equal(weight, after[name])}
+    assert moved == {"decoder"}

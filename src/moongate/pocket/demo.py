@@ -44,7 +44,7 @@ def make_demo(
     regularisation = Regularisation.load(pool_folder(), category=chosen.category, only_category=True)
     backbone = Backbone.load("pocket")
     contexts = [f"{photo_of(chosen.category)} {place}" for place in PLACES] + [f"drawing of a {chosen.category}"]
-    unrelated = [UNRELATED.format(other) for other in ("tree", "rocket") if other != chosen.category]
+    unrelated = [UNRELATED.format(other) for other in ("tree", "house") if other != chosen.category]
     clock = {"began": time.monotonic()}
 
     on_stage(f"Drawing what pocket makes of {contexts[0]!r} and the like")

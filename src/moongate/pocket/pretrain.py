@@ -1,37 +1,41 @@
 """Pretrain pocket from a corpus: `python -m moongate.pocket.pretrain --corpus corpus/ --out runs/pocket`.
 
-Five stages, each resumable from its last checkpoint and skipped once finished: a byte-pair `tokenizer`, the
-`autoencoder`, the contrastive text and image towers (`clip`), the stored `latents`, and the `unet`; `assemble` then
-writes a folder that `StableDiffusionPipeline.from_pretrained` loads. The same program runs on a CPU and on CUDA.
+Six stages, each resumable from its last checkpoint and skipped once finished: a byte-pair `tokenizer`, the
+`autoencoder`, the contrastive text and image towers (`clip`), the stored `latents`, the `unet`, and the `decoder` once
+more, on those latents; `assemble` then writes a folder that `StableDiffusionPipeline.from_pretrained` loads. The same
+program runs on a CPU and on CUDA.
 The library never imports this module.
 """
 
 import json
-import math
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from diffusers.models.attention_processor import AttnProcessor
+from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from moongate.pocket.fitting import Stage, fit, native_autocast, save
 from moongate.pocket.pieces import CONTEXT_TOKENS, learn_pieces
 
 SETTINGS_FILE = "moongate.json"
+IMAGE_TOWER = "image_encoder"
+"""Folder of pocket CLIP's image tower beside the parts of the pipeline."""
 TEXT_WIDTH = 256
 LR_SCALE = 4.0
 """Factor on a method's learning rate: of 1 and 4, the one that fits better and forgets no more."""
+NOISE_SKEW = 0.75
+"""Noise levels are u^skew for a uniform u: below 1, more of them where the outline of things is decided."""
 RARE_OCCURRENCES = (5, 10)
 """A token is rare when the captions hold it this often (paper, App. D)."""
 
@@ -49,8 +53,8 @@ UNET = {
     "out_channels": 4,
     "block_out_channels": (64, 128, 192),
     "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": TEXT_WIDTH,
     "attention_head_dim": (1, 2, 3),  # the number of heads, 64 channels each
 }
@@ -68,15 +72,6 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Length and rate of one training stage."""
-
-    steps: int
-    batch: int
-    rate: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
     """Where to read and write, and how long to train."""
 
@@ -87,10 +82,11 @@ class PretrainOptions:
     with its weights where the shapes agree."""
     device: str = "cpu"
     until: str = "assemble"
-    """Last stage to run: tokenizer, autoencoder, clip, latents, unet or assemble."""
+    """Last stage to run: tokenizer, autoencoder, clip, latents, unet, decoder or assemble."""
     autoencoder: Stage = field(default_factory=lambda: Stage(steps=1300, batch=64, rate=2e-3))
     clip: Stage = field(default_factory=lambda: Stage(steps=500, batch=128, rate=1e-3))
     unet: Stage = field(default_factory=lambda: Stage(steps=5000, batch=64, rate=8e-4))
+    decoder: Stage = field(default_factory=lambda: Stage(steps=400, batch=64, rate=1e-3))
     unconditional_share: float = 0.1
     """Share of pictures whose caption is left out, so that guidance has something to guide from."""
     checkpoint_minutes: float = 4.0
@@ -98,10 +94,13 @@ class PretrainOptions:
 
 
 class Corpus:
-    """The corpus as arrays: pictures in memory-mapped uint8, captions, and the split."""
+    """The corpus as arrays: pictures in uint8, captions, and the split.
+
+    The pictures (3 GB) are held in memory, because training reads them in random order.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
+        self.pictures = np.load(folder / "pictures.npy")
         self.scenes = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
         self.captions = [scene["caption"] for scene in self.scenes]
         self.training = sum(scene["split"] == "train" for scene in self.scenes)
@@ -122,6 +121,7 @@ def pretrain(options: PretrainOptions) -> None:
         "clip": train_clip,
         "latents": store_latents,
         "unet": train_unet,
+        "decoder": train_decoder,
         "assemble": assemble,
     }
     for name, stage in stages.items():
@@ -130,91 +130,7 @@ def pretrain(options: PretrainOptions) -> None:
             return
 
 
-# --- the loop all stages share ----------------------------------------------------------------------------------
-
-
-def fit(
-    name: str,
-    model: nn.Module,
-    loss_of: Callable[[torch.Generator], Tensor],
-    stage: Stage,
-    options: PretrainOptions,
-) -> nn.Module:
-    """Minimise `loss_of` over the weights of `model` and load its exponential moving average into it.
-
-    The randomness of a step depends on the seed and the step alone, so that a resumed run repeats what an
-    uninterrupted one does. The rate warms up, stays, and falls to zero over the last third.
-    """
-    done, checkpoint = options.out / name, options.out / f"{name}.pt"
-    model.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if (done / "done").exists():
-        model.load_state_dict(torch.load(done / "done", weights_only=True, map_location=options.device))
-        return model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, fused=True)
-    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=options.device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start = state["average"], state["step"]
-    done.mkdir(exist_ok=True)
-    generator = torch.Generator()
-    model.train()
-    saved = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, (done / "log.jsonl").open("a") as log:
-        task = progress.add_task(name, total=stage.steps, completed=start)
-        mean_loss, began = 0.0, time.monotonic()
-        for step in range(start, stage.steps):
-            generator.manual_seed(options.seed * 1_000_003 + step)
-            optimizer.param_groups[0]["lr"] = stage.rate * _rate_factor(step, stage.steps)
-            loss = loss_of(generator)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _update_average(average, model, min(1 - 10 / stage.steps, (1 + step) / (20 + step)))
-            mean_loss = loss.item() if step == start else 0.98 * mean_loss + 0.02 * loss.item()
-            rate = (step + 1 - start) * stage.batch / (time.monotonic() - began)
-            progress.update(task, advance=1, description=f"{name}  loss {mean_loss:.4f}  {rate:.0f} pictures/s")
-            if step % 50 == 0:
-                log.write(json.dumps({"step": step, "loss": mean_loss, "pictures_per_second": rate}) + "\n")
-                log.flush()
-            if time.monotonic() - saved > options.checkpoint_minutes * 60:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-                _save(state | {"step": step + 1}, checkpoint)
-                saved = time.monotonic()
-    _save(average, done / "done")
-    checkpoint.unlink(missing_ok=True)
-    model.load_state_dict(average)
-    return model
-
-
-def _rate_factor(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / min(200, steps // 10 + 1))
-    tail = max(0.0, (step / steps - 2 / 3) * 3)
-    return warm * 0.5 * (1 + math.cos(math.pi * tail))
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for key, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[key].lerp_(value, 1 - decay)
-
-
-def _save(state: Any, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def native_autocast(device: str) -> torch.autocast:
-    """Compute in bfloat16 where the device has instructions for it; a CPU without them takes ten times as long."""
-    kind = torch.device(device).type
-    native = kind != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast(kind, torch.bfloat16, enabled=native)
+# --- what stages share --------------------------------------------------------------------------------------------
 
 
 def _begin_with(model: nn.Module, earlier: Path | None) -> None:
@@ -233,20 +149,24 @@ def _pick(count: int, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def train_tokenizer(options: PretrainOptions, corpus: Corpus) -> None:
-    """Learn byte-pair pieces on the captions, or keep the earlier ones, and note which are rare (paper, App. D)."""
+    """Learn byte-pair pieces on the captions and note which are rare (paper, App. D), or keep the earlier ones.
+
+    What is rare depends on the captions that the text tower was trained on, so an earlier tower brings its list.
+    """
     folder = options.out / "tokenizer"
     if folder.exists():
         return
-    captions = corpus.captions[: corpus.training]
     if options.start_from is None:
+        captions = corpus.captions[: corpus.training]
         tokenizer = learn_pieces(captions)
+        counts = Counter(i for caption in captions for i in tokenizer(caption).input_ids)
+        low, high = RARE_OCCURRENCES
+        rare = [i for i, count in sorted(counts.items()) if low <= count <= high]
     else:
         tokenizer = CLIPTokenizer.from_pretrained(options.start_from / "tokenizer")
-    counts = Counter(i for caption in captions for i in tokenizer(caption).input_ids)
-    low, high = RARE_OCCURRENCES
-    rare = [i for i, count in sorted(counts.items()) if low <= count <= high]
+        rare = json.loads((options.start_from / SETTINGS_FILE).read_text())["rare_tokens"]
     tokenizer.save_pretrained(folder)
-    (folder / "rare_tokens.json").write_text(json.dumps({"occurrences": [low, high], "ids": rare}))
+    (folder / "rare_tokens.json").write_text(json.dumps({"ids": rare}))
 
 
 def load_tokenizer(options: PretrainOptions) -> CLIPTokenizer:
@@ -288,7 +208,8 @@ def _picture_loss(decoded: Tensor, images: Tensor) -> Tensor:
 def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
     """Train a small CLIP contrastively, the image tower alone where the text tower is an earlier one.
 
-    The text tower then conditions the UNet, frozen.
+    The text tower then conditions the UNet, frozen. Its own width is the width of the joint space and its projection
+    the identity, so that a caption's pooled feature is what images are compared with.
     """
     from transformers import CLIPConfig
 
@@ -308,17 +229,20 @@ def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
     vision = common | {
         "hidden_size": 192,
         "intermediate_size": 768,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 4,
         "num_attention_heads": 6,
         "image_size": 128,
         "patch_size": 16,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
+    nn.init.eye_(model.text_projection.weight).requires_grad_(False)
     if options.start_from is not None:
         earlier = _text_encoder(options)
         model.text_model.load_state_dict(getattr(earlier, "text_model", earlier).state_dict())
         model.text_model.requires_grad_(False)
     ids = _token_ids(tokenizer, corpus.captions)
+    longest = int((ids != tokenizer.pad_token_id).sum(1).max()) + 1  # padding after a caption changes nothing before it
+    ids = ids[:, :longest]
 
     def loss_of(generator: torch.Generator) -> Tensor:
         chosen = _pick(corpus.training, options.clip.batch, generator).sort().values
@@ -327,7 +251,8 @@ def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
                 input_ids=ids[chosen].to(options.device), pixel_values=corpus.images(chosen).to(options.device)
             )
         logits = output.logits_per_text.float()
-        truth = torch.arange(len(logits), device=logits.device)
+        same = ids[chosen, None].eq(ids[None, chosen]).all(-1).to(logits)  # one caption may stand under many pictures
+        truth = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
     fit("clip", model, loss_of, options.clip, options)
@@ -358,7 +283,7 @@ def store_latents(options: PretrainOptions, corpus: Corpus) -> None:
             with native_autocast(options.device):
                 encoded = model.encode(corpus.images(indices).to(options.device)).latents
             latents[indices] = encoded.half().cpu()
-    _save(latents, path)
+    save(latents, path)
 
 
 @torch.no_grad()
@@ -373,6 +298,7 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
     """Train the denoiser on stored latents and text features (v-prediction, zero terminal SNR)."""
     torch.manual_seed(options.seed + 2)
     model = UNet2DConditionModel(**UNET)
+    model.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slow on a CPU
     if (options.out / "unet" / "done").exists():
         fit("unet", model, lambda _: torch.zeros(()), options.unet, options)
         return
@@ -392,7 +318,7 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
         noise = torch.randn(clean.shape, generator=generator).to(options.device)
         # Stratified timesteps: every batch covers the whole range, which lowers the variance of its gradient.
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        times = (strata * scheduler.config.num_train_timesteps).long().to(options.device)
+        times = (strata**NOISE_SKEW * scheduler.config.num_train_timesteps).long().to(options.device)
         noisy = scheduler.add_noise(clean, noise, times)
         target = scheduler.get_velocity(clean, noise, times)
         with native_autocast(options.device):
@@ -400,6 +326,26 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
         return F.mse_loss(predicted.float(), target)
 
     fit("unet", model, loss_of, options.unet, options)
+
+
+def train_decoder(options: PretrainOptions, corpus: Corpus) -> None:
+    """Train the decoder alone on crops of the stored latents, with less noise on them than when both halves learnt."""
+    model = AutoencoderTiny.from_pretrained(options.out / "vae")
+    latents = torch.load(options.out / "latents.pt", weights_only=True)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        chosen = _pick(corpus.training, options.decoder.batch, generator).sort().values
+        top, left = torch.randint(0, 9, (2,), generator=generator).tolist()
+        crops = latents[chosen, :, top : top + 8, left : left + 8].float()
+        noise = torch.randn(crops.shape, generator=generator)
+        rows, columns = slice(8 * top, 8 * top + 64), slice(8 * left, 8 * left + 64)
+        images = corpus.images(chosen)[:, :, rows, columns].to(options.device)
+        with native_autocast(options.device):
+            decoded = model.decoder((crops + 0.02 * noise).to(options.device)).float()
+        return _picture_loss(decoded, images)
+
+    fit("decoder", model.decoder, loss_of, options.decoder, options)
+    model.save_pretrained(options.out / "decoded")
 
 
 def assemble(options: PretrainOptions, corpus: Corpus) -> None:
@@ -411,7 +357,7 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
     else:
         unet.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["average"])
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(options.out / "vae"),
+        vae=AutoencoderTiny.from_pretrained(options.out / "decoded"),
         text_encoder=_text_encoder(options),
         tokenizer=load_tokenizer(options),
         unet=unet,
@@ -423,6 +369,8 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
     folder = options.out / "weights"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    image_tower = CLIPVisionModelWithProjection.from_pretrained(options.out / "clip_model")
+    image_tower.half().save_pretrained(folder / IMAGE_TOWER)  # not a part of the pipeline, which draws without it
     rare = json.loads((options.out / "tokenizer" / "rare_tokens.json").read_text())["ids"]
     config = folder / "text_encoder" / "config.json"  # transformers would load what is stored in half precision so
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
