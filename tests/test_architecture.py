@@ -14,7 +14,7 @@ import moongate
 SOURCE = Path(moongate.__file__).parent
 LAYERS = [
     {"errors", "pocket"},
-    {"backbone", "closed_form"},
+    {"backbone", "closed_form", "pocket.clip"},
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""
-RECIPE = ("pocket.corpus", "pocket.pieces", "pocket.pretrain", "pocket.report")
+RECIPE = ("pocket.corpus", "pocket.fitting", "pocket.pieces", "pocket.pretrain", "pocket.report")
 """What made the weights and measures them; in no layer, because nothing imports it."""
 ONLY_IN = {
     "diffusers": {"backbone", "sampling", "pocket"},
