@@ -19,7 +19,7 @@ LAYERS = [
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
     {"pocket.demo", "merge_page"},
-    {"cli.terminal"},
+    {"cli.terminal", "cli.lessons"},
     {"cli.compose"},
     {"cli.generate", "cli.train"},
     {"cli"},

@@ -101,12 +101,84 @@ def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_f
     out = tmp_path / "bear.safetensors"
     command = ["train", pictures, "--category", "bear", "--model", tiny_folder, "--out", out, "--steps", 1]
     run(*command, "--regularization-count", 2, "--device", "cpu")
-    folder = tmp_path / "bear.run" / "regularization"
+    folder = tmp_path / "bear.run" / "regularization" / "bear"
     assert sorted(path.name for path in folder.glob("*.png")) == ["0000.png", "0001.png"]
     assert (folder / "0000.txt").read_text() == "photo of a bear"
     before = (folder / "0000.png").stat().st_mtime_ns
     run(*command, "--regularization-count", 2, "--device", "cpu", "--overwrite")
     assert (folder / "0000.png").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def two(pictures: Path, tmp_path: Path) -> list[object]:
+    """The repeated-option form for two things, less the options that all runs need."""
+    write_pictures(tmp_path / "dogs", count=2, seed=3)
+    bear, dog = ["--category", "teddy bear", "--token", "<bear>"], ["--category", "dog", "--token", "<dog>"]
+    return ["train", pictures, tmp_path / "dogs", *bear, *dog]
+
+
+def test_repeated_options_and_a_file_teach_the_same_things_together(
+    two: list[object], arguments: list[object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = arguments[6:10] + arguments[12:]  # the model, the regularisation pictures, steps and device
+    monkeypatch.chdir(tmp_path)
+    run(*two, *rest)
+    joint = Concept.load("bear-dog.safetensors")
+    assert [subject.words for subject in joint.subjects] == ["<bear> teddy bear", "<dog> dog"]
+    assert list(joint.tokens) == ["<bear>", "<dog>"]
+    listed = [
+        {"pictures": str(pictures), "category": "teddy bear", "token": "<bear>"},
+        {"pictures": "dogs", "category": "dog", "token": "<dog>", "regularization": "bears"},
+    ]
+    (tmp_path / "concepts.yaml").write_text(json.dumps(listed))
+    run("train", "--concepts", "concepts.yaml", *rest, "--out", "listed.safetensors", "--validate-every", 3)
+    assert Concept.load("listed.safetensors").hash == joint.hash
+    assert (tmp_path / "listed.run" / "validation" / "00003.png").is_file()
+
+
+def test_a_file_and_options_that_say_the_same_are_refused(
+    two: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "leave out pictures, --category and --token" in fails(capsys, *two, "--concepts", tmp_path / "c.yaml")
+    several = ["--regularization", "pool", "--regularization", "generated"]
+    assert "Write those that differ into the file" in fails(capsys, "train", "--concepts", "c.yaml", *several)
+    assert "no file of concepts" in fails(capsys, "train", "--concepts", tmp_path / "c.yaml")
+
+
+def test_each_category_has_its_own_generated_pictures(two: list[object], tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both.safetensors"
+    rest = ["--regularization", "generated", "--regularization-count", 1, "--device", "cpu"]
+    run(*two, "--model", tiny_folder, "--out", out, "--steps", 1, *rest)
+    drawn = tmp_path / "both.run" / "regularization"
+    assert (drawn / "teddy-bear" / "0000.txt").read_text() == "photo of a teddy bear"
+    assert (drawn / "dog" / "0000.txt").read_text() == "photo of a dog"
+
+
+def test_what_cannot_be_taught_together_stops_before_pictures_are_drawn(
+    two: list[object], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
+    alike = [*two[:-1], "<bear>"]
+    assert "Two subjects are both called '<bear>'" in fails(capsys, *alike, "--model", tiny_folder)
+
+
+def test_sequential_training_goes_on_from_a_concept_and_resumes(
+    concept: Path, pictures: Path, regularization: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dog.safetensors"
+    command = ["train", pictures, "--category", "dog", "--token", "<dog>", "--start-from", concept, "--out", out]
+    command += ["--regularization", regularization, "--device", "cpu"]
+    run(*command, "--steps", 3)
+    assert "a <bear> teddy bear and a <dog> dog on the beach" in capsys.readouterr().out
+    both = Concept.load(out)
+    assert [subject.words for subject in both.subjects] == ["<bear> teddy bear", "<dog> dog"]
+    assert both.base == Concept.load(concept).base
+    assert torch.equal(both.tokens["<bear>"], Concept.load(concept).tokens["<bear>"])
+    shorter = tmp_path / "shorter.safetensors"
+    command[-5] = shorter
+    run(*command, "--steps", 1)
+    run(*command, "--steps", 3, "--resume")
+    assert Concept.load(shorter).hash == both.hash
 
 
 def test_generate_writes_pictures_that_tell_how_they_were_made(concept: Path, tmp_path: Path) -> None:
@@ -189,7 +261,7 @@ def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
 ) -> None:
     concept.unlink()
     monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
-    generated = [*arguments[:-6], "--regularization", "generated", "--out", concept]
+    generated = [*arguments[:-8], "--regularization", "generated", "--out", concept]
     assert "holds another run" in fails(capsys, *generated)
 
 

@@ -29,7 +29,7 @@ from .errors import OptionError, TokenError, TrainingDiverged
 from .method import METHODS, Method, Trainable, initial_rows, trainable
 from .runs import Run, versions
 
-__all__ = ["Step", "TrainOptions", "train"]
+__all__ = ["Step", "TrainOptions", "check_subjects", "train"]
 
 ENCODE_AT_ONCE = 16
 
@@ -124,7 +124,8 @@ def train(
     no longer finite, and KeyboardInterrupt (after saving the state) when the user stops the run.
     """
     options = options or TrainOptions()
-    _check(backbone, subjects, regularisation, method, start_from)
+    check_subjects(backbone, subjects, method, start_from=start_from)
+    _check_regularisation(subjects, regularisation, method)
     steps = options.steps or method.steps_per_subject * len(subjects)
     rate = _rate(backbone, method, options, paired=bool(regularisation))
     config = _config(backbone, subjects, regularisation, method, options)
@@ -158,26 +159,20 @@ def train(
         return _concept(backbone, subjects, method, config, moving, start_from)
 
 
-def _check(
-    backbone: Backbone,
-    subjects: Sequence[Subject],
-    regularisation: Sequence[Regularisation],
-    method: Method,
-    start_from: Concept | None,
+def check_subjects(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, *, start_from: Concept | None = None
 ) -> None:
+    """Raise OptionError, TokenError or BaseMismatchError unless the subjects can be taught by the method.
+
+    `train` calls it; so may whoever has regularisation pictures yet to draw.
+    """
     if not subjects:
         raise OptionError("There is no subject to train on. Give at least one.")
-    if method.prior_weight and len(regularisation) != len(subjects):
-        raise OptionError(
-            f"{len(subjects)} subjects need as many sets of regularisation pictures, but {len(regularisation)} were "
-            "given. Give one for each, or choose a method with a prior weight of 0."
-        )
-    if regularisation and not method.prior_weight:
-        raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
     tokens = [subject.token for subject in subjects if subject.token]
     for token in tokens:
         backbone.check_token(token)
-    names = [each.token or each.category for each in (*(start_from.subjects if start_from else ()), *subjects)]
+    everything: list[SubjectRecord | Subject] = [*(start_from.subjects if start_from else ()), *subjects]
+    names = [each.token or each.category for each in everything]
     if twice := [name for name in names if names.count(name) > 1]:
         raise TokenError(f"Two subjects are both called {twice[0]!r}. Give each a token of its own.")
     if method.weights is None and not tokens:
@@ -190,6 +185,18 @@ def _check(
                 f"The concept to start from changes {other[0]!r}, which the method {method.name!r} does not train. "
                 f"Go on with the method it was made by, {start_from.method!r}."
             )
+
+
+def _check_regularisation(
+    subjects: Sequence[Subject], regularisation: Sequence[Regularisation], method: Method
+) -> None:
+    if method.prior_weight and len(regularisation) != len(subjects):
+        raise OptionError(
+            f"{len(subjects)} subjects need as many sets of regularisation pictures, but {len(regularisation)} were "
+            "given. Give one for each, or choose a method with a prior weight of 0."
+        )
+    if regularisation and not method.prior_weight:
+        raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
 
 
 def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
