@@ -18,7 +18,7 @@ LAYERS = [
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
-    {"pocket.demo", "merge_page"},
+    {"pocket.demo", "pocket.recogniser", "merge_page"},
     {"cli.terminal", "cli.lessons"},
     {"cli.compose"},
     {"cli.generate", "cli.train"},
