@@ -1,5 +1,6 @@
 import _thread
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from conftest import write_pictures
 from moongate import cli, training
 from moongate.concept import Concept
+from moongate.pocket.compose_demo import EXAMPLES, Composition, Way
 
 
 def run(*arguments: object) -> None:
@@ -288,6 +290,38 @@ def test_bad_input_to_generate_is_named(
 
 def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "[red]cat.safetensors" in fails(capsys, "info", tmp_path / "[red]cat.safetensors")
+
+
+def test_demo_is_single_unless_two_are_to_be_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, dict[str, object]]] = []
+
+    def single(name: str, **options: object) -> Path:
+        asked.append((name, options))
+        return tmp_path / "single.html"
+
+    def compose(names: tuple[str, ...], **options: object) -> Composition:
+        asked.append((names, options))
+        seen = torch.tensor([[True, True], [True, False], [False, False], [True, False]])
+        way = Way(name="joint", seconds=7.0, pictures={}, seen=seen)
+        return Composition(page=tmp_path / "both.html", ways=(way,))
+
+    monkeypatch.setattr("moongate.pocket.demo.make_demo", single)
+    monkeypatch.setattr("moongate.pocket.compose_demo.make_compose_demo", compose)
+    run("demo")
+    run("demo", "--example", "jar", "--steps", 3, "--out", "here")
+    run("demo", "compose")
+    run("demo", "compose", "--example", "jar", "--example", "teapot", "--count", 2)
+    assert [name for name, _ in asked] == ["teddyBear", "jar", EXAMPLES, ("jar", "teapot")]
+    assert [options["out"] for _, options in asked] == [
+        Path(p) for p in ("demo", "here", "demo/compose", "demo/compose")
+    ]
+    assert (asked[1][1]["steps"], asked[3][1]["count"]) == (3, 2)
+    printed = capsys.readouterr().out
+    assert re.search(r"joint\W+25%\W+75%\W+25%\W+7", printed)
+    assert "both.html" in printed
+    assert "`moongate demo compose` takes two" in fails(capsys, "demo", "--example", "jar", "--example", "teapot")
 
 
 @pytest.fixture(autouse=True)
