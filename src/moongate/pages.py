@@ -20,7 +20,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-top: 2rem } p { max-widt
 .row { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .3rem 0 }
 .row code { flex: 0 0 16rem; font-size: .85rem } img { width: 128px; height: 128px; border-radius: 4px }
 svg { background: #f6f6f6; border-radius: 4px } .note { color: #666; font-size: .9rem }
-table { border-collapse: collapse; font-size: .9rem } td, th { padding: .2rem .7rem; text-align: left }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem 1.4rem .2rem 0; text-align: left; vertical-align: top }
 tr + tr { border-top: 1px solid #ddd } .table { overflow-x: auto }
 """
 

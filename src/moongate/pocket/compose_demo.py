@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from ..data import Regularisation, Subject, photo_of
 from ..errors import OptionError
 from ..merge_page import verdict
 from ..merging import Merged, merge
-from ..method import METHODS
 from ..pages import Page
 from ..sampling import contact_sheet
 from ..training import Step, TrainOptions, train
@@ -57,7 +56,7 @@ class Way:
 
     name: str
     seconds: float
-    """What it took to make beyond the single concepts it is made of."""
+    """What making it took: joint training from nothing, the others from the single concepts."""
     pictures: dict[str, list[np.ndarray]]
     """By prompt."""
     seen: Bool[Tensor, "pictures 2"]
@@ -175,22 +174,17 @@ def _make(
 ) -> _Made:
     """Train and merge; the two singles begin as different rare tokens, as do the two tokens of the other ways."""
     priors = [Regularisation.load(pool_folder(), category=each.category, only_category=True) for each in subjects]
-    method = METHODS["custom-diffusion"]
     seconds: dict[str, float] = {}
 
     def taught(way: str, *which: int, start_from: Concept | None = None, rare_token: int | None = None) -> Concept:
         tokens = " and ".join(str(subjects[index].token) for index in which)
         on_stage(f"Teaching {tokens} ({way})")
         began = time.monotonic()
-        chosen = TrainOptions(
-            seed=options.seed, steps=options.steps and options.steps * len(which), rare_token=rare_token
-        )
         concept = train(
             backbone,
             [subjects[index] for index in which],
             [priors[index] for index in which],
-            method,
-            options=chosen,
+            options=replace(options, steps=options.steps and options.steps * len(which), rare_token=rare_token),
             start_from=start_from,
             on_step=on_step,
         )
@@ -248,7 +242,8 @@ def _page(backbone: Backbone, subjects: Sequence[Subject], made: _Made, ways: Se
         f"{total} pictures of each way, {count} of each of {len(SCENES)} prompts. Both are counted when the recogniser "
         f"scores {subjects[0].category} and {subjects[1].category} above all other categories, one when it is among "
         f"the two highest. One standard error is at most {50 / total**0.5:.0f} percentage points. The seconds are "
-        "what each way took beyond the two single concepts.",
+        "what making each took: joint training from nothing, the others from the concepts taught alone "
+        f"({made.seconds['alone']:.0f} s for both).",
     )
     page.table(HEAD, [way.row for way in ways])
     page.text("h2", "What the merge says of itself")
