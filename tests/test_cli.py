@@ -305,7 +305,7 @@ def test_demo_is_single_unless_two_are_to_be_composed(
         asked.append((names, options))
         seen = torch.tensor([[True, True], [True, False], [False, False], [True, False]])
         way = Way(name="joint", seconds=7.0, pictures={}, seen=seen)
-        return Composition(page=tmp_path / "both.html", ways=(way,))
+        return Composition(page=tmp_path / "both.html", head=("way", "both", "jar", "pot", "seconds"), ways=(way,))
 
     monkeypatch.setattr("moongate.pocket.demo.make_demo", single)
     monkeypatch.setattr("moongate.pocket.compose_demo.make_compose_demo", compose)

@@ -148,6 +148,8 @@ def test_what_cannot_follow_is_refused_before_any_work(
     monkeypatch.setattr(tiny, "encode_images", None)
     with pytest.raises(OptionError, match="does not train. Go on with .* 'custom-diffusion-cross-attention'"):
         continued(tiny, first, make_subject("<two>"), prior)
+    with pytest.raises(OptionError, match="1 new tokens are asked for from rare token 3 on"):
+        continued(tiny, earlier, make_subject("<two>"), prior, rare_token=3)
     with pytest.raises(BaseMismatchError, match="Load that model"):
         continued(Backbone.load(other_folder, device="cpu"), earlier, make_subject("<two>"), prior)
 

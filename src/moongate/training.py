@@ -124,16 +124,16 @@ def train(
     no longer finite, and KeyboardInterrupt (after saving the state) when the user stops the run.
     """
     options = options or TrainOptions()
-    check_subjects(backbone, subjects, method, start_from=start_from)
+    check_subjects(backbone, subjects, method, options=options, start_from=start_from)
     _check_regularisation(subjects, regularisation, method)
     steps = options.steps or method.steps_per_subject * len(subjects)
     rate = _rate(backbone, method, options, paired=bool(regularisation))
     config = _config(backbone, subjects, regularisation, method, options)
-    config |= {"steps": steps, "learning_rate": rate, **_place(options, start_from)}
+    config |= {"steps": steps, "learning_rate": rate, "rare_token": _first_rare_token(options, start_from)}
+    config |= {"started_from": start_from.hash} if start_from else {}
     run = Run.begin(options.run_folder, config, resume=options.resume, overwrite=options.overwrite)
     drawer = _Drawer(backbone, subjects, regularisation, options)
-    tokens = [subject.token for subject in subjects if subject.token]
-    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=config["rare_token"])
+    rows = _first_rows(backbone, subjects, method, options, start_from)
     with trainable(backbone, method, rows, start_from=start_from) as moving, _interrupt_after_step() as interrupted:
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
@@ -160,7 +160,12 @@ def train(
 
 
 def check_subjects(
-    backbone: Backbone, subjects: Sequence[Subject], method: Method, *, start_from: Concept | None = None
+    backbone: Backbone,
+    subjects: Sequence[Subject],
+    method: Method,
+    *,
+    options: TrainOptions,
+    start_from: Concept | None = None,
 ) -> None:
     """Raise OptionError, TokenError or BaseMismatchError unless the subjects can be taught by the method.
 
@@ -185,6 +190,7 @@ def check_subjects(
                 f"The concept to start from changes {other[0]!r}, which the method {method.name!r} does not train. "
                 f"Go on with the method it was made by, {start_from.method!r}."
             )
+    _first_rows(backbone, subjects, method, options, start_from)
 
 
 def _check_regularisation(
@@ -204,15 +210,19 @@ def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: 
     return per_picture * options.batch * (2 if paired else 1)
 
 
-def _place(options: TrainOptions, start_from: Concept | None) -> dict[str, Any]:
-    """Return the first rare token to begin from, and the earlier concept if there is one: the place in a sequence."""
-    if start_from is None:
-        return {"rare_token": options.rare_token or 0}
-    free = start_from.record.get("rare_token", 0) + len(start_from.tokens)
-    return {
-        "rare_token": free if options.rare_token is None else options.rare_token,
-        "started_from": start_from.hash,
-    }
+def _first_rare_token(options: TrainOptions, start_from: Concept | None) -> int:
+    if options.rare_token is not None or start_from is None:
+        return options.rare_token or 0
+    return start_from.record.get("rare_token", 0) + len(start_from.tokens)
+
+
+def _first_rows(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, options: TrainOptions, start_from: Concept | None
+) -> dict[str, Tensor]:
+    """Return the rows that the new tokens begin as. Raises OptionError when there are not enough rare tokens."""
+    tokens = [subject.token for subject in subjects if subject.token]
+    first = _first_rare_token(options, start_from)
+    return initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=first)
 
 
 class _Drawer:

@@ -53,6 +53,7 @@ def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Comp
     text = made.page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 2 * 6 + 5 * 8 * 2  # what was taught, then every way and prompt
+    assert made.head == ("way", "both", "dog", "cat", "seconds")
     for part in (*WAYS, "Composing &lt;bulldog&gt; dog and &lt;siamesecat&gt; cat", "Neutral captions drift"):
         assert part in text
     assert steps == [2] * 2 + [2] * 2 + [4] * 4 + [2] * 2  # alone, alone, joint, sequential

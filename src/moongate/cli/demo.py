@@ -55,7 +55,7 @@ class Demo:
         say(console, f"Open {page}")
 
     def _compose(self, console: Console) -> None:
-        from ..pocket.compose_demo import EXAMPLES, HEAD, make_compose_demo
+        from ..pocket.compose_demo import EXAMPLES, make_compose_demo
 
         with training_bar(console) as show:
             made = make_compose_demo(
@@ -67,7 +67,7 @@ class Demo:
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )
-        table = Table(*HEAD, title="Recognised in the pictures", title_justify="left")
+        table = Table(*made.head, title="Recognised in the pictures", title_justify="left")
         for way in made.ways:
             table.add_row(*way.row)
         console.print(table, markup=False)

@@ -95,7 +95,7 @@ class Train:
         options = self._options(run)
         earlier = Concept.load(self.start_from) if self.start_from else None
         backbone = load(self.model or (earlier.base if earlier else "pocket"), self.device, self.dtype)
-        check_subjects(backbone, subjects, method, start_from=earlier)
+        check_subjects(backbone, subjects, method, options=options, start_from=earlier)
         sets = [self._regularisation(backbone, each, run, console) for each in lessons] if method.prior_weight else []
         prompt = self.validation_prompt or photo_of(*(lesson.words for lesson in lessons))
         with training_bar(console) as show:

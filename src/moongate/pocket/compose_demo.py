@@ -31,7 +31,7 @@ from . import Example, example, pool_folder
 from .demo import drawn, shown
 from .recogniser import Recogniser
 
-__all__ = ["EXAMPLES", "HEAD", "Composition", "Way", "make_compose_demo"]
+__all__ = ["EXAMPLES", "Composition", "Way", "make_compose_demo"]
 
 EXAMPLES = ("winchesterArmchair", "jar")
 SCENES = (
@@ -45,9 +45,8 @@ SCENES = (
     ("pencil sketch", "on a white background"),
 )
 """Style and place of the joint prompts; every second one names the two things the other way round."""
-PAGE_PICTURES = 4
+PAGE_PICTURES = 6
 """Pictures of each prompt and way on the page."""
-HEAD = ("way", "both", "first", "second", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +69,16 @@ class Way:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The way as text, in the order of `HEAD`."""
+        """The way as a row of the table: name, shares, seconds."""
         return (self.name, *(f"{share:.0%}" for share in self.shares.values()), f"{self.seconds:.0f}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """The page and what is on it."""
+    """The page, and the table on it."""
 
     page: Path
+    head: tuple[str, ...]
     ways: tuple[Way, ...]
 
 
@@ -141,8 +141,13 @@ def make_compose_demo(
         every = np.stack([picture for some in pictures.values() for picture in some])
         seen = recogniser.sees(every, [each.category for each in pair])
         ways.append(Way(name=name, seconds=made.seconds.get(name, 0.0), pictures=pictures, seen=seen))
-    _write(out, backbone, subjects, made, ways)
-    return Composition(page=out / "index.html", ways=tuple(ways))
+        on_stage(f"Both recognised in {ways[-1].shares['both']:.0%}")
+    head = ("way", "both", *(each.category for each in pair), "seconds")
+    composition = Composition(page=out / "index.html", head=head, ways=tuple(ways))
+    write_atomically(out / "figures.json", (json.dumps(_figures(made, ways), indent=1) + "\n").encode())
+    _page(composition, backbone, subjects, made).save(composition.page)
+    _overview(backbone, subjects, ways).save(out / "overview.png")
+    return composition
 
 
 def _pair(names: Sequence[str]) -> tuple[Example, Example]:
@@ -204,13 +209,7 @@ def _make(
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def _write(out: Path, backbone: Backbone, subjects: Sequence[Subject], made: _Made, ways: Sequence[Way]) -> None:
-    write_atomically(out / "figures.json", (json.dumps(_figures(subjects, made, ways), indent=1) + "\n").encode())
-    _page(backbone, subjects, made, ways).save(out / "index.html")
-    _overview(backbone, subjects, ways).save(out / "overview.png")
-
-
-def _figures(subjects: Sequence[Subject], made: _Made, ways: Sequence[Way]) -> dict[str, Any]:
+def _figures(made: _Made, ways: Sequence[Way]) -> dict[str, Any]:
     return {
         "things": [subject.words for subject in made.joint.subjects],
         "prompts": list(ways[-1].pictures),
@@ -226,7 +225,8 @@ def _figures(subjects: Sequence[Subject], made: _Made, ways: Sequence[Way]) -> d
     }
 
 
-def _page(backbone: Backbone, subjects: Sequence[Subject], made: _Made, ways: Sequence[Way]) -> Page:
+def _page(composition: Composition, backbone: Backbone, subjects: Sequence[Subject], made: _Made) -> Page:
+    ways = composition.ways
     first, second = (subject.words for subject in made.joint.subjects)
     total, count = len(ways[0].seen), len(ways[0].seen) // len(SCENES)
     page = Page(title=f"Moongate: {first} and {second}")
@@ -245,7 +245,7 @@ def _page(backbone: Backbone, subjects: Sequence[Subject], made: _Made, ways: Se
         "what making each took: joint training from nothing, the others from the concepts taught alone "
         f"({made.seconds['alone']:.0f} s for both).",
     )
-    page.table(HEAD, [way.row for way in ways])
+    page.table(composition.head, [way.row for way in ways])
     page.text("h2", "What the merge says of itself")
     for line in verdict(made.merged.report):
         page.text("p", line)
@@ -254,7 +254,7 @@ def _page(backbone: Backbone, subjects: Sequence[Subject], made: _Made, ways: Se
         for way in ways:
             pictures = list(way.pictures.values())[number]
             both = int(way.seen[number * count : (number + 1) * count].all(1).sum())
-            page.row(f"{way.name} ({both} of {count})", pictures[:PAGE_PICTURES])
+            page.row(f"{way.name}: both in {both} of {count}", pictures[:PAGE_PICTURES])
     return page
 
 
@@ -269,7 +269,6 @@ def _overview(backbone: Backbone, subjects: Sequence[Subject], ways: Sequence[Wa
         labels += [f"learnt: {subject.token} {subject.category}", *[""] * (half - 1)]
     for way in ways:
         images += [pictures[0] for pictures in way.pictures.values()]
-        both = f"{way.name}: both in {way.shares['both']:.0%}"
-        prompts = list(way.pictures)[1:] if way is ways[-1] else [""] * (len(SCENES) - 1)
-        labels += [both, *prompts]
+        first, *others = list(way.pictures) if way is ways[-1] else [""] * len(SCENES)
+        labels += [f"{way.name}: both in {way.shares['both']:.0%} {first}", *others]
     return contact_sheet(images, columns=len(SCENES), labels=labels)
