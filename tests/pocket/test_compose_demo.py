@@ -43,7 +43,7 @@ def compose(
     monkeypatch.setattr(compose_demo, "pool_folder", lambda: tmp_path / "pool")
     monkeypatch.setattr(Backbone, "load", lambda *_arguments, **_options: tiny)
     monkeypatch.setattr(demo, "SampleOptions", lambda: SampleOptions(steps=2))
-    return lambda **options: make_compose_demo(PAIR, out=tmp_path / "out", **{"steps": 2, "count": 2, **options})
+    return lambda **options: make_compose_demo(PAIR, out=tmp_path / "out", **{"steps": 2, "count": 1, **options})
 
 
 def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Composition], tmp_path: Path) -> None:
@@ -52,12 +52,12 @@ def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Comp
     made = compose(on_stage=stages.append, on_step=lambda step: steps.append(step.steps))
     text = made.page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("<img") == 2 * 6 + 5 * 8 * 2  # what was taught, then every way and prompt
+    assert text.count("<img") == 2 * 6 + 5 * 8  # what was taught, then every way and prompt
     assert made.head == ("way", "both", "dog", "cat", "seconds")
     for part in (*WAYS, "Composing &lt;bulldog&gt; dog and &lt;siamesecat&gt; cat", "Neutral captions drift"):
         assert part in text
     assert steps == [2] * 2 + [2] * 2 + [4] * 4 + [2] * 2  # alone, alone, joint, sequential
-    assert [stage for stage in stages if stage.startswith("Drawing")] == [f"Drawing 16 pictures: {way}" for way in WAYS]
+    assert [stage for stage in stages if stage.startswith("Drawing")] == [f"Drawing 8 pictures: {way}" for way in WAYS]
     with Image.open(tmp_path / "out" / "overview.png") as overview:
         assert overview.width > 8 * 64
         assert overview.height > 6 * 64
@@ -72,14 +72,14 @@ def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Comp
 def test_figures_are_what_the_recogniser_sees_in_the_pictures(
     compose: Callable[..., Composition], recogniser: Recogniser, tmp_path: Path
 ) -> None:
-    made = compose(count=3)
+    made = compose(count=2)
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert list(figures["recognised"]) == WAYS
-    assert figures["pictures_of_each_way"] == 24
+    assert figures["pictures_of_each_way"] == 16
     for way in made.ways:
         every = np.stack([picture for some in way.pictures.values() for picture in some])
         scores = recogniser.scores(every)[:, :3]
-        both = recognised(scores, [{0, 1}] * 24).double().mean()
+        both = recognised(scores, [{0, 1}] * 16).double().mean()
         first = (scores.argsort(1, descending=True)[:, :2] == 0).any(1).double().mean()
         shares = figures["recognised"][way.name]
         assert (shares["both"], shares["first"]) == pytest.approx((float(both), float(first)), abs=1e-4)
@@ -89,7 +89,7 @@ def test_figures_are_what_the_recogniser_sees_in_the_pictures(
 def test_each_way_draws_with_what_its_name_says(
     compose: Callable[..., Composition], tiny: Backbone, tmp_path: Path
 ) -> None:
-    ways = {way.name: way for way in compose(count=1).ways}
+    ways = {way.name: way for way in compose().ways}
     first, second, merged = (Concept.load(tmp_path / "out" / f"{name}.safetensors") for name in (*PAIR, "merged"))
     prompts = list(ways["merge"].pictures)
     with merged.applied(tiny):
