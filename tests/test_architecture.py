@@ -18,10 +18,11 @@ LAYERS = [
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
-    {"pocket.demo", "merge_page"},
-    {"cli.terminal"},
+    {"pocket.demo", "pocket.recogniser", "merge_page"},
+    {"pocket.compose_demo"},
+    {"cli.terminal", "cli.lessons"},
     {"cli.compose"},
-    {"cli.generate", "cli.train"},
+    {"cli.demo", "cli.generate", "cli.train"},
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""

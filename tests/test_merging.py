@@ -97,6 +97,12 @@ def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Seque
     assert merged.report.drift == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
 
 
+def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    own = tuple(f"photo of a red {word}" for word in ("dog", "cat", "chair"))
+    report = merge(tiny, pair, options=MergeOptions(captions=(*own, own[0], " "))).report
+    assert report.neutral_captions == len(neutral_captions()) + 3 == merge(tiny, pair).report.neutral_captions + 3
+
+
 def test_the_order_does_not_matter(tiny: Backbone, pair: Sequence[Concept]) -> None:
     assert_alike(merge(tiny, pair).concept, merge(tiny, pair[::-1]).concept)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moongate import cli
+from moongate.cli.lessons import lessons_from_file
 from moongate.concept import Concept
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -33,6 +34,14 @@ def test_every_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in lines:
         cli.main(shlex.split(line)[1:])
     assert len(called) == len(lines) >= 3
+
+
+def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
+    (example,) = blocks("yaml")
+    (tmp_path / "concepts.yaml").write_text(example)
+    first, second = lessons_from_file(tmp_path / "concepts.yaml")
+    assert (first.words, second.words) == ("<bear> teddy bear", "<chair> armchair")
+    assert second.regularization == str(tmp_path / "other-chairs")
 
 
 def test_the_make_targets_and_files_it_names_exist() -> None:

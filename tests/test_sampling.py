@@ -105,3 +105,17 @@ def test_a_contact_sheet_holds_every_picture_in_order() -> None:
         row, column = divmod(index, 3)
         assert (sheet[2 + row * 22 + 10, 2 + column * 32 + 15] == 40 * index).all()
     assert contact_sheet(images, columns=3, labels=["a long label that wraps"] * 5).height > sheet.shape[0]
+
+
+def test_a_row_of_a_contact_sheet_is_as_high_as_its_own_labels() -> None:
+    images = [np.full((20, 30, 3), 40 * index, dtype=np.uint8) for index in range(4)]
+
+    def sheet(*labels: str) -> np.ndarray:
+        return np.array(contact_sheet(images, columns=2, labels=labels))
+
+    bare, above, below, both = sheet("", "", "", ""), sheet("x", "", "", ""), sheet("", "", "x", ""), sheet(*"xxxx")
+    line = both.shape[0] - above.shape[0]
+    assert above.shape == below.shape
+    assert above.shape[0] - bare.shape[0] == line > 0
+    for drawn, moved in ((bare, 0), (below, 0), (above, line), (both, line)):
+        assert (drawn[4 + 24 + moved : 4 + 44 + moved, 4:34] == 80).all()

@@ -12,7 +12,7 @@ from conftest import all_weights
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Regularisation, Subject
-from moongate.errors import OptionError, TokenError, TrainingDiverged
+from moongate.errors import BaseMismatchError, OptionError, TokenError, TrainingDiverged
 from moongate.method import METHODS
 from moongate.training import Step, TrainOptions, train
 
@@ -51,6 +51,107 @@ def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, pr
     assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
     assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
     assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
+
+
+def test_a_small_set_is_shown_as_often_as_a_large_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode(captions))
+    subjects = [make_subject("<one>", count=2), make_subject("<two>", category="cat", seed=2, count=9)]
+    train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=6, batch=3))
+    shown = ["<one>" if "<one>" in caption else "<two>" for caption in read if "<" in caption]
+    assert shown == ["<one>", "<two>"] * 9
+
+
+def test_each_subject_adds_its_steps(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert METHOD.steps_per_subject == 250
+    subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
+    short = replace(METHOD, steps_per_subject=2)
+    assert train(tiny, subjects, [prior] * 3, short).record["steps"] == 6
+
+
+# --- sequential training ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> Concept:
+    return taught(tiny, make_subject("<one>", seed=1), prior)
+
+
+def continued(tiny: Backbone, earlier: Concept, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+    chosen = TrainOptions(**{"steps": 4, "batch": 2, **options})
+    return train(tiny, [subject], [prior], METHOD, options=chosen, start_from=earlier)
+
+
+def test_sequential_training_holds_both_and_leaves_the_earlier_token_alone(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    both = continued(tiny, earlier, make_subject("<two>", category="cat", seed=2), prior)
+    assert [subject.words for subject in both.subjects] == ["<one> bear", "<two> cat"]
+    assert list(both.tokens) == ["<one>", "<two>"]
+    assert torch.equal(both.tokens["<one>"], earlier.tokens["<one>"])
+    assert not torch.equal(both.tokens["<two>"], tiny.token_row(30)), "it began as the next rare token and moved"
+    assert both.record["started_from"] == earlier.hash
+    with both.applied(tiny):
+        assert tiny.known_tokens == ("<one>", "<two>")
+
+
+def test_its_changes_are_relative_to_the_base(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    """At a rate of nearly nothing the weights stay where the earlier concept left them."""
+    both = continued(tiny, earlier, make_subject("<two>", category="cat"), prior, steps=1, lr_per_picture=1e-12)
+    for name, change in earlier.deltas.items():
+        torch.testing.assert_close(both.deltas[name].full(), change.full(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    subject = make_subject("<two>", category="cat")
+    whole = continued(tiny, earlier, subject, prior, steps=6)
+    continued(tiny, earlier, subject, prior, steps=2, run_folder=tmp_path)
+    resumed = continued(tiny, earlier, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+    assert resumed.hash == whole.hash
+    other = earlier.scaled(0.5)
+    with pytest.raises(OptionError, match="was started with started_from"):
+        continued(tiny, other, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+
+
+def test_a_third_begins_as_a_third_rare_token_unless_told(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    second = continued(tiny, replace(earlier, record={}), make_subject("<two>", category="cat"), prior)
+    assert second.record["rare_token"] == 1
+    later = replace(earlier, record={"rare_token": 1})
+    assert continued(tiny, later, make_subject("<two>", category="cat"), prior).record["rare_token"] == 2
+    told = continued(tiny, later, make_subject("<two>", category="cat"), prior, rare_token=0)
+    assert told.record["rare_token"] == 0
+
+
+def test_what_cannot_follow_is_refused_before_any_work(
+    tiny: Backbone,
+    other_folder: Path,
+    earlier: Concept,
+    make_subject: MakeSubject,
+    prior: Regularisation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
+        continued(tiny, earlier, make_subject("<one>"), prior)
+    wide = METHODS["custom-diffusion-cross-attention"]
+    first = train(tiny, [make_subject("<one>")], [prior], wide, options=TrainOptions(steps=1))
+    monkeypatch.setattr(tiny, "encode_images", None)
+    with pytest.raises(OptionError, match="does not train. Go on with .* 'custom-diffusion-cross-attention'"):
+        continued(tiny, first, make_subject("<two>"), prior)
+    with pytest.raises(OptionError, match="1 new tokens are asked for from rare token 3 on"):
+        continued(tiny, earlier, make_subject("<two>"), prior, rare_token=3)
+    with pytest.raises(BaseMismatchError, match="Load that model"):
+        continued(Backbone.load(other_folder, device="cpu"), earlier, make_subject("<two>"), prior)
 
 
 def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
@@ -243,7 +344,7 @@ def test_what_does_not_fit_together_is_refused_before_any_work(
         train(tiny, [subject], [], METHOD)
     with pytest.raises(OptionError, match="uses no regularisation pictures"):
         train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularisation"])
-    with pytest.raises(TokenError, match="share a token"):
+    with pytest.raises(TokenError, match="Two subjects are both called '<bear>'"):
         train(tiny, [subject, subject], [prior, prior], METHOD)
     with pytest.raises(TokenError, match="already a word"):
         train(tiny, [make_subject("bear")], [prior], METHOD)

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from ..errors import MoongateError
 from .compose import Compress, Merge
+from .demo import Demo
 from .generate import Generate
-from .terminal import say, size_of, training_bar
+from .terminal import say, size_of
 from .train import Train
 
 if TYPE_CHECKING:
@@ -45,32 +46,6 @@ class Info:
         for key, value in facts.items():
             table.add_row(key, "\n".join(value) if isinstance(value, list) else str(value))
         console.print(table)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Teach pocket a held-out example, draw it in new places, and write one page with all pictures."""
-
-    example: str = "teddyBear"
-    """Which example concept; a wrong name lists them all."""
-    out: Path = Path("demo")
-    """Folder for index.html and the concept file; an earlier demo there is replaced."""
-    steps: int | None = None
-    seed: int = 0
-
-    def __call__(self, console: Console) -> None:
-        from ..pocket.demo import make_demo
-
-        with training_bar(console) as show:
-            page = make_demo(
-                self.example,
-                out=self.out,
-                steps=self.steps,
-                seed=self.seed,
-                on_step=show,
-                on_stage=lambda text: say(console, text),
-            )
-        say(console, f"Open {page}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -49,6 +49,8 @@ def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
         smooth: list[float] = []
 
         def show(step: "Step") -> None:
+            if step.index == 1:  # a bar may show several runs, one after the other
+                smooth.clear()
             smooth.append(step.loss)
             recent = smooth[-25:]
             note = f"loss {sum(recent) / len(recent):.3f}  {step.pictures_per_second:.1f} pictures/s"
