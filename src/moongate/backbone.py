@@ -224,6 +224,11 @@ class Backbone:
         """The modifier tokens that prompts may use now."""
         return tuple(self._rows)
 
+    @property
+    def token_widths(self) -> tuple[int, ...]:
+        """Width of a token's row in each text encoder; its whole row is these one after the other."""
+        return (self._embedding.embedding_dim,)
+
     def token_row(self, token_id: int) -> Float[Tensor, " width"]:
         """Return a copy, in float32, of one row of the embedding table."""
         return self._embedding.weight[token_id].detach().float().clone()

@@ -313,6 +313,7 @@ def _concept(
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},
         tokens={token: row.detach().float().cpu().clone() for token, row in moving.rows.items()},
+        token_widths=backbone.token_widths,
         subjects=tuple(
             SubjectRecord(
                 category=subject.category,
