@@ -180,6 +180,15 @@ class Backbone:
             for name, value in found.items():
                 self.parameter(name).data = value
 
+    @contextlib.contextmanager
+    def activations_recomputed(self) -> Iterator[None]:
+        """Keep few of the denoiser's activations for the way back and compute the others again: memory for time."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+
     # --- text -------------------------------------------------------------------------------------------------------
 
     @property

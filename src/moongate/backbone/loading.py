@@ -4,6 +4,7 @@ It knows where models are kept and which kinds can be used; nothing of what they
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def load_pipeline(model: str, *, config: Path | None, dtype: torch.dtype) -> tup
             load = kind.from_pretrained
         try:
             pipeline = load(model, dtype=dtype, **options)
+        except NotImplementedError as error:  # a weight without numbers was to be copied
+            raise BackboneError(
+                f"The file {model} lacks weights that the configuration in {source} lists. It is incomplete, or the "
+                "configuration is that of another model."
+            ) from error
         except CANNOT as error:
             raise BackboneError(f"The model {model!r} cannot be loaded: {_first_line(error)}") from error
     _check_parts(pipeline, model)
@@ -138,7 +144,9 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # diffusers calls it in its older ways
+            yield
     finally:
         for library, (level, bars) in zip(libraries, found, strict=True):
             library.set_verbosity(level)
