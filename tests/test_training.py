@@ -203,9 +203,9 @@ def test_what_cannot_change_is_computed_once(
 
 
 def test_half_precision_bases_train_in_float32(
-    tiny_folder: Path, make_subject: MakeSubject, prior: Regularisation
+    family_folder: Path, make_subject: MakeSubject, prior: Regularisation
 ) -> None:
-    half = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    half = Backbone.load(family_folder, device="cpu", dtype=torch.bfloat16)
     name = next(iter(half.weights("cross-attention-kv")))
     start = half.parameter(name).detach().clone()
     seen: list[torch.dtype] = []
