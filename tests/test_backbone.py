@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from conftest import FAMILIES, all_weights, assert_same, make_tiny_model
 from moongate.backbone import Backbone
@@ -221,6 +221,17 @@ def test_single_files_that_cannot_be_used_are_refused_each_with_its_reason(
         Backbone.load(tmp_path / "harmful.ckpt", config=configuration, device="cpu")
     with pytest.raises(BackboneError, match="no single file and brings its own"):
         Backbone.load(folder, config=configuration, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_folder_that_lacks_a_weight_is_refused(part: str, tmp_path: Path) -> None:
+    """It ended in "Cannot copy out of meta tensor"."""
+    file = make_tiny_model(tmp_path / "model", seed=0) / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights.pop(min(weights))
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="lacks weights that the configuration in .* lists"):
+        Backbone.load(tmp_path / "model", device="cpu")
 
 
 def test_models_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:

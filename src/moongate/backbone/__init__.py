@@ -95,8 +95,7 @@ class Backbone:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         source = str(_pocket_folder() if str(model) == POCKET else model)
-        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, dtype=dtype)
-        pipeline.to(device)
+        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
         settings = folder / SETTINGS_FILE
         found = json.loads(settings.read_text()) if settings.is_file() else {}
         return cls(name=str(model), pipeline=pipeline, settings=found)

@@ -38,7 +38,9 @@ CANNOT = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComp
 """What the libraries raise for a model that is missing, incomplete or of another kind."""
 
 
-def load_pipeline(model: str, *, config: Path | None, dtype: torch.dtype) -> tuple[Any, Path]:
+def load_pipeline(
+    model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype
+) -> tuple[Any, Path]:
     """Return the pipeline and the folder that may hold further settings of it.
 
     A single file holds weights alone; the rest comes from `config` (a folder in diffusers' layout, with or without
@@ -61,11 +63,11 @@ def load_pipeline(model: str, *, config: Path | None, dtype: torch.dtype) -> tup
             kind, options = _kind(source, model)
             load = kind.from_pretrained
         try:
-            pipeline = load(model, dtype=dtype, **options)
+            pipeline = load(model, dtype=dtype, **options).to(device)
         except NotImplementedError as error:  # a weight without numbers was to be copied
             raise BackboneError(
-                f"The file {model} lacks weights that the configuration in {source} lists. It is incomplete, or the "
-                "configuration is that of another model."
+                f"The model {model!r} lacks weights that the configuration in {source} lists. It is incomplete, or "
+                "the configuration is that of another model."
             ) from error
         except CANNOT as error:
             raise BackboneError(f"The model {model!r} cannot be loaded: {_first_line(error)}") from error
