@@ -246,6 +246,11 @@ def test_models_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:
     refused(
         "is a FluxPipeline, which Moongate cannot use. It takes SD 1.x, SD 2.x and SDXL", _class_name="FluxPipeline"
     )
+    config = folder / "vae" / "config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps(json.loads(plain) | {"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}))
+    refused("shifts its latents and was trained on another kind of noise")
+    config.write_text(plain)
     nothing = [None, None]
     refused("has no text_encoder, as a refiner has none", text_encoder=nothing, tokenizer=nothing)
     UNet2DConditionModel(

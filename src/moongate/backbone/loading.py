@@ -132,6 +132,11 @@ def _check_parts(pipeline: Any, model: str) -> None:
             f"The denoiser of {model!r} takes {unet.in_channels} channels and returns {unet.out_channels}, as one for "
             "inpainting or upscaling does. Give the base model."
         )
+    if getattr(pipeline.vae.config, "latents_mean", None):
+        raise BackboneError(
+            f"The model {model!r} shifts its latents and was trained on another kind of noise than SDXL, which "
+            "Moongate does not know. Give a model of SDXL's own kind."
+        )
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
         raise BackboneError(f"The two tokenizers of {model!r} have different vocabularies, as no SDXL model has.")
