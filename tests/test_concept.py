@@ -115,6 +115,35 @@ def test_renaming_a_token_resolves_a_clash(tiny: Backbone, make_concept: MakeCon
         make_concept().renamed({"<cat>": "<dog>"})
 
 
+def test_a_token_of_two_text_encoders_has_one_row_that_splits(make_concept: MakeConcept, tmp_path: Path) -> None:
+    concept = dataclasses.replace(make_concept(), token_widths=(6, 10))
+    again = Concept.load(concept.save(tmp_path / "two.safetensors"))
+    assert again.token_widths == (6, 10)
+    first, second = again.rows("<bear>")
+    assert torch.equal(first, concept.tokens["<bear>"][:6])
+    assert torch.equal(second, concept.tokens["<bear>"][6:])
+    with pytest.raises(TokenError, match=r"'<bear>' holds 16 numbers, but the widths \(6, 9\).*sum to 15"):
+        dataclasses.replace(concept, token_widths=(6, 9))
+
+
+def test_a_file_of_one_text_encoder_says_nothing_of_widths(make_concept: MakeConcept, tmp_path: Path) -> None:
+    """Files written before there were several encoders stay the same bytes."""
+    path = dataclasses.replace(make_concept(), token_widths=(16,)).save(tmp_path / "one.safetensors")
+    assert b"token_widths" not in path.read_bytes()
+    assert path.read_bytes() == make_concept().save(tmp_path / "bare.safetensors").read_bytes()
+    (row,) = Concept.load(path).rows("<bear>")
+    assert torch.equal(row, make_concept().tokens["<bear>"])
+
+
+def test_rows_of_another_width_are_refused_by_name(tiny: Backbone, make_concept: MakeConcept) -> None:
+    narrow = dataclasses.replace(make_concept(), tokens={"<bear>": torch.zeros(15)})
+    with pytest.raises(BaseMismatchError, match="'<bear>' has a row of 15 numbers, but .* reads rows of 16"):
+        narrow.check_base(tiny)
+    split = dataclasses.replace(make_concept(), token_widths=(6, 10))
+    with pytest.raises(BaseMismatchError, match="reads rows of 16"):
+        split.check_base(tiny)
+
+
 def test_an_existing_file_is_kept_unless_overwriting_is_allowed(make_concept: MakeConcept, tmp_path: Path) -> None:
     path = make_concept().save(tmp_path / "bear.safetensors")
     before = path.read_bytes()

@@ -94,16 +94,27 @@ class SubjectRecord:
 class Concept:
     """Deltas by full parameter name, token embeddings by token, and provenance.
 
-    `record` holds further facts as plain JSON: steps, seed, rates, versions.
+    A token has one row: its rows over the text encoders, one after the other. `record` holds further facts as plain
+    JSON: steps, seed, rates, versions.
     """
 
     deltas: Mapping[str, Dense | LowRank]
     tokens: Mapping[str, Float[Tensor, " width"]] = field(default_factory=dict)
+    token_widths: tuple[int, ...] = ()
+    """Width of a token's row in each text encoder, in order; may be empty for one encoder."""
     subjects: tuple[SubjectRecord, ...]
     base: str
     fingerprint: Fingerprint
     method: str
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for token, row in self.tokens.items():
+            if len(self.token_widths) > 1 and len(row) != sum(self.token_widths):
+                raise TokenError(
+                    f"The row of {token!r} holds {len(row)} numbers, but the widths {self.token_widths} of the text "
+                    f"encoders sum to {sum(self.token_widths)}. Put the rows of all encoders one after the other."
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -135,7 +146,7 @@ class Concept:
         try:
             tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
             return cls(tokens=tokens, deltas=_deltas(tensors), **_provenance(provenance))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, TokenError) as error:
             raise ConceptFileError(f"{path} lacks a part that its header promises: {error}.") from error
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -180,11 +191,23 @@ class Concept:
                     f"The concept changes {name!r} in the shape {tuple(change.full().shape)}, but in "
                     f"{backbone.name!r} it is {shape}. It was made for {self.base!r}; load that model."
                 )
+        width = sum(backbone.token_widths)
+        for token, row in self.tokens.items():
+            if len(row) != width or (len(self.token_widths) > 1 and self.token_widths != backbone.token_widths):
+                raise BaseMismatchError(
+                    f"The token {token!r} has a row of {len(row)} numbers, but {backbone.name!r} reads rows of "
+                    f"{' + '.join(map(str, backbone.token_widths))}. It was made for {self.base!r}; load that model."
+                )
         if not self.fingerprint.matches(here):
             raise BaseMismatchError(
                 f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
                 f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
             )
+
+    def rows(self, token: str) -> tuple[Float[Tensor, " width"], ...]:
+        """Return a token's row in each text encoder."""
+        row = self.tokens[token]
+        return row.split(self.token_widths or (len(row),))
 
     def scaled(self, strength: float) -> Self:
         """Return the concept with `strength` times its deltas."""
@@ -226,7 +249,7 @@ class Concept:
         tensors = {f"token.{token}": row for token, row in self.tokens.items()}
         for name, change in self.deltas.items():
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
-        provenance = {
+        provenance: dict[str, Any] = {
             "base": self.base,
             "fingerprint": self.fingerprint.to_json(),
             "subjects": [dataclasses.asdict(subject) for subject in self.subjects],
@@ -234,6 +257,8 @@ class Concept:
             "method": self.method,
             "record": dict(self.record),
         }
+        if len(self.token_widths) > 1:
+            provenance["token_widths"] = list(self.token_widths)
         header = {"format": FORMAT, "version": str(FORMAT_VERSION), "concept": json.dumps(provenance)}
         plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
         return _canonical(to_safetensors(plain, metadata=header))
@@ -286,6 +311,7 @@ def _provenance(value: Mapping[str, Any]) -> dict[str, Any]:
         "subjects": subjects,
         "method": value["method"],
         "record": value["record"],
+        "token_widths": tuple(value.get("token_widths", ())),
     }
 
 

@@ -198,6 +198,7 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
         concept = Concept(
             deltas={name: LowRank(up=change.up.float(), down=change.down.float()) for name, change in deltas.items()},
             tokens=kept,
+            token_widths=backbone.token_widths,
             subjects=tuple(part.subject for part in parts),
             base=concepts[0].base,
             fingerprint=concepts[0].fingerprint,

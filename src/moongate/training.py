@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Conditioning
 from .concept import Concept, Dense, SubjectRecord
 from .data import ZOOM, Regularisation, Subject, augment, square
 from .errors import OptionError, TokenError, TrainingDiverged
@@ -54,6 +54,8 @@ class TrainOptions:
     """Where config.json, log.jsonl and the resumable state.pt are written; nowhere when None."""
     checkpoint_steps: int = 50
     """Save the resumable state every so many steps, and when the run is interrupted."""
+    recompute: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, more time, the same result."""
     resume: bool = False
     """Continue from the state in `run_folder`."""
     overwrite: bool = False
@@ -86,10 +88,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prior:
-    """Regularisation pictures as latents, captions as text features: they cannot change, so are made once."""
+    """Regularisation pictures as latents, captions as the denoiser reads them: they cannot change, so are made once."""
 
     latents: Float[Tensor, "n c lh lw"]
-    text: Float[Tensor, "n tokens width"]
+    text: Conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,11 @@ def train(
     run = Run.begin(options.run_folder, config, resume=options.resume, overwrite=options.overwrite)
     drawer = _Drawer(backbone, subjects, regularisation, options)
     rows = _first_rows(backbone, subjects, method, options, start_from)
-    with trainable(backbone, method, rows, start_from=start_from) as moving, _interrupt_after_step() as interrupted:
+    with (
+        trainable(backbone, method, rows, start_from=start_from) as moving,
+        backbone.activations_recomputed() if options.recompute else nullcontext(),
+        _interrupt_after_step() as interrupted,
+    ):
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
         began = time.monotonic()
@@ -265,12 +271,12 @@ class _Drawer:
                 prior = self._priors[which]
                 prior_row = self._row(nth, len(prior.latents), "prior", which)
                 latents.append(prior.latents[prior_row])
-                text.append(prior.text[prior_row])
+                text.append(prior.text[prior_row : prior_row + 1])
         return _Batch(
             images=torch.stack([item.image for item in drawn]),
             masks=torch.stack([item.mask for item in drawn])[:, None],
             captions=captions,
-            prior=_Prior(latents=torch.stack(latents), text=torch.stack(text)) if latents else None,
+            prior=_Prior(latents=torch.stack(latents), text=Conditioning.cat(text)) if latents else None,
         )
 
     def _row(self, nth: int, count: int, *label: object) -> int:
@@ -287,7 +293,7 @@ def _encode_prior(regularisation: Regularisation, backbone: Backbone) -> _Prior:
         images = [square(picture, backbone.resolution_px) for picture in regularisation.pictures[chosen]]
         latents.append(backbone.encode_images(torch.stack(images)))
         text.append(backbone.encode_text(regularisation.captions[chosen]))
-    return _Prior(latents=torch.cat(latents), text=torch.cat(text))
+    return _Prior(latents=torch.cat(latents), text=Conditioning.cat(text))
 
 
 def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -296,7 +302,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
     text = backbone.encode_text(batch.captions)
     if batch.prior:
         latents = torch.cat([latents, batch.prior.latents.float()])
-        text = torch.cat([text, batch.prior.text])
+        text = Conditioning.cat([text, batch.prior.text])
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = _timesteps(len(latents), backbone.train_timesteps, generator).to(latents.device)
     noisy = backbone.schedule.add_noise(latents, noise, timesteps)
@@ -367,6 +373,7 @@ def _concept(
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},
         tokens={**(start_from.tokens if start_from else {}), **rows},
+        token_widths=backbone.token_widths,
         subjects=(*(start_from.subjects if start_from else ()), *taught),
         base=backbone.name,
         fingerprint=backbone.fingerprint,

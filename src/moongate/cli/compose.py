@@ -38,6 +38,8 @@ class Merge:
     """Folder to write report.json and index.html into."""
     model: str | None = None
     """The model; the first concept's own by default."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     overwrite: bool = False
     device: str | None = None
 
@@ -54,7 +56,7 @@ class Merge:
         if not self.files:
             raise OptionError("There is no concept to merge. Name one file or several.")
         concepts = [Concept.load(file) for file in self.files]
-        backbone = load(self.model or concepts[0].base, self.device, "float32")
+        backbone = load(self.model or concepts[0].base, self.device, "float32", self.config)
         merged = merge(backbone, concepts, options=options)
         merged.concept.save(self.out, overwrite=True)
         table = Table(*HEAD)

@@ -39,6 +39,8 @@ class Generate:
     """What to do with several concepts: merge them in memory, add their changes up, or refuse."""
     model: str | None = None
     """The model; the first concept's own, or pocket, by default."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     count: int = 8
     """Pictures for each prompt, with the seeds seed, seed + 1, ..."""
     seed: int = 0
@@ -81,7 +83,8 @@ class Generate:
                 "`moongate merge`."
             )
         concepts = [(Concept.load(path), strength) for path, strength in chosen]
-        backbone = load(self.model or (concepts[0][0].base if concepts else "pocket"), self.device, self.dtype)
+        model = self.model or (concepts[0][0].base if concepts else "pocket")
+        backbone = load(model, self.device, self.dtype, self.config)
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
                 stack.enter_context(_merged(backbone, concepts, console).applied(backbone))

@@ -12,22 +12,29 @@ if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..training import Step
 
-__all__ = ["load", "progress_bar", "say", "size_of", "training_bar"]
+__all__ = ["load", "progress_bar", "readable", "say", "size_of", "training_bar"]
 
 
-def load(model: str, device: str | None, dtype: str) -> "Backbone":
-    """Load a model in the precision of that name."""
+def load(model: str, device: str | None, dtype: str, config: Path | None) -> "Backbone":
+    """Load a model in the precision of that name; `config` is for a single file."""
     import torch
 
     from ..backbone import Backbone
 
-    return Backbone.load(model, device=device, dtype=getattr(torch, dtype))
+    return Backbone.load(model, config=config, device=device, dtype=getattr(torch, dtype))
 
 
 def size_of(file: Path) -> str:
     """Return a file's size for people to read."""
-    size = file.stat().st_size
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return readable(file.stat().st_size)
+
+
+def readable(size: float) -> str:
+    """Return a number of bytes for people to read."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:

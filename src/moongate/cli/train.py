@@ -10,16 +10,21 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .lessons import Lesson, lessons_from_file, lessons_from_options
-from .terminal import load, progress_bar, say, size_of, training_bar
+from .terminal import load, progress_bar, readable, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
+    from ..concept import Concept
     from ..data import Regularisation
     from ..training import Step, TrainOptions
 
 __all__ = ["Train"]
 
 VALIDATION_PICTURES = 4
+LARGE = 100_000_000
+"""Changes of more numbers than this (400 MB) are cut to low rank unless told otherwise; only SDXL has so many."""
+LARGE_ENERGY = 0.6
+"""What is kept of them: the paper's choice (App. C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +45,10 @@ class Train:
     start_from: Path | None = None
     """Concept file to go on from: the result holds its things too (sequential training)."""
     model: str | None = None
-    """pocket, a folder in diffusers' layout, or a model id of the hub; by default pocket, or what --start-from was
-    made for."""
+    """pocket, a folder in diffusers' layout, a single file (.safetensors, .ckpt), or a model id of the hub; by default
+    pocket, or what --start-from was made for."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """pool (shipped with pocket), generated, none, or a folder of pictures of the category; one for all things or
     one for each. Default: pool for pocket, generated for other models."""
@@ -61,6 +68,11 @@ class Train:
     rare_token: int | None = None
     """Which of the model's rare tokens the first new token begins as; give concepts that you will merge different
     ones. By default 0, or the first that --start-from leaves free."""
+    energy: float | None = None
+    """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
+    SDXL, whose changes would take more than a gigabyte: 0.6."""
+    recompute: bool = False
+    """Compute activations again instead of keeping them: less memory, more time, the same concept."""
     flips: bool = False
     """Mirror target pictures at random."""
     seed: int = 0
@@ -77,6 +89,7 @@ class Train:
     """Precision of the frozen model; what is trained is always float32."""
 
     def __call__(self, console: Console) -> None:
+        from ..compression import check_energy
         from ..concept import Concept, check_writable
         from ..data import Subject, photo_of
         from ..method import METHODS
@@ -86,6 +99,8 @@ class Train:
         if self.method not in METHODS:
             raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
         method = METHODS[self.method]
+        if self.energy is not None:
+            check_energy(self.energy)
         lessons = self._lessons()
         subjects = [Subject.load(each.pictures, category=each.category, token=each.token) for each in lessons]
         out = self.out or Path("-".join(lesson.file_name for lesson in lessons) + ".safetensors")
@@ -94,7 +109,8 @@ class Train:
         check_free(run, resume=self.resume, overwrite=self.overwrite)
         options = self._options(run)
         earlier = Concept.load(self.start_from) if self.start_from else None
-        backbone = load(self.model or (earlier.base if earlier else "pocket"), self.device, self.dtype)
+        model = self.model or (earlier.base if earlier else "pocket")
+        backbone = load(model, self.device, self.dtype, self.config)
         check_subjects(backbone, subjects, method, options=options, start_from=earlier)
         sets = [self._regularisation(backbone, each, run, console) for each in lessons] if method.prior_weight else []
         prompt = self.validation_prompt or photo_of(*(lesson.words for lesson in lessons))
@@ -111,6 +127,7 @@ class Train:
                 kept = f"The state is in {run}; the same command with --resume continues."
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
+        concept = _cut_to_size(concept, self.energy, console)
         concept.save(out, overwrite=True)
         example = photo_of(*(subject.words for subject in concept.subjects)) + " on the beach"
         say(
@@ -138,6 +155,7 @@ class Train:
             batch=self.batch,
             lr_per_picture=self.lr_per_picture,
             rare_token=self.rare_token,
+            recompute=self.recompute,
             flips=self.flips,
             seed=self.seed,
             run_folder=run,
@@ -166,6 +184,22 @@ class Train:
             only_category=choice == "pool",
             at_most=self.regularization_count,
         )
+
+
+def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
+    """Cut the changes to low rank where asked for, or where they are large, and say what it gave and cost."""
+    from ..compression import compress
+
+    numbers = sum(change.full().numel() for change in concept.deltas.values())
+    energy = energy or (LARGE_ENERGY if numbers > LARGE else 1)
+    if energy == 1:
+        return concept
+    say(console, f"Keeping {energy:.0%} of the singular values of {len(concept.deltas)} changes.")
+    compressed = compress(concept, energy=energy)
+    before, after = (readable(size) for size in (compressed.report.bytes_before, compressed.report.bytes_after))
+    cut = f"{compressed.report.error:.1%} of the change was cut away"
+    say(console, f"{before} became {after}; {cut}. Keep more with --energy, or all with --energy 1.")
+    return compressed.concept
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
