@@ -14,6 +14,7 @@ import moongate
 SOURCE = Path(moongate.__file__).parent
 LAYERS = [
     {"errors", "pocket"},
+    {"backbone.fingerprint", "backbone.loading", "backbone.text"},
     {"backbone", "closed_form"},
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},

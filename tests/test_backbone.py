@@ -30,28 +30,28 @@ def test_the_fingerprint_survives_rounding_and_tells_bases_apart(
 def test_text_features_equal_those_of_plain_diffusers(tiny: Backbone, tiny_folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     expected, _ = pipeline.encode_prompt("photo of a dog", "cpu", 1, False)
-    assert torch.equal(tiny.encode_text(["photo of a dog"]), expected)
+    assert torch.equal(tiny.encode_text(["photo of a dog"]).features, expected)
 
 
 def test_a_token_is_used_in_the_block_and_gone_after_it(tiny: Backbone) -> None:
-    before = tiny.encode_text(["photo of a <bear> bear"])
+    before = tiny.encode_text(["photo of a <bear> bear"]).features
     row = tiny.token_row(20)
     with tiny.tokens({"<bear>": row}):
         ids = tiny.token_ids(["photo of a <bear> bear"])[0].tolist()
         assert len(tiny.tokenizer) - 1 in ids
         assert tiny.known_tokens == ("<bear>",)
-        inside = tiny.encode_text(["photo of a <bear> bear"])
+        inside = tiny.encode_text(["photo of a <bear> bear"]).features
         # The same features as when the word were that rare token itself.
         with tiny.tokens({"<copy>": row}):
-            assert torch.equal(inside, tiny.encode_text(["photo of a <copy> bear"]))
-    assert torch.equal(before, tiny.encode_text(["photo of a <bear> bear"]))
+            assert torch.equal(inside, tiny.encode_text(["photo of a <copy> bear"]).features)
+    assert torch.equal(before, tiny.encode_text(["photo of a <bear> bear"]).features)
     assert not torch.equal(before, inside)
 
 
 def test_gradients_reach_the_row_and_nothing_else(tiny: Backbone) -> None:
     row = tiny.token_row(20).requires_grad_(True)
     with tiny.tokens({"<bear>": row}):
-        tiny.encode_text(["photo of a <bear> bear"]).square().sum().backward()
+        tiny.encode_text(["photo of a <bear> bear"]).features.square().sum().backward()
     assert row.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in tiny.text_encoder.parameters())
 

@@ -41,7 +41,7 @@ def values_of_words(backbone: Backbone, concept: Concept, words: str, caption: s
         ids = backbone.tokenizer(caption).input_ids
         wanted = backbone.tokenizer(words).input_ids[1:-1]
         start = next(at for at in range(len(ids)) if ids[at : at + len(wanted)] == wanted)
-        text = backbone.encode_text([caption])[0, start : start + len(wanted)]
+        text = backbone.encode_text([caption]).features[0, start : start + len(wanted)]
         return torch.cat([module(text) for module in backbone.kv_projections()], -1)
 
 
@@ -86,7 +86,7 @@ def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Seque
     def projected() -> torch.Tensor:
         ids = tiny.token_ids(captions)
         lengths = (ids == tiny.tokenizer.eos_token_id).int().argmax(1)
-        text = tiny.encode_text(captions)
+        text = tiny.encode_text(captions).features
         rows = torch.cat([features[: length + 1] for features, length in zip(text, lengths, strict=True)])
         return torch.cat([module(rows).flatten() for module in tiny.kv_projections()])
 
@@ -224,7 +224,7 @@ def test_padding_counts_once_whatever_its_length(tiny: Backbone) -> None:
     caption = "a red chair"
     gram = regularisation_gram(tiny, ["left out", caption])
     with torch.no_grad():
-        text, empty = tiny.encode_text([caption, ""]).double()
+        text, empty = tiny.encode_text([caption, ""]).features.double()
     expected = text[:5].T @ text[:5] + text[5:].T @ text[5:] / 11
     expected += 0.1 * (empty[:2].T @ empty[:2] + empty[2:].T @ empty[2:] / 14)
     torch.testing.assert_close(gram, expected)

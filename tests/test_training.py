@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import all_weights
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data import Regularisation, Subject
 from moongate.errors import OptionError, TokenError, TrainingDiverged
@@ -99,11 +99,11 @@ def test_the_canvas_around_a_shrunk_picture_does_not_count(
     monkeypatch.setattr(tiny, "encode_images", encode)
     monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
 
-    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: Conditioning) -> torch.Tensor:
         canvas = torch.zeros(len(noisy), 1, 8, 8)
         canvas[: len(masks[-1])] = masks[-1].float()
         weight = next(iter(tiny.weights("cross-attention-kv").values()))
-        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.sum()
+        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.features.sum()
 
     monkeypatch.setattr(tiny, "predict", predict)
     steps: list[Step] = []

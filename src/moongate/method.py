@@ -107,11 +107,7 @@ def initial_rows(
     `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike.
     """
     if method.token_start == "random":
-        rows = {}
-        for token in tokens:
-            noise = torch.randn(backbone.token_row(0).shape, generator=generator).to(backbone.device)
-            rows[token] = noise * backbone.mean_row_norm / noise.norm()
-        return rows
+        return {token: backbone.random_row(generator) for token in tokens}
     rare = backbone.rare_tokens[first:]
     if len(tokens) > len(rare):
         raise OptionError(

@@ -15,7 +15,7 @@ from diffusers import SchedulerMixin
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Conditioning
 from .errors import OptionError, TokenError
 
 __all__ = ["SCHEDULERS", "Sample", "SampleOptions", "contact_sheet", "sample"]
@@ -160,7 +160,7 @@ def _denoised(
     guided = options.guidance != 1
     text = backbone.encode_text(prompts)
     if guided:
-        text = torch.cat([backbone.encode_text([options.negative_prompt] * len(prompts)), text])
+        text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     for timestep in scheduler.timesteps:

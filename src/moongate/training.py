@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Conditioning
 from .concept import Concept, Dense, SubjectRecord
 from .data import ZOOM, Regularisation, Subject, augment, square
 from .errors import OptionError, TokenError, TrainingDiverged
@@ -84,10 +84,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prior:
-    """Regularisation pictures as latents, captions as text features: they cannot change, so are made once."""
+    """Regularisation pictures as latents, captions as the denoiser reads them: they cannot change, so are made once."""
 
     latents: Float[Tensor, "n c lh lw"]
-    text: Float[Tensor, "n tokens width"]
+    text: Conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,12 +222,12 @@ class _Drawer:
                 prior = self._priors[which]
                 prior_row = self._row(nth, len(prior.latents), "prior", which)
                 latents.append(prior.latents[prior_row])
-                text.append(prior.text[prior_row])
+                text.append(prior.text[prior_row : prior_row + 1])
         return _Batch(
             images=torch.stack([item.image for item in drawn]),
             masks=torch.stack([item.mask for item in drawn])[:, None],
             captions=captions,
-            prior=_Prior(latents=torch.stack(latents), text=torch.stack(text)) if latents else None,
+            prior=_Prior(latents=torch.stack(latents), text=Conditioning.cat(text)) if latents else None,
         )
 
     def _row(self, nth: int, count: int, *label: object) -> int:
@@ -244,7 +244,7 @@ def _encode_prior(regularisation: Regularisation, backbone: Backbone) -> _Prior:
         images = [square(picture, backbone.resolution_px) for picture in regularisation.pictures[chosen]]
         latents.append(backbone.encode_images(torch.stack(images)))
         text.append(backbone.encode_text(regularisation.captions[chosen]))
-    return _Prior(latents=torch.cat(latents), text=torch.cat(text))
+    return _Prior(latents=torch.cat(latents), text=Conditioning.cat(text))
 
 
 def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -253,7 +253,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
     text = backbone.encode_text(batch.captions)
     if batch.prior:
         latents = torch.cat([latents, batch.prior.latents.float()])
-        text = torch.cat([text, batch.prior.text])
+        text = Conditioning.cat([text, batch.prior.text])
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = _timesteps(len(latents), backbone.train_timesteps, generator).to(latents.device)
     noisy = backbone.schedule.add_noise(latents, noise, timesteps)
