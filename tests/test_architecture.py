@@ -19,10 +19,16 @@ LAYERS = [
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
-    {"pocket.demo", "merge_page"},
+    {"pocket.demo", "merge_page", "interop.names", "interop.content"},
+    {"interop.format", "interop.products"},
+    {"interop.tokens"},
+    {"interop.full_weights", "interop.lora", "interop.publishing"},
+    {"interop.formats"},
+    {"interop.reading", "interop.writing", "interop.__main__"},
+    {"interop"},
     {"cli.terminal"},
     {"cli.compose"},
-    {"cli.generate", "cli.train"},
+    {"cli.convert", "cli.generate", "cli.train"},
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""
