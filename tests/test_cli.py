@@ -10,6 +10,7 @@ from PIL import Image
 from conftest import write_pictures
 from moongate import cli, training
 from moongate.concept import Concept
+from original_layout import write_configuration, write_single_file
 
 
 def run(*arguments: object) -> None:
@@ -269,3 +270,62 @@ def test_concepts_loaded_together_are_merged_added_or_refused(
     pictures = [next((tmp_path / name).glob("a-*.png")) for name in ("merged", "added")]
     assert len({Image.open(path).tobytes() for path in pictures}) == 2
     assert "--together refuse" in fails(capsys, *command, "--together", "refuse", "--out", tmp_path / "no")
+
+
+def test_every_command_works_on_every_family(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "bear.safetensors", tmp_path / "cat.safetensors"]
+    for file, number in zip(files, (0, 1), strict=True):
+        words = ["--category", file.stem, "--token", f"<{file.stem}>", "--rare-token", number]
+        source = ["train", pictures, *words, "--model", family_folder, "--regularization", regularization]
+        run(*source, "--out", file, "--steps", 2, "--batch", 1, "--validate-every", 2, "--device", "cpu")
+        assert (file.with_suffix(".run") / "validation" / "00002.png").is_file()
+    capsys.readouterr()
+    run("info", files[0], "--json")
+    assert json.loads(capsys.readouterr().out)["tokens"] == ["<bear>"]
+    both, small = tmp_path / "both.safetensors", tmp_path / "small.safetensors"
+    run("merge", *files, "--contexts", 1, "--out", both, "--device", "cpu")
+    run("compress", both, "--out", small)
+    for file in (both, small):
+        assert Concept.load(file).token_widths == Concept.load(files[0]).token_widths
+        prompt, out = "photo of a <bear> bear and a <cat> cat", tmp_path / file.stem
+        run("generate", prompt, "--concept", file, "--count", 1, "--steps", 2, "--out", out, "--device", "cpu")
+        assert len(list(out.glob("*-0.png"))) == 1
+
+
+def test_a_single_file_with_its_configuration_goes_through_the_commands(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(family_folder, tmp_path / "base.safetensors")
+    base = ["--config", write_configuration(family_folder, tmp_path / "configuration"), "--device", "cpu"]
+    out, drawn = tmp_path / "bear.safetensors", tmp_path / "drawn"
+    source = ["train", pictures, "--category", "bear", "--token", "<bear>", "--model", file]
+    run(*source, "--regularization", regularization, "--steps", 1, "--batch", 1, "--out", out, *base)
+    run("generate", "a <bear> bear", "--concept", out, "--count", 1, "--steps", 1, "--out", drawn, *base)
+    assert (drawn / "a-bear-bear-0.png").is_file()
+
+
+def test_large_changes_are_cut_to_low_rank_with_the_error_shown_unless_told_otherwise(
+    arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bear.safetensors"
+    run(*arguments)
+    dense = Concept.load(file)
+    assert {change.rank for change in dense.deltas.values()} == {None}
+    monkeypatch.setattr("moongate.cli.train.LARGE", 1000)
+    capsys.readouterr()
+    run(*arguments, "--overwrite")
+    small = Concept.load(file)
+    assert all(change.rank for change in small.deltas.values())
+    said = " ".join(capsys.readouterr().out.split())
+    missed = sum(
+        float((change.full() - dense.deltas[name].full()).square().sum()) for name, change in small.deltas.items()
+    )
+    total = sum(float(change.full().square().sum()) for change in dense.deltas.values())
+    assert f"{(missed / total) ** 0.5:.1%} of the change was cut away" in said
+    run(*arguments, "--overwrite", "--energy", 1)
+    assert Concept.load(file).hash == dense.hash
+    run(*arguments, "--overwrite", "--energy", 0.3)
+    assert Concept.load(file).record["energy"] == 0.3
+    assert "energy is 2.0; it must be above 0" in fails(capsys, *arguments, "--overwrite", "--energy", 2)

@@ -21,13 +21,15 @@ def invented(backbone: Backbone, *subjects: tuple[str | None, str], seed: int = 
     for name, weight in backbone.weights("cross-attention-kv").items():
         change = 0.1 * torch.randn(weight.shape, generator=generator)
         if rank:
-            deltas[name] = LowRank(up=change[:, :rank].clone(), down=torch.randn(rank, 16, generator=generator))
+            down = torch.randn(rank, weight.shape[1], generator=generator)
+            deltas[name] = LowRank(up=change[:, :rank].clone(), down=down)
         else:
             deltas[name] = Dense(delta=change)
-    rows = {token: torch.randn(16, generator=generator) for token, _ in subjects if token}
+    rows = {token: torch.randn(sum(backbone.token_widths), generator=generator) for token, _ in subjects if token}
     return Concept(
         deltas=deltas,
         tokens=rows,
+        token_widths=backbone.token_widths,
         subjects=tuple(SubjectRecord(category=category, token=token) for token, category in subjects),
         base=backbone.name,
         fingerprint=backbone.fingerprint,
@@ -60,12 +62,17 @@ def pair(tiny: Backbone) -> list[Concept]:
     return [invented(tiny, ("<one>", "bear"), seed=1), invented(tiny, ("<two>", "cat"), seed=2)]
 
 
-def test_each_subject_keeps_the_values_its_own_concept_gives_it(tiny: Backbone, pair: Sequence[Concept]) -> None:
-    merged = merge(tiny, pair).concept
+def test_each_subject_keeps_the_values_its_own_concept_gives_it(each: Backbone, tmp_path: Path) -> None:
+    pair = [invented(each, ("<one>", "bear"), seed=1), invented(each, ("<two>", "cat"), seed=2)]
+    merged = merge(each, pair, options=MergeOptions(cache=tmp_path)).concept
     for concept, words in zip(pair, ("<one> bear", "<two> cat"), strict=True):
         caption = f"photo of a {words}"
-        kept = values_of_words(tiny, merged, words, caption)
-        torch.testing.assert_close(kept, values_of_words(tiny, concept, words, caption), rtol=1e-4, atol=1e-4)
+        kept = values_of_words(each, merged, words, caption)
+        torch.testing.assert_close(kept, values_of_words(each, concept, words, caption), rtol=1e-4, atol=1e-4)
+        assert torch.equal(merged.tokens[words.split()[0]], concept.tokens[words.split()[0]])
+    assert merged.token_widths == each.token_widths
+    again = merge(each, pair, options=MergeOptions(cache=tmp_path)).concept  # with the Gram matrix that was kept
+    assert again.hash == merged.hash
 
 
 def test_one_concept_alone_is_cleaned(tiny: Backbone, pair: Sequence[Concept]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .concept import Concept, Dense, LowRank
 from .errors import OptionError
 
-__all__ = ["Compressed", "CompressionReport", "LayerCompression", "compress", "low_rank"]
+__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
     The paper keeps 60 % for a fifth of the size. A layer that changed keeps at least one. 1 keeps the change to
     rounding, at its own rank. Raises OptionError when `energy` is not above 0 and at most 1.
     """
-    if not 0 < energy <= 1:
-        raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
+    check_energy(energy)
     deltas: dict[str, Dense | LowRank] = {}
     layers: dict[str, LayerCompression] = {}
     unchanged, whole, cut, total = [], [], 0.0, 0.0
@@ -96,6 +95,12 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
     )
     record = {**concept.record, "energy": energy}
     return Compressed(concept=dataclasses.replace(concept, deltas=deltas, record=record), report=report)
+
+
+def check_energy(energy: float) -> None:
+    """Raise OptionError when `energy` is not above 0 and at most 1."""
+    if not 0 < energy <= 1:
+        raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
 
 
 def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:

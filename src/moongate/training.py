@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class TrainOptions:
     """Where config.json, log.jsonl and the resumable state.pt are written; nowhere when None."""
     checkpoint_steps: int = 50
     """Save the resumable state every so many steps, and when the run is interrupted."""
+    recompute: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, more time, the same result."""
     resume: bool = False
     """Continue from the state in `run_folder`."""
     overwrite: bool = False
@@ -131,7 +133,11 @@ def train(
     drawer = _Drawer(backbone, subjects, regularisation, options)
     tokens = [subject.token for subject in subjects if subject.token]
     rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=options.rare_token)
-    with trainable(backbone, method, rows) as moving, _interrupt_after_step() as interrupted:
+    with (
+        trainable(backbone, method, rows) as moving,
+        backbone.activations_recomputed() if options.recompute else nullcontext(),
+        _interrupt_after_step() as interrupted,
+    ):
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
         began = time.monotonic()

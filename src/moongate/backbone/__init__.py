@@ -95,8 +95,7 @@ class Backbone:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         source = str(_pocket_folder() if str(model) == POCKET else model)
-        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, dtype=dtype)
-        pipeline.to(device)
+        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
         settings = folder / SETTINGS_FILE
         found = json.loads(settings.read_text()) if settings.is_file() else {}
         return cls(name=str(model), pipeline=pipeline, settings=found)
@@ -179,6 +178,15 @@ class Backbone:
         finally:
             for name, value in found.items():
                 self.parameter(name).data = value
+
+    @contextlib.contextmanager
+    def activations_recomputed(self) -> Iterator[None]:
+        """Keep few of the denoiser's activations for the way back and compute the others again: memory for time."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
 
     # --- text -------------------------------------------------------------------------------------------------------
 

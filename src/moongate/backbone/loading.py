@@ -4,6 +4,7 @@ It knows where models are kept and which kinds can be used; nothing of what they
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ CANNOT = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComp
 """What the libraries raise for a model that is missing, incomplete or of another kind."""
 
 
-def load_pipeline(model: str, *, config: Path | None, dtype: torch.dtype) -> tuple[Any, Path]:
+def load_pipeline(
+    model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype
+) -> tuple[Any, Path]:
     """Return the pipeline and the folder that may hold further settings of it.
 
     A single file holds weights alone; the rest comes from `config` (a folder in diffusers' layout, with or without
@@ -60,7 +63,12 @@ def load_pipeline(model: str, *, config: Path | None, dtype: torch.dtype) -> tup
             kind, options = _kind(source, model)
             load = kind.from_pretrained
         try:
-            pipeline = load(model, dtype=dtype, **options)
+            pipeline = load(model, dtype=dtype, **options).to(device)
+        except NotImplementedError as error:  # a weight without numbers was to be copied
+            raise BackboneError(
+                f"The model {model!r} lacks weights that the configuration in {source} lists. It is incomplete, or "
+                "the configuration is that of another model."
+            ) from error
         except CANNOT as error:
             raise BackboneError(f"The model {model!r} cannot be loaded: {_first_line(error)}") from error
     _check_parts(pipeline, model)
@@ -124,6 +132,11 @@ def _check_parts(pipeline: Any, model: str) -> None:
             f"The denoiser of {model!r} takes {unet.in_channels} channels and returns {unet.out_channels}, as one for "
             "inpainting or upscaling does. Give the base model."
         )
+    if getattr(pipeline.vae.config, "latents_mean", None):
+        raise BackboneError(
+            f"The model {model!r} shifts its latents and was trained on another kind of noise than SDXL, which "
+            "Moongate does not know. Give a model of SDXL's own kind."
+        )
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
         raise BackboneError(f"The two tokenizers of {model!r} have different vocabularies, as no SDXL model has.")
@@ -138,7 +151,9 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # diffusers calls it in its older ways
+            yield
     finally:
         for library, (level, bars) in zip(libraries, found, strict=True):
             library.set_verbosity(level)

@@ -35,6 +35,8 @@ class Info:
     file: Annotated[Path, tyro.conf.Positional]
     model: str | None = None
     """The model it belongs to, where full weights are stored."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -42,7 +44,7 @@ class Info:
         from ..interop import look
 
         found = look(self.file)
-        imported = found.concept(base=load(self.model, None, "float32") if self.model else None)
+        imported = found.concept(base=load(self.model, None, "float32", self.config) if self.model else None)
         facts = {"format": found.format.title, **_facts(imported.concept, self.file)}
         if imported.notes:
             facts["notes"] = list(imported.notes)

@@ -38,6 +38,8 @@ class Merge:
     """Folder to write report.json and index.html into."""
     model: str | None = None
     """The model; by default the first that a file names."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     overwrite: bool = False
     device: str | None = None
 
@@ -53,7 +55,7 @@ class Merge:
         options = MergeOptions(captions=tuple(lines), contexts=self.contexts, without=self.without, cache=gram_cache())
         if not self.files:
             raise OptionError("There is no concept to merge. Name one file or several.")
-        backbone, concepts = open_concepts(self.files, self.model, self.device, "float32", console)
+        backbone, concepts = open_concepts(self.files, self.model, self.config, self.device, "float32", console)
         merged = merge(backbone, concepts, options=options)
         merged.concept.save(self.out, overwrite=True)
         table = Table(*HEAD)

@@ -31,6 +31,8 @@ class Convert:
     """File to write; a folder for diffusers, lora, kohya and embedding."""
     base: str | None = None
     """The model it belongs to, for files that do not name it; needed where full weights are stored."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     rank: int | None = None
     """The most of each change that is stored as a product; otherwise its own, and 32 for dense changes."""
     token: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ class Convert:
             interop.check_login(self.push)
         found = interop.look(self.source)
         name = self.base or (found.base if target.needs_base else "")
-        base = load(name, self.device, "float32") if name else None
+        base = load(name, self.device, "float32", self.config) if name else None
         imported = found.concept(base=base, tokens=self.token, categories=self.category)
         say(console, f"{self.source}: {found.format.title}.")
         options = interop.WriteOptions(base=base, rank=self.rank)

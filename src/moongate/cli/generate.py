@@ -39,6 +39,8 @@ class Generate:
     """What to do with several concepts: merge them in memory, add their changes up, or refuse."""
     model: str | None = None
     """The model; by default the first that a concept's file names, or pocket."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     count: int = 8
     """Pictures for each prompt, with the seeds seed, seed + 1, ..."""
     seed: int = 0
@@ -80,7 +82,7 @@ class Generate:
                 "`moongate merge`."
             )
         files = [path for path, _ in chosen]
-        backbone, read = open_concepts(files, self.model, self.device, self.dtype, console)
+        backbone, read = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
         concepts = [(concept, strength) for concept, (_, strength) in zip(read, chosen, strict=True)]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:

@@ -9,16 +9,21 @@ import tyro
 from rich.console import Console
 
 from ..errors import OptionError
-from .terminal import load, progress_bar, say, size_of, training_bar
+from .terminal import load, progress_bar, readable, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
+    from ..concept import Concept
     from ..data import Regularisation
     from ..training import Step
 
 __all__ = ["Train"]
 
 VALIDATION_PICTURES = 4
+LARGE = 100_000_000
+"""Changes of more numbers than this (400 MB) are cut to low rank unless told otherwise; only SDXL has so many."""
+LARGE_ENERGY = 0.6
+"""What is kept of them: the paper's choice (App. C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,9 @@ class Train:
     token: str | None = None
     """New word for this very thing, such as "<bear>"; none teaches the category words themselves."""
     model: str = "pocket"
-    """pocket, a folder in diffusers' layout, or a model id of the hub."""
+    """pocket, a folder in diffusers' layout, a single file (.safetensors, .ckpt), or a model id of the hub."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     regularization: str | None = None
     """pool (shipped with pocket), generated, none, or a folder of pictures of the category. Default: pool for
     pocket, generated for other models."""
@@ -51,6 +58,11 @@ class Train:
     """Learning rate for each picture of a step; 1e-5, scaled for the model, by default."""
     rare_token: int = 0
     """Which of the model's rare tokens the new token begins as; give concepts that you will merge different ones."""
+    energy: float | None = None
+    """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
+    SDXL, whose changes would take more than a gigabyte: 0.6."""
+    recompute: bool = False
+    """Compute activations again instead of keeping them: less memory, more time, the same concept."""
     flips: bool = False
     """Mirror target pictures at random."""
     seed: int = 0
@@ -67,6 +79,7 @@ class Train:
     """Precision of the frozen model; what is trained is always float32."""
 
     def __call__(self, console: Console) -> None:
+        from ..compression import check_energy
         from ..concept import check_writable
         from ..data import Subject, photo_of
         from ..method import METHODS
@@ -76,6 +89,8 @@ class Train:
         if self.method not in METHODS:
             raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
         method = METHODS[self.method]
+        if self.energy is not None:
+            check_energy(self.energy)
         subject = Subject.load(self.pictures, category=self.category, token=self.token)
         out = self.out or Path(re.sub(r"\W+", "-", self.token or self.category).strip("-") + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
@@ -86,13 +101,14 @@ class Train:
             batch=self.batch,
             lr_per_picture=self.lr_per_picture,
             rare_token=self.rare_token,
+            recompute=self.recompute,
             flips=self.flips,
             seed=self.seed,
             run_folder=run,
             resume=self.resume,
             overwrite=self.overwrite,
         )
-        backbone = load(self.model, self.device, self.dtype)
+        backbone = load(self.model, self.device, self.dtype, self.config)
         if self.token:
             backbone.check_token(self.token)
         regularisation = self._regularisation(backbone, run, console) if method.prior_weight else []
@@ -110,6 +126,7 @@ class Train:
                 kept = f"The state is in {run}; the same command with --resume continues."
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
+        concept = _cut_to_size(concept, self.energy, console)
         concept.save(out, overwrite=True)
         example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {example}")
@@ -135,6 +152,22 @@ class Train:
                 at_most=self.regularization_count,
             )
         ]
+
+
+def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
+    """Cut the changes to low rank where asked for, or where they are large, and say what it gave and cost."""
+    from ..compression import compress
+
+    numbers = sum(change.full().numel() for change in concept.deltas.values())
+    energy = energy or (LARGE_ENERGY if numbers > LARGE else 1)
+    if energy == 1:
+        return concept
+    say(console, f"Keeping {energy:.0%} of the singular values of {len(concept.deltas)} changes.")
+    compressed = compress(concept, energy=energy)
+    before, after = (readable(size) for size in (compressed.report.bytes_before, compressed.report.bytes_after))
+    cut = f"{compressed.report.error:.1%} of the change was cut away"
+    say(console, f"{before} became {after}; {cut}. Keep more with --energy, or all with --energy 1.")
+    return compressed.concept
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
