@@ -557,6 +557,14 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tiny: Backbone, tm
     assert (tmp_path / "full" / "mine").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}x", '{"base": "b", "tokens": []}'])
+def test_a_broken_header_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    save_file(load_file(path), path, metadata={"moongate": text})
+    with pytest.raises(ConceptFileError, match=r"broken JSON|where an object|lacks a part"):
+        interop.read(path)
+
+
 def test_a_token_cannot_lead_out_of_the_folder(tiny: Backbone, tmp_path: Path) -> None:
     concept = make_concept(tiny, tokens=("<../../bear>",))
     for name in ("lora", "embedding", "diffusers"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..concept import listed
 from ..errors import ConceptFileError
 
-__all__ = ["Content", "flat_tensors", "open_content", "to_pickle"]
+__all__ = ["Content", "flat_tensors", "open_content", "read_json", "to_pickle"]
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Of the files that are looked at in a folder; of two with one stem the first kind is read."""
@@ -73,6 +73,17 @@ def to_pickle(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def read_json(text: str, path: Path) -> dict[str, Any]:
+    """Return the object that a text in JSON holds. Raises ConceptFileError for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConceptFileError(f"{path} holds broken JSON ({error}). Copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise ConceptFileError(f"{path} holds a {type(value).__name__} where an object in JSON is expected.")
+    return value
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().float().cpu().clone()
@@ -89,7 +100,7 @@ def _open(path: Path) -> Content:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
     beside = path.with_name(ADAPTER_CONFIG)
-    adapter = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    adapter = read_json(beside.read_text(encoding="utf-8"), beside) if beside.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..concept import Concept, Dense, LowRank
-from .content import Content
+from .content import Content, read_json
 
 __all__ = ["Format", "Parts", "Rendered", "WriteOptions", "header_of", "provenance_in"]
 
@@ -87,4 +87,4 @@ def header_of(concept: Concept) -> dict[str, str]:
 
 def provenance_in(content: Content) -> dict[str, Any]:
     """Return what `header_of` left in a file's header; empty when another program wrote it."""
-    return json.loads(content.header.get(HEADER_KEY, "{}"))
+    return read_json(content.header.get(HEADER_KEY, "{}"), content.path)

@@ -4,7 +4,6 @@ Anybody's LoRA is read, but of it the keys and values of cross-attention alone, 
 can be merged in closed form. What is written are a concept's own products, with a scale of exactly 1.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch.nn.functional import pad
 
 from ..concept import Concept, Dense, LowRank, listed, safetensors_bytes
 from ..errors import ConceptFileError, OptionError
-from .content import Content, flat_tensors
+from .content import Content, flat_tensors, read_json
 from .format import Parts, Rendered, WriteOptions, header_of, provenance_in
 from .names import KOHYA_PREFIX, blocks_per_level, kohya_name, kv_layer, unambiguous_levels
 from .products import products
@@ -129,7 +128,7 @@ def kinds(keys: tuple[str, ...]) -> list[str]:
 
 def _factors(concept: Concept, options: WriteOptions) -> tuple[dict[str, LowRank], tuple[str, ...]]:
     matrices = {n: c for n, c in concept.deltas.items() if n.startswith("unet.") and len(c.shape) == 2}
-    if not matrices:
+    if not any(change.rank != 0 for change in matrices.values()):
         raise OptionError("The concept changes no weights, so that there is no LoRA to write. Write --to embedding.")
     factors, notes = products(matrices, options.rank)
     left = [name for name in concept.deltas if name not in matrices]
@@ -166,7 +165,7 @@ class _Root(float):
 
 def _alpha(content: Content, module: str) -> float | None:
     """Return the alpha of a module by PEFT's configuration, from the header or beside the file; None without one."""
-    header = json.loads(content.header.get(PEFT_HEADER, "{}"))
+    header = read_json(content.header.get(PEFT_HEADER, "{}"), content.path)
     config = {key.removeprefix("unet."): value for key, value in header.items()} or dict(content.adapter)
     if "lora_alpha" not in config:
         return None

@@ -115,13 +115,19 @@ class Found:
         """Return all fields of the concept but its tensors."""
         parts, told = self.parts, self.parts.provenance
         if told:
-            missing = [token for token in told["tokens"] if token not in parts.tokens]
+            try:
+                fields, named = read_provenance(told), list(told["tokens"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConceptFileError(
+                    f"The header of {self.path} lacks a part: {error}. Download it again."
+                ) from error
+            missing = [token for token in named if token not in parts.tokens]
             if missing:
                 raise ConceptFileError(
                     f"{self.path} was written beside the tokens {', '.join(missing)}, which are not there. Give the "
                     "folder that holds all of its files."
                 )
-            return read_provenance(told)
+            return fields
         widths = {tuple(len(row) for row in rows) for rows in parts.tokens.values()}
         if len(widths) > 1:
             raise ConceptFileError(f"The tokens of {self.path} have rows of different widths: {sorted(widths)}.")
