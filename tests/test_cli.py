@@ -279,7 +279,9 @@ def test_bad_input_to_generate_is_named(
     assert "unknown token '<cat>'. Known tokens: <bear>" in fails(capsys, *with_concept)
     assert "There is no concept file" in fails(capsys, *base, "--concept", tmp_path / "nowhere", "--", "a dog")
     torch.save({}, tmp_path / "old.bin")
-    assert "is a pickle" in fails(capsys, *base, "--concept", tmp_path / "old.bin", "--", "a dog")
+    assert "is of no format that Moongate reads" in fails(
+        capsys, *base, "--concept", tmp_path / "old.bin", "--", "a dog"
+    )
     other = ["generate", "a dog", "--model", other_folder, "--concept", concept, "--out", tmp_path / "drawn"]
     assert "was made for" in fails(capsys, *other)
     assert not (tmp_path / "drawn").exists()

@@ -100,7 +100,7 @@ def test_a_concept_for_another_base_is_refused(make_concept: MakeConcept, other_
         with make_concept().applied(other):
             pass
     strange = {"unet.down_blocks.7.to_k.weight": Dense(delta=torch.zeros(2, 2))}
-    with pytest.raises(BaseMismatchError, match="'unet.down_blocks.7.to_k.weight', which .* does not have"):
+    with pytest.raises(BaseMismatchError, match="it has no weight 'unet.down_blocks.7.to_k.weight'"):
         Concept(
             deltas=strange, subjects=(), base="big", fingerprint=tiny.fingerprint, method="custom-diffusion"
         ).check_base(tiny)

@@ -212,6 +212,11 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
 
 
 def _check_mergeable(backbone: Backbone, concept: Concept) -> None:
+    if not all(subject.words for subject in concept.subjects) or not concept.subjects:
+        raise OptionError(
+            f"A concept ({concept.method}) names no subject whose words could be kept. Give it its class word with "
+            "`moongate convert FILE --to moongate --category WORD`."
+        )
     known = backbone.weights("cross-attention-kv")
     other = sorted(set(concept.deltas) - set(known))
     if other:

@@ -22,8 +22,15 @@ class Fingerprint:
 
     TOLERANCE = 1e-4
 
+    @classmethod
+    def unknown(cls) -> Self:
+        """Return the fingerprint of a concept whose file does not say which base it belongs to."""
+        return cls(layout="", norms=())
+
     def matches(self, other: Self) -> bool:
-        """Tell whether both come from the same weights."""
+        """Tell whether both come from the same weights, as far as both are known."""
+        if not (self.norms and other.norms):
+            return True
         if self.layout != other.layout or len(self.norms) != len(other.norms):
             return False
         pairs = zip(self.norms, other.norms, strict=True)
@@ -32,6 +39,8 @@ class Fingerprint:
     @property
     def short(self) -> str:
         """Return a name of twelve characters for people to read (it may differ between precisions)."""
+        if not self.norms:
+            return "unknown"
         text = self.layout + ",".join(f"{norm:.3g}" for norm in self.norms)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
