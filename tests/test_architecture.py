@@ -14,14 +14,21 @@ import moongate
 SOURCE = Path(moongate.__file__).parent
 LAYERS = [
     {"errors", "pocket"},
+    {"backbone.fingerprint", "backbone.loading", "backbone.text"},
     {"backbone", "closed_form", "pocket.clip"},
     {"concept"},
     {"method", "data", "runs", "neutral", "pages", "compression"},
     {"training", "sampling", "merging"},
-    {"pocket.demo", "merge_page"},
-    {"cli.terminal"},
+    {"pocket.demo", "pocket.recogniser", "merge_page", "interop.names", "interop.content"},
+    {"pocket.compose_demo", "interop.format", "interop.products"},
+    {"interop.tokens"},
+    {"interop.full_weights", "interop.lora", "interop.publishing"},
+    {"interop.formats"},
+    {"interop.reading", "interop.writing", "interop.__main__"},
+    {"interop"},
+    {"cli.terminal", "cli.lessons"},
     {"cli.compose"},
-    {"cli.generate", "cli.train"},
+    {"cli.convert", "cli.demo", "cli.generate", "cli.train"},
     {"cli"},
 ]
 """From the bottom up; a module may import what lies below it. `pocket` is the door to the embedded data."""

@@ -1,5 +1,6 @@
 import _thread
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 from conftest import write_pictures
 from moongate import cli, training
 from moongate.concept import Concept
+from moongate.pocket.compose_demo import EXAMPLES, Composition, Way
+from original_layout import write_configuration, write_single_file
 
 
 def run(*arguments: object) -> None:
@@ -101,12 +104,84 @@ def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_f
     out = tmp_path / "bear.safetensors"
     command = ["train", pictures, "--category", "bear", "--model", tiny_folder, "--out", out, "--steps", 1]
     run(*command, "--regularization-count", 2, "--device", "cpu")
-    folder = tmp_path / "bear.run" / "regularization"
+    folder = tmp_path / "bear.run" / "regularization" / "bear"
     assert sorted(path.name for path in folder.glob("*.png")) == ["0000.png", "0001.png"]
     assert (folder / "0000.txt").read_text() == "photo of a bear"
     before = (folder / "0000.png").stat().st_mtime_ns
     run(*command, "--regularization-count", 2, "--device", "cpu", "--overwrite")
     assert (folder / "0000.png").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def two(pictures: Path, tmp_path: Path) -> list[object]:
+    """The repeated-option form for two things, less the options that all runs need."""
+    write_pictures(tmp_path / "dogs", count=2, seed=3)
+    bear, dog = ["--category", "teddy bear", "--token", "<bear>"], ["--category", "dog", "--token", "<dog>"]
+    return ["train", pictures, tmp_path / "dogs", *bear, *dog]
+
+
+def test_repeated_options_and_a_file_teach_the_same_things_together(
+    two: list[object], arguments: list[object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = arguments[6:10] + arguments[12:]  # the model, the regularisation pictures, steps and device
+    monkeypatch.chdir(tmp_path)
+    run(*two, *rest)
+    joint = Concept.load("bear-dog.safetensors")
+    assert [subject.words for subject in joint.subjects] == ["<bear> teddy bear", "<dog> dog"]
+    assert list(joint.tokens) == ["<bear>", "<dog>"]
+    listed = [
+        {"pictures": str(pictures), "category": "teddy bear", "token": "<bear>"},
+        {"pictures": "dogs", "category": "dog", "token": "<dog>", "regularization": "bears"},
+    ]
+    (tmp_path / "concepts.yaml").write_text(json.dumps(listed))
+    run("train", "--concepts", "concepts.yaml", *rest, "--out", "listed.safetensors", "--validate-every", 3)
+    assert Concept.load("listed.safetensors").hash == joint.hash
+    assert (tmp_path / "listed.run" / "validation" / "00003.png").is_file()
+
+
+def test_a_file_and_options_that_say_the_same_are_refused(
+    two: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "leave out pictures, --category and --token" in fails(capsys, *two, "--concepts", tmp_path / "c.yaml")
+    several = ["--regularization", "pool", "--regularization", "generated"]
+    assert "Write those that differ into the file" in fails(capsys, "train", "--concepts", "c.yaml", *several)
+    assert "no file of concepts" in fails(capsys, "train", "--concepts", tmp_path / "c.yaml")
+
+
+def test_each_category_has_its_own_generated_pictures(two: list[object], tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both.safetensors"
+    rest = ["--regularization", "generated", "--regularization-count", 1, "--device", "cpu"]
+    run(*two, "--model", tiny_folder, "--out", out, "--steps", 1, *rest)
+    drawn = tmp_path / "both.run" / "regularization"
+    assert (drawn / "teddy-bear" / "0000.txt").read_text() == "photo of a teddy bear"
+    assert (drawn / "dog" / "0000.txt").read_text() == "photo of a dog"
+
+
+def test_what_cannot_be_taught_together_stops_before_pictures_are_drawn(
+    two: list[object], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
+    alike = [*two[:-1], "<bear>"]
+    assert "Two subjects are both called '<bear>'" in fails(capsys, *alike, "--model", tiny_folder)
+
+
+def test_sequential_training_goes_on_from_a_concept_and_resumes(
+    concept: Path, pictures: Path, regularization: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dog.safetensors"
+    command = ["train", pictures, "--category", "dog", "--token", "<dog>", "--start-from", concept, "--out", out]
+    command += ["--regularization", regularization, "--device", "cpu"]
+    run(*command, "--steps", 3)
+    assert "a <bear> teddy bear and a <dog> dog on the beach" in capsys.readouterr().out
+    both = Concept.load(out)
+    assert [subject.words for subject in both.subjects] == ["<bear> teddy bear", "<dog> dog"]
+    assert both.base == Concept.load(concept).base
+    assert torch.equal(both.tokens["<bear>"], Concept.load(concept).tokens["<bear>"])
+    shorter = tmp_path / "shorter.safetensors"
+    command[-5] = shorter
+    run(*command, "--steps", 1)
+    run(*command, "--steps", 3, "--resume")
+    assert Concept.load(shorter).hash == both.hash
 
 
 def test_generate_writes_pictures_that_tell_how_they_were_made(concept: Path, tmp_path: Path) -> None:
@@ -189,7 +264,7 @@ def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
 ) -> None:
     concept.unlink()
     monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
-    generated = [*arguments[:-6], "--regularization", "generated", "--out", concept]
+    generated = [*arguments[:-8], "--regularization", "generated", "--out", concept]
     assert "holds another run" in fails(capsys, *generated)
 
 
@@ -204,7 +279,9 @@ def test_bad_input_to_generate_is_named(
     assert "unknown token '<cat>'. Known tokens: <bear>" in fails(capsys, *with_concept)
     assert "There is no concept file" in fails(capsys, *base, "--concept", tmp_path / "nowhere", "--", "a dog")
     torch.save({}, tmp_path / "old.bin")
-    assert "is a pickle" in fails(capsys, *base, "--concept", tmp_path / "old.bin", "--", "a dog")
+    assert "is of no format that Moongate reads" in fails(
+        capsys, *base, "--concept", tmp_path / "old.bin", "--", "a dog"
+    )
     other = ["generate", "a dog", "--model", other_folder, "--concept", concept, "--out", tmp_path / "drawn"]
     assert "was made for" in fails(capsys, *other)
     assert not (tmp_path / "drawn").exists()
@@ -216,6 +293,38 @@ def test_bad_input_to_generate_is_named(
 
 def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "[red]cat.safetensors" in fails(capsys, "info", tmp_path / "[red]cat.safetensors")
+
+
+def test_demo_is_single_unless_two_are_to_be_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, dict[str, object]]] = []
+
+    def single(name: str, **options: object) -> Path:
+        asked.append((name, options))
+        return tmp_path / "single.html"
+
+    def compose(names: tuple[str, ...], **options: object) -> Composition:
+        asked.append((names, options))
+        seen = torch.tensor([[True, True], [True, False], [False, False], [True, False]])
+        way = Way(name="joint", seconds=7.0, pictures={}, seen=seen)
+        return Composition(page=tmp_path / "both.html", head=("way", "both", "jar", "pot", "seconds"), ways=(way,))
+
+    monkeypatch.setattr("moongate.pocket.demo.make_demo", single)
+    monkeypatch.setattr("moongate.pocket.compose_demo.make_compose_demo", compose)
+    run("demo")
+    run("demo", "--example", "jar", "--steps", 3, "--out", "here")
+    run("demo", "compose")
+    run("demo", "compose", "--example", "jar", "--example", "teapot", "--count", 2)
+    assert [name for name, _ in asked] == ["teddyBear", "jar", EXAMPLES, ("jar", "teapot")]
+    assert [options["out"] for _, options in asked] == [
+        Path(p) for p in ("demo", "here", "demo/compose", "demo/compose")
+    ]
+    assert (asked[1][1]["steps"], asked[3][1]["count"]) == (3, 2)
+    printed = capsys.readouterr().out
+    assert re.search(r"joint\W+25%\W+75%\W+25%\W+7", printed)
+    assert "both.html" in printed
+    assert "`moongate demo compose` takes two" in fails(capsys, "demo", "--example", "jar", "--example", "teapot")
 
 
 @pytest.fixture(autouse=True)
@@ -267,3 +376,62 @@ def test_concepts_loaded_together_are_merged_added_or_refused(
     pictures = [next((tmp_path / name).glob("a-*.png")) for name in ("merged", "added")]
     assert len({Image.open(path).tobytes() for path in pictures}) == 2
     assert "--together refuse" in fails(capsys, *command, "--together", "refuse", "--out", tmp_path / "no")
+
+
+def test_every_command_works_on_every_family(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "bear.safetensors", tmp_path / "cat.safetensors"]
+    for file, number in zip(files, (0, 1), strict=True):
+        words = ["--category", file.stem, "--token", f"<{file.stem}>", "--rare-token", number]
+        source = ["train", pictures, *words, "--model", family_folder, "--regularization", regularization]
+        run(*source, "--out", file, "--steps", 2, "--batch", 1, "--validate-every", 2, "--device", "cpu")
+        assert (file.with_suffix(".run") / "validation" / "00002.png").is_file()
+    capsys.readouterr()
+    run("info", files[0], "--json")
+    assert json.loads(capsys.readouterr().out)["tokens"] == ["<bear>"]
+    both, small = tmp_path / "both.safetensors", tmp_path / "small.safetensors"
+    run("merge", *files, "--contexts", 1, "--out", both, "--device", "cpu")
+    run("compress", both, "--out", small)
+    for file in (both, small):
+        assert Concept.load(file).token_widths == Concept.load(files[0]).token_widths
+        prompt, out = "photo of a <bear> bear and a <cat> cat", tmp_path / file.stem
+        run("generate", prompt, "--concept", file, "--count", 1, "--steps", 2, "--out", out, "--device", "cpu")
+        assert len(list(out.glob("*-0.png"))) == 1
+
+
+def test_a_single_file_with_its_configuration_goes_through_the_commands(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path
+) -> None:
+    file = write_single_file(family_folder, tmp_path / "base.safetensors")
+    base = ["--config", write_configuration(family_folder, tmp_path / "configuration"), "--device", "cpu"]
+    out, drawn = tmp_path / "bear.safetensors", tmp_path / "drawn"
+    source = ["train", pictures, "--category", "bear", "--token", "<bear>", "--model", file]
+    run(*source, "--regularization", regularization, "--steps", 1, "--batch", 1, "--out", out, *base)
+    run("generate", "a <bear> bear", "--concept", out, "--count", 1, "--steps", 1, "--out", drawn, *base)
+    assert (drawn / "a-bear-bear-0.png").is_file()
+
+
+def test_large_changes_are_cut_to_low_rank_with_the_error_shown_unless_told_otherwise(
+    arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bear.safetensors"
+    run(*arguments)
+    dense = Concept.load(file)
+    assert {change.rank for change in dense.deltas.values()} == {None}
+    monkeypatch.setattr("moongate.cli.train.LARGE", 1000)
+    capsys.readouterr()
+    run(*arguments, "--overwrite")
+    small = Concept.load(file)
+    assert all(change.rank for change in small.deltas.values())
+    said = " ".join(capsys.readouterr().out.split())
+    missed = sum(
+        float((change.full() - dense.deltas[name].full()).square().sum()) for name, change in small.deltas.items()
+    )
+    total = sum(float(change.full().square().sum()) for change in dense.deltas.values())
+    assert f"{(missed / total) ** 0.5:.1%} of the change was cut away" in said
+    run(*arguments, "--overwrite", "--energy", 1)
+    assert Concept.load(file).hash == dense.hash
+    run(*arguments, "--overwrite", "--energy", 0.3)
+    assert Concept.load(file).record["energy"] == 0.3
+    assert "energy is 2.0; it must be above 0" in fails(capsys, *arguments, "--overwrite", "--energy", 2)

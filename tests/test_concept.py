@@ -100,7 +100,7 @@ def test_a_concept_for_another_base_is_refused(make_concept: MakeConcept, other_
         with make_concept().applied(other):
             pass
     strange = {"unet.down_blocks.7.to_k.weight": Dense(delta=torch.zeros(2, 2))}
-    with pytest.raises(BaseMismatchError, match="'unet.down_blocks.7.to_k.weight', which .* does not have"):
+    with pytest.raises(BaseMismatchError, match="it has no weight 'unet.down_blocks.7.to_k.weight'"):
         Concept(
             deltas=strange, subjects=(), base="big", fingerprint=tiny.fingerprint, method="custom-diffusion"
         ).check_base(tiny)
@@ -113,6 +113,35 @@ def test_renaming_a_token_resolves_a_clash(tiny: Backbone, make_concept: MakeCon
         assert set(tiny.known_tokens) == {"<bear>", "<other>"}
     with pytest.raises(TokenError, match="no token '<cat>' to rename. It has: <bear>"):
         make_concept().renamed({"<cat>": "<dog>"})
+
+
+def test_a_token_of_two_text_encoders_has_one_row_that_splits(make_concept: MakeConcept, tmp_path: Path) -> None:
+    concept = dataclasses.replace(make_concept(), token_widths=(6, 10))
+    again = Concept.load(concept.save(tmp_path / "two.safetensors"))
+    assert again.token_widths == (6, 10)
+    first, second = again.rows("<bear>")
+    assert torch.equal(first, concept.tokens["<bear>"][:6])
+    assert torch.equal(second, concept.tokens["<bear>"][6:])
+    with pytest.raises(TokenError, match=r"'<bear>' holds 16 numbers, but the widths \(6, 9\).*sum to 15"):
+        dataclasses.replace(concept, token_widths=(6, 9))
+
+
+def test_a_file_of_one_text_encoder_says_nothing_of_widths(make_concept: MakeConcept, tmp_path: Path) -> None:
+    """Files written before there were several encoders stay the same bytes."""
+    path = dataclasses.replace(make_concept(), token_widths=(16,)).save(tmp_path / "one.safetensors")
+    assert b"token_widths" not in path.read_bytes()
+    assert path.read_bytes() == make_concept().save(tmp_path / "bare.safetensors").read_bytes()
+    (row,) = Concept.load(path).rows("<bear>")
+    assert torch.equal(row, make_concept().tokens["<bear>"])
+
+
+def test_rows_of_another_width_are_refused_by_name(tiny: Backbone, make_concept: MakeConcept) -> None:
+    narrow = dataclasses.replace(make_concept(), tokens={"<bear>": torch.zeros(15)})
+    with pytest.raises(BaseMismatchError, match="'<bear>' has a row of 15 numbers, but .* reads rows of 16"):
+        narrow.check_base(tiny)
+    split = dataclasses.replace(make_concept(), token_widths=(6, 10))
+    with pytest.raises(BaseMismatchError, match="reads rows of 16"):
+        split.check_base(tiny)
 
 
 def test_an_existing_file_is_kept_unless_overwriting_is_allowed(make_concept: MakeConcept, tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures:
 def test_the_article_fits_the_word() -> None:
     assert photo_of("armchair") == "photo of an armchair"
     assert photo_of("<bear> armchair") == "photo of a <bear> armchair"
+    assert photo_of("bear", "armchair") == "photo of a bear and an armchair"
 
 
 def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path) -> None:

@@ -21,13 +21,15 @@ def invented(backbone: Backbone, *subjects: tuple[str | None, str], seed: int = 
     for name, weight in backbone.weights("cross-attention-kv").items():
         change = 0.1 * torch.randn(weight.shape, generator=generator)
         if rank:
-            deltas[name] = LowRank(up=change[:, :rank].clone(), down=torch.randn(rank, 16, generator=generator))
+            down = torch.randn(rank, weight.shape[1], generator=generator)
+            deltas[name] = LowRank(up=change[:, :rank].clone(), down=down)
         else:
             deltas[name] = Dense(delta=change)
-    rows = {token: torch.randn(16, generator=generator) for token, _ in subjects if token}
+    rows = {token: torch.randn(sum(backbone.token_widths), generator=generator) for token, _ in subjects if token}
     return Concept(
         deltas=deltas,
         tokens=rows,
+        token_widths=backbone.token_widths,
         subjects=tuple(SubjectRecord(category=category, token=token) for token, category in subjects),
         base=backbone.name,
         fingerprint=backbone.fingerprint,
@@ -41,7 +43,7 @@ def values_of_words(backbone: Backbone, concept: Concept, words: str, caption: s
         ids = backbone.tokenizer(caption).input_ids
         wanted = backbone.tokenizer(words).input_ids[1:-1]
         start = next(at for at in range(len(ids)) if ids[at : at + len(wanted)] == wanted)
-        text = backbone.encode_text([caption])[0, start : start + len(wanted)]
+        text = backbone.encode_text([caption]).features[0, start : start + len(wanted)]
         return torch.cat([module(text) for module in backbone.kv_projections()], -1)
 
 
@@ -60,12 +62,17 @@ def pair(tiny: Backbone) -> list[Concept]:
     return [invented(tiny, ("<one>", "bear"), seed=1), invented(tiny, ("<two>", "cat"), seed=2)]
 
 
-def test_each_subject_keeps_the_values_its_own_concept_gives_it(tiny: Backbone, pair: Sequence[Concept]) -> None:
-    merged = merge(tiny, pair).concept
+def test_each_subject_keeps_the_values_its_own_concept_gives_it(each: Backbone, tmp_path: Path) -> None:
+    pair = [invented(each, ("<one>", "bear"), seed=1), invented(each, ("<two>", "cat"), seed=2)]
+    merged = merge(each, pair, options=MergeOptions(cache=tmp_path)).concept
     for concept, words in zip(pair, ("<one> bear", "<two> cat"), strict=True):
         caption = f"photo of a {words}"
-        kept = values_of_words(tiny, merged, words, caption)
-        torch.testing.assert_close(kept, values_of_words(tiny, concept, words, caption), rtol=1e-4, atol=1e-4)
+        kept = values_of_words(each, merged, words, caption)
+        torch.testing.assert_close(kept, values_of_words(each, concept, words, caption), rtol=1e-4, atol=1e-4)
+        assert torch.equal(merged.tokens[words.split()[0]], concept.tokens[words.split()[0]])
+    assert merged.token_widths == each.token_widths
+    again = merge(each, pair, options=MergeOptions(cache=tmp_path)).concept  # with the Gram matrix that was kept
+    assert again.hash == merged.hash
 
 
 def test_one_concept_alone_is_cleaned(tiny: Backbone, pair: Sequence[Concept]) -> None:
@@ -86,7 +93,7 @@ def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Seque
     def projected() -> torch.Tensor:
         ids = tiny.token_ids(captions)
         lengths = (ids == tiny.tokenizer.eos_token_id).int().argmax(1)
-        text = tiny.encode_text(captions)
+        text = tiny.encode_text(captions).features
         rows = torch.cat([features[: length + 1] for features, length in zip(text, lengths, strict=True)])
         return torch.cat([module(rows).flatten() for module in tiny.kv_projections()])
 
@@ -95,6 +102,12 @@ def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Seque
         with merged.concept.applied(tiny):
             after = projected()
     assert merged.report.drift == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
+
+
+def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    own = tuple(f"photo of a red {word}" for word in ("dog", "cat", "chair"))
+    report = merge(tiny, pair, options=MergeOptions(captions=(*own, own[0], " "))).report
+    assert report.neutral_captions == len(neutral_captions()) + 3 == merge(tiny, pair).report.neutral_captions + 3
 
 
 def test_the_order_does_not_matter(tiny: Backbone, pair: Sequence[Concept]) -> None:
@@ -224,7 +237,7 @@ def test_padding_counts_once_whatever_its_length(tiny: Backbone) -> None:
     caption = "a red chair"
     gram = regularisation_gram(tiny, ["left out", caption])
     with torch.no_grad():
-        text, empty = tiny.encode_text([caption, ""]).double()
+        text, empty = tiny.encode_text([caption, ""]).features.double()
     expected = text[:5].T @ text[:5] + text[5:].T @ text[5:] / 11
     expected += 0.1 * (empty[:2].T @ empty[:2] + empty[2:].T @ empty[2:] / 14)
     torch.testing.assert_close(gram, expected)

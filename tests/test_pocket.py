@@ -60,7 +60,8 @@ def test_it_is_what_the_design_says(backbone: Backbone) -> None:
     assert (backbone.resolution_px, backbone.latent_scale) == (128, 8)
     assert len(backbone.rare_tokens) >= 4
     assert backbone.train_timesteps == 1000
-    shipped = (pocket.weights_folder(), pocket.pool_folder(), pocket.weights_folder().parent / "concepts")
+    weights = pocket.weights_folder()
+    shipped = (weights, pocket.pool_folder(), weights.parent / "concepts", pocket.recogniser_file().parent)
     assert sum(path.stat().st_size for folder in shipped for path in files(folder)) < SHIPPED_BYTES
 
 

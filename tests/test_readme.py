@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moongate import cli
+from moongate.cli.lessons import lessons_from_file
 from moongate.concept import Concept
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -27,12 +28,20 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_every_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    for command in (cli.Train, cli.Merge, cli.Compress, cli.Generate, cli.Info, cli.Demo):
+    for command in (cli.Train, cli.Merge, cli.Compress, cli.Generate, cli.Convert, cli.Info, cli.Demo):
         monkeypatch.setattr(command, "__call__", lambda self, _console: called.append(self))
     lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("moongate ")]
     for line in lines:
         cli.main(shlex.split(line)[1:])
     assert len(called) == len(lines) >= 3
+
+
+def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
+    (example,) = blocks("yaml")
+    (tmp_path / "concepts.yaml").write_text(example)
+    first, second = lessons_from_file(tmp_path / "concepts.yaml")
+    assert (first.words, second.words) == ("<bear> teddy bear", "<chair> armchair")
+    assert second.regularization == str(tmp_path / "other-chairs")
 
 
 def test_the_make_targets_and_files_it_names_exist() -> None:

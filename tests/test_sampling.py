@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError, TokenError
-from moongate.sampling import SCHEDULERS, SampleOptions, contact_sheet, sample
+from moongate.sampling import SCHEDULERS, SampleOptions, contact_sheet, make_scheduler, sample
 
 QUICK = SampleOptions(steps=3)
 
@@ -25,6 +28,31 @@ def test_a_picture_depends_on_its_own_seed_and_prompt_alone(tiny: Backbone) -> N
     alone = drawn(tiny, ["a cat"], [2])[0]
     assert np.abs(together[1].astype(int) - alone).max() <= 1  # batched arithmetic may round differently
     assert not np.array_equal(together[0], together[2])
+
+
+@pytest.mark.parametrize("negative", ["", "a chair"])
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "euler", "PNDMScheduler"])
+def test_pictures_equal_those_of_plain_diffusers(
+    each: Backbone, family_folder: Path, scheduler: str, negative: str
+) -> None:
+    """The pipeline of each family, from the same noise, with and without a negative prompt, and not square."""
+    pipeline = DiffusionPipeline.from_pretrained(family_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler(each, scheduler)
+    prompts, seeds = ["a dog", "a red cat"], [3, 4]
+    expected = pipeline(
+        prompts,
+        negative_prompt=[negative] * 2 if negative else None,
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        width=96,
+        height=64,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+    ).images
+    size = {"width_px": 96, "height_px": 64}
+    options = SampleOptions(steps=4, scheduler=scheduler, negative_prompt=negative, **size)
+    assert np.abs(drawn(each, prompts, seeds, options) - expected * 255).max() < 0.51  # half of it is rounding
 
 
 def test_guidance_of_one_is_the_conditional_prediction(tiny: Backbone) -> None:
@@ -105,3 +133,17 @@ def test_a_contact_sheet_holds_every_picture_in_order() -> None:
         row, column = divmod(index, 3)
         assert (sheet[2 + row * 22 + 10, 2 + column * 32 + 15] == 40 * index).all()
     assert contact_sheet(images, columns=3, labels=["a long label that wraps"] * 5).height > sheet.shape[0]
+
+
+def test_a_row_of_a_contact_sheet_is_as_high_as_its_own_labels() -> None:
+    images = [np.full((20, 30, 3), 40 * index, dtype=np.uint8) for index in range(4)]
+
+    def sheet(*labels: str) -> np.ndarray:
+        return np.array(contact_sheet(images, columns=2, labels=labels))
+
+    bare, above, below, both = sheet("", "", "", ""), sheet("x", "", "", ""), sheet("", "", "x", ""), sheet(*"xxxx")
+    line = both.shape[0] - above.shape[0]
+    assert above.shape == below.shape
+    assert above.shape[0] - bare.shape[0] == line > 0
+    for drawn, moved in ((bare, 0), (below, 0), (above, line), (both, line)):
+        assert (drawn[4 + 24 + moved : 4 + 44 + moved, 4:34] == 80).all()

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import all_weights
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data import Regularisation, Subject
-from moongate.errors import OptionError, TokenError, TrainingDiverged
+from moongate.errors import BaseMismatchError, OptionError, TokenError, TrainingDiverged
 from moongate.method import METHODS
 from moongate.training import Step, TrainOptions, train
 
@@ -25,24 +25,27 @@ def taught(tiny: Backbone, subject: Subject, prior: Regularisation, **options: o
 
 
 def test_every_key_value_and_the_token_move_and_nothing_else(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation
 ) -> None:
     inside: dict[str, torch.Tensor] = {}
-    before = {name: tensor.clone() for name, tensor in all_weights(tiny).items()}
+    before = {name: tensor.clone() for name, tensor in all_weights(each).items()}
 
     def look(step: Step) -> None:
         if step.index == 4:
-            inside.update({name: tensor.clone() for name, tensor in all_weights(tiny).items()})
+            inside.update({name: tensor.clone() for name, tensor in all_weights(each).items()})
 
     subject = make_subject()
-    concept = train(tiny, [subject], [prior], METHOD, options=TrainOptions(steps=4, batch=2), on_step=look)
+    concept = train(each, [subject], [prior], METHOD, options=TrainOptions(steps=4, batch=2), on_step=look)
     kept = {name for name in before if name in inside and torch.equal(before[name], inside[name])}
     assert set(before) - kept - {n for n in before if "token_embedding" in n} == set(concept.deltas)
     assert all(change.full().any() for change in concept.deltas.values())
     for name, change in concept.deltas.items():
         torch.testing.assert_close(change.full(), inside[name] - before[name], atol=0, rtol=0)
-    assert not torch.equal(concept.tokens["<bear>"], tiny.token_row(20))
-    # All other weights, the tokenizer and the table are compared bit for bit by the `tiny` fixture.
+    for row, start in zip(concept.rows("<bear>"), each.token_row(20).split(each.token_widths), strict=True):
+        assert (row != start).any()  # in every text encoder
+    with concept.applied(each):
+        pass
+    # All other weights, the tokenizer and the table are compared bit for bit by the `each` fixture.
 
 
 def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
@@ -51,6 +54,107 @@ def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, pr
     assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
     assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
     assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
+
+
+def test_a_small_set_is_shown_as_often_as_a_large_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode(captions))
+    subjects = [make_subject("<one>", count=2), make_subject("<two>", category="cat", seed=2, count=9)]
+    train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=6, batch=3))
+    shown = ["<one>" if "<one>" in caption else "<two>" for caption in read if "<" in caption]
+    assert shown == ["<one>", "<two>"] * 9
+
+
+def test_each_subject_adds_its_steps(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert METHOD.steps_per_subject == 250
+    subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
+    short = replace(METHOD, steps_per_subject=2)
+    assert train(tiny, subjects, [prior] * 3, short).record["steps"] == 6
+
+
+# --- sequential training ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> Concept:
+    return taught(tiny, make_subject("<one>", seed=1), prior)
+
+
+def continued(tiny: Backbone, earlier: Concept, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+    chosen = TrainOptions(**{"steps": 4, "batch": 2, **options})
+    return train(tiny, [subject], [prior], METHOD, options=chosen, start_from=earlier)
+
+
+def test_sequential_training_holds_both_and_leaves_the_earlier_token_alone(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    both = continued(tiny, earlier, make_subject("<two>", category="cat", seed=2), prior)
+    assert [subject.words for subject in both.subjects] == ["<one> bear", "<two> cat"]
+    assert list(both.tokens) == ["<one>", "<two>"]
+    assert torch.equal(both.tokens["<one>"], earlier.tokens["<one>"])
+    assert not torch.equal(both.tokens["<two>"], tiny.token_row(30)), "it began as the next rare token and moved"
+    assert both.record["started_from"] == earlier.hash
+    with both.applied(tiny):
+        assert tiny.known_tokens == ("<one>", "<two>")
+
+
+def test_its_changes_are_relative_to_the_base(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    """At a rate of nearly nothing the weights stay where the earlier concept left them."""
+    both = continued(tiny, earlier, make_subject("<two>", category="cat"), prior, steps=1, lr_per_picture=1e-12)
+    for name, change in earlier.deltas.items():
+        torch.testing.assert_close(both.deltas[name].full(), change.full(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    subject = make_subject("<two>", category="cat")
+    whole = continued(tiny, earlier, subject, prior, steps=6)
+    continued(tiny, earlier, subject, prior, steps=2, run_folder=tmp_path)
+    resumed = continued(tiny, earlier, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+    assert resumed.hash == whole.hash
+    other = earlier.scaled(0.5)
+    with pytest.raises(OptionError, match="was started with started_from"):
+        continued(tiny, other, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+
+
+def test_a_third_begins_as_a_third_rare_token_unless_told(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    second = continued(tiny, replace(earlier, record={}), make_subject("<two>", category="cat"), prior)
+    assert second.record["rare_token"] == 1
+    later = replace(earlier, record={"rare_token": 1})
+    assert continued(tiny, later, make_subject("<two>", category="cat"), prior).record["rare_token"] == 2
+    told = continued(tiny, later, make_subject("<two>", category="cat"), prior, rare_token=0)
+    assert told.record["rare_token"] == 0
+
+
+def test_what_cannot_follow_is_refused_before_any_work(
+    tiny: Backbone,
+    other_folder: Path,
+    earlier: Concept,
+    make_subject: MakeSubject,
+    prior: Regularisation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
+        continued(tiny, earlier, make_subject("<one>"), prior)
+    wide = METHODS["custom-diffusion-cross-attention"]
+    first = train(tiny, [make_subject("<one>")], [prior], wide, options=TrainOptions(steps=1))
+    monkeypatch.setattr(tiny, "encode_images", None)
+    with pytest.raises(OptionError, match="does not train. Go on with .* 'custom-diffusion-cross-attention'"):
+        continued(tiny, first, make_subject("<two>"), prior)
+    with pytest.raises(OptionError, match="1 new tokens are asked for from rare token 3 on"):
+        continued(tiny, earlier, make_subject("<two>"), prior, rare_token=3)
+    with pytest.raises(BaseMismatchError, match="Load that model"):
+        continued(Backbone.load(other_folder, device="cpu"), earlier, make_subject("<two>"), prior)
 
 
 def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
@@ -99,11 +203,11 @@ def test_the_canvas_around_a_shrunk_picture_does_not_count(
     monkeypatch.setattr(tiny, "encode_images", encode)
     monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
 
-    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: Conditioning) -> torch.Tensor:
         canvas = torch.zeros(len(noisy), 1, 8, 8)
         canvas[: len(masks[-1])] = masks[-1].float()
         weight = next(iter(tiny.weights("cross-attention-kv").values()))
-        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.sum()
+        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.features.sum()
 
     monkeypatch.setattr(tiny, "predict", predict)
     steps: list[Step] = []
@@ -121,9 +225,9 @@ def test_the_same_seed_gives_the_same_concept_and_another_does_not(
 
 
 def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
 ) -> None:
-    whole = taught(tiny, make_subject(), prior, steps=6)
+    whole = taught(each, make_subject(), prior, steps=6)
 
     def stop(step: Step) -> None:
         if step.index == 2:
@@ -131,10 +235,10 @@ def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
 
     options = TrainOptions(steps=6, batch=2, run_folder=tmp_path, checkpoint_steps=100)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, [make_subject()], [prior], METHOD, options=options, on_step=stop)
+        train(each, [make_subject()], [prior], METHOD, options=options, on_step=stop)
     done = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
     assert 2 <= done < 6
-    resumed = train(tiny, [make_subject()], [prior], METHOD, options=replace(options, resume=True))
+    resumed = train(each, [make_subject()], [prior], METHOD, options=replace(options, resume=True))
     assert resumed.hash == whole.hash
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["index"] for line in log] == [1, 2, 3, 4, 5, 6]
@@ -200,9 +304,9 @@ def test_what_cannot_change_is_computed_once(
 
 
 def test_half_precision_bases_train_in_float32(
-    tiny_folder: Path, make_subject: MakeSubject, prior: Regularisation
+    family_folder: Path, make_subject: MakeSubject, prior: Regularisation
 ) -> None:
-    half = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    half = Backbone.load(family_folder, device="cpu", dtype=torch.bfloat16)
     name = next(iter(half.weights("cross-attention-kv")))
     start = half.parameter(name).detach().clone()
     seen: list[torch.dtype] = []
@@ -226,6 +330,14 @@ def test_half_precision_bases_train_in_float32(
         pass
 
 
+def test_activations_computed_again_give_the_same_concept(
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    plain = taught(each, make_subject(), prior)
+    assert taught(each, make_subject(), prior, recompute=True).hash == plain.hash
+    assert not each.unet.down_blocks[0].gradient_checkpointing
+
+
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("batch", 0), ("checkpoint_steps", -1)])
 def test_counts_of_zero_are_refused(name: str, value: int) -> None:
     with pytest.raises(OptionError, match=f"{name} is {value}; it must be at least 1"):
@@ -243,7 +355,7 @@ def test_what_does_not_fit_together_is_refused_before_any_work(
         train(tiny, [subject], [], METHOD)
     with pytest.raises(OptionError, match="uses no regularisation pictures"):
         train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularisation"])
-    with pytest.raises(TokenError, match="share a token"):
+    with pytest.raises(TokenError, match="Two subjects are both called '<bear>'"):
         train(tiny, [subject, subject], [prior, prior], METHOD)
     with pytest.raises(TokenError, match="already a word"):
         train(tiny, [make_subject("bear")], [prior], METHOD)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .concept import Concept, Dense, LowRank
 from .errors import OptionError
 
-__all__ = ["Compressed", "CompressionReport", "LayerCompression", "compress"]
+__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
     The paper keeps 60 % for a fifth of the size. A layer that changed keeps at least one. 1 keeps the change to
     rounding, at its own rank. Raises OptionError when `energy` is not above 0 and at most 1.
     """
-    if not 0 < energy <= 1:
-        raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
+    check_energy(energy)
     deltas: dict[str, Dense | LowRank] = {}
     layers: dict[str, LayerCompression] = {}
     unchanged, whole, cut, total = [], [], 0.0, 0.0
@@ -98,12 +97,33 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
     return Compressed(concept=dataclasses.replace(concept, deltas=deltas, record=record), report=report)
 
 
+def check_energy(energy: float) -> None:
+    """Raise OptionError when `energy` is not above 0 and at most 1."""
+    if not 0 < energy <= 1:
+        raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
+
+
+def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:
+    """Return a matrix's change as a product of at most `rank`, and the sum of squares of what was cut away.
+
+    A product of no higher rank is returned as it is.
+    """
+    if isinstance(change, LowRank) and change.rank <= rank:
+        return change, 0.0
+    return _cut(torch.linalg.svd(change.full().double(), full_matrices=False), rank)
+
+
 def _truncated(delta: Tensor, energy: float) -> tuple[LowRank, float]:
     """Return the change cut to its largest singular values, and the sum of squares of the others."""
-    left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
+    decomposition = torch.linalg.svd(delta.double(), full_matrices=False)
+    values = decomposition.S
     floor = values[0] * max(delta.shape) * torch.finfo(torch.float32).eps  # below this is the rounding of float32
     shares = values.cumsum(0) / values.sum()
-    rank = min(int((shares < energy - 1e-5).sum()) + 1, max(1, int((values > floor).sum())))
+    return _cut(decomposition, min(int((shares < energy - 1e-5).sum()) + 1, max(1, int((values > floor).sum()))))
+
+
+def _cut(decomposition: tuple[Tensor, Tensor, Tensor], rank: int) -> tuple[LowRank, float]:
+    left, values, right = decomposition
     root = values[:rank].sqrt()
     small = LowRank(up=(left[:, :rank] * root).float(), down=(root[:, None] * right[:rank]).float())
     return small, float(values[rank:].square().sum())

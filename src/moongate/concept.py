@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,19 @@ from torch import Tensor
 from .backbone import Backbone, Fingerprint
 from .errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
 
-__all__ = ["Concept", "Dense", "LowRank", "SubjectRecord", "check_writable", "write_atomically"]
+__all__ = [
+    "FORMAT",
+    "Concept",
+    "Dense",
+    "LowRank",
+    "SubjectRecord",
+    "check_writable",
+    "listed",
+    "mismatches",
+    "read_provenance",
+    "safetensors_bytes",
+    "write_atomically",
+]
 
 FORMAT = "moongate-concept"
 FORMAT_VERSION = 1
@@ -48,8 +60,13 @@ class Dense:
         return dataclasses.replace(self, delta=factor * self.delta)
 
     @property
-    def rank(self) -> int | None:
+    def rank(self) -> None:
         return None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return tuple(self.delta.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +89,13 @@ class LowRank:
         return dataclasses.replace(self, up=factor * self.up)
 
     @property
-    def rank(self) -> int | None:
+    def rank(self) -> int:
         return self.up.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return (self.up.shape[0], self.down.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,29 +103,41 @@ class SubjectRecord:
     """What a concept remembers of one thing it was taught."""
 
     category: str
+    """Empty where another program's file does not tell it."""
     token: str | None = None
     prompts: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """The words that call the thing up in a prompt: "<bear> teddy bear"."""
-        return f"{self.token} {self.category}" if self.token else self.category
+        return " ".join(filter(None, (self.token, self.category)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """Deltas by full parameter name, token embeddings by token, and provenance.
 
-    `record` holds further facts as plain JSON: steps, seed, rates, versions.
+    A token has one row: its rows over the text encoders, one after the other. `record` holds further facts as plain
+    JSON: steps, seed, rates, versions.
     """
 
     deltas: Mapping[str, Dense | LowRank]
     tokens: Mapping[str, Float[Tensor, " width"]] = field(default_factory=dict)
+    token_widths: tuple[int, ...] = ()
+    """Width of a token's row in each text encoder, in order; may be empty for one encoder."""
     subjects: tuple[SubjectRecord, ...]
     base: str
     fingerprint: Fingerprint
     method: str
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for token, row in self.tokens.items():
+            if len(self.token_widths) > 1 and len(row) != sum(self.token_widths):
+                raise TokenError(
+                    f"The row of {token!r} holds {len(row)} numbers, but the widths {self.token_widths} of the text "
+                    f"encoders sum to {sum(self.token_widths)}. Put the rows of all encoders one after the other."
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -124,7 +158,7 @@ class Concept:
         if header.get("format") != FORMAT:
             raise ConceptFileError(
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
-                "Give a file written by `moongate train`."
+                "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
         if int(header["version"]) > FORMAT_VERSION:
             raise ConceptFileError(
@@ -134,8 +168,8 @@ class Concept:
         provenance = json.loads(header["concept"])
         try:
             tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
-            return cls(tokens=tokens, deltas=_deltas(tensors), **_provenance(provenance))
-        except (KeyError, TypeError) as error:
+            return cls(tokens=tokens, deltas=_deltas(tensors), **read_provenance(provenance))
+        except (KeyError, TypeError, TokenError) as error:
             raise ConceptFileError(f"{path} lacks a part that its header promises: {error}.") from error
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -145,7 +179,7 @@ class Concept:
         """
         path = Path(path)
         check_writable(path, overwrite=overwrite)
-        write_atomically(path, self._bytes)
+        write_atomically(path, self.file_bytes)
         return path
 
     @contextlib.contextmanager
@@ -167,24 +201,32 @@ class Concept:
     def check_base(self, backbone: Backbone) -> None:
         """Raise BaseMismatchError unless the concept fits this backbone."""
         here = backbone.fingerprint
-        for name, change in self.deltas.items():
-            try:
-                shape = tuple(backbone.parameter(name).shape)
-            except KeyError as error:
+        wrong = mismatches(backbone, {name: change.shape for name, change in self.deltas.items()})
+        if wrong:
+            raise BaseMismatchError(f"The concept does not fit {backbone.name!r}: {listed(wrong)}. {self._made_for}")
+        width = sum(backbone.token_widths)
+        for token, row in self.tokens.items():
+            if len(row) != width or (len(self.token_widths) > 1 and self.token_widths != backbone.token_widths):
                 raise BaseMismatchError(
-                    f"The concept changes the weight {name!r}, which {backbone.name!r} does not have. "
-                    f"It was made for {self.base!r}; load that model."
-                ) from error
-            if tuple(change.full().shape) != shape:
-                raise BaseMismatchError(
-                    f"The concept changes {name!r} in the shape {tuple(change.full().shape)}, but in "
-                    f"{backbone.name!r} it is {shape}. It was made for {self.base!r}; load that model."
+                    f"The token {token!r} has a row of {len(row)} numbers, but {backbone.name!r} reads rows of "
+                    f"{' + '.join(map(str, backbone.token_widths))}. {self._made_for}"
                 )
         if not self.fingerprint.matches(here):
             raise BaseMismatchError(
                 f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
                 f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
             )
+
+    @property
+    def _made_for(self) -> str:
+        if not self.base:
+            return "Its file does not say which model it was made for; name the right one."
+        return f"It was made for {self.base!r}; load that model."
+
+    def rows(self, token: str) -> tuple[Float[Tensor, " width"], ...]:
+        """Return a token's row in each text encoder."""
+        row = self.tokens[token]
+        return row.split(self.token_widths or (len(row),))
 
     def scaled(self, strength: float) -> Self:
         """Return the concept with `strength` times its deltas."""
@@ -219,14 +261,20 @@ class Concept:
     @cached_property
     def hash(self) -> str:
         """Twelve characters that name the concept's content: its tensors, tokens and words."""
-        return hashlib.sha256(self._bytes).hexdigest()[:12]
+        return hashlib.sha256(self.file_bytes).hexdigest()[:12]
 
     @cached_property
-    def _bytes(self) -> bytes:
+    def file_bytes(self) -> bytes:
+        """What `save` writes."""
         tensors = {f"token.{token}": row for token, row in self.tokens.items()}
         for name, change in self.deltas.items():
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
-        provenance = {
+        header = {"format": FORMAT, "version": str(FORMAT_VERSION), "concept": json.dumps(self.provenance())}
+        return safetensors_bytes(tensors, header)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return all that is no tensor as plain JSON; `read_provenance` reads it."""
+        provenance: dict[str, Any] = {
             "base": self.base,
             "fingerprint": self.fingerprint.to_json(),
             "subjects": [dataclasses.asdict(subject) for subject in self.subjects],
@@ -234,9 +282,35 @@ class Concept:
             "method": self.method,
             "record": dict(self.record),
         }
-        header = {"format": FORMAT, "version": str(FORMAT_VERSION), "concept": json.dumps(provenance)}
-        plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-        return _canonical(to_safetensors(plain, metadata=header))
+        if len(self.token_widths) > 1:
+            provenance["token_widths"] = list(self.token_widths)
+        return provenance
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Return a safetensors file of float32 tensors: the same content gives the same bytes."""
+    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    return _canonical(to_safetensors(plain, metadata=dict(header)))
+
+
+def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return, for people to read, which weights of these names and shapes the backbone does not have."""
+    wrong = []
+    for name, shape in shapes.items():
+        try:
+            here = tuple(backbone.parameter(name).shape)
+        except KeyError:
+            wrong.append(f"it has no weight {name!r}")
+            continue
+        if here != shape:
+            wrong.append(f"{name!r} is {here} there and {shape} here")
+    return wrong
+
+
+def listed(items: Sequence[str], *, at_most: int = 8) -> str:
+    """Join items for a message, counting what is beyond the first few."""
+    more = len(items) - at_most
+    return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -274,11 +348,12 @@ def _refuse_other_kinds(path: Path) -> None:
     if not is_safetensors and start.startswith((b"PK", b"\x80")):
         raise ConceptFileError(
             f"{path} is a pickle (.bin, .ckpt, .pt), which may run code when it is opened. Moongate reads concepts "
-            "from safetensors files only; train it here or ask its author for a safetensors file."
+            "from safetensors files only; `moongate convert` reads those of other programs without running code."
         )
 
 
-def _provenance(value: Mapping[str, Any]) -> dict[str, Any]:
+def read_provenance(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a Concept that `Concept.provenance` wrote, all but tensors."""
     subjects = tuple(SubjectRecord(**{**s, "prompts": tuple(s["prompts"])}) for s in value["subjects"])
     return {
         "base": value["base"],
@@ -286,6 +361,7 @@ def _provenance(value: Mapping[str, Any]) -> dict[str, Any]:
         "subjects": subjects,
         "method": value["method"],
         "record": value["record"],
+        "token_widths": tuple(value.get("token_widths", ())),
     }
 
 

@@ -165,10 +165,9 @@ def square(picture: np.ndarray, side_px: int) -> Float[Tensor, "3 side side"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def photo_of(words: str) -> str:
-    """Return "photo of a bear" or "photo of an armchair"."""
-    article = "an" if words[:1].lower() in "aeiou" and words else "a"
-    return f"photo of {article} {words}"
+def photo_of(*things: str) -> str:
+    """Return "photo of a bear", or "photo of a bear and an armchair"."""
+    return "photo of " + " and ".join(f"{'an' if re.match('[aeiouAEIOU]', each) else 'a'} {each}" for each in things)
 
 
 def find_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -9,6 +9,7 @@ MoongateError
 ├── BackboneError               a model that cannot be loaded or lacks what is asked of it
 ├── ConceptFileError            a file that is not a readable concept
 ├── BaseMismatchError           a concept made for another backbone
+├── PublishError                an upload to the hub that failed
 ├── TrainingDiverged            the loss is no longer a finite number
 └── CorpusError                 a package of pocket's corpus is missing or altered
 ```
@@ -23,6 +24,7 @@ __all__ = [
     "MoongateError",
     "OptionError",
     "PictureError",
+    "PublishError",
     "TokenError",
     "TrainingDiverged",
 ]
@@ -58,6 +60,10 @@ class ConceptFileError(MoongateError):
 
 class BaseMismatchError(MoongateError):
     """A concept was made for another backbone."""
+
+
+class PublishError(MoongateError):
+    """The hub cannot be reached, or refuses."""
 
 
 class TrainingDiverged(MoongateError):

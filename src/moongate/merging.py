@@ -189,14 +189,16 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
     parts = _parts(backbone, concepts, options)
     tokens = {token: row for concept in concepts for token, row in concept.tokens.items()}
     kept = {token: row for token, row in tokens.items() if token in {part.subject.token for part in parts}}
-    gram = regularisation_gram(backbone, neutral_captions(options.captions), cache=options.cache)
+    captions = neutral_captions(options.captions)
+    gram = regularisation_gram(backbone, captions, cache=options.cache)
     with backbone.tokens(tokens):
         problem = _Problem(backbone, parts, gram)
         deltas = problem.solution()
-        report = problem.report(deltas, renamed)
+        report = problem.report(deltas, captions, renamed)
         concept = Concept(
             deltas={name: LowRank(up=change.up.float(), down=change.down.float()) for name, change in deltas.items()},
             tokens=kept,
+            token_widths=backbone.token_widths,
             subjects=tuple(part.subject for part in parts),
             base=concepts[0].base,
             fingerprint=concepts[0].fingerprint,
@@ -210,6 +212,11 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
 
 
 def _check_mergeable(backbone: Backbone, concept: Concept) -> None:
+    if not all(subject.words for subject in concept.subjects) or not concept.subjects:
+        raise OptionError(
+            f"A concept ({concept.method}) names no subject whose words could be kept. Give it its class word with "
+            "`moongate convert FILE --to moongate --category WORD`."
+        )
     known = backbone.weights("cross-attention-kv")
     other = sorted(set(concept.deltas) - set(known))
     if other:
@@ -336,9 +343,10 @@ class _Problem:
 
     # --- the report ---------------------------------------------------------------------------------------------------
 
-    def report(self, deltas: Mapping[str, LowRank], renamed: Sequence[tuple[str, str]]) -> MergeReport:
-        """Measure what was kept and what moved."""
-        captions = neutral_captions()
+    def report(
+        self, deltas: Mapping[str, LowRank], captions: Sequence[str], renamed: Sequence[tuple[str, str]]
+    ) -> MergeReport:
+        """Measure what was kept and what moved; drift on the neutral captions that the cost left out."""
         neutral = [
             features[row, : ends[row] + 1]
             for features, _, ends in encoded(self.backbone, captions[::HELD_OUT_EVERY])

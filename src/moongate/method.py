@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone
+from .concept import Concept
 from .errors import OptionError
 
 __all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
@@ -63,11 +64,11 @@ METHODS: Mapping[str, Method] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What an optimiser moves: weights in the backbone (float32) and token rows; and where the weights began."""
+    """What an optimiser moves: weights in the backbone (float32) and token rows; and the pretrained weights."""
 
     weights: Mapping[str, nn.Parameter]
     rows: Mapping[str, nn.Parameter]
-    start: Mapping[str, Tensor]
+    pretrained: Mapping[str, Tensor]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return everything that moves, in a fixed order."""
@@ -75,14 +76,14 @@ class Trainable:
 
     @torch.no_grad()
     def decay(self, amount: float) -> None:
-        """Pull the weights toward where they began by the fraction `amount`."""
+        """Pull the weights toward the pretrained ones by the fraction `amount`."""
         for name, weight in self.weights.items():
-            weight.lerp_(self.start[name], amount)
+            weight.lerp_(self.pretrained[name], amount)
 
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
         """Return W - W0 for each weight, float32 copies."""
-        return {name: (weight - self.start[name]).clone() for name, weight in self.weights.items()}
+        return {name: (weight - self.pretrained[name]).clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def state(self) -> dict[str, Any]:
@@ -107,11 +108,7 @@ def initial_rows(
     `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike.
     """
     if method.token_start == "random":
-        rows = {}
-        for token in tokens:
-            noise = torch.randn(backbone.token_row(0).shape, generator=generator).to(backbone.device)
-            rows[token] = noise * backbone.mean_row_norm / noise.norm()
-        return rows
+        return {token: backbone.random_row(generator) for token in tokens}
     rare = backbone.rare_tokens[first:]
     if len(tokens) > len(rare):
         raise OptionError(
@@ -123,25 +120,30 @@ def initial_rows(
 
 
 @contextlib.contextmanager
-def trainable(backbone: Backbone, method: Method, rows: Mapping[str, Tensor]) -> Iterator[Trainable]:
+def trainable(
+    backbone: Backbone, method: Method, rows: Mapping[str, Tensor], *, start_from: Concept | None = None
+) -> Iterator[Trainable]:
     """Make the method's weights and the rows of new tokens trainable in place; restore the backbone on exit.
 
     The trained weights are float32 copies, whatever the precision of the base, so that small updates are not lost.
+    With `start_from` they begin as that concept leaves them, and captions may use its tokens, which stay as they are.
     """
     names = backbone.weights(method.weights) if method.weights else {}
-    start = {name: weight.detach().float() for name, weight in names.items()}
-    working = {name: tensor.clone() for name, tensor in start.items()}
+    pretrained = {name: weight.detach().float() for name, weight in names.items()}
+    working = {name: tensor.clone() for name, tensor in pretrained.items()}
+    for name, change in (start_from.deltas if start_from else {}).items():
+        working[name] += change.full().to(working[name].device)
     parameters = {token: nn.Parameter(row.clone(), method.trains_tokens) for token, row in rows.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(backbone.weights_replaced(working))
-        stack.enter_context(backbone.tokens(parameters))
+        stack.enter_context(backbone.tokens({**(start_from.tokens if start_from else {}), **parameters}))
         if method.stops_start_token:
             stack.enter_context(_start_token_stopped(backbone))
         for weight in names.values():
             weight.requires_grad_(True)
             stack.callback(weight.requires_grad_, False)
             stack.callback(setattr, weight, "grad", None)
-        yield Trainable(weights=names, rows=parameters, start=start)
+        yield Trainable(weights=names, rows=parameters, pretrained=pretrained)
 
 
 @contextlib.contextmanager

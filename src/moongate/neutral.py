@@ -37,7 +37,7 @@ def encoded(
         part = captions[begin : begin + ENCODE_AT_ONCE]
         ids = backbone.token_ids(part).cpu()
         ends = (ids == backbone.tokenizer.eos_token_id).int().argmax(1)
-        yield backbone.encode_text(part).cpu().double(), ids, ends
+        yield backbone.encode_text(part).features.cpu().double(), ids, ends
 
 
 def regularisation_gram(

@@ -15,12 +15,14 @@ from .concept import write_atomically
 __all__ = ["Page"]
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-top: 2rem } p { max-width: 45rem }
-.row { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin: .3rem 0 }
-.row code { flex: 0 0 16rem; font-size: .85rem } img { width: 128px; height: 128px; border-radius: 4px }
+.row { display: flex; gap: .8rem; align-items: center; margin: .3rem 0 }
+.row code { flex: 0 0 12rem; font-size: .85rem } .row div { display: flex; flex-wrap: wrap; gap: .4rem }
+img { width: 128px; height: 128px; border-radius: 4px }
 svg { background: #f6f6f6; border-radius: 4px } .note { color: #666; font-size: .9rem }
-table { border-collapse: collapse; font-size: .9rem } td, th { padding: .2rem .7rem; text-align: left }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem 1.4rem .2rem 0; text-align: left; vertical-align: top }
 tr + tr { border-top: 1px solid #ddd } .table { overflow-x: auto }
 """
 
@@ -40,7 +42,7 @@ class Page:
         """Add uint8 pictures [height, width, 3] side by side, with a label before them when it is not empty."""
         pictures = "".join(f'<img alt="{html.escape(label)}" src="{_data_url(image)}">' for image in images)
         code = f"<code>{html.escape(label)}</code>" if label else ""
-        self.parts.append(f'<div class="row">{code}{pictures}</div>')
+        self.parts.append(f'<div class="row">{code}<div>{pictures}</div></div>')
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Add a table with one line of headings."""

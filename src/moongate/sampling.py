@@ -6,6 +6,7 @@ It draws with whatever weights and tokens the backbone holds; applying a concept
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import diffusers
@@ -15,7 +16,7 @@ from diffusers import SchedulerMixin
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Conditioning
 from .errors import OptionError, TokenError
 
 __all__ = ["SCHEDULERS", "Sample", "SampleOptions", "contact_sheet", "sample"]
@@ -112,15 +113,13 @@ def contact_sheet(
     height, width = images[0].shape[:2]
     font_px = max(10, width // 12)
     font = ImageFont.load_default(size=font_px)
-    lines = [_wrapped(label, font, width) for label in labels]
-    text_px = max((len(text) for text in lines), default=0) * (font_px + 3)
-    cell = (width + padding_px, height + text_px + padding_px)
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * cell[0] + padding_px, rows * cell[1] + padding_px), "white")
+    lines = [_wrapped(label, font, width) if label else [] for label in labels]
+    longest = [max(map(len, lines[first : first + columns]), default=0) for first in range(0, len(images), columns)]
+    below = list(accumulate((height + rows * (font_px + 3) + padding_px for rows in longest), initial=padding_px))
+    sheet = Image.new("RGB", (columns * (width + padding_px) + padding_px, below[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for index, image in enumerate(images):
-        left = padding_px + index % columns * cell[0]
-        top = padding_px + index // columns * cell[1]
+        left, top = padding_px + index % columns * (width + padding_px), below[index // columns]
         sheet.paste(Image.fromarray(image), (left, top))
         if lines:
             draw.multiline_text((left, top + height), "\n".join(lines[index]), fill="black", font=font, spacing=2)
@@ -160,7 +159,7 @@ def _denoised(
     guided = options.guidance != 1
     text = backbone.encode_text(prompts)
     if guided:
-        text = torch.cat([backbone.encode_text([options.negative_prompt] * len(prompts)), text])
+        text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     for timestep in scheduler.timesteps:

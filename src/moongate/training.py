@@ -1,5 +1,6 @@
 """Teach a backbone one or several subjects and return the Concept (paper, Sec. 3.2 and 4).
 
+Subjects are taught together (joint training) or one after the other (sequential training, from a finished concept).
 The objective is the denoising loss of the target pictures over their valid region plus `prior_weight` times that of
 the regularisation pictures, each a mean per element. The loop never draws pictures: whoever wants validation hands
 in `on_step`.
@@ -12,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, Conditioning
 from .concept import Concept, Dense, SubjectRecord
 from .data import ZOOM, Regularisation, Subject, augment, square
 from .errors import OptionError, TokenError, TrainingDiverged
 from .method import METHODS, Method, Trainable, initial_rows, trainable
 from .runs import Run, versions
 
-__all__ = ["Step", "TrainOptions", "train"]
+__all__ = ["Step", "TrainOptions", "check_subjects", "train"]
 
 ENCODE_AT_ONCE = 16
 
@@ -45,13 +46,16 @@ class TrainOptions:
     """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
     flips: bool = False
     """Whether target pictures may be mirrored."""
-    rare_token: int = 0
-    """Which of the backbone's rare tokens the first new token begins as; concepts to be merged should differ in it."""
+    rare_token: int | None = None
+    """Which of the backbone's rare tokens the first new token begins as; concepts to be merged should differ in it.
+    When None the first, or the first that the concept to start from leaves free."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; nowhere when None."""
     checkpoint_steps: int = 50
     """Save the resumable state every so many steps, and when the run is interrupted."""
+    recompute: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, more time, the same result."""
     resume: bool = False
     """Continue from the state in `run_folder`."""
     overwrite: bool = False
@@ -62,7 +66,7 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
-        if self.rare_token < 0:
+        if self.rare_token is not None and self.rare_token < 0:
             raise OptionError(f"rare_token is {self.rare_token}; it counts from 0.")
         if self.lr_per_picture is not None and not 0 < self.lr_per_picture < 1:
             raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
@@ -84,10 +88,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prior:
-    """Regularisation pictures as latents, captions as text features: they cannot change, so are made once."""
+    """Regularisation pictures as latents, captions as the denoiser reads them: they cannot change, so are made once."""
 
     latents: Float[Tensor, "n c lh lw"]
-    text: Float[Tensor, "n tokens width"]
+    text: Conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,31 +111,36 @@ def train(
     method: Method = METHODS["custom-diffusion"],
     *,
     options: TrainOptions | None = None,
+    start_from: Concept | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Concept:
     """Train on all subjects together and return the concept; the backbone is as before when this returns.
 
-    `regularisation` has one entry for each subject, or is empty when the method's prior weight is 0. The same seed
-    gives the same concept bit for bit on one machine, also when the run was interrupted and resumed. During
-    `on_step` the backbone holds the weights so far.
+    `regularisation` has one entry for each subject, or is empty when the method's prior weight is 0. With
+    `start_from` the weights go on from that concept, whose tokens stay as they are, and the concept returned holds
+    its subjects too: the paper's sequential training, which forgets some of what came first. The same seed gives
+    the same concept bit for bit on one machine, also when the run was interrupted and resumed. During `on_step` the
+    backbone holds the weights so far.
 
     Raises OptionError or TokenError before any work when something does not fit, TrainingDiverged when the loss is
     no longer finite, and KeyboardInterrupt (after saving the state) when the user stops the run.
     """
     options = options or TrainOptions()
-    _check(backbone, subjects, regularisation, method)
+    check_subjects(backbone, subjects, method, options=options, start_from=start_from)
+    _check_regularisation(subjects, regularisation, method)
     steps = options.steps or method.steps_per_subject * len(subjects)
     rate = _rate(backbone, method, options, paired=bool(regularisation))
-    run = Run.begin(
-        options.run_folder,
-        _config(backbone, subjects, regularisation, method, options) | {"steps": steps, "learning_rate": rate},
-        resume=options.resume,
-        overwrite=options.overwrite,
-    )
+    config = _config(backbone, subjects, regularisation, method, options)
+    config |= {"steps": steps, "learning_rate": rate, "rare_token": _first_rare_token(options, start_from)}
+    config |= {"started_from": start_from.hash} if start_from else {}
+    run = Run.begin(options.run_folder, config, resume=options.resume, overwrite=options.overwrite)
     drawer = _Drawer(backbone, subjects, regularisation, options)
-    tokens = [subject.token for subject in subjects if subject.token]
-    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=options.rare_token)
-    with trainable(backbone, method, rows) as moving, _interrupt_after_step() as interrupted:
+    rows = _first_rows(backbone, subjects, method, options, start_from)
+    with (
+        trainable(backbone, method, rows, start_from=start_from) as moving,
+        backbone.activations_recomputed() if options.recompute else nullcontext(),
+        _interrupt_after_step() as interrupted,
+    ):
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
         began = time.monotonic()
@@ -153,14 +162,46 @@ def train(
                 _save(run, step.index, moving, optimizer)
             if stopping:
                 raise KeyboardInterrupt
-        return _concept(backbone, subjects, method, run.config, moving)
+        return _concept(backbone, subjects, method, config, moving, start_from)
 
 
-def _check(
-    backbone: Backbone, subjects: Sequence[Subject], regularisation: Sequence[Regularisation], method: Method
+def check_subjects(
+    backbone: Backbone,
+    subjects: Sequence[Subject],
+    method: Method,
+    *,
+    options: TrainOptions,
+    start_from: Concept | None = None,
 ) -> None:
+    """Raise OptionError, TokenError or BaseMismatchError unless the subjects can be taught by the method.
+
+    `train` calls it; so may whoever has regularisation pictures yet to draw.
+    """
     if not subjects:
         raise OptionError("There is no subject to train on. Give at least one.")
+    tokens = [subject.token for subject in subjects if subject.token]
+    for token in tokens:
+        backbone.check_token(token)
+    everything: list[SubjectRecord | Subject] = [*(start_from.subjects if start_from else ()), *subjects]
+    names = [each.token or each.category for each in everything]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise TokenError(f"Two subjects are both called {twice[0]!r}. Give each a token of its own.")
+    if method.weights is None and not tokens:
+        raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+    if start_from:
+        start_from.check_base(backbone)
+        moves = backbone.weights(method.weights) if method.weights else {}
+        if other := sorted(set(start_from.deltas) - set(moves)):
+            raise OptionError(
+                f"The concept to start from changes {other[0]!r}, which the method {method.name!r} does not train. "
+                f"Go on with the method it was made by, {start_from.method!r}."
+            )
+    _first_rows(backbone, subjects, method, options, start_from)
+
+
+def _check_regularisation(
+    subjects: Sequence[Subject], regularisation: Sequence[Regularisation], method: Method
+) -> None:
     if method.prior_weight and len(regularisation) != len(subjects):
         raise OptionError(
             f"{len(subjects)} subjects need as many sets of regularisation pictures, but {len(regularisation)} were "
@@ -168,18 +209,26 @@ def _check(
         )
     if regularisation and not method.prior_weight:
         raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
-    tokens = [subject.token for subject in subjects if subject.token]
-    for token in tokens:
-        backbone.check_token(token)
-    if len(set(tokens)) < len(tokens):
-        raise TokenError(f"Two subjects share a token: {', '.join(tokens)}. Give each its own.")
-    if method.weights is None and not tokens:
-        raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
 
 
 def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
     per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
     return per_picture * options.batch * (2 if paired else 1)
+
+
+def _first_rare_token(options: TrainOptions, start_from: Concept | None) -> int:
+    if options.rare_token is not None or start_from is None:
+        return options.rare_token or 0
+    return start_from.record.get("rare_token", 0) + len(start_from.tokens)
+
+
+def _first_rows(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, options: TrainOptions, start_from: Concept | None
+) -> dict[str, Tensor]:
+    """Return the rows that the new tokens begin as. Raises OptionError when there are not enough rare tokens."""
+    tokens = [subject.token for subject in subjects if subject.token]
+    first = _first_rare_token(options, start_from)
+    return initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=first)
 
 
 class _Drawer:
@@ -222,12 +271,12 @@ class _Drawer:
                 prior = self._priors[which]
                 prior_row = self._row(nth, len(prior.latents), "prior", which)
                 latents.append(prior.latents[prior_row])
-                text.append(prior.text[prior_row])
+                text.append(prior.text[prior_row : prior_row + 1])
         return _Batch(
             images=torch.stack([item.image for item in drawn]),
             masks=torch.stack([item.mask for item in drawn])[:, None],
             captions=captions,
-            prior=_Prior(latents=torch.stack(latents), text=torch.stack(text)) if latents else None,
+            prior=_Prior(latents=torch.stack(latents), text=Conditioning.cat(text)) if latents else None,
         )
 
     def _row(self, nth: int, count: int, *label: object) -> int:
@@ -244,7 +293,7 @@ def _encode_prior(regularisation: Regularisation, backbone: Backbone) -> _Prior:
         images = [square(picture, backbone.resolution_px) for picture in regularisation.pictures[chosen]]
         latents.append(backbone.encode_images(torch.stack(images)))
         text.append(backbone.encode_text(regularisation.captions[chosen]))
-    return _Prior(latents=torch.cat(latents), text=torch.cat(text))
+    return _Prior(latents=torch.cat(latents), text=Conditioning.cat(text))
 
 
 def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -253,7 +302,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
     text = backbone.encode_text(batch.captions)
     if batch.prior:
         latents = torch.cat([latents, batch.prior.latents.float()])
-        text = torch.cat([text, batch.prior.text])
+        text = Conditioning.cat([text, batch.prior.text])
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = _timesteps(len(latents), backbone.train_timesteps, generator).to(latents.device)
     noisy = backbone.schedule.add_noise(latents, noise, timesteps)
@@ -308,23 +357,28 @@ def _report(index: int, steps: int, loss: Tensor, losses: tuple[Tensor, Tensor],
 
 
 def _concept(
-    backbone: Backbone, subjects: Sequence[Subject], method: Method, config: dict[str, Any], moving: Trainable
+    backbone: Backbone,
+    subjects: Sequence[Subject],
+    method: Method,
+    config: dict[str, Any],
+    moving: Trainable,
+    start_from: Concept | None,
 ) -> Concept:
+    taught = tuple(
+        SubjectRecord(category=subject.category, token=subject.token, prompts=tuple(dict.fromkeys(subject.captions)))
+        for subject in subjects
+    )
+    rows = {token: row.detach().float().cpu().clone() for token, row in moving.rows.items()}
+    recorded = ("steps", "seed", "batch", "learning_rate", "rare_token", "started_from", "versions")
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},
-        tokens={token: row.detach().float().cpu().clone() for token, row in moving.rows.items()},
-        subjects=tuple(
-            SubjectRecord(
-                category=subject.category,
-                token=subject.token,
-                prompts=tuple(dict.fromkeys(subject.captions)),
-            )
-            for subject in subjects
-        ),
+        tokens={**(start_from.tokens if start_from else {}), **rows},
+        token_widths=backbone.token_widths,
+        subjects=(*(start_from.subjects if start_from else ()), *taught),
         base=backbone.name,
         fingerprint=backbone.fingerprint,
         method=method.name,
-        record={key: config[key] for key in ("steps", "seed", "batch", "learning_rate", "versions")},
+        record={key: config[key] for key in recorded if key in config},
     )
 
 
@@ -351,7 +405,6 @@ def _config(
         "method": dataclasses.asdict(method),
         "batch": options.batch,
         "flips": options.flips,
-        "rare_token": options.rare_token,
         "seed": options.seed,
         "versions": versions(),
     }

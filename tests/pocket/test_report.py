@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from moongate.errors import CorpusError, OptionError
 from moongate.pocket import report as module
 from moongate.pocket.corpus.__main__ import CATALOGUE
 from moongate.pocket.corpus.compose import FILTERED_STYLES, STYLES
+from moongate.pocket.recogniser import Recogniser
 from moongate.pocket.report import (
     CLASS_COUNTS,
     Content,
@@ -23,7 +25,6 @@ from moongate.pocket.report import (
     lite0_features,
     make_prompts,
     psnr_db,
-    recognised,
     report,
     shares_recognised,
 )
@@ -75,12 +76,6 @@ def test_captions_follow_the_grammar_of_the_corpus() -> None:
 
 
 # --- recognition --------------------------------------------------------------------------------
-
-
-def test_one_object_must_score_highest_and_two_must_be_the_first_two() -> None:
-    scores = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [0, 2, 1, 3], [0, 2, 1, 3]])
-    truth = [{0}, {1}, {1, 0}, {1, 3}, {1, 2}]
-    assert recognised(scores, truth).tolist() == [True, False, True, True, False]
 
 
 def test_shares_are_split_by_the_number_of_objects() -> None:
@@ -215,7 +210,9 @@ def options(fake_corpus: Path, tiny_folder: Path, tmp_path: Path) -> ReportOptio
     )
 
 
-def test_figures_are_flat_and_repeatable(options: ReportOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_flat_and_repeatable(
+    options: ReportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
     monkeypatch.setattr(module, "WIDTHS", (4, 4, 4, 4))
     figures = report(options)
@@ -228,7 +225,9 @@ def test_figures_are_flat_and_repeatable(options: ReportOptions, monkeypatch: py
     with Image.open(options.out / "pocket.png") as sheet:
         assert sheet.width > 8 * 64
         assert sheet.height > 8 * 64
-    assert report(options) == figures
+    assert report(replace(options, ship=tmp_path / "shipped")) == figures
+    shipped = Recogniser.load(tmp_path / "shipped" / "model.safetensors")
+    assert (shipped.classes, shipped.widths) == (module.CLASSES, (4, 4, 4, 4))
 
 
 def test_the_sheet_alone_needs_neither_corpus_nor_features(

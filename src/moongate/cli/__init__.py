@@ -1,9 +1,10 @@
-"""The command line: `moongate train | merge | compress | generate | info | demo`.
+"""The command line: `moongate train | merge | compress | generate | convert | info | demo`.
 
 It parses, calls the library and prints.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,28 +17,38 @@ from rich.table import Table
 
 from ..errors import MoongateError
 from .compose import Compress, Merge
+from .convert import Convert
+from .demo import Demo
 from .generate import Generate
-from .terminal import say, size_of, training_bar
+from .terminal import load, say, size_of
 from .train import Train
 
 if TYPE_CHECKING:
     from ..concept import Concept
 
-__all__ = ["Compress", "Demo", "Generate", "Info", "Merge", "Train", "main"]
+__all__ = ["Compress", "Convert", "Demo", "Generate", "Info", "Merge", "Train", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Print what is in a concept file."""
+    """Print what is in a concept file of any format."""
 
     file: Annotated[Path, tyro.conf.Positional]
+    model: str | None = None
+    """The model it belongs to, where full weights are stored."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def __call__(self, console: Console) -> None:
-        from ..concept import Concept
+        from ..interop import look
 
-        facts = _facts(Concept.load(self.file), self.file)
+        found = look(self.file)
+        imported = found.concept(base=load(self.model, None, "float32", self.config) if self.model else None)
+        facts = {"format": found.format.title, **_facts(imported.concept, self.file)}
+        if imported.notes:
+            facts["notes"] = list(imported.notes)
         if self.json:
             console.print_json(json.dumps(facts))
             return
@@ -47,32 +58,6 @@ class Info:
         console.print(table)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Teach pocket a held-out example, draw it in new places, and write one page with all pictures."""
-
-    example: str = "teddyBear"
-    """Which example concept; a wrong name lists them all."""
-    out: Path = Path("demo")
-    """Folder for index.html and the concept file; an earlier demo there is replaced."""
-    steps: int | None = None
-    seed: int = 0
-
-    def __call__(self, console: Console) -> None:
-        from ..pocket.demo import make_demo
-
-        with training_bar(console) as show:
-            page = make_demo(
-                self.example,
-                out=self.out,
-                steps=self.steps,
-                seed=self.seed,
-                on_step=show,
-                on_stage=lambda text: say(console, text),
-            )
-        say(console, f"Open {page}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors are printed without a traceback and exit with status 2."""
     commands: dict[str, Callable[..., Any]] = {
@@ -80,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "merge": Merge,
         "compress": Compress,
         "generate": Generate,
+        "convert": Convert,
         "info": Info,
         "demo": Demo,
     }
@@ -104,9 +90,9 @@ def _facts(concept: "Concept", file: Path) -> dict[str, object]:
     ranks = [change.rank for change in concept.deltas.values()]
     low = [rank for rank in ranks if rank is not None]
     stored = f"dense: {len(ranks) - len(low)}, low rank: {len(low)}" + (f" (up to {max(low)})" if low else "")
-    numbers = sum(change.full().numel() for change in concept.deltas.values())
+    numbers = sum(math.prod(change.shape) for change in concept.deltas.values())
     return {
-        "base": concept.base,
+        "base": concept.base or "not stated",
         "fingerprint": concept.fingerprint.short,
         "hash": concept.hash,
         "tokens": list(concept.tokens) or "none",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
-from .terminal import load, say, size_of
+from .terminal import open_concepts, say, size_of
 
 __all__ = ["Compress", "Merge", "gram_cache"]
 
@@ -25,7 +25,7 @@ class Merge:
     """Make one concept of several in closed form, without training; or clean a single one."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Concept files: trained singly or jointly, compressed, or merged before."""
+    """Concept files of any format: trained singly or jointly, compressed, or merged before."""
     out: Path
     """Concept file to write."""
     without: tuple[str, ...] = ()
@@ -37,12 +37,14 @@ class Merge:
     report: Path | None = None
     """Folder to write report.json and index.html into."""
     model: str | None = None
-    """The model; the first concept's own by default."""
+    """The model; by default the first that a file names."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     overwrite: bool = False
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from ..concept import Concept, check_writable
+        from ..concept import check_writable
         from ..merge_page import HEAD, summary_rows, verdict, write_report
         from ..merging import MergeOptions, merge
 
@@ -53,8 +55,7 @@ class Merge:
         options = MergeOptions(captions=tuple(lines), contexts=self.contexts, without=self.without, cache=gram_cache())
         if not self.files:
             raise OptionError("There is no concept to merge. Name one file or several.")
-        concepts = [Concept.load(file) for file in self.files]
-        backbone = load(self.model or concepts[0].base, self.device, "float32")
+        backbone, concepts = open_concepts(self.files, self.model, self.config, self.device, "float32", console)
         merged = merge(backbone, concepts, options=options)
         merged.concept.save(self.out, overwrite=True)
         table = Table(*HEAD)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .compose import gram_cache
-from .terminal import load, progress_bar, say
+from .terminal import open_concepts, progress_bar, say
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -34,11 +34,13 @@ class Generate:
     prompts_file: Path | None = None
     """Further prompts, one in each line."""
     concept: tuple[str, ...] = ()
-    """Concept files to apply; FILE:0.8 applies one at that strength."""
+    """Concepts to apply, files of any format; FILE:0.8 applies one at that strength."""
     together: Literal["merge", "add", "refuse"] = "merge"
     """What to do with several concepts: merge them in memory, add their changes up, or refuse."""
     model: str | None = None
-    """The model; the first concept's own, or pocket, by default."""
+    """The model; by default the first that a concept's file names, or pocket."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     count: int = 8
     """Pictures for each prompt, with the seeds seed, seed + 1, ..."""
     seed: int = 0
@@ -58,7 +60,6 @@ class Generate:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self, console: Console) -> None:
-        from ..concept import Concept
         from ..sampling import SampleOptions
 
         prompts = self._all_prompts()
@@ -80,8 +81,9 @@ class Generate:
                 f"{len(chosen)} concepts are given, and --together refuse allows one. Write one file of them with "
                 "`moongate merge`."
             )
-        concepts = [(Concept.load(path), strength) for path, strength in chosen]
-        backbone = load(self.model or (concepts[0][0].base if concepts else "pocket"), self.device, self.dtype)
+        files = [path for path, _ in chosen]
+        backbone, read = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
+        concepts = [(concept, strength) for concept, (_, strength) in zip(read, chosen, strict=True)]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
                 stack.enter_context(_merged(backbone, concepts, console).applied(backbone))

@@ -1,33 +1,69 @@
 """What all commands share: loading a model, printing, and progress bars."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import OptionError
+
 if TYPE_CHECKING:
     from ..backbone import Backbone
+    from ..concept import Concept
     from ..training import Step
 
-__all__ = ["load", "progress_bar", "say", "size_of", "training_bar"]
+__all__ = ["load", "open_concepts", "progress_bar", "readable", "say", "size_of", "training_bar"]
 
 
-def load(model: str, device: str | None, dtype: str) -> "Backbone":
-    """Load a model in the precision of that name."""
+def load(model: str, device: str | None, dtype: str, config: Path | None) -> "Backbone":
+    """Load a model in the precision of that name; `config` is for a single file."""
     import torch
 
     from ..backbone import Backbone
 
-    return Backbone.load(model, device=device, dtype=getattr(torch, dtype))
+    return Backbone.load(model, config=config, device=device, dtype=getattr(torch, dtype))
+
+
+def open_concepts(
+    files: Sequence[Path],
+    model: str | None,
+    config: Path | None,
+    device: str | None,
+    dtype: str,
+    console: Console,
+) -> "tuple[Backbone, list[Concept]]":
+    """Read concepts of any format and load their model: the one named, or the first that a file names.
+
+    What of a file could not be taken is printed.
+    """
+    from ..interop import look
+
+    found = [look(file) for file in files]
+    name = model or next((each.base for each in found if each.base), "" if found else "pocket")
+    if not name:
+        raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
+    backbone = load(name, device, dtype, config)
+    imported = [each.concept(base=backbone) for each in found]
+    for file, each in zip(files, imported, strict=True):
+        for note in each.notes:
+            say(console, f"{file}: {note}")
+    return backbone, [each.concept for each in imported]
 
 
 def size_of(file: Path) -> str:
-    """Return a file's size for people to read."""
-    size = file.stat().st_size
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    """Return the size of a file, or of the files in a folder, for people to read."""
+    return readable(sum(each.stat().st_size for each in (file.iterdir() if file.is_dir() else [file])))
+
+
+def readable(size: float) -> str:
+    """Return a number of bytes for people to read."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
@@ -49,6 +85,8 @@ def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
         smooth: list[float] = []
 
         def show(step: "Step") -> None:
+            if step.index == 1:  # a bar may show several runs, one after the other
+                smooth.clear()
             smooth.append(step.loss)
             recent = smooth[-25:]
             note = f"loss {sum(recent) / len(recent):.3f}  {step.pictures_per_second:.1f} pictures/s"

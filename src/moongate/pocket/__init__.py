@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import OptionError
 
-__all__ = ["Example", "example", "examples", "pool_folder", "weights_folder"]
+__all__ = ["Example", "example", "examples", "pool_folder", "recogniser_file", "weights_folder"]
 
 _HERE = Path(__file__).parent
 
@@ -34,6 +34,11 @@ class Example:
 def weights_folder() -> Path:
     """Return the folder that `StableDiffusionPipeline.from_pretrained` loads."""
     return _HERE / "weights"
+
+
+def recogniser_file() -> Path:
+    """Return the weights of the classifier that judges pictures."""
+    return _HERE / "recogniser" / "model.safetensors"
 
 
 def pool_folder() -> Path:

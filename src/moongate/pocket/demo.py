@@ -16,8 +16,9 @@ from ..sampling import SampleOptions, contact_sheet, sample
 from ..training import Step, TrainOptions, train
 from . import example, pool_folder
 
-__all__ = ["make_demo"]
+__all__ = ["EXAMPLE", "drawn", "make_demo", "shown"]
 
+EXAMPLE = "teddyBear"
 PLACES = ("on the beach", "in the snow", "in a meadow", "on a blue background")
 UNRELATED = "photo of a {} in the mountains"
 PICTURES_PER_PROMPT = 4
@@ -48,7 +49,7 @@ def make_demo(
     clock = {"began": time.monotonic()}
 
     on_stage(f"Drawing what pocket makes of {contexts[0]!r} and the like")
-    before = _drawn(backbone, [*contexts, *unrelated])
+    before = drawn(backbone, [*contexts, *unrelated], count=PICTURES_PER_PROMPT)
     clock["drawn"] = time.monotonic()
     on_stage(f"Teaching it {token} from {len(subject.pictures)} pictures")
     curve: list[Step] = []
@@ -64,12 +65,12 @@ def make_demo(
     on_stage("Drawing it in new contexts")
     learnt = [_with_token(prompt, chosen.category, token) for prompt in contexts]
     with concept.applied(backbone):
-        after = _drawn(backbone, [*learnt, *unrelated])
+        after = drawn(backbone, [*learnt, *unrelated], count=PICTURES_PER_PROMPT)
     concept.save(out / f"{name}.safetensors", overwrite=True)
     clock["ended"] = time.monotonic()
     page = _compose(subject, backbone, concept, before, after, unrelated, curve, clock)
     page.save(out / "index.html")
-    _overview(subject, backbone.resolution_px, before, after).save(out / "overview.png")
+    _overview(subject, backbone, before, after).save(out / "overview.png")
     return out / "index.html"
 
 
@@ -89,8 +90,7 @@ def _compose(
     page.text(
         "p", "Pocket, the small backbone that comes with Moongate, has never seen this object. It learnt it from:"
     )
-    side = backbone.resolution_px
-    page.row("", [_array(square(picture, side)) for picture in subject.pictures])
+    page.row("", shown(subject, backbone))
     page.text("h2", "Before: what pocket draws for the category")
     for prompt in [p for p in before if p not in unrelated]:
         page.row(prompt, before[prompt])
@@ -109,12 +109,12 @@ def _compose(
 
 
 def _overview(
-    subject: Subject, side_px: int, before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
+    subject: Subject, backbone: Backbone, before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
 ) -> Image.Image:
     """Return one picture: what was taught, then each prompt before (left) and after (right)."""
-    blank = np.full((side_px, side_px, 3), 255, dtype=np.uint8)
+    blank = np.full((backbone.resolution_px, backbone.resolution_px, 3), 255, dtype=np.uint8)
     columns = 2 * PICTURES_PER_PROMPT
-    images = [_array(square(picture, side_px)) for picture in subject.pictures[:columns]]
+    images = shown(subject, backbone)[:columns]
     images += [blank] * (columns - len(images))
     labels = ["learnt from these", *[""] * (columns - 1)]
     for old, new in zip(before, after, strict=True):
@@ -123,13 +123,20 @@ def _overview(
     return contact_sheet(images, columns=columns, labels=labels)
 
 
-def _drawn(backbone: Backbone, prompts: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    repeated = [prompt for prompt in prompts for _ in range(PICTURES_PER_PROMPT)]
-    seeds = [seed for _ in prompts for seed in range(PICTURES_PER_PROMPT)]
+def drawn(backbone: Backbone, prompts: Sequence[str], *, count: int) -> dict[str, list[np.ndarray]]:
+    """Return `count` pictures of each prompt, with the seeds 0, 1, ..."""
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    seeds = [seed for _ in prompts for seed in range(count)]
     pictures: dict[str, list[np.ndarray]] = {prompt: [] for prompt in prompts}
     for picture in sample(backbone, repeated, seeds=seeds, options=SampleOptions()):
         pictures[picture.prompt].append(picture.image)
     return pictures
+
+
+def shown(subject: Subject, backbone: Backbone) -> list[np.ndarray]:
+    """Return the pictures of a subject as the backbone is shown them: square, uint8 [side, side, 3]."""
+    images = [square(picture, backbone.resolution_px) for picture in subject.pictures]
+    return [((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for image in images]
 
 
 def _with_token(prompt: str, category: str, token: str) -> str:
@@ -156,7 +163,3 @@ def _curve(steps: Sequence[Step], width: int = 640, height: int = 180) -> str:
     axis = f'<text x="4" y="14" font-size="11">{top:.2f}</text><text x="4" y="{height - 18}" font-size="11">0</text>'
     end = f'<text x="{width - 60}" y="{height - 4}" font-size="11">step {len(steps)}</text>'
     return f'<svg width="{width}" height="{height}">{axis}{"".join(lines)}{end}</svg>'
-
-
-def _array(image: object) -> np.ndarray:
-    return ((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()  # type: ignore[attr-defined]

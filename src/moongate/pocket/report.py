@@ -19,21 +19,22 @@ import torch
 import torch.nn.functional as F
 import tyro
 from diffusers import StableDiffusionPipeline as Pipeline
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import write_atomically
 from moongate.errors import CorpusError, OptionError
-from moongate.pocket import weights_folder
+from moongate.pocket import recogniser_file, weights_folder
 from moongate.pocket.corpus import compose
 from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
 from moongate.pocket.corpus.places import PLACES, PLAIN_COLOURS
 from moongate.pocket.pretrain import Corpus, PretrainOptions, Stage, fit, native_autocast
+from moongate.pocket.recogniser import WIDTHS, Classes, Recogniser, recognised
 from moongate.sampling import contact_sheet
 
 BARS = {
@@ -52,12 +53,9 @@ SHEET_PICTURES, SHEET_COLUMNS = 64, 8
 KID_PICTURES = 500
 DRAWN_AT_ONCE, SEEN_AT_ONCE = 16, 100
 CROP_PX = 112
-WIDTHS = (32, 64, 128, 256)
-"""Channels of the classifier."""
 PLAIN_PLACES = tuple(f"on {compose.article(colour)} background" for colour in PLAIN_COLOURS)
-CLASSES = (tuple(CATALOGUE), (*PLACES, *PLAIN_PLACES), compose.STYLES)
-"""The categories, places and styles that the classifier tells apart."""
-CLASS_COUNTS = [len(names) for names in CLASSES]
+CLASSES = Classes(tuple(CATALOGUE), (*PLACES, *PLAIN_PLACES), compose.STYLES)
+CLASS_COUNTS = CLASSES.counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,8 @@ class ReportOptions:
     steps: int = 50
     """Denoising steps of a picture."""
     classifier_steps: int = 3000
+    ship: Path | None = None
+    """Folder to write the classifier into; the package's is `src/moongate/pocket/recogniser`."""
     device: str = "cpu"
     sheet_only: bool = False
     """Draw the pictures of the contact sheet and measure nothing."""
@@ -124,6 +124,8 @@ def report(options: ReportOptions) -> dict[str, float]:
         return {}
     features, corpus = needed
     recogniser = train_recogniser(corpus, options)
+    if options.ship:
+        recogniser.save(options.ship / recogniser_file().name)
     backbone = Backbone(name="pocket", pipeline=pipeline, settings={})
     figures = {
         **measure(backbone, recogniser, features, corpus=corpus, drawn=drawn, prompts=prompts),
@@ -203,50 +205,10 @@ def draw(pipeline: Pipeline, captions: Sequence[str], *, steps: int, folder: Pat
 # --- the classifier -------------------------------------------------------------------------------
 
 
-class Recogniser(nn.Module):
-    """Images [n, 3, height, width] in -1..1 to scores [n, categories + places + styles].
-
-    Categories are scored everywhere and pooled by log-sum-exp: a small object counts like a large.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        stem = nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2, bias=False)
-        blocks = map(_HalvingBlock, (WIDTHS[0], *WIDTHS[:-1]), WIDTHS)
-        self.body = nn.Sequential(stem, nn.BatchNorm2d(WIDTHS[0]), nn.ReLU(), *blocks)
-        self.objects = nn.Conv2d(WIDTHS[-1], CLASS_COUNTS[0], 1)
-        self.surroundings = nn.Linear(2 * WIDTHS[-1], sum(CLASS_COUNTS[1:]))
-
-    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes"]:
-        seen = self.body(images)
-        objects = self.objects(seen).float().flatten(2).logsumexp(2)
-        surroundings = self.surroundings(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))
-        return torch.cat([objects, surroundings.float()], 1)
-
-
-class _HalvingBlock(nn.Module):
-    """A residual block that halves height and width."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        shrink, mix = nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(before, after, 1, bias=False)
-        self.straight = nn.Sequential(shrink, mix)
-        self.residual = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.relu(self.straight(inputs) + self.residual(inputs))
-
-
 def train_recogniser(corpus: Corpus, options: ReportOptions) -> Recogniser:
     """Train on the training pictures, or load what `options.work` holds."""
     torch.manual_seed(0)
-    recogniser = Recogniser()
+    recogniser = Recogniser(CLASSES, WIDTHS)
     stage = Stage(steps=options.classifier_steps, batch=128, rate=3e-3)
     truth = torch.stack([_target(_content(scene)) for scene in corpus.scenes[: corpus.training]])
 
@@ -286,12 +248,6 @@ def _augmented(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> 
     cropped = torch.stack(crops)
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, cropped.flip(-1), cropped)
-
-
-def recognised(scores: Float[Tensor, "n classes"], truth: Sequence[set[int]]) -> Bool[Tensor, " n"]:
-    """Tell for each row whether its k true classes are the k that score highest."""
-    pairs = zip(scores, truth, strict=True)
-    return torch.tensor([set(row.topk(len(true)).indices.tolist()) == true for row, true in pairs])
 
 
 def shares_recognised(scores: Tensor, contents: Sequence[Content]) -> dict[str, float]:
@@ -400,8 +356,8 @@ def lite0_features(device: str) -> Callable[[Tensor], Tensor]:
 
 
 def shipped_bytes(weights: Path) -> int:
-    """Return the size of the weights, and of the concepts and the pool beside them."""
-    folders = (weights, weights.parent / "concepts", weights.parent / "pool")
+    """Return the size of the weights, and of the concepts, the pool and the recogniser beside them."""
+    folders = (weights, *(weights.parent / name for name in ("concepts", "pool", "recogniser")))
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 

@@ -1,34 +1,35 @@
-"""The frozen model: tokenizer, text encoder, denoiser, autoencoder and noise schedule, loaded once.
+"""The frozen model: tokenizers, text encoders, denoiser, autoencoder and noise schedule, loaded once.
 
-The one place that knows layer names, how a token is added, and what tells one base from another. It knows nothing
-of concepts, training or sampling.
+With its parts (`loading`, `text`, `fingerprint`) the one place that knows families of models: their layers, their
+text encoders, what else their denoiser is told, and how a token is added. It knows nothing of concepts, training or
+sampling.
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
-from .errors import BackboneError, OptionError, TokenError
+from ..errors import OptionError, TokenError
+from .fingerprint import Fingerprint
+from .loading import load_pipeline
+from .text import Conditioning, TextEncoder
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = ["Backbone", "Fingerprint"]
+__all__ = ["Backbone", "Conditioning", "Fingerprint"]
 
 POCKET = "pocket"
 WEIGHT_SETS = {
@@ -37,66 +38,42 @@ WEIGHT_SETS = {
                         ".attn2.to_out.0.weight", ".attn2.to_out.0.bias"),
 }  # fmt: skip
 """Sets of denoiser weights by the endings of their names: the paper's K and V, or all of cross-attention."""
-SD1_RARE_TOKENS = (42170, 47629, 44746, 43514)
-"""Rare entries of OpenAI CLIP's vocabulary by id, the first two as in the paper (App. D)."""
+RARE_TOKENS = (42170, 47629, 44746, 43514)
+"""Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
 SETTINGS_FILE = "moongate.json"
 """Optional file in a model folder: `rare_tokens` (ids) and `lr_scale`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What tells one base from another, whatever the precision it is loaded in.
-
-    `layout` is a hash of the names and shapes of all cross-attention keys and values; `norms` are their Frobenius
-    norms after rounding to bfloat16, in name order. The rounding makes them equal for a base loaded in float32 or
-    bfloat16, and equal to about 1e-5 for float16; fine-tuning moves some norm by more than the tolerance.
-    """
-
-    layout: str
-    norms: tuple[float, ...]
-
-    TOLERANCE = 1e-4
-
-    def matches(self, other: Self) -> bool:
-        """Tell whether both come from the same weights."""
-        if self.layout != other.layout or len(self.norms) != len(other.norms):
-            return False
-        pairs = zip(self.norms, other.norms, strict=True)
-        return all(abs(a - b) <= self.TOLERANCE * max(a, b) for a, b in pairs)
-
-    @property
-    def short(self) -> str:
-        """Return a name of twelve characters for people to read (it may differ between precisions)."""
-        text = self.layout + ",".join(f"{norm:.3g}" for norm in self.norms)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"layout": self.layout, "norms": list(self.norms)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what `to_json` returned."""
-        return cls(layout=str(value["layout"]), norms=tuple(float(norm) for norm in value["norms"]))
 
 
 class Backbone:
     """A text-to-image diffusion model with the doors that Moongate needs.
 
-    Images are float [n, 3, height, width] in -1..1; latents are scaled as the denoiser expects them; text features
-    are [n, tokens, width]. Nothing here changes the model except inside `tokens` and `weights_replaced`, which put
-    back bit for bit what they found.
+    Images are float [n, 3, height, width] in -1..1; latents are scaled as the denoiser expects them; what it is told
+    of captions is a `Conditioning`. Nothing here changes the model except inside `tokens` and `weights_replaced`,
+    which put back bit for bit what they found.
     """
 
-    def __init__(self, *, name: str, pipeline: "StableDiffusionPipeline", settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        pipeline: "StableDiffusionPipeline | StableDiffusionXLPipeline",
+        settings: Mapping[str, Any],
+    ) -> None:
         self.name = name
-        self.tokenizer: CLIPTokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
+        self.encoders: tuple[TextEncoder, ...] = (TextEncoder(pipeline.tokenizer, self.text_encoder),)
+        if hasattr(pipeline, "text_encoder_2"):
+            self.text_encoder_2 = pipeline.text_encoder_2.eval().requires_grad_(False)
+            pairs = ((pipeline.tokenizer, self.text_encoder), (pipeline.tokenizer_2, self.text_encoder_2))
+            self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # it overflows in float16
+            self.vae.float()
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
         self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.latent_scale: int = pipeline.vae_scale_factor
+        self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self._settings = settings
         self._rows: Mapping[str, Tensor] = {}
 
@@ -105,31 +82,21 @@ class Backbone:
         cls,
         model: str | Path = POCKET,
         *,
+        config: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load `"pocket"`, a diffusers folder, or a model id of the hub.
+        """Load `"pocket"`, a diffusers folder, a single-file checkpoint, or a model id of the hub.
 
-        `device` defaults to CUDA where there is one. Raises BackboneError when the model cannot be found or is not
-        a latent diffusion model with one CLIP text encoder.
+        `config` is for a single file: the folder that says what its weights are the weights of, where neither a
+        folder of the same name beside it nor the hub does. `device` defaults to CUDA where there is one. Raises
+        BackboneError when the model cannot be found or is none of SD 1.x, SD 2.x and SDXL.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         source = str(_pocket_folder() if str(model) == POCKET else model)
-        try:
-            with _quiet():
-                from diffusers import StableDiffusionPipeline
-
-                pipeline = StableDiffusionPipeline.from_pretrained(
-                    source, dtype=dtype, safety_checker=None, requires_safety_checker=False
-                )
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BackboneError(
-                f"The model {str(model)!r} cannot be loaded: {_first_line(error)} Give 'pocket', a folder in "
-                "diffusers' layout (with model_index.json), or a model id while the hub can be reached."
-            ) from error
-        pipeline.to(device)
-        settings = Path(source) / SETTINGS_FILE
+        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
+        settings = folder / SETTINGS_FILE
         found = json.loads(settings.read_text()) if settings.is_file() else {}
         return cls(name=str(model), pipeline=pipeline, settings=found)
 
@@ -161,8 +128,8 @@ class Backbone:
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
         """Ids of rarely used tokens, from which new tokens start (paper, App. D)."""
-        known = tuple(self._settings.get("rare_tokens", SD1_RARE_TOKENS))
-        vocabulary = self._embedding.num_embeddings
+        known = tuple(self._settings.get("rare_tokens", RARE_TOKENS))
+        vocabulary = self.encoders[0].table.num_embeddings
         return tuple(i for i in known if i < vocabulary)
 
     @cached_property
@@ -185,7 +152,7 @@ class Backbone:
     def parameter(self, name: str) -> nn.Parameter:
         """Return the parameter called `name` ("unet.…"); KeyError when there is none."""
         part, _, rest = name.partition(".")
-        if part not in ("unet", "text_encoder"):
+        if part not in ("unet", "text_encoder", "text_encoder_2"):
             raise KeyError(name)
         module_name, _, leaf = rest.rpartition(".")
         try:
@@ -212,26 +179,44 @@ class Backbone:
             for name, value in found.items():
                 self.parameter(name).data = value
 
+    @contextlib.contextmanager
+    def activations_recomputed(self) -> Iterator[None]:
+        """Keep few of the denoiser's activations for the way back and compute the others again: memory for time."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+
     # --- text -------------------------------------------------------------------------------------------------------
 
     @property
-    def _embedding(self) -> nn.Embedding:
-        module = self.text_encoder.get_input_embeddings()
-        return module.base if isinstance(module, _ExtendedEmbedding) else module
+    def tokenizer(self) -> "CLIPTokenizer":
+        """The tokenizer; where there are two they differ in nothing but the padding."""
+        return self.encoders[0].tokenizer
 
     @property
     def known_tokens(self) -> tuple[str, ...]:
         """The modifier tokens that prompts may use now."""
         return tuple(self._rows)
 
-    def token_row(self, token_id: int) -> Float[Tensor, " width"]:
-        """Return a copy, in float32, of one row of the embedding table."""
-        return self._embedding.weight[token_id].detach().float().clone()
-
     @property
-    def mean_row_norm(self) -> float:
-        """Mean norm of the rows of the embedding table."""
-        return float(self._embedding.weight.float().norm(dim=1).mean())
+    def token_widths(self) -> tuple[int, ...]:
+        """Width of a token's row in each text encoder; its whole row is these one after the other."""
+        return tuple(encoder.width for encoder in self.encoders)
+
+    def token_row(self, token_id: int) -> Float[Tensor, " width"]:
+        """Return a copy, in float32, of one row of the embedding tables."""
+        return torch.cat([encoder.table.weight[token_id].detach().float() for encoder in self.encoders])
+
+    def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
+        """Return noise of the mean norm that rows have in each text encoder."""
+        parts = []
+        for encoder in self.encoders:
+            noise = torch.randn(encoder.width, generator=generator).to(self.device)
+            usual = float(encoder.table.weight.float().norm(dim=1).mean())
+            parts.append(noise * usual / noise.norm())
+        return torch.cat(parts)
 
     def check_token(self, token: str) -> None:
         """Raise TokenError unless `token` can be added as one new word."""
@@ -253,8 +238,8 @@ class Backbone:
     def tokens(self, rows: Mapping[str, Float[Tensor, " width"]]) -> Iterator[None]:
         """Let captions use the tokens of `rows`; gradients reach the rows. Restores everything on exit.
 
-        The model's own table is neither enlarged nor copied: ids beyond its end are looked up in `rows`. Raises
-        TokenError when a token is already a word or is in use.
+        A row holds a token's rows for all text encoders, `token_widths` wide. Raises TokenError when a token is
+        already a word or is in use.
         """
         clash = sorted(set(rows) & set(self._rows))
         if clash:
@@ -264,20 +249,14 @@ class Backbone:
             )
         for token in rows:
             self.check_token(token)
-        before = self.tokenizer, self._rows, self.text_encoder.get_input_embeddings()
-        base = self._embedding
-        everything = {**self._rows, **rows}
-        try:
-            self.tokenizer = copy.deepcopy(self.tokenizer)
-            if rows:
-                self.tokenizer.add_tokens(list(rows))
+        before, everything = self._rows, {**self._rows, **rows}
+        edges = pairwise(accumulate(self.token_widths, initial=0))
+        with contextlib.ExitStack() as stack:
+            for encoder, edge in zip(self.encoders, edges, strict=True):
+                stack.enter_context(encoder.extended(everything, columns=slice(*edge)))
+            stack.callback(setattr, self, "_rows", before)
             self._rows = everything
-            ids = {self.tokenizer.convert_tokens_to_ids(token): row for token, row in everything.items()}
-            self.text_encoder.set_input_embeddings(_ExtendedEmbedding(base, ids))
             yield
-        finally:
-            self.tokenizer, self._rows, embedding = before
-            self.text_encoder.set_input_embeddings(embedding)
 
     def unknown_tokens(self, caption: str) -> list[str]:
         """Return the `<words>` of a caption that are not known as tokens."""
@@ -285,39 +264,35 @@ class Backbone:
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
         """Tokenize, pad to the model's length, and cut what is longer."""
-        encoded = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        return encoded.input_ids.to(self.device)
+        return self.encoders[0].token_ids(captions)
 
-    def encode_text(self, captions: Sequence[str]) -> Float[Tensor, "captions tokens width"]:
-        """Return the text features that cross-attention attends to."""
-        return self.text_encoder(self.token_ids(captions)).last_hidden_state
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+        """Return what the denoiser is told of captions; gradients reach the rows of tokens in use."""
+        read = [encoder.encode(captions) for encoder in self.encoders]
+        return Conditioning(features=torch.cat([part.features for part in read], -1), pooled=read[-1].pooled)
+
+    def encode_negative(self, prompt: str, count: int) -> Conditioning:
+        """Return what guidance leads away from, `count` times: an empty prompt is all zeros where so made (SDXL)."""
+        text = self.encode_text([prompt] * count)
+        return text.zeroed() if self._zeros_for_empty and not prompt else text
 
     # --- pictures and noise -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c lh lw"]:
         """Encode images in -1..1 into scaled latents (the mean of the posterior where there is one)."""
-        encoded = self.vae.encode(images.to(self.device, self.dtype))
+        encoded = self.vae.encode(images.to(self.device, self.vae.dtype))
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "n c lh lw"]) -> Float[Tensor, "n 3 h w"]:
         """Decode scaled latents into images in -1..1."""
-        latents = latents.to(self.dtype) / self.vae.config.scaling_factor
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents).sample.clamp(-1, 1).float()
 
     def predict(
-        self,
-        noisy: Float[Tensor, "n c lh lw"],
-        timesteps: Int[Tensor, " n"],
-        text: Float[Tensor, "n tokens width"],
+        self, noisy: Float[Tensor, "n c lh lw"], timesteps: Int[Tensor, " n"], text: Conditioning
     ) -> Float[Tensor, "n c lh lw"]:
         """Return the denoiser's output, in float32.
 
@@ -325,8 +300,17 @@ class Backbone:
         """
         half = self.dtype != torch.float32
         precision = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
+        given = noisy.to(self.dtype), timesteps, text.features.to(self.dtype)
         with precision:
-            return self.unet(noisy.to(self.dtype), timesteps, text.to(self.dtype)).sample.float()
+            return self.unet(*given, added_cond_kwargs=self._added(noisy, text)).sample.float()
+
+    def _added(self, noisy: Float[Tensor, "n c lh lw"], text: Conditioning) -> dict[str, Tensor] | None:
+        """Return what SDXL is told beside: the pooled text, and that the picture is whole and of its own size."""
+        if text.pooled is None:
+            return None
+        size = [side * self.latent_scale for side in noisy.shape[-2:]]
+        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=noisy.device)
+        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": sizes.expand(len(noisy), -1)}
 
     def target(
         self,
@@ -341,45 +325,7 @@ class Backbone:
         return noise if kind == "epsilon" else latents
 
 
-class _ExtendedEmbedding(nn.Module):
-    """The embedding table with further rows, kept apart from it, for ids beyond its end."""
-
-    def __init__(self, base: nn.Embedding, rows: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self.base = base
-        self.rows = rows
-        self.weight = base.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        embedded = self.base(ids.clamp(max=self.base.num_embeddings - 1))
-        for token_id, row in self.rows.items():
-            embedded = torch.where((ids == token_id).unsqueeze(-1), row.to(embedded), embedded)
-        return embedded
-
-
 def _pocket_folder() -> Path:
-    from .pocket import weights_folder
+    from ..pocket import weights_folder
 
     return weights_folder()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep remarks and progress bars of the libraries from the terminal while a model is read."""
-    libraries = (diffusers_logging, transformers_logging)
-    found = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, (level, bars) in zip(libraries, found, strict=True):
-            library.set_verbosity(level)
-            if bars:
-                library.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if line.endswith(".") else line + "."

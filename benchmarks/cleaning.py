@@ -1,0 +1,108 @@
+"""Measure what cleaning a concept keeps and what it puts back, on one of pocket's examples.
+
+    python benchmarks/cleaning.py [--example teddyBear] [--concept FILE] [--steps N] [--count N] [--json]
+
+A concept is trained on the example (or read from a file) and cleaned: merged alone. Before and after, the same prompts
+and seeds are drawn; image alignment is the mean cosine between EfficientNet-Lite0's features of what is drawn and of
+the example's evaluation pictures, which were not trained on (the paper's measure, with another network). Drift is the
+change of keys and values on held-out neutral captions. Beside them stand the alignment of what pocket draws for the
+bare category words, from below, and of the training pictures, from above. Needs the extra `corpus`.
+"""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moongate import Backbone, Concept, Regularisation, Subject, TrainOptions, merge, pocket, sample, train
+from moongate.data import photo_of
+from moongate.pocket.demo import PLACES, shown
+from moongate.pocket.report import lite0_features
+from moongate.sampling import SampleOptions
+
+Features = Callable[[list[np.ndarray]], Tensor]
+
+
+def figures(options: argparse.Namespace) -> dict[str, float]:
+    """Train or read, clean, draw and measure."""
+    example = pocket.example(options.example)
+    backbone = Backbone.load("pocket")
+    subject = Subject.load(example.training, category=example.category, token=f"<{example.name.lower()}>")
+    concept = Concept.load(options.concept) if options.concept else taught(backbone, subject, options.steps)
+    evaluation = Subject.load(example.evaluation, category=example.category)
+    features = unit_features()
+    wanted = features(shown(evaluation, backbone))
+
+    def alignment(pictures: list[np.ndarray]) -> float:
+        return round(float((features(pictures) @ wanted.T).mean()), 4)
+
+    cleaned = merge(backbone, [concept])
+    words, sampling = concept.subjects[0].words, SampleOptions(steps=options.sampling_steps)
+    return {
+        "alignment_before": alignment(drawn(backbone, words, concept, options.count, sampling)),
+        "alignment_after": alignment(drawn(backbone, words, cleaned.concept, options.count, sampling)),
+        "alignment_of_the_category": alignment(drawn(backbone, example.category, None, options.count, sampling)),
+        "alignment_of_training_pictures": alignment(shown(subject, backbone)),
+        "drift_before": round(cleaned.report.subjects[0].drift_alone, 4),
+        "drift_after": round(cleaned.report.drift, 4),
+        "pictures": options.count * len(PLACES),
+        "steps": concept.record["steps"],
+    }
+
+
+def taught(backbone: Backbone, subject: Subject, steps: int | None) -> Concept:
+    """Train on the subject as `moongate demo` does."""
+    prior = Regularisation.load(pocket.pool_folder(), category=subject.category, only_category=True)
+    return train(backbone, [subject], [prior], options=TrainOptions(steps=steps))
+
+
+def drawn(
+    backbone: Backbone, words: str, concept: Concept | None, count: int, options: SampleOptions
+) -> list[np.ndarray]:
+    """Return `count` pictures of the words in each of the demo's places, always of the same seeds."""
+    prompts = [f"{photo_of(words)} {place}" for place in PLACES for _ in range(count)]
+    with concept.applied(backbone) if concept else contextlib.nullcontext():
+        return [each.image for each in sample(backbone, prompts, seeds=range(len(prompts)), options=options)]
+
+
+def unit_features() -> Features:
+    """Return what gives the features of uint8 pictures, each of length one."""
+    network = lite0_features("cpu")
+
+    @torch.no_grad()
+    def features(pictures: list[np.ndarray]) -> Tensor:
+        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.nn.functional.normalize(network(images), dim=1)
+
+    return features
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--example", default="teddyBear")
+    parser.add_argument("--concept", type=Path, help="a concept of that example, instead of training one")
+    parser.add_argument("--steps", type=int, help="of training; 250 by default")
+    parser.add_argument("--count", type=int, default=16, help="pictures in each of the four places")
+    parser.add_argument("--sampling-steps", type=int, default=50)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    options = parser.parse_args()
+    measured = figures(options)
+    if options.json:
+        print(json.dumps(measured))
+        return
+    print(f"{'':>24}  {'image alignment':>15}  {'drift':>7}")
+    for name, words in (("before", "as trained"), ("after", "cleaned")):
+        print(f"{words:>24}  {measured[f'alignment_{name}']:15.4f}  {measured[f'drift_{name}']:7.2%}")
+    for name in ("the_category", "training_pictures"):
+        print(f"{name.replace('_', ' '):>24}  {measured[f'alignment_of_{name}']:15.4f}")
+    print(f"{measured['pictures']} pictures each, {measured['steps']} steps of training")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Time one training step and one denoising step of Stable Diffusion 1.5 in full size, with random weights on the CPU.
+
+    python benchmarks/full_size.py [--json]
+
+The denoiser and the text encoder have the true shapes; only the autoencoder is a tiny one and the vocabulary is made
+up, so that nothing must be downloaded. A step takes one picture of 512 pixels. Memory is the peak of the process so
+far, for training first with activations computed again on the way back, then with all of them kept.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from moongate.backbone import Backbone
+from moongate.data import Subject
+from moongate.method import METHODS
+from moongate.sampling import SampleOptions, sample
+from moongate.training import TrainOptions, train
+
+UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def full_size_backbone() -> Backbone:
+    """Return Stable Diffusion 1.5 with random weights and a vocabulary of letters."""
+    torch.manual_seed(0)
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = [*letters, *(letter + "</w>" for letter in letters)]
+    filling = [f"unused{number}" for number in range(TEXT["vocab_size"] - len(known) - 2)]
+    vocabulary = {piece: number for number, piece in enumerate([*known, *filling, start, end])}
+    special = {"unk_token": end, "bos_token": start, "eos_token": end, "pad_token": end}
+    channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderTiny(**channels, num_encoder_blocks=(0, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 0)),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
+        tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, **special),
+        unet=UNet2DConditionModel(**UNET),
+        scheduler=DDPMScheduler(**SCHEDULE, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return Backbone(name="full-size", pipeline=pipeline, settings={})
+
+
+def timed(work: Callable[[], object]) -> dict[str, float]:
+    """Do some work and return how long it took, how much of the processors, and the peak of memory so far."""
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+    }
+
+
+def train_once(backbone: Backbone, *, recompute: bool) -> None:
+    """Train one step on one picture."""
+    picture = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    words = {"captions": ("photo of a <bear> bear",), "category": "bear", "token": "<bear>"}
+    method = METHODS["custom-diffusion-without-regularisation"]
+    options = TrainOptions(steps=1, batch=1, recompute=recompute)
+    train(backbone, [Subject(pictures=(picture,), **words)], [], method, options=options)
+
+
+def measure() -> dict[str, object]:
+    """Return all figures; the whole call of each part counts, of which the step itself is nearly all."""
+    found: list[Backbone] = []
+    figures: dict[str, object] = {"threads": torch.get_num_threads()}
+    figures["loading"] = timed(lambda: found.append(full_size_backbone()))
+    weights = found[0].weights("cross-attention-kv")
+    figures |= {"matrices": len(weights), "trained": sum(weight.numel() for weight in weights.values())}
+    options = SampleOptions(steps=1, guidance=1.0)
+    parts: dict[str, Callable[[], object]] = {
+        "denoising step": lambda: list(sample(found[0], ["a bear"], seeds=[0], options=options)),
+        "training step, recomputed": lambda: train_once(found[0], recompute=True),
+        "training step": lambda: train_once(found[0], recompute=False),
+    }
+    return figures | {name: timed(work) for name, work in parts.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    as_json = parser.parse_args().json
+    figures = measure()
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(f"{figures['matrices']} matrices, {figures['trained']:,} numbers are trained; {figures['threads']} threads")
+    print(f"{'':28s}{'seconds':>8}  {'of CPU':>8}  {'peak GB':>8}")
+    for name, part in figures.items():
+        if isinstance(part, dict):
+            print(f"{name:28s}{part['seconds']:8.1f}  {part['cpu_seconds']:8.1f}  {part['peak_gb']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

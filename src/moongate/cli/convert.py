@@ -1,0 +1,103 @@
+"""The command `moongate convert`: other programs' files to concepts, and concepts to their files."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from ..errors import OptionError
+from .terminal import load, say, size_of
+
+if TYPE_CHECKING:
+    from ..backbone import Backbone
+    from ..concept import Concept
+    from ..interop import Format
+
+__all__ = ["Convert"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Turn a concept of any readable format into one of another; docs/formats.md has the table."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """The file, or the folder of files that belong together; what it is is told by what it holds."""
+    to: str
+    """moongate, adobe, adobe-compressed, compvis, compvis-compressed, diffusers, lora, kohya, or embedding."""
+    out: Path
+    """File to write; a folder for diffusers, lora, kohya and embedding."""
+    base: str | None = None
+    """The model it belongs to, for files that do not name it; needed where full weights are stored."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
+    rank: int | None = None
+    """The most of each change that is stored as a product; otherwise its own, and 32 for dense changes."""
+    token: tuple[str, ...] = ()
+    """New names for the tokens, in the file's order."""
+    category: tuple[str, ...] = ()
+    """Class words of the subjects, in the file's order; merging needs them, and most formats do not keep them."""
+    license: str = "other"
+    """The licence named in the model card."""
+    pictures: int = 4
+    """Sample pictures to draw for the model card when --base is given."""
+    push: str | None = None
+    """OWNER/NAME: upload the folder into this repository of the Hugging Face hub."""
+    overwrite: bool = False
+    device: str | None = None
+
+    def __call__(self, console: Console) -> None:
+        from .. import interop
+
+        target = interop.named_format(self.to)
+        interop.check_place(self.out, to=self.to, overwrite=self.overwrite)
+        if self.push and not target.is_folder:
+            folders = ", ".join(name for name, each in interop.FORMATS.items() if each.is_folder)
+            raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")
+        if self.push:
+            interop.check_login(self.push)
+        found = interop.look(self.source)
+        name = self.base or (found.base if target.needs_base else "")
+        base = load(name, self.device, "float32", self.config) if name else None
+        imported = found.concept(base=base, tokens=self.token, categories=self.category)
+        say(console, f"{self.source}: {found.format.title}.")
+        options = interop.WriteOptions(base=base, rank=self.rank)
+        written = interop.write(imported.concept, self.out, to=self.to, options=options, overwrite=self.overwrite)
+        for note in (*imported.notes, *written.notes):
+            say(console, f"Note: {note}")
+        files = ", ".join(f"{file.name} ({size_of(file)})" for file in written.files)
+        say(console, f"Wrote {files} to {self.out}." if target.is_folder else f"Wrote {self.out} ({files}).")
+        if target.is_folder:
+            self._write_card(imported.concept, target, base if self.base else None)
+        if self.push:
+            say(console, f"Uploaded to {interop.publish(self.out, self.push)}.")
+
+    def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None") -> None:
+        from ..concept import write_atomically
+        from ..interop import CARD, card_prompts, model_card
+
+        pictures = []
+        prompts = card_prompts(concept, self.pictures) if base else []
+        for number, (prompt, png) in enumerate(_drawn(concept, base, prompts) if base else [], start=1):
+            pictures.append((prompt, f"sample-{number}.png"))
+            write_atomically(self.out / pictures[-1][1], png)
+        title = self.push.split("/")[-1] if self.push else self.out.name
+        card = model_card(concept, target, title=title, licence=self.license, pictures=pictures)
+        write_atomically(self.out / CARD, card.encode())
+
+
+def _drawn(concept: "Concept", base: "Backbone", prompts: list[str]) -> list[tuple[str, bytes]]:
+    """Return each prompt with its picture as a PNG file."""
+    from PIL import Image
+
+    from ..sampling import sample
+
+    drawn = []
+    with concept.applied(base):
+        for picture in sample(base, prompts, seeds=range(len(prompts))):
+            png = io.BytesIO()
+            Image.fromarray(picture.image).save(png, format="PNG")
+            drawn.append((picture.prompt, png.getvalue()))
+    return drawn

@@ -1,0 +1,30 @@
+"""Everybody's file formats: recognise, read and write them (Custom Diffusion's own, LoRA, embeddings).
+
+`read` makes a concept of any file, `write` a file of any concept; `FORMATS` says what each format keeps.
+"""
+
+from .format import Format, WriteOptions
+from .formats import FORMATS, named_format, table
+from .publishing import CARD, card_prompts, check_login, model_card, publish
+from .reading import Found, Imported, look, read
+from .writing import Written, check_place, write
+
+__all__ = [
+    "CARD",
+    "FORMATS",
+    "Format",
+    "Found",
+    "Imported",
+    "WriteOptions",
+    "Written",
+    "card_prompts",
+    "check_login",
+    "check_place",
+    "look",
+    "model_card",
+    "named_format",
+    "publish",
+    "read",
+    "table",
+    "write",
+]

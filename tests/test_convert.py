@@ -1,0 +1,163 @@
+"""The command `convert`, foreign files given to other commands, and publishing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from PIL import Image
+
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.interop import FORMATS, model_card
+from test_cli import fails, run
+from test_interop import make_concept
+
+
+@pytest.fixture
+def concept(tiny: Backbone, tmp_path: Path) -> Path:
+    return make_concept(tiny).save(tmp_path / "bear.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_convert_there_and_back_gives_the_same_concept(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("convert", concept, "--to", "kohya", "--out", tmp_path / "bear-lora")
+    printed = " ".join(capsys.readouterr().out.split())
+    kilobytes = (tmp_path / "bear-lora" / "bear-lora.safetensors").stat().st_size / 1e3
+    assert f"Wrote bear-lora.safetensors ({kilobytes:.1f} kB), bear.safetensors" in printed
+    run("convert", tmp_path / "bear-lora", "--to", "moongate", "--out", tmp_path / "again.safetensors")
+    assert Concept.load(tmp_path / "again.safetensors").hash == Concept.load(concept).hash
+
+
+def test_the_model_card_of_a_folder_shows_pictures_when_a_base_is_given(
+    concept: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bear-model"
+    options = ["--base", tiny_folder, "--device", "cpu", "--license", "cc0-1.0", "--pictures", 2]
+    run("convert", concept, "--to", "diffusers", "--out", out, *options)
+    card = (out / "README.md").read_text()
+    for part in ("license: cc0-1.0", "`<bear> bear`", "`photo of a <bear> bear`", "Base: model", "_pipeline=pipeline"):
+        assert part in card
+    assert str(tiny_folder) not in card
+    assert "![photo of a <bear> bear on the beach](sample-2.png)" in card
+    with Image.open(out / "sample-2.png") as picture:
+        assert picture.size == (64, 64)
+    assert interop.read(out, base=Backbone.load(tiny_folder, device="cpu")).format == "diffusers"
+
+
+def test_the_base_is_taken_from_the_concept_for_full_weights(concept: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
+    names = ["--token", "<teddy>", "--category", "teddy bear"]
+    named = ["--to", "moongate", "--out", tmp_path / "teddy.safetensors", *names]
+    run("convert", tmp_path / "delta.bin", "--base", tiny_folder, "--device", "cpu", *named)
+    teddy = Concept.load(tmp_path / "teddy.safetensors")
+    assert teddy.subjects[0].words == "<teddy> teddy bear"
+    assert teddy.base == str(tiny_folder)
+
+
+def test_bad_input_to_convert_is_named_and_nothing_is_written(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert "no format 'onnx'. Known: moongate" in fails(capsys, "convert", concept, "--to", "onnx", "--out", out)
+    assert "is a folder" in fails(capsys, "convert", concept, "--to", "moongate", "--out", tmp_path)
+    assert "no concept file" in fails(capsys, "convert", tmp_path / "no", "--to", "lora", "--out", out)
+    assert "is one file" in fails(capsys, "convert", concept, "--to", "adobe", "--out", out, "--push", "you/bear")
+    run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
+    message = fails(capsys, "convert", tmp_path / "delta.bin", "--to", "moongate", "--out", out)
+    assert "stores full weights" in message
+    assert "--base" in message
+    assert not out.exists()
+
+
+def test_other_commands_read_foreign_files(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("convert", concept, "--to", "adobe-compressed", "--out", tmp_path / "delta.bin")
+    run("convert", concept, "--to", "lora", "--out", tmp_path / "lora")
+    capsys.readouterr()
+    run("info", tmp_path / "delta.bin", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["format"], facts["base"], facts["fingerprint"]) == ("compressed `delta.bin`", "not stated", "unknown")
+    drawing = ["--count", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "drawn"]
+    nameless = fails(capsys, "generate", "a <bear> bear", "--concept", tmp_path / "delta.bin", *drawing)
+    assert "does not say which model it belongs to. Name it with --model" in nameless
+    run("generate", "a <bear> bear", "--concept", tmp_path / "delta.bin", "--model", tiny_folder, *drawing)
+    run("generate", "a <bear> bear", "--concept", tmp_path / "lora", *drawing, "--overwrite")
+    run("merge", tmp_path / "lora", "--out", tmp_path / "clean.safetensors", "--device", "cpu")
+    clean = Concept.load(tmp_path / "clean.safetensors")
+    assert clean.subjects[0].words == "<bear> bear"
+    assert clean.fingerprint == Concept.load(concept).fingerprint
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+def test_push_uploads_the_folder(
+    concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    class Made(str):
+        repo_id = "you/bear"
+
+    def create(_self: HfApi, repo: str, **_options: object) -> Made:
+        calls.append(("create", repo))
+        return Made("https://hub.example/you/bear")
+
+    def upload(_self: HfApi, *, repo_id: str, folder_path: Path, **_options: object) -> None:
+        calls.append(("upload", repo_id, sorted(file.name for file in folder_path.iterdir())))
+
+    monkeypatch.setattr(HfApi, "whoami", lambda _self: {"name": "you"})
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    run("convert", concept, "--to", "lora", "--out", tmp_path / "bear", "--push", "you/bear")
+    files = ["<bear>.safetensors", "README.md", "pytorch_lora_weights.safetensors"]
+    assert calls == [("create", "you/bear"), ("upload", "you/bear", files)]
+    assert "Uploaded to https://hub.example/you/bear." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OfflineModeIsEnabled("offline mode is on"), LocalTokenNotFoundError("no token found"), OSError("no route")],
+)
+def test_push_fails_before_anything_is_written(
+    error: Exception, concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def whoami(_self: HfApi) -> None:
+        raise error
+
+    monkeypatch.setattr(HfApi, "whoami", whoami)
+    message = fails(capsys, "convert", concept, "--to", "lora", "--out", tmp_path / "bear", "--push", "you/bear")
+    assert f"Nothing was uploaded to 'you/bear': {error}." in message
+    assert "hf auth login" in message
+    assert not (tmp_path / "bear").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named(
+    concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the client itself, at an address of this machine where nobody listens."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    message = fails(capsys, "convert", concept, "--to", "lora", "--out", tmp_path / "bear", "--push", "you/bear")
+    assert "Nothing was uploaded to 'you/bear'" in message
+    odd = fails(capsys, "convert", concept, "--to", "lora", "--out", tmp_path / "bear", "--push", "a/b/c")
+    assert "'a/b/c'" in odd
+
+
+def test_the_card_for_two_text_encoders_loads_both_rows(tmp_path: Path) -> None:
+    from conftest import make_tiny_model
+
+    xl = Backbone.load(make_tiny_model(tmp_path / "xl", seed=0, family="sdxl"), device="cpu")
+    card = model_card(make_concept(xl), FORMATS["lora"], title="bear")
+    assert 'rows["clip_g"], token="<bear>", text_encoder=pipeline.text_encoder_2' in card
