@@ -145,7 +145,7 @@ def report(options: ReportOptions) -> dict[str, float]:
 def make_prompts(count: int) -> list[Content]:
     """Return the first `count` of an endless, fixed list of what to draw.
 
-    As in the corpus, every fourth holds two objects of one kind, and an object is asked for only
+    As in the corpus, every third holds two objects of one kind, and an object is asked for only
     in the kinds that the corpus shows it in. Categories come round equally often.
     """
     rng = np.random.default_rng(PROMPT_SEED)
