@@ -9,6 +9,8 @@ MoongateError
 ├── BackboneError               a model that cannot be loaded or lacks what is asked of it
 ├── ConceptFileError            a file that is not a readable concept
 ├── BaseMismatchError           a concept made for another backbone
+├── CollectionError             a collection of captioned pictures that cannot be read or searched
+├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            the loss is no longer a finite number
 └── CorpusError                 a package of pocket's corpus is missing or altered
 ```
@@ -17,9 +19,11 @@ MoongateError
 __all__ = [
     "BackboneError",
     "BaseMismatchError",
+    "CollectionError",
     "ConceptFileError",
     "CorpusError",
     "InputError",
+    "MissingLibrary",
     "MoongateError",
     "OptionError",
     "PictureError",
@@ -58,6 +62,14 @@ class ConceptFileError(MoongateError):
 
 class BaseMismatchError(MoongateError):
     """A concept was made for another backbone."""
+
+
+class CollectionError(MoongateError):
+    """A collection of captioned pictures cannot be read, or was made with another text encoder."""
+
+
+class MissingLibrary(MoongateError):
+    """An optional library is not installed."""
 
 
 class TrainingDiverged(MoongateError):

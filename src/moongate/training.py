@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,10 @@ class _Drawer:
         self.options = options
         self.pictures_per_step = options.batch * (2 if regularisation else 1)
         side = round(backbone.resolution_px * ZOOM[1])
-        self._sources = [[square(picture, side) for picture in subject.pictures] for subject in subjects]
+        self._sources = [
+            [square(picture, side, mask=mask) for picture, mask in zip_longest(subject.pictures, subject.masks)]
+            for subject in subjects
+        ]
         self._priors = [_encode_prior(given, backbone) for given in regularisation]
 
     def batch(self, index: int) -> _Batch:
@@ -264,7 +268,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
 
 
 def _masked_mean(values: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    return (values * mask).sum() / (mask.sum() * values.shape[1])
+    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp(min=1)
 
 
 def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " count"]:
@@ -324,7 +328,8 @@ def _concept(
         base=backbone.name,
         fingerprint=backbone.fingerprint,
         method=method.name,
-        record={key: config[key] for key in ("steps", "seed", "batch", "learning_rate", "versions")},
+        record={key: config[key] for key in ("steps", "seed", "batch", "learning_rate", "versions")}
+        | ({"held_out": held_out} if (held_out := [name for s in subjects for name in s.held_out]) else {}),
     )
 
 
@@ -342,7 +347,13 @@ def _config(
         "dtype": str(backbone.dtype),
         "device": backbone.device.type,
         "subjects": [
-            {"category": s.category, "token": s.token, "captions": list(s.captions), "pictures": _digest(s)}
+            {
+                "category": s.category,
+                "token": s.token,
+                "captions": list(s.captions),
+                "pictures": _digest(s),
+                "held_out": list(s.held_out),
+            }
             for s in subjects
         ],
         "regularisation": [
@@ -361,6 +372,8 @@ def _digest(given: Subject | Regularisation) -> str:
     digest = hashlib.sha256()
     for picture, caption in zip(given.pictures, given.captions, strict=True):
         digest.update(picture.tobytes() + caption.encode())
+    for mask in given.masks if isinstance(given, Subject) else ():
+        digest.update(b"none" if mask is None else mask.tobytes())
     return digest.hexdigest()[:16]
 
 
