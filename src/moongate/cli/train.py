@@ -1,5 +1,6 @@
 """The command `moongate train`."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ import tyro
 from rich.console import Console
 
 from ..errors import OptionError
-from .terminal import load, progress_bar, say, size_of, training_bar
+from .regularisation import Wanted, regularisation_pictures
+from .terminal import load, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
-    from ..data import Regularisation
+    from ..data import Preset, Regularisation, Subject
+    from ..method import Method
     from ..training import Step
 
 __all__ = ["Train"]
@@ -31,18 +34,32 @@ class Train:
     """What the pictures show, in a word or two the model knows: "teddy bear"."""
     token: str | None = None
     """New word for this very thing, such as "<bear>"; none teaches the category words themselves."""
+    preset: Literal["object", "style", "scene", "face"] = "object"
+    """What kind of thing it is: the caption of pictures without one ("photo of a ...", "painting in the style of ..."),
+    and the method."""
+    alpha_is_mask: bool = False
+    """Learn only from what is not transparent in the pictures; a photo.mask.png beside photo.jpg, white where the thing
+    is, always counts. By default transparent parts are white."""
+    holdout: int = 0
+    """Keep so many of the pictures, the last ones, from training, to judge by."""
     model: str = "pocket"
     """pocket, a folder in diffusers' layout, or a model id of the hub."""
-    regularization: str | None = None
-    """pool (shipped with pocket), generated, none, or a folder of pictures of the category. Default: pool for
-    pocket, generated for other models."""
+    regularization: str = "auto"
+    """retrieved (the nearest captions of --collection, or of the pool that comes with pocket), pool (what names the
+    category there), generated, none, or a folder. auto: retrieved where there is a --collection, else pool for pocket
+    and generated for other models."""
     regularization_count: int = 200
     """At most so many regularisation pictures."""
+    collection: str | None = None
+    """Collection to retrieve from, made by `moongate retrieve index`."""
+    threshold: float | None = None
+    """Least similarity of a retrieved caption; 0.85 as in the paper, or what was measured for the model."""
     out: Path | None = None
     """Concept file to write; named after the token or category by default."""
     run: Path | None = None
     """Folder for config, log and resumable state; beside the concept file by default."""
-    method: str = "custom-diffusion"
+    method: str | None = None
+    """custom-diffusion, or one of its variants; the preset's by default."""
     steps: int | None = None
     """Optimiser steps; 250 by default."""
     batch: int = 4
@@ -68,15 +85,13 @@ class Train:
 
     def __call__(self, console: Console) -> None:
         from ..concept import check_writable
-        from ..data import Subject, photo_of
-        from ..method import METHODS
+        from ..data import PRESETS
         from ..runs import STATE, check_free
         from ..training import TrainOptions, train
 
-        if self.method not in METHODS:
-            raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
-        method = METHODS[self.method]
-        subject = Subject.load(self.pictures, category=self.category, token=self.token)
+        preset = PRESETS[self.preset]
+        method = self._method(preset.method)
+        subject = self._subject(preset, console)
         out = self.out or Path(re.sub(r"\W+", "-", self.token or self.category).strip("-") + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
@@ -95,8 +110,8 @@ class Train:
         backbone = load(self.model, self.device, self.dtype)
         if self.token:
             backbone.check_token(self.token)
-        regularisation = self._regularisation(backbone, run, console) if method.prior_weight else []
-        prompt = self.validation_prompt or photo_of(" ".join(filter(None, (self.token, self.category))))
+        regularisation = [self._regularisation(backbone, preset, run, console)] if method.prior_weight else []
+        prompt = self.validation_prompt or preset.describe(" ".join(filter(None, (self.token, self.category))))
         with training_bar(console) as show:
 
             def on_step(step: "Step") -> None:
@@ -111,30 +126,44 @@ class Train:
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
         concept.save(out, overwrite=True)
-        example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'
+        example = f'moongate generate "{preset.describe(concept.subjects[0].words)} on the beach" --concept {out}'
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {example}")
 
-    def _regularisation(self, backbone: "Backbone", run: Path, console: Console) -> "list[Regularisation]":
-        from .. import pocket
-        from ..data import Regularisation
+    def _subject(self, preset: "Preset", console: Console) -> "Subject":
+        from ..data import Subject
+        from ..pictures import remarks
 
-        choice = self.regularization or ("pool" if self.model == "pocket" else "generated")
-        if choice == "none":
-            raise OptionError(
-                "The chosen method needs regularisation pictures. Give a folder, 'pool' or 'generated', or take "
-                "--method custom-diffusion-without-regularisation."
-            )
-        folder = {"pool": pocket.pool_folder(), "generated": run / "regularization"}.get(choice, Path(choice))
-        if choice == "generated":
-            _draw_regularisation(backbone, self.category, folder, self.regularization_count, console)
-        return [
-            Regularisation.load(
-                folder,
-                category=self.category,
-                only_category=choice == "pool",
-                at_most=self.regularization_count,
-            )
-        ]
+        subject = Subject.load(
+            self.pictures,
+            category=self.category,
+            token=self.token,
+            preset=preset,
+            holdout=self.holdout,
+            alpha_is_mask=self.alpha_is_mask,
+        )
+        for remark in remarks(subject.pictures, subject.names):
+            say(console, f"warning: {remark}", style="yellow")
+        return subject
+
+    def _regularisation(self, backbone: "Backbone", preset: "Preset", run: Path, console: Console) -> "Regularisation":
+        wanted = Wanted(
+            choice=self.regularization,
+            count=self.regularization_count,
+            collection=self.collection,
+            threshold=self.threshold,
+        )
+        folder = run / "regularization"
+        return regularisation_pictures(backbone, self.category, wanted, preset=preset, folder=folder, console=console)
+
+    def _method(self, usual: str) -> "Method":
+        from ..method import METHODS
+
+        name = self.method or usual
+        if name not in METHODS:
+            raise OptionError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
+        if self.regularization != "none" or not METHODS[name].prior_weight:
+            return METHODS[name]
+        return dataclasses.replace(METHODS[name], name=f"{name}-without-regularisation", prior_weight=0.0)
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
@@ -143,26 +172,3 @@ def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet([picture.image for picture in drawn], columns=VALIDATION_PICTURES).save(path)
-
-
-def _draw_regularisation(backbone: "Backbone", category: str, folder: Path, count: int, console: Console) -> None:
-    """Draw the missing ones of `count` pictures of the category, with their captions, into `folder`."""
-    from PIL import Image
-
-    from ..data import photo_of
-    from ..sampling import sample
-
-    prompt = photo_of(category)
-    missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar(console) as progress:
-        task = progress.add_task(
-            "Drawing regularisation pictures", total=count, completed=count - len(missing), note=""
-        )
-        for drawn in sample(backbone, [prompt] * len(missing), seeds=missing):
-            path = folder / f"{drawn.seed:04d}.png"
-            path.with_suffix(".txt").write_text(prompt)
-            partial = path.with_suffix(".partial")
-            Image.fromarray(drawn.image).save(partial, format="PNG")
-            partial.replace(path)
-            progress.advance(task)
