@@ -123,9 +123,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(figures))
         return
-    print(
-        f"{'category':12} {'in pool':>7} {'nearest':>8} {'by word':>8} {'above ' + str(encoder.threshold):>11} {'true':>6}"
-    )
+    above = f"above {encoder.threshold}"
+    print(f"{'category':12} {'in pool':>7} {'nearest':>8} {'by word':>8} {above:>11} {'true':>6}")
     for category in CATEGORIES:
         name = category.replace(" ", "_")
         keys = ("in_pool", "precision", "precision_of_word", "above_threshold", "precision_above_threshold")

@@ -1,4 +1,4 @@
-"""Where `moongate train` takes regularisation pictures from: retrieved, shipped, drawn, or the user's own."""
+"""Where regularisation pictures come from: retrieved, shipped with pocket, drawn, or the user's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import OptionError
-from .retrieve import retrieve_into
-from .terminal import progress_bar
+from .terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..collection import Collection
     from ..data import Preset, Regularisation
     from ..embedding import Encoder
+    from ..retrieval import RetrieveOptions
+    from ..sources import Skipped
 
-__all__ = ["Wanted", "regularisation_pictures"]
+__all__ = ["POOL", "Wanted", "regularisation_pictures", "retrieve_into", "say_skipped"]
 
-AUTO_FOR_POCKET = "pool"
-"""What `auto` means for pocket, whose captions' features tell places better than things: see the log."""
+POOL = "pool"
+"""What stands for pocket's own pictures, which are few enough to be searched without an index."""
+SAID_AT_MOST = 20
+
+AUTO_FOR_POCKET = POOL
+"""What `auto` means for pocket (ARCHITECTURE.md, decision 23)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,58 @@ def regularisation_pictures(
         _draw(backbone, preset.describe(category), folder, wanted.count, console)
     elif choice == "retrieved":
         _retrieve(backbone, preset.describe(category), retrieved, wanted, console)
-    kept = {"pool": pocket.pool_folder(), "generated": folder, "retrieved": retrieved}.get(choice, Path(choice))
-    return Regularisation.load(kept, category=category, only_category=choice == "pool", at_most=wanted.count)
+    kept = {POOL: pocket.pool_folder(), "generated": folder, "retrieved": retrieved}.get(choice, Path(choice))
+    return Regularisation.load(kept, category=category, only_category=choice == POOL, at_most=wanted.count)
+
+
+def retrieve_into(
+    out: Path,
+    query: str,
+    collection: "Collection | None",
+    encoder: "Encoder",
+    *,
+    options: "RetrieveOptions",
+    console: Console,
+) -> None:
+    """Write the nearest pictures of a collection, or of pocket's pool, into a folder and say what came of it.
+
+    What is there already from the same search stays. Raises CollectionError for another encoder's collection.
+    """
+    from .. import pocket
+    from ..collection import nearest
+    from ..retrieval import already_in, retrieve
+    from ..sources import Skipped, read_bytes, read_source
+
+    facts = {"query": query, "collection": collection.place if collection else POOL, "encoder": encoder.name}
+    if already_in(out, facts, options):
+        return
+    if collection:
+        collection.check(encoder)
+    vector = encoder.captions([query])[0]
+    records = read_source(str(pocket.pool_folder()), Skipped())
+    hits = collection.search(vector, by=options.by) if collection else nearest(records, vector, encoder)
+    with progress_bar(console) as progress:
+        task = progress.add_task("Retrieving", total=options.count, note="")
+        found = retrieve(
+            hits,
+            collection.read if collection else lambda record: read_bytes(record.picture),
+            facts=facts,
+            out=out,
+            options=options,
+            on_progress=lambda count: progress.update(task, completed=count),
+        )
+    say_skipped(console, found.skipped)
+    say(console, f"Retrieved {found}")
+
+
+def say_skipped(console: Console, skipped: "Skipped") -> None:
+    """Print how many were skipped and why, and the first ones by name."""
+    if skipped.counts:
+        say(console, f"Skipped: {skipped}.", style="yellow")
+    for name, _ in skipped.names[:SAID_AT_MOST]:
+        say(console, f"  {name}")
+    if (rest := skipped.counts.total() - SAID_AT_MOST) > 0:
+        say(console, f"  and {rest} more")
 
 
 def _retrieve(backbone: "Backbone", query: str, folder: Path, wanted: Wanted, console: Console) -> None:

@@ -9,20 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
+from .regularisation import POOL, retrieve_into, say_skipped
 from .terminal import load, progress_bar, say
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
-    from ..collection import Collection
     from ..embedding import Encoder
-    from ..retrieval import RetrieveOptions
-    from ..sources import Skipped
 
-__all__ = ["POOL", "Retrieve", "RetrieveIndex", "TokensSuggest", "retrieve_into", "say_skipped"]
-
-POOL = "pool"
-"""What stands for pocket's own pictures, which are few enough to be searched without an index."""
-SAID_AT_MOST = 20
+__all__ = ["Retrieve", "RetrieveIndex", "TokensSuggest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,56 +134,6 @@ class TokensSuggest:
         console.print(table, markup=False)
         ids = [token.id for token in found[: self.limit]]
         say(console, f'To begin from them, write into moongate.json beside model_index.json: "rare_tokens": {ids}')
-
-
-def retrieve_into(
-    out: Path,
-    query: str,
-    collection: "Collection | None",
-    encoder: "Encoder",
-    *,
-    options: "RetrieveOptions",
-    console: Console,
-) -> None:
-    """Write the nearest pictures of a collection, or of pocket's pool, into a folder and say what came of it.
-
-    What is there already from the same search stays. Raises CollectionError for another encoder's collection.
-    """
-    from .. import pocket
-    from ..collection import nearest
-    from ..retrieval import already_in, retrieve
-    from ..sources import Skipped, read_bytes, read_source
-
-    facts = {"query": query, "collection": collection.place if collection else POOL, "encoder": encoder.name}
-    if already_in(out, facts, options):
-        return
-    if collection:
-        collection.check(encoder)
-    vector = encoder.captions([query])[0]
-    records = read_source(str(pocket.pool_folder()), Skipped())
-    hits = collection.search(vector, by=options.by) if collection else nearest(records, vector, encoder)
-    with progress_bar(console) as progress:
-        task = progress.add_task("Retrieving", total=options.count, note="")
-        found = retrieve(
-            hits,
-            collection.read if collection else lambda record: read_bytes(record.picture),
-            facts=facts,
-            out=out,
-            options=options,
-            on_progress=lambda count: progress.update(task, completed=count),
-        )
-    say_skipped(console, found.skipped)
-    say(console, f"Retrieved {found}")
-
-
-def say_skipped(console: Console, skipped: "Skipped") -> None:
-    """Print how many were skipped and why, and the first ones by name."""
-    if skipped.counts:
-        say(console, f"Skipped: {skipped}.", style="yellow")
-    for name, _ in skipped.names[:SAID_AT_MOST]:
-        say(console, f"  {name}")
-    if (rest := skipped.counts.total() - SAID_AT_MOST) > 0:
-        say(console, f"  and {rest} more")
 
 
 def _encoder(clip: str | None, model: str, device: str | None) -> "Encoder":
