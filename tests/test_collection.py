@@ -10,7 +10,7 @@ from moongate import collection as module
 from moongate.backbone import Backbone
 from moongate.collection import Collection, Hit, nearest
 from moongate.embedding import Encoder
-from moongate.errors import CollectionError, MissingLibrary
+from moongate.errors import CollectionError, MissingLibrary, OptionError
 from moongate.sources import Record, Skipped
 from test_embedding import make_clip
 
@@ -127,6 +127,9 @@ def test_pictures_that_were_not_embedded_cannot_be_searched(encoder: Encoder, pl
     collection = build(records(5), encoder, place)
     with pytest.raises(CollectionError, match="has no features of pictures"):
         next(collection.search(encoder.captions(["dog"])[0], by="pictures"))
+    with pytest.raises(OptionError, match="has no image tower"):
+        build(records(9), encoder, place, with_pictures=True)
+    assert len(collection) == 5
 
 
 def test_bytes_that_came_from_the_hub_are_kept_and_others_are_read_where_they_lie(
@@ -162,6 +165,7 @@ def test_nothing_to_index_and_no_collection_are_said(
 ) -> None:
     with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
         build([], encoder, place)
+    assert not Path(place).exists()
     with pytest.raises(CollectionError, match="There is no collection in .*elsewhere. Make one with"):
         Collection.open(str(tmp_path / "elsewhere"))
     monkeypatch.setitem(sys.modules, "lancedb", None)

@@ -6,6 +6,7 @@ The table remembers which text encoder made it. Pictures stay where they are; th
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -64,7 +65,7 @@ class Collection:
     def open(cls, place: str) -> Self:
         """Open a collection: a folder or an address such as s3://bucket/path. Raises CollectionError."""
         try:
-            return cls(place, library("lancedb").connect(place, read_consistency_interval=None).open_table(TABLE))
+            return cls(place, library("lancedb").connect(place).open_table(TABLE))
         except (ValueError, OSError) as error:
             raise CollectionError(
                 f"There is no collection in {place}. Make one with `moongate retrieve index SOURCE --out {place}`."
@@ -87,16 +88,17 @@ class Collection:
         once. `with_pictures` embeds the pictures too, for which the encoder must be a CLIP model. Raises
         CollectionError when another encoder made it, or when nothing could be indexed.
         """
+        batches = _batches(records, ADDED_AT_ONCE)
+        first = next(batches, None)
+        if first is None:
+            reason = skipped if skipped.counts else "it is empty"
+            raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
         collection = cls._begun(place, encoder, with_pictures)
         read = 0
-        for batch in _batches(records, ADDED_AT_ONCE):
+        for batch in chain([first], batches):
             collection._add(batch, encoder, skipped)
             read += len(batch)
             on_progress(read)
-        if not len(collection):
-            raise CollectionError(
-                f"Nothing of the source could be indexed: {skipped if skipped.counts else 'it is empty'}."
-            )
         collection._finish()
         return collection
 
@@ -144,11 +146,15 @@ class Collection:
 
     @classmethod
     def _begun(cls, place: str, encoder: Encoder, with_pictures: bool) -> Self:
+        if with_pictures:
+            encoder.check_pictures()
         try:
             collection = cls.open(place)
         except CollectionError:
             return cls._new(place, encoder, with_pictures)
         collection.check(encoder)
+        if with_pictures and not collection.has_pictures:
+            raise CollectionError(f"The collection {place} was begun without pictures. Index into another folder.")
         return collection
 
     @classmethod

@@ -78,6 +78,14 @@ class Encoder:
         mine = self.probe
         return len(mine) == len(probe) and float(np.dot(mine, probe)) > SAME_ENCODER_ABOVE
 
+    def check_pictures(self) -> None:
+        """Raise OptionError unless pictures can be embedded."""
+        if self.clip is None:
+            raise OptionError(
+                f"The text encoder of {self.name!r} has no image tower to embed pictures with. Name a CLIP model "
+                "(--encoder)."
+            )
+
     @torch.no_grad()
     def captions(self, captions: Sequence[str]) -> Float[np.ndarray, "n width"]:
         """Return captions as float32 unit vectors; what is longer than the encoder's context is cut.
@@ -104,11 +112,7 @@ class Encoder:
     @torch.no_grad()
     def pictures(self, pictures: Sequence[np.ndarray]) -> Float[np.ndarray, "n width"]:
         """Return uint8 pictures [h, w, 3] as float32 unit vectors. Raises OptionError where there is no image tower."""
-        if self.clip is None:
-            raise OptionError(
-                f"The text encoder of {self.name!r} has no image tower to embed pictures with. Name a CLIP model "
-                "(--encoder)."
-            )
+        self.check_pictures()
         from transformers import CLIPImageProcessorPil
 
         processor = CLIPImageProcessorPil(

@@ -178,5 +178,5 @@ def _nothing(below: list[float], skipped: Skipped, enough_at: float | None, opti
         return f"No picture can be used: {skipped}." if skipped.counts else "The collection is empty."
     nearest = f"No caption reaches the similarity {options.threshold}; the nearest has {max(below):.3f}"
     if enough_at is None:
-        return f"{nearest}. Lower --threshold, or take --top-up."
-    return f"{nearest}. Take --threshold {enough_at:.3f} for {options.count} pictures, or --top-up."
+        return f"{nearest}. Lower --threshold."
+    return f"{nearest}. Take --threshold {enough_at:.3f} for {options.count} pictures."

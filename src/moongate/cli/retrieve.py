@@ -90,9 +90,9 @@ class Retrieve:
         if not self.query.strip():
             raise OptionError('The query is empty. Say what the captions should say, such as "photo of a dog".')
         collection = None if self.source == POOL else Collection.open(self.source)
-        by_clip = collection is not None and collection.made_by_clip
         made_by = collection.encoder_name if collection else "pocket"
-        encoder = _encoder(made_by if by_clip else None, self.model or made_by, self.device)
+        clip = made_by if collection and collection.made_by_clip and not self.model else None
+        encoder = _encoder(clip, self.model or made_by, self.device)
         threshold = encoder.threshold if self.threshold is None else self.threshold
         options = RetrieveOptions(
             threshold=threshold, count=self.count, side_px=self.side, tops_up=self.top_up, by=self.by
