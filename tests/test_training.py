@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -368,3 +369,37 @@ def test_training_without_regularisation_pictures_runs(tiny: Backbone, make_subj
     steps: list[Step] = []
     train(tiny, [make_subject()], [], method, options=TrainOptions(steps=2), on_step=steps.append)
     assert all(step.prior_loss == 0 and step.loss == step.target_loss for step in steps)
+
+
+def test_masks_limit_the_loss_and_white_ones_change_nothing(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    subject = make_subject()
+    white, left = np.full((64, 64), 255, dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
+    left[:, :32] = 255
+    plain = taught(tiny, subject, prior).deltas
+    unlimited = taught(tiny, replace(subject, masks=(white, None, white)), prior).deltas
+    limited = taught(tiny, replace(subject, masks=(left, None, left)), prior).deltas
+    assert all(torch.equal(plain[name].full(), unlimited[name].full()) for name in plain)
+    assert not all(torch.equal(plain[name].full(), limited[name].full()) for name in plain)
+
+
+def test_a_batch_that_shows_nothing_of_the_masked_thing_has_no_loss(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    corner = np.zeros((64, 64), dtype=np.uint8)
+    corner[:4, :4] = 255  # zooming in cuts it off
+    losses: list[float] = []
+    options = TrainOptions(steps=12, batch=1)
+    subject = replace(make_subject(), masks=(corner,) * 3)
+    train(tiny, [subject], [prior], METHOD, options=options, on_step=lambda step: losses.append(step.target_loss))
+    assert 0 in losses
+    assert all(map(math.isfinite, losses))
+
+
+def test_held_out_pictures_are_recorded(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    concept = taught(tiny, replace(make_subject(), held_out=("9.jpg",)), prior, run_folder=tmp_path)
+    assert concept.record["held_out"] == ["9.jpg"]
+    assert json.loads((tmp_path / "config.json").read_text())["subjects"][0]["held_out"] == ["9.jpg"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .concept import Concept
 from .errors import OptionError
+from .rare_tokens import latest
 
 __all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
 
@@ -54,12 +55,13 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method(name="custom-diffusion"),
         Method(name="custom-diffusion-cross-attention", weights="cross-attention"),
+        Method(name="custom-diffusion-faces", weights="cross-attention", lr_per_picture=5e-6, steps_per_subject=750),
         Method(name="custom-diffusion-without-regularisation", prior_weight=0.0),
         Method(name="custom-diffusion-fixed-token", trains_tokens=False),
         Method(name="custom-diffusion-random-token", token_start="random"),
     )
 }
-"""The paper's method, its variant for faces (all of cross-attention), and its ablations (Sec. 4.3, App. B)."""
+"""The paper's method, its variants with all of cross-attention and for faces, and its ablations (Sec. 4.3, App. B)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,10 @@ def initial_rows(
     """
     if method.token_start == "random":
         return {token: backbone.random_row(generator) for token in tokens}
-    rare = backbone.rare_tokens[first:]
+    rare = backbone.rare_tokens
+    if first + len(tokens) > len(rare) and not backbone.lists_rare_tokens:
+        rare = tuple(dict.fromkeys((*rare, *latest(backbone))))
+    rare = rare[first:]
     if len(tokens) > len(rare):
         raise OptionError(
             f"{len(tokens)} new tokens are asked for from rare token {first} on, but {backbone.name!r} names "

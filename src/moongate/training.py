@@ -9,12 +9,11 @@ in `on_step`.
 import dataclasses
 import hashlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .concept import Concept, Dense, SubjectRecord
 from .data import ZOOM, Regularisation, Subject, augment, square
 from .errors import OptionError, TokenError, TrainingDiverged
 from .method import METHODS, Method, Trainable, initial_rows, trainable
-from .runs import Run, versions
+from .runs import Run, interrupt_after_step, versions
 
 __all__ = ["Step", "TrainOptions", "check_subjects", "train"]
 
@@ -139,7 +138,7 @@ def train(
     with (
         trainable(backbone, method, rows, start_from=start_from) as moving,
         backbone.activations_recomputed() if options.recompute else nullcontext(),
-        _interrupt_after_step() as interrupted,
+        interrupt_after_step() as interrupted,
     ):
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
@@ -246,7 +245,10 @@ class _Drawer:
         self.options = options
         self.pictures_per_step = options.batch * (2 if regularisation else 1)
         side = round(backbone.resolution_px * ZOOM[1])
-        self._sources = [[square(picture, side) for picture in subject.pictures] for subject in subjects]
+        self._sources = [
+            [square(picture, side, mask=mask) for picture, mask in zip_longest(subject.pictures, subject.masks)]
+            for subject in subjects
+        ]
         self._priors = [_encode_prior(given, backbone) for given in regularisation]
 
     def batch(self, index: int) -> _Batch:
@@ -313,7 +315,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
 
 
 def _masked_mean(values: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    return (values * mask).sum() / (mask.sum() * values.shape[1])
+    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp(min=1)
 
 
 def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " count"]:
@@ -378,7 +380,8 @@ def _concept(
         base=backbone.name,
         fingerprint=backbone.fingerprint,
         method=method.name,
-        record={key: config[key] for key in recorded if key in config},
+        record={key: config[key] for key in recorded if key in config}
+        | ({"held_out": held_out} if (held_out := [name for s in subjects for name in s.held_out]) else {}),
     )
 
 
@@ -396,7 +399,13 @@ def _config(
         "dtype": str(backbone.dtype),
         "device": backbone.device.type,
         "subjects": [
-            {"category": s.category, "token": s.token, "captions": list(s.captions), "pictures": _digest(s)}
+            {
+                "category": s.category,
+                "token": s.token,
+                "captions": list(s.captions),
+                "pictures": _digest(s),
+                "held_out": list(s.held_out),
+            }
             for s in subjects
         ],
         "regularisation": [
@@ -414,6 +423,8 @@ def _digest(given: Subject | Regularisation) -> str:
     digest = hashlib.sha256()
     for picture, caption in zip(given.pictures, given.captions, strict=True):
         digest.update(picture.tobytes() + caption.encode())
+    for mask in given.masks if isinstance(given, Subject) else ():
+        digest.update(b"none" if mask is None else mask.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -421,23 +432,3 @@ def _generator(seed: int, *label: object) -> torch.Generator:
     """Return a generator that depends on the seed and a label alone, so that a resumed run repeats itself."""
     digest = hashlib.sha256(repr((seed, *label)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-@contextmanager
-def _interrupt_after_step() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the loop asks after each step; the second one acts at once."""
-    pressed = threading.Event()
-
-    def handle(_signal: int, _frame: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -41,7 +41,7 @@ WEIGHT_SETS = {
 RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
 SETTINGS_FILE = "moongate.json"
-"""Optional file in a model folder: `rare_tokens` (ids) and `lr_scale`."""
+"""Optional file in a model folder: `rare_tokens` (ids), `lr_scale` and `retrieval_threshold`."""
 
 
 class Backbone:
@@ -124,6 +124,16 @@ class Backbone:
     def lr_scale(self) -> float:
         """Factor on a method's learning rate that was measured to suit this model; 1 for Stable Diffusion."""
         return float(self._settings.get("lr_scale", 1.0))
+
+    @property
+    def retrieval_threshold(self) -> float:
+        """Similarity of its own text features from which on a caption is near a prompt; the paper's if not measured."""
+        return float(self._settings.get("retrieval_threshold", 0.85))
+
+    @property
+    def lists_rare_tokens(self) -> bool:
+        """Whether the model brings a list of rare tokens of its own."""
+        return "rare_tokens" in self._settings
 
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
