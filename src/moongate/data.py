@@ -133,16 +133,20 @@ def augment(
     cell_px: int,
     generator: torch.Generator,
     flips: bool = False,
+    resizes: bool = True,
 ) -> Augmented:
     """Zoom in (one picture in three) or shrink and place at random, and say so in the caption (paper, Sec. 3.2).
 
     `cell_px` is the side of a latent cell in pixels. A shrunk picture is cut to whole cells, so that the mask is
-    exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss.
+    exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss. Without `resizes`
+    the whole picture fills the canvas.
     """
     if flips and _uniform(0, 1, generator) < 0.5:
         picture = picture.flip(-1)
     cells = side_px // cell_px
     mask = torch.ones(cells, cells, dtype=torch.bool)
+    if not resizes:
+        return Augmented(image=_resized(picture, side_px), mask=mask, phrase="")
     if _uniform(0, 1, generator) < ZOOM_SHARE:
         side = round(side_px * _uniform(*ZOOM, generator))
         top, left = (_below(side - side_px + 1, generator) for _ in range(2))

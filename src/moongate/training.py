@@ -38,9 +38,9 @@ class TrainOptions:
     """Length and size of a run, its seed, and where it keeps its records."""
 
     steps: int | None = None
-    """Optimiser steps; 250 for each subject when None."""
-    batch: int = 4
-    """Target pictures per step; as many regularisation pictures join them."""
+    """Optimiser steps; as many for each subject as the method wants when None."""
+    batch: int | None = None
+    """Target pictures per step, the method's when None; as many regularisation pictures join them."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
     flips: bool = False
@@ -70,6 +70,10 @@ class TrainOptions:
             raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
         if self.resume and self.run_folder is None:
             raise OptionError("resume needs a run_folder: the one in which the interrupted run left its state.pt.")
+
+    def targets_per_step(self, method: Method) -> int:
+        """Return the target pictures of a step."""
+        return self.batch or method.targets_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ def train(
     """
     options = options or TrainOptions()
     _check(backbone, subjects, regularisation, method)
+    subjects = [_worded(subject, method) for subject in subjects]
     steps = options.steps or method.steps_per_subject * len(subjects)
     rate = _rate(backbone, method, options, paired=bool(regularisation))
     run = Run.begin(
@@ -130,9 +135,16 @@ def train(
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    drawer = _Drawer(backbone, subjects, regularisation, options)
-    tokens = [subject.token for subject in subjects if subject.token]
-    rows = initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=options.rare_token)
+    drawer = _Drawer(backbone, subjects, regularisation, method, options)
+    named = {subject.token: subject.category for subject in subjects if subject.token}
+    rows = initial_rows(
+        backbone,
+        list(named),
+        method,
+        _generator(options.seed, "rows"),
+        first=options.rare_token,
+        categories=list(named.values()),
+    )
     with (
         trainable(backbone, method, rows) as moving,
         backbone.activations_recomputed() if options.recompute else nullcontext(),
@@ -183,9 +195,15 @@ def _check(
         raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
 
 
+def _worded(subject: Subject, method: Method) -> Subject:
+    """Return the subject with its captions as the method says them."""
+    worded = [method.worded(text, token=subject.token, category=subject.category) for text in subject.captions]
+    return dataclasses.replace(subject, captions=tuple(worded))
+
+
 def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
     per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
-    return per_picture * options.batch * (2 if paired else 1)
+    return per_picture * options.targets_per_step(method) * (2 if paired else 1)
 
 
 class _Drawer:
@@ -196,12 +214,15 @@ class _Drawer:
         backbone: Backbone,
         subjects: Sequence[Subject],
         regularisation: Sequence[Regularisation],
+        method: Method,
         options: TrainOptions,
     ) -> None:
         self.backbone = backbone
         self.subjects = subjects
+        self.method = method
         self.options = options
-        self.pictures_per_step = options.batch * (2 if regularisation else 1)
+        self.targets_per_step = options.targets_per_step(method)
+        self.pictures_per_step = self.targets_per_step * (2 if regularisation else 1)
         side = round(backbone.resolution_px * ZOOM[1])
         self._sources = [[square(picture, side) for picture in subject.pictures] for subject in subjects]
         self._priors = [_encode_prior(given, backbone) for given in regularisation]
@@ -210,7 +231,7 @@ class _Drawer:
         """Return batch `index`; subjects take turns, so that a small set is shown as often as a large one."""
         generator = _generator(self.options.seed, "augment", index)
         drawn, captions, latents, text = [], [], [], []
-        for turn in range(index * self.options.batch, (index + 1) * self.options.batch):
+        for turn in range(index * self.targets_per_step, (index + 1) * self.targets_per_step):
             nth, which = divmod(turn, len(self.subjects))
             subject = self.subjects[which]
             row = self._row(nth, len(subject.pictures), "picture", which)
@@ -221,6 +242,7 @@ class _Drawer:
                     cell_px=self.backbone.latent_scale,
                     generator=generator,
                     flips=self.options.flips,
+                    resizes=self.method.augments,
                 )
             )
             captions.append(drawn[-1].caption(subject.captions[row]))
@@ -356,7 +378,7 @@ def _config(
             {"source": r.source, "pictures": len(r.pictures), "content": _digest(r)} for r in regularisation
         ],
         "method": dataclasses.asdict(method),
-        "batch": options.batch,
+        "batch": options.targets_per_step(method),
         "flips": options.flips,
         "rare_token": options.rare_token,
         "seed": options.seed,

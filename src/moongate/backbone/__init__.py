@@ -36,8 +36,9 @@ WEIGHT_SETS = {
     "cross-attention-kv": (".attn2.to_k.weight", ".attn2.to_v.weight"),
     "cross-attention": (".attn2.to_k.weight", ".attn2.to_v.weight", ".attn2.to_q.weight",
                         ".attn2.to_out.0.weight", ".attn2.to_out.0.bias"),
+    "denoiser": ("",),
 }  # fmt: skip
-"""Sets of denoiser weights by the endings of their names: the paper's K and V, or all of cross-attention."""
+"""Sets of denoiser weights by the endings of their names: the paper's K and V, all of cross-attention, or all."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
 SETTINGS_FILE = "moongate.json"
@@ -209,6 +210,16 @@ class Backbone:
     def token_row(self, token_id: int) -> Float[Tensor, " width"]:
         """Return a copy, in float32, of one row of the embedding tables."""
         return torch.cat([encoder.table.weight[token_id].detach().float() for encoder in self.encoders])
+
+    def word_row(self, words: str) -> Float[Tensor, " width"]:
+        """Return the row of what stands best for some words in one token: the longest piece of the last word.
+
+        It is the paper's choice (App. D): "pot" for "wooden pot", "plush" for "tortoise plushy".
+        """
+        ids = self.tokenizer(words.split()[-1], add_special_tokens=False).input_ids
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        longest = max(range(len(ids)), key=lambda index: (len(pieces[index].removesuffix("</w>")), index))
+        return self.token_row(ids[longest])
 
     def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
         """Return noise of the mean norm that rows have in each text encoder."""

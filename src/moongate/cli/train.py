@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..concept import Concept
     from ..data import Regularisation
+    from ..method import Method
     from ..training import Step
 
 __all__ = ["Train"]
@@ -42,7 +43,7 @@ class Train:
     """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     regularization: str | None = None
     """pool (shipped with pocket), generated, none, or a folder of pictures of the category. Default: pool for
-    pocket, generated for other models."""
+    pocket, generated for other models and for methods that want them so."""
     regularization_count: int = 200
     """At most so many regularisation pictures."""
     out: Path | None = None
@@ -50,17 +51,18 @@ class Train:
     run: Path | None = None
     """Folder for config, log and resumable state; beside the concept file by default."""
     method: str = "custom-diffusion"
+    """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or an ablation; a wrong name lists them all."""
     steps: int | None = None
-    """Optimiser steps; 250 by default."""
-    batch: int = 4
-    """Target pictures per step; as many regularisation pictures join them."""
+    """Optimiser steps; the method's by default, 250 for custom-diffusion."""
+    batch: int | None = None
+    """Target pictures per step, 4 by default; as many regularisation pictures join them. Methods without take 8."""
     lr_per_picture: float | None = None
-    """Learning rate for each picture of a step; 1e-5, scaled for the model, by default."""
+    """Learning rate for each picture of a step; the method's (1e-5 for custom-diffusion), scaled for the model."""
     rare_token: int = 0
     """Which of the model's rare tokens the new token begins as; give concepts that you will merge different ones."""
     energy: float | None = None
     """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
-    SDXL, whose changes would take more than a gigabyte: 0.6."""
+    SDXL, whose changes would take more than a gigabyte: 0.6. Methods that train the whole denoiser keep all."""
     recompute: bool = False
     """Compute activations again instead of keeping them: less memory, more time, the same concept."""
     flips: bool = False
@@ -111,8 +113,10 @@ class Train:
         backbone = load(self.model, self.device, self.dtype, self.config)
         if self.token:
             backbone.check_token(self.token)
-        regularisation = self._regularisation(backbone, run, console) if method.prior_weight else []
-        prompt = self.validation_prompt or photo_of(" ".join(filter(None, (self.token, self.category))))
+        regularisation = self._regularisation(backbone, method, run, console) if method.prior_weight else []
+        words = f"{self.token} {subject.category}" if self.token else subject.category
+        words = method.worded(words, token=self.token, category=subject.category)
+        prompt = self.validation_prompt or photo_of(words)
         with training_bar(console) as show:
 
             def on_step(step: "Step") -> None:
@@ -126,16 +130,19 @@ class Train:
                 kept = f"The state is in {run}; the same command with --resume continues."
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
-        concept = _cut_to_size(concept, self.energy, console)
+        concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         concept.save(out, overwrite=True)
-        example = f'moongate generate "{photo_of(concept.subjects[0].words)} on the beach" --concept {out}'
+        example = f'moongate generate "{photo_of(words)} on the beach" --concept {out}'
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {example}")
 
-    def _regularisation(self, backbone: "Backbone", run: Path, console: Console) -> "list[Regularisation]":
+    def _regularisation(
+        self, backbone: "Backbone", method: "Method", run: Path, console: Console
+    ) -> "list[Regularisation]":
         from .. import pocket
         from ..data import Regularisation
 
-        choice = self.regularization or ("pool" if self.model == "pocket" else "generated")
+        usual = "pool" if self.model == "pocket" and not method.generates_prior else "generated"
+        choice = self.regularization or usual
         if choice == "none":
             raise OptionError(
                 "The chosen method needs regularisation pictures. Give a folder, 'pool' or 'generated', or take "
