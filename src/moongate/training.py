@@ -136,15 +136,7 @@ def train(
         overwrite=options.overwrite,
     )
     drawer = _Drawer(backbone, subjects, regularisation, method, options)
-    named = {subject.token: subject.category for subject in subjects if subject.token}
-    rows = initial_rows(
-        backbone,
-        list(named),
-        method,
-        _generator(options.seed, "rows"),
-        first=options.rare_token,
-        categories=list(named.values()),
-    )
+    rows = _rows(backbone, subjects, method, options)
     with (
         trainable(backbone, method, rows) as moving,
         backbone.activations_recomputed() if options.recompute else nullcontext(),
@@ -204,6 +196,19 @@ def _worded(subject: Subject, method: Method) -> Subject:
 def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
     per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
     return per_picture * options.targets_per_step(method) * (2 if paired else 1)
+
+
+def _rows(backbone: Backbone, subjects: Sequence[Subject], method: Method, options: TrainOptions) -> dict[str, Tensor]:
+    """Return the rows that the subjects' tokens begin with."""
+    categories = {subject.token: subject.category for subject in subjects if subject.token}
+    return initial_rows(
+        backbone,
+        list(categories),
+        method,
+        _generator(options.seed, "rows"),
+        first=options.rare_token,
+        categories=list(categories.values()),
+    )
 
 
 class _Drawer:
