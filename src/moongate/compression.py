@@ -14,7 +14,7 @@ from torch import Tensor
 from .concept import Concept, Dense, LowRank
 from .errors import OptionError
 
-__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress"]
+__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "rank_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +103,16 @@ def check_energy(energy: float) -> None:
         raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
 
 
+def rank_of(values: Tensor, energy: float) -> int:
+    """Return the fewest of the singular values, largest first, whose sum is at least `energy` of all."""
+    return int((values.cumsum(0) / values.sum() < energy - 1e-5).sum()) + 1
+
+
 def _truncated(delta: Tensor, energy: float) -> tuple[LowRank, float]:
     """Return the change cut to its largest singular values, and the sum of squares of the others."""
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
     floor = values[0] * max(delta.shape) * torch.finfo(torch.float32).eps  # below this is the rounding of float32
-    shares = values.cumsum(0) / values.sum()
-    rank = min(int((shares < energy - 1e-5).sum()) + 1, max(1, int((values > floor).sum())))
+    rank = min(rank_of(values, energy), max(1, int((values > floor).sum())))
     root = values[:rank].sqrt()
     small = LowRank(up=(left[:, :rank] * root).float(), down=(root[:, None] * right[:rank]).float())
     return small, float(values[rank:].square().sum())

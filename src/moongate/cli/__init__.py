@@ -1,4 +1,4 @@
-"""The command line: `moongate train | merge | compress | generate | info | demo`.
+"""The command line: `moongate train | merge | compress | generate | evaluate | analyze | info | demo`.
 
 It parses, calls the library and prints.
 """
@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import MoongateError
+from .analyze import Analyze
 from .compose import Compress, Merge
+from .evaluate import Evaluate
 from .generate import Generate
 from .terminal import say, size_of, training_bar
 from .train import Train
@@ -23,7 +25,7 @@ from .train import Train
 if TYPE_CHECKING:
     from ..concept import Concept
 
-__all__ = ["Compress", "Demo", "Generate", "Info", "Merge", "Train", "main"]
+__all__ = ["Analyze", "Compress", "Demo", "Evaluate", "Generate", "Info", "Merge", "Train", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "merge": Merge,
         "compress": Compress,
         "generate": Generate,
+        "evaluate": Evaluate,
+        "analyze": Analyze,
         "info": Info,
         "demo": Demo,
     }
