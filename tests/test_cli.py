@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
-from conftest import write_pictures
+from conftest import make_tokenizer, text_config, write_pictures
 from moongate import cli, training
 from moongate.concept import Concept
 from moongate.pictures import read_picture
@@ -530,3 +531,118 @@ def test_tokens_suggest_lists_rare_words(
     assert all(word in out for word in ("dog", "cat", "chair"))
     assert "photo" not in out
     assert "No alphabetic token" in fails(capsys, *command, "--occurrences", 100, 200)
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "fine-tune-all", "textual-inversion"])
+def test_the_baselines_train_by_name(
+    arguments: list[object], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    file = tmp_path / "bear.safetensors"
+    run(*arguments, "--method", method, "--steps", 1, "--batch", 1)
+    concept = Concept.load(file)
+    assert concept.method == method
+    kinds = {tuple(change.full().shape[2:]) for change in concept.deltas.values()}
+    assert kinds == (set() if method == "textual-inversion" else {(), (1, 1), (3, 3)})
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("photo of a <bear> on the beach" in said) == (method == "textual-inversion")
+    run("generate", "a <bear>", "--concept", file, "--count", 1, "--steps", 1, "--out", tmp_path / "drawn")
+
+
+def test_a_method_that_wants_its_regularisation_generated_gets_it_so(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(_backbone: object, _category: str, folder: Path, count: int, _console: object) -> None:
+        drawn.append(count)
+        write_pictures(folder, count=2, seed=0)
+
+    monkeypatch.setattr("moongate.cli.regularisation._draw", draw)
+    (tmp_path / "bear.run" / "regularization").mkdir(parents=True)
+    index = arguments.index("--regularization")
+    alone = [*arguments[:index], *arguments[index + 2 :]]
+    run(*alone, "--method", "dreambooth", "--steps", 1, "--batch", 1, "--regularization-count", 2)
+    assert drawn == [2]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """A tiny CLIP of the real class, by the name that chooses it."""
+    tokenizer = make_tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {
+        "text_config": text_config(tokenizer).to_dict(),
+        "vision_config": {**vision, "image_size": 32, "patch_size": 16},
+    }
+    CLIPModel(CLIPConfig(**towers, projection_dim=12)).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    return f"clip:{tmp_path / 'clip'}"
+
+
+def test_evaluate_writes_a_record_and_draws_nothing_twice(
+    concept: Path, pictures: Path, regularization: Path, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("photo of a {}\na red {}\n")
+    command = ["evaluate", concept, "--prompts", prompts, "--count", 1, "--steps", 1, "--features", clip, "--out", out]
+    command += ["--training-pictures", pictures, "--reference", regularization, "--device", "cpu"]
+    run(*command)
+    record = json.loads((out / "record.json").read_text())
+    measures = [row["measure"] for row in record["measures"]]
+    assert measures == ["text alignment", "image alignment", "KID", "FID"]
+    assert {row["features"] for row in record["measures"]} == {clip}
+    assert record["files"] == [{"name": str(concept), "hash": Concept.load(concept).hash}]
+    assert [row.get("pictures") for row in record["measures"]] == [None, "training", None, None]
+    shown = capsys.readouterr().out
+    assert "training" in shown
+    assert f"{record['measures'][1]['value']:.4f}" in shown
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert len(drawn) == 2 + 4
+    run(*command)
+    assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == drawn
+    assert json.loads((out / "record.json").read_text()) == record
+
+
+def test_evaluate_takes_two_concepts_and_pairs_of_things(concept: Path, clip: str, tmp_path: Path) -> None:
+    other = Concept.load(concept).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("a {0} and a {1}\n")
+    rest = ["--prompts", prompts, "--count", 1, "--steps", 1, "--features", clip, "--out", out, "--device", "cpu"]
+    run("evaluate", concept, other, *rest)
+    record = json.loads((out / "record.json").read_text())
+    assert record["prompts"][0]["drawn"] == "a <bear> teddy bear and a <other> teddy bear"
+    assert record["prompts"][0]["read"] == "a teddy bear and a teddy bear"
+    assert len(record["files"]) == 2
+
+
+def test_evaluate_refuses_before_it_draws(
+    concept: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["evaluate", concept, "--out", tmp_path / "evaluation", "--device", "cpu"]
+    assert "neither a set of prompts" in fails(capsys, *base, "--prompts", "nowhere")
+    assert "2 folders of held out pictures were given for 1 things" in fails(
+        capsys, *base, "--pictures", pictures, pictures
+    )
+    assert "Unknown features 'vgg'" in fails(capsys, *base, "--features", "vgg")
+    assert "Without a concept" in fails(capsys, "evaluate", "--out", tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_analyze_writes_tables_and_pages(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    for what in ("weights", "spectrum", "attention"):
+        run("analyze", what, concept, "--steps", 1, "--out", out, "--device", "cpu")
+        assert f"{what}.html" in capsys.readouterr().out
+        assert "<h1>" in (out / f"{what}.html").read_text()
+    kinds = [change["kind"] for change in json.loads((out / "weights.json").read_text())]
+    assert kinds == ["cross-attention", "self-attention", "the rest"]
+    assert len(json.loads((out / "spectrum.json").read_text())) == 14
+    words = json.loads((out / "attention.json").read_text())[0]["words"]
+    assert [word["word"] for word in words] == ["photo", "of", "a", "<bear>", "teddy", "bear"]
+    with Image.open(out / "attention.png") as sheet:
+        assert sheet.width > 7 * 64
+    run("analyze", "attention", "--model", tiny_folder, "--prompt", "a dog", "--steps", 1, "--out", out)
+    assert "neither a concept file nor a --prompt" in fails(capsys, "analyze", "attention")
+    assert "no concept file to find the spectrum of" in fails(capsys, "analyze", "spectrum")

@@ -49,6 +49,39 @@ def test_every_key_value_and_the_token_move_and_nothing_else(
     # All other weights, the tokenizer and the table are compared bit for bit by the `each` fixture.
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_moves_its_own_weights_and_nothing_else(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, name: str
+) -> None:
+    method = METHODS[name]
+    priors = [prior] if method.prior_weight else []
+
+    def look(step: Step) -> None:
+        changed = {n for n, weight in all_weights(tiny).items() if n in before and not torch.equal(before[n], weight)}
+        if step.index == 2:
+            assert changed == (set(tiny.weights(method.weights)) if method.weights else set())
+
+    before = {name: weight.clone() for name, weight in all_weights(tiny).items()}
+    options = TrainOptions(steps=2, batch=1)
+    concept = train(tiny, [make_subject()], priors, method, options=options, on_step=look)
+    rows = [concept.tokens["<bear>"], tiny.word_row("bear") if name == "textual-inversion" else tiny.token_row(20)]
+    assert torch.equal(*rows) == (not method.trains_tokens)
+    assert set(concept.deltas) == (set(tiny.weights(method.weights)) if method.weights else set())
+    assert concept.method == name
+    with concept.applied(tiny):
+        pass
+
+
+def test_without_augmentation_every_picture_is_whole(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode_text = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode_text(captions))
+    train(tiny, [make_subject()], [], METHODS["textual-inversion"], options=TrainOptions(steps=2))
+    assert read == ["photo of a <bear>"] * 16  # eight target pictures a step, no phrase of size, no category
+
+
 def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
     subjects = [make_subject("<one>", seed=1), make_subject("<two>", category="cat", seed=2, count=5)]
     concept = train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=3, batch=2))

@@ -4,6 +4,7 @@ Pictures are uint8 arrays [height, width, 3] outside and float tensors [3, side,
 knows nothing of models: latents are made by whoever trains.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "Regularisation",
     "Subject",
     "augment",
+    "digest",
     "photo_of",
     "square",
 ]
@@ -187,18 +189,23 @@ def augment(
     cell_px: int,
     generator: torch.Generator,
     flips: bool = False,
+    resizes: bool = True,
 ) -> Augmented:
     """Zoom in (one picture in three) or shrink and place at random, and say so in the caption (paper, Sec. 3.2).
 
     `cell_px` is the side of a latent cell in pixels. A shrunk picture is cut to whole cells, so that the mask is
     exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss. A fourth channel,
     where there is one, is the user's mask: it moves with the picture, and a cell counts when at least half of it is
-    masked in, or, where none is, when no other cell has more of it.
+    masked in, or, where none is, when no other cell has more of it. Without `resizes` the
+    whole picture fills the canvas.
     """
     if flips and _uniform(0, 1, generator) < 0.5:
         picture = picture.flip(-1)
     cells = side_px // cell_px
     mask = torch.ones(cells, cells, dtype=torch.bool)
+    if not resizes:
+        image = _resized(picture, side_px)
+        return Augmented(image=image[:3], mask=mask & _counted(image[3:], cell_px), phrase="")
     if _uniform(0, 1, generator) < ZOOM_SHARE:
         side = round(side_px * _uniform(*ZOOM, generator))
         top, left = (_below(side - side_px + 1, generator) for _ in range(2))
@@ -225,6 +232,16 @@ def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None)
     ]
     channels = np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2)
     return torch.from_numpy(channels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def digest(given: Subject | Regularisation) -> str:
+    """Return sixteen hexadecimal digits that tell pictures with their captions and masks from others."""
+    found = hashlib.sha256()
+    for picture, caption in zip(given.pictures, given.captions, strict=True):
+        found.update(picture.tobytes() + caption.encode())
+    for mask in given.masks if isinstance(given, Subject) else ():
+        found.update(b"none" if mask is None else mask.tobytes())
+    return found.hexdigest()[:16]
 
 
 def photo_of(*things: str) -> str:

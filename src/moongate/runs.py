@@ -3,6 +3,7 @@
 It knows nothing of pictures, losses or what a state holds besides its step.
 """
 
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -20,7 +21,7 @@ import torch
 from .concept import write_atomically
 from .errors import OptionError
 
-__all__ = ["STATE", "Run", "check_free", "interrupt_after_step", "versions"]
+__all__ = ["STATE", "Run", "check_free", "interrupt_after_step", "seeded", "versions"]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 MAY_DIFFER = ("steps", "versions", "device")
@@ -105,6 +106,12 @@ def _check_continues(folder: Path, config: Mapping[str, Any]) -> None:
                 f"The run in {folder} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}. Resume "
                 "with the same settings, or start another run."
             )
+
+
+def seeded(seed: int, *label: object) -> torch.Generator:
+    """Return a generator that depends on the seed and a label alone, so that a resumed run repeats itself."""
+    digest = hashlib.sha256(repr((seed, *label)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command line: `moongate train | merge | compress | generate | convert | retrieve | tokens | info | demo`.
+"""The command line, one class for each command: `moongate train`, `merge`, `generate` and the others.
 
 It parses, calls the library and prints.
 """
@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import MoongateError
+from .analyze import Analyze
 from .compose import Compress, Merge
 from .convert import Convert
 from .demo import Demo
+from .evaluate import Evaluate
 from .generate import Generate
 from .retrieve import Retrieve, RetrieveIndex, TokensSuggest
 from .terminal import load, say, size_of
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from ..concept import Concept
 
 __all__ = [
+    "Analyze",
     "Compress",
     "Convert",
     "Demo",
+    "Evaluate",
     "Generate",
     "Info",
     "Merge",
@@ -85,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "retrieve": Retrieve,
         "retrieve-index": RetrieveIndex,
         "tokens-suggest": TokensSuggest,
+        "evaluate": Evaluate,
+        "analyze": Analyze,
         "info": Info,
         "demo": Demo,
     }

@@ -1,6 +1,5 @@
 """The command `moongate train`."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from .terminal import load, readable, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
-    from ..concept import Concept
-    from ..data import Preset, Regularisation, Subject
+    from ..concept import Concept, SubjectRecord
+    from ..data import Preset, Subject
     from ..method import Method
     from ..training import Step, TrainOptions
 
@@ -63,7 +62,8 @@ class Train:
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """retrieved (the nearest captions of --collection, or of the pool that comes with pocket), pool (what names the
     category there), generated, none, or a folder; one for all things or one for each. auto, the default: retrieved
-    where there is a --collection, else pool for pocket and generated for other models."""
+    where there is a --collection, else pool for pocket and generated for other models
+    and for methods that want them so."""
     regularization_count: int = 200
     """At most so many regularisation pictures of each category."""
     collection: str | None = None
@@ -75,19 +75,21 @@ class Train:
     run: Path | None = None
     """Folder for config, log and resumable state; beside the concept file by default."""
     method: str | None = None
-    """custom-diffusion, or one of its variants; the preset's by default."""
+    """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant or ablation, all of which a wrong
+    name lists; the preset's by default."""
     steps: int | None = None
-    """Optimiser steps; 250 for each thing by default."""
-    batch: int = 4
-    """Target pictures per step, of all things in turn; as many regularisation pictures join them."""
+    """Optimiser steps; as many for each thing as the method wants by default, 250 for custom-diffusion."""
+    batch: int | None = None
+    """Target pictures per step, of all things in turn, 4 by default; as many regularisation pictures join them.
+    Methods without take 8."""
     lr_per_picture: float | None = None
-    """Learning rate for each picture of a step; 1e-5, scaled for the model, by default."""
+    """Learning rate for each picture of a step; the method's (1e-5 for custom-diffusion), scaled for the model."""
     rare_token: int | None = None
     """Which of the model's rare tokens the first new token begins as; give concepts that you will merge different
     ones. By default 0, or the first that --start-from leaves free."""
     energy: float | None = None
     """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
-    SDXL, whose changes would take more than a gigabyte: 0.6."""
+    SDXL, whose changes would take more than a gigabyte: 0.6. Methods that train the whole denoiser keep all."""
     recompute: bool = False
     """Compute activations again instead of keeping them: less memory, more time, the same concept."""
     flips: bool = False
@@ -127,8 +129,16 @@ class Train:
         model = self.model or (earlier.base if earlier else "pocket")
         backbone = load(model, self.device, self.dtype, self.config)
         check_subjects(backbone, subjects, method, options=options, start_from=earlier)
-        sets = self._regularisation(backbone, lessons, preset, run, console) if method.prior_weight else []
-        prompt = self.validation_prompt or preset.describe(*(lesson.words for lesson in lessons))
+        sets = []
+        for lesson in lessons if method.prior_weight else ():
+            wanted = self._wanted(lesson, method)
+            folder = run / "regularization" / lesson.folder_name
+            sets.append(
+                regularisation_pictures(
+                    backbone, lesson.category, wanted, preset=preset, folder=folder, console=console
+                )
+            )
+        prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
 
             def on_step(step: "Step") -> None:
@@ -142,9 +152,9 @@ class Train:
                 kept = f"The state is in {run}; the same command with --resume continues."
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
-        concept = _cut_to_size(concept, self.energy, console)
+        concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         concept.save(out, overwrite=True)
-        example = preset.describe(*(subject.words for subject in concept.subjects)) + " on the beach"
+        example = preset.describe(*_called(concept.subjects, method)) + " on the beach"
         say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
 
     def _lessons(self) -> Sequence[Lesson]:
@@ -191,25 +201,17 @@ class Train:
             say(console, f"warning: {remark}", style="yellow")
         return subject
 
-    def _regularisation(
-        self, backbone: "Backbone", lessons: Sequence[Lesson], preset: "Preset", run: Path, console: Console
-    ) -> "list[Regularisation]":
-        sets = []
-        for lesson in lessons:
-            wanted = Wanted(
-                choice=self._choice(lesson),
-                count=self.regularization_count,
-                collection=self.collection,
-                threshold=self.threshold,
-            )
-            kept, category = run / "regularization" / lesson.folder_name, lesson.category
-            sets.append(
-                regularisation_pictures(backbone, category, wanted, preset=preset, folder=kept, console=console)
-            )
-        return sets
-
     def _choice(self, lesson: Lesson) -> str:
         return lesson.regularization or next(iter(self.regularization), "auto")
+
+    def _wanted(self, lesson: Lesson, method: "Method") -> Wanted:
+        choice = self._choice(lesson)
+        return Wanted(
+            choice="generated" if choice == "auto" and method.generates_prior else choice,
+            count=self.regularization_count,
+            collection=self.collection,
+            threshold=self.threshold,
+        )
 
     def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
         """Return the method, or its variant without regularisation where no thing is to have any."""
@@ -226,7 +228,13 @@ class Train:
                 f"The {without[0].category} is to have no regularisation pictures, but others are. Give all of them "
                 "some, or take --regularization none for all."
             )
-        return dataclasses.replace(METHODS[name], name=f"{name}-without-regularisation", prior_weight=0.0)
+        return METHODS[name].without_regularisation()
+
+
+def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
+    """Return what calls each subject up in a prompt."""
+    words = [f"{each.token} {each.category}" if each.token else each.category for each in subjects]
+    return [method.worded(text, token=s.token, category=s.category) for text, s in zip(words, subjects, strict=True)]
 
 
 def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
