@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
-from conftest import write_pictures
+from conftest import make_tokenizer, text_config, write_pictures
 from moongate import cli, training
 from moongate.concept import Concept
+from moongate.pictures import read_picture
 from moongate.pocket.compose_demo import EXAMPLES, Composition, Way
 from original_layout import write_configuration, write_single_file
 
@@ -160,7 +162,7 @@ def test_each_category_has_its_own_generated_pictures(two: list[object], tiny_fo
 def test_what_cannot_be_taught_together_stops_before_pictures_are_drawn(
     two: list[object], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
+    monkeypatch.setattr("moongate.cli.regularisation._draw", None)
     alike = [*two[:-1], "<bear>"]
     assert "Two subjects are both called '<bear>'" in fails(capsys, *alike, "--model", tiny_folder)
 
@@ -251,7 +253,11 @@ def test_bad_input_to_train_is_named_before_any_work(
     assert "Unknown method 'magic'. Known: custom-diffusion" in fails(capsys, *arguments, "--method", "magic")
     assert "cannot be loaded" in fails(capsys, *replaced("--model", tmp_path / "nowhere"))
     assert "no picture or folder" in fails(capsys, *replaced("--regularization", tmp_path / "nowhere"))
-    assert "needs regularisation pictures" in fails(capsys, *replaced("--regularization", "none"))
+    assert "no collection to retrieve from" in fails(capsys, *replaced("--regularization", "retrieved"))
+    assert "There is no collection in" in fails(
+        capsys, *replaced("--regularization", "auto"), "--collection", tmp_path / "nowhere"
+    )
+    assert "holdout is 3" in fails(capsys, *arguments, "--holdout", 3)
     assert "to resume from" in fails(capsys, *arguments, "--resume")
     assert "is a folder" in fails(capsys, *replaced("--out", tmp_path / "empty"))
     (tmp_path / "bear.safetensors").write_text("mine")
@@ -263,7 +269,7 @@ def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
     concept: Path, arguments: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     concept.unlink()
-    monkeypatch.setattr("moongate.cli.train._draw_regularisation", None)
+    monkeypatch.setattr("moongate.cli.regularisation._draw", None)
     generated = [*arguments[:-8], "--regularization", "generated", "--out", concept]
     assert "holds another run" in fails(capsys, *generated)
 
@@ -435,3 +441,208 @@ def test_large_changes_are_cut_to_low_rank_with_the_error_shown_unless_told_othe
     run(*arguments, "--overwrite", "--energy", 0.3)
     assert Concept.load(file).record["energy"] == 0.3
     assert "energy is 2.0; it must be above 0" in fails(capsys, *arguments, "--overwrite", "--energy", 2)
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    """Twelve captioned pictures, four of them of dogs."""
+    folder = tmp_path / "captioned"
+    write_pictures(folder, count=12, seed=3)
+    for index in range(12):
+        caption = f"photo of a {('dog', 'cat', 'chair')[index % 3]} {('on', 'in', 'of', 'far')[index // 3]} the beach"
+        (folder / f"{index}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture
+def collection(captioned: Path, tiny_folder: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "collection"
+    run("retrieve", "index", captioned, "--model", tiny_folder, "--out", out, "--device", "cpu")
+    return out
+
+
+def test_retrieve_writes_captioned_pictures_that_train_takes(
+    collection: Path, arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "reg"
+    command = ["retrieve", "photo of a dog on the beach", "--from", collection, "--out", out, "--device", "cpu"]
+    run(*command, "--count", 5, "--threshold", -1, "--side", 64)
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert rows[0]["caption"] == "photo of a dog on the beach"
+    assert rows[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert len(rows) == 5
+    assert read_picture(out / rows[0]["file_name"]).shape == (64, 80, 3)
+    assert "Retrieved 5 pictures with similarities from 1.000 to" in capsys.readouterr().out
+    assert "exists already" in fails(capsys, *command)
+    at = arguments.index("--regularization") + 1
+    run(*arguments[:at], out, *arguments[at + 1 :])
+
+
+def test_train_retrieves_in_passing_and_once(
+    collection: Path, arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = arguments.index("--regularization") + 1
+    auto = [*arguments[:at], "auto", *arguments[at + 1 :], "--collection", collection, "--threshold", -1]
+    run(*auto, "--regularization-count", 4)
+    folder = tmp_path / "bear.run" / "regularization" / "teddy-bear" / "retrieved"
+    facts = json.loads((folder / "retrieval.json").read_text())
+    assert facts["query"] == "photo of a teddy bear"
+    assert facts["found"] == 4
+    config = json.loads((tmp_path / "bear.run" / "config.json").read_text())
+    assert config["regularisation"][0]["pictures"] == 4
+    before = (folder / "0000.png").stat().st_mtime_ns
+    run(*auto, "--regularization-count", 4, "--overwrite")
+    assert (folder / "0000.png").stat().st_mtime_ns == before
+    assert "No caption reaches the similarity 1.0" in fails(capsys, *auto, "--threshold", 1, "--overwrite")
+
+
+def test_a_collection_of_another_model_is_refused_by_train(
+    collection: Path, arguments: list[object], other_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = arguments.index("--model") + 1
+    other = [*arguments[:at], other_folder, *arguments[at + 1 :]]
+    at = arguments.index("--regularization") + 1
+    message = fails(capsys, *other[:at], "retrieved", *other[at + 1 :], "--collection", collection)
+    assert "was made with the text encoder" in message
+    assert f"not with '{other_folder}'" in message
+
+
+def test_regularization_none_trains_without(arguments: list[object], tmp_path: Path) -> None:
+    at = arguments.index("--regularization") + 1
+    run(*arguments[:at], "none", *arguments[at + 1 :])
+    assert Concept.load(tmp_path / "bear.safetensors").method == "custom-diffusion-without-regularisation"
+
+
+def test_train_points_out_poor_pictures_and_keeps_some_out(
+    arguments: list[object], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(pictures / "0.png", pictures / "1a.png")
+    run(*arguments, "--holdout", 1)
+    assert "warning: 1a.png shows the same as 0.png" in capsys.readouterr().out
+    assert Concept.load(tmp_path / "bear.safetensors").record["held_out"] == ["2.png"]
+
+
+def test_tokens_suggest_lists_rare_words(
+    captioned: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tokens", "suggest", captioned, "--model", tiny_folder, "--device", "cpu"]
+    run(*command, "--occurrences", 3, 5)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("dog", "cat", "chair"))
+    assert "photo" not in out
+    assert "No alphabetic token" in fails(capsys, *command, "--occurrences", 100, 200)
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "fine-tune-all", "textual-inversion"])
+def test_the_baselines_train_by_name(
+    arguments: list[object], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    file = tmp_path / "bear.safetensors"
+    run(*arguments, "--method", method, "--steps", 1, "--batch", 1)
+    concept = Concept.load(file)
+    assert concept.method == method
+    kinds = {tuple(change.full().shape[2:]) for change in concept.deltas.values()}
+    assert kinds == (set() if method == "textual-inversion" else {(), (1, 1), (3, 3)})
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("photo of a <bear> on the beach" in said) == (method == "textual-inversion")
+    run("generate", "a <bear>", "--concept", file, "--count", 1, "--steps", 1, "--out", tmp_path / "drawn")
+
+
+def test_a_method_that_wants_its_regularisation_generated_gets_it_so(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(_backbone: object, _category: str, folder: Path, count: int, _console: object) -> None:
+        drawn.append(count)
+        write_pictures(folder, count=2, seed=0)
+
+    monkeypatch.setattr("moongate.cli.regularisation._draw", draw)
+    (tmp_path / "bear.run" / "regularization").mkdir(parents=True)
+    index = arguments.index("--regularization")
+    alone = [*arguments[:index], *arguments[index + 2 :]]
+    run(*alone, "--method", "dreambooth", "--steps", 1, "--batch", 1, "--regularization-count", 2)
+    assert drawn == [2]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """A tiny CLIP of the real class, by the name that chooses it."""
+    tokenizer = make_tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    towers = {
+        "text_config": text_config(tokenizer).to_dict(),
+        "vision_config": {**vision, "image_size": 32, "patch_size": 16},
+    }
+    CLIPModel(CLIPConfig(**towers, projection_dim=12)).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    return f"clip:{tmp_path / 'clip'}"
+
+
+def test_evaluate_writes_a_record_and_draws_nothing_twice(
+    concept: Path, pictures: Path, regularization: Path, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("photo of a {}\na red {}\n")
+    command = ["evaluate", concept, "--prompts", prompts, "--count", 1, "--steps", 1, "--features", clip, "--out", out]
+    command += ["--training-pictures", pictures, "--reference", regularization, "--device", "cpu"]
+    run(*command)
+    record = json.loads((out / "record.json").read_text())
+    measures = [row["measure"] for row in record["measures"]]
+    assert measures == ["text alignment", "image alignment", "KID", "FID"]
+    assert {row["features"] for row in record["measures"]} == {clip}
+    assert record["files"] == [{"name": str(concept), "hash": Concept.load(concept).hash}]
+    assert [row.get("pictures") for row in record["measures"]] == [None, "training", None, None]
+    shown = capsys.readouterr().out
+    assert "training" in shown
+    assert f"{record['measures'][1]['value']:.4f}" in shown
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert len(drawn) == 2 + 4
+    run(*command)
+    assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == drawn
+    assert json.loads((out / "record.json").read_text()) == record
+
+
+def test_evaluate_takes_two_concepts_and_pairs_of_things(concept: Path, clip: str, tmp_path: Path) -> None:
+    other = Concept.load(concept).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("a {0} and a {1}\n")
+    rest = ["--prompts", prompts, "--count", 1, "--steps", 1, "--features", clip, "--out", out, "--device", "cpu"]
+    run("evaluate", concept, other, *rest)
+    record = json.loads((out / "record.json").read_text())
+    assert record["prompts"][0]["drawn"] == "a <bear> teddy bear and a <other> teddy bear"
+    assert record["prompts"][0]["read"] == "a teddy bear and a teddy bear"
+    assert len(record["files"]) == 2
+
+
+def test_evaluate_refuses_before_it_draws(
+    concept: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["evaluate", concept, "--out", tmp_path / "evaluation", "--device", "cpu"]
+    assert "neither a set of prompts" in fails(capsys, *base, "--prompts", "nowhere")
+    assert "2 folders of held out pictures were given for 1 things" in fails(
+        capsys, *base, "--pictures", pictures, pictures
+    )
+    assert "Unknown features 'vgg'" in fails(capsys, *base, "--features", "vgg")
+    assert "Without a concept" in fails(capsys, "evaluate", "--out", tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_analyze_writes_tables_and_pages(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    for what in ("weights", "spectrum", "attention"):
+        run("analyze", what, concept, "--steps", 1, "--out", out, "--device", "cpu")
+        assert f"{what}.html" in capsys.readouterr().out
+        assert "<h1>" in (out / f"{what}.html").read_text()
+    kinds = [change["kind"] for change in json.loads((out / "weights.json").read_text())]
+    assert kinds == ["cross-attention", "self-attention", "the rest"]
+    assert len(json.loads((out / "spectrum.json").read_text())) == 14
+    words = json.loads((out / "attention.json").read_text())[0]["words"]
+    assert [word["word"] for word in words] == ["photo", "of", "a", "<bear>", "teddy", "bear"]
+    with Image.open(out / "attention.png") as sheet:
+        assert sheet.width > 7 * 64
+    run("analyze", "attention", "--model", tiny_folder, "--prompt", "a dog", "--steps", 1, "--out", out)
+    assert "neither a concept file nor a --prompt" in fails(capsys, "analyze", "attention")
+    assert "no concept file to find the spectrum of" in fails(capsys, "analyze", "spectrum")

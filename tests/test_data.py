@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moongate.data import PHRASES, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, read_picture, square
+from moongate.data import PHRASES, PRESETS, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, square
 from moongate.errors import OptionError, PictureError, TokenError
 
 SIDE, CELL = 128, 8
@@ -85,40 +85,6 @@ def test_the_centre_is_cut_out_and_never_squashed() -> None:
     assert square(wide, 20).mean() > 0.95
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
-def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, mode: str) -> None:
-    grey = 200
-    if mode in ("I;16", "I"):
-        image = Image.fromarray(np.full((20, 30), grey * 257, dtype=np.uint16 if mode == "I;16" else np.int32))
-    elif mode == "F":
-        image = Image.fromarray(np.full((20, 30), grey / 255, dtype=np.float32))
-    else:
-        plain = Image.new("RGB", (30, 20), (grey,) * 3)
-        image = plain.quantize(2) if mode == "P" else plain.convert(mode)
-    path = tmp_path / ("picture.jpg" if mode in ("CMYK", "YCbCr") else "picture.tiff")
-    image.save(path)
-    read = read_picture(path)
-    assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
-    if mode != "1":
-        assert np.abs(read.astype(int) - grey).max() <= 2
-
-
-def test_transparent_parts_become_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    palette = Image.new("P", (20, 20), 0)
-    palette.save(tmp_path / "clear.gif", transparency=0)
-    assert (read_picture(tmp_path / "clear.png") == 255).all()
-    assert (read_picture(tmp_path / "clear.gif") == 255).all()
-
-
-def test_pictures_stand_upright_by_their_exif_tag(tmp_path: Path) -> None:
-    image = Image.new("RGB", (40, 20), "red")
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").shape == (40, 20, 3)
-
-
 def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
     Image.new("RGB", (200, 200), "red").save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
@@ -153,6 +119,58 @@ def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures:
         Subject.load(pictures, category="bear", token="<bear>")
     with pytest.raises(OptionError, match="category is empty"):
         Subject.load(pictures, category=" ")
+
+
+def test_captions_come_from_the_preset(pictures: Path) -> None:
+    assert PRESETS["object"].describe("<bear> teddy bear") == "photo of a <bear> teddy bear"
+    assert PRESETS["object"].describe("armchair") == "photo of an armchair"
+    style = Subject.load(pictures, category="art", token="<van>", preset=PRESETS["style"])
+    assert set(style.captions) == {"painting in the style of <van> art"}
+
+
+def test_held_out_pictures_are_named_and_not_learnt_from(pictures: Path) -> None:
+    subject = Subject.load(pictures, category="bear", holdout=1)
+    assert (subject.names, subject.held_out) == (("0.png", "1.png"), ("2.png",))
+    assert len(subject.pictures) == len(subject.captions) == 2
+    with pytest.raises(OptionError, match="holdout is 3, and there are 3 pictures"):
+        Subject.load(pictures, category="bear", holdout=3)
+
+
+def test_masks_beside_pictures_and_alpha_on_request_come_with_the_subject(pictures: Path) -> None:
+    assert Subject.load(pictures, category="bear").masks == ()
+    Image.new("L", (100, 80), "white").save(pictures / "1.mask.png")
+    cut = Image.open(pictures / "2.png").convert("RGBA")
+    cut.putalpha(Image.linear_gradient("L").resize((100, 80)))
+    cut.save(pictures / "2.png")
+    assert [mask is None for mask in Subject.load(pictures, category="bear").masks] == [True, False, True]
+    subject = Subject.load(pictures, category="bear", alpha_is_mask=True)
+    assert [mask is None for mask in subject.masks] == [True, False, False]
+
+
+def masked(seed: int, columns: slice) -> Augmented:
+    side = round(SIDE * ZOOM[1])
+    picture = torch.full((4, side, side), -1.0)
+    picture[3, :, columns] = 1
+    picture[:3] = picture[3]  # white where it counts
+    return augment(picture, side_px=SIDE, cell_px=CELL, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_users_mask_is_the_region_that_counts_at_latent_scale() -> None:
+    half = round(SIDE * ZOOM[1]) // 2
+    for seed in range(100):
+        item, unmasked = masked(seed, slice(0, half)), augmented(seed)
+        white = torch.nn.functional.avg_pool2d(item.image[:1], CELL)[0]
+        assert item.mask[white > 0.3].all()  # a cell of the canvas is grey, 0
+        assert not item.mask[white < -0.3].any()
+        assert not (item.mask & ~unmasked.mask).any()
+        assert item.image.shape == (3, SIDE, SIDE)
+        assert item.phrase == unmasked.phrase
+
+
+def test_a_thing_smaller_than_a_latent_cell_still_counts() -> None:
+    cells = [int(masked(seed, slice(100, 103)).mask.sum()) for seed in range(60)]
+    assert sum(count > 0 for count in cells) > 50  # a close-up may show none of it
+    assert max(cells) < 3 * SIDE // CELL
 
 
 def test_the_article_fits_the_word() -> None:

@@ -83,3 +83,40 @@ def test_concepts_trained_apart_can_begin_as_different_rare_tokens(tiny: Backbon
     assert torch.equal(rows["<b>"], tiny.token_row(30))
     with pytest.raises(OptionError, match=r"from rare token 3 on.*names 3"):
         initial_rows(tiny, ["<b>"], METHOD, torch.Generator(), first=3)
+
+
+def test_a_token_can_begin_as_the_word_of_its_category(tiny: Backbone) -> None:
+    """The paper's approximations (App. D): the longest piece of the last word."""
+    method = METHODS["textual-inversion"]
+    expected = {"dog": "dog</w>", "teddy bear": "bear</w>", "bearq": "bea", "qbear": "bear</w>"}
+    rows = initial_rows(tiny, list("abcd"), method, torch.Generator(), categories=list(expected))
+    vocabulary = tiny.tokenizer.get_vocab()
+    for row, piece in zip(rows.values(), expected.values(), strict=True):
+        assert torch.equal(row, tiny.token_row(vocabulary[piece]))
+
+
+def test_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
+    """Appendix D; without regularisation half the steps with as many target pictures (Sec. 4.4)."""
+    paper = {
+        "custom-diffusion": (8e-5, 250),
+        "fine-tune-all": (8e-6, 500),
+        "dreambooth": (1e-6, 2500),
+        "textual-inversion": (0.04, 5000),
+        "custom-diffusion-without-regularisation": (8e-5, 125),
+    }
+    for name, (rate, steps) in paper.items():
+        method = METHODS[name]
+        pictures = method.targets_per_step * (2 if method.prior_weight else 1)
+        assert pictures == 8
+        assert method.lr_per_picture * pictures == pytest.approx(rate)
+        assert method.steps_per_subject == steps
+    with_prior, without = METHODS["custom-diffusion"], METHODS["custom-diffusion-without-regularisation"]
+    seen = [method.targets_per_step * method.steps_per_subject for method in (with_prior, without)]
+    assert seen[0] == seen[1]
+
+
+def test_a_method_may_say_the_token_alone() -> None:
+    said = {"token": "<bear>", "category": "teddy bear"}
+    assert METHODS["textual-inversion"].worded("a <bear> teddy bear in red", **said) == "a <bear> in red"
+    assert METHODS["dreambooth"].worded("a <bear> teddy bear", **said) == "a <bear> teddy bear"
+    assert METHODS["textual-inversion"].worded("a teddy bear", token=None, category="teddy bear") == "a teddy bear"

@@ -10,9 +10,10 @@ import torch
 from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data import Regularisation, Subject, read_picture, square
+from moongate.data import Regularisation, Subject, square
 from moongate.errors import OptionError
 from moongate.method import METHODS
+from moongate.pictures import read_picture
 from moongate.training import TrainOptions, train
 
 SHIPPED_BYTES = 48e6

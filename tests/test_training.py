@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,39 @@ def test_every_key_value_and_the_token_move_and_nothing_else(
     with concept.applied(each):
         pass
     # All other weights, the tokenizer and the table are compared bit for bit by the `each` fixture.
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_moves_its_own_weights_and_nothing_else(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, name: str
+) -> None:
+    method = METHODS[name]
+    priors = [prior] if method.prior_weight else []
+
+    def look(step: Step) -> None:
+        changed = {n for n, weight in all_weights(tiny).items() if n in before and not torch.equal(before[n], weight)}
+        if step.index == 2:
+            assert changed == (set(tiny.weights(method.weights)) if method.weights else set())
+
+    before = {name: weight.clone() for name, weight in all_weights(tiny).items()}
+    options = TrainOptions(steps=2, batch=1)
+    concept = train(tiny, [make_subject()], priors, method, options=options, on_step=look)
+    rows = [concept.tokens["<bear>"], tiny.word_row("bear") if name == "textual-inversion" else tiny.token_row(20)]
+    assert torch.equal(*rows) == (not method.trains_tokens)
+    assert set(concept.deltas) == (set(tiny.weights(method.weights)) if method.weights else set())
+    assert concept.method == name
+    with concept.applied(tiny):
+        pass
+
+
+def test_without_augmentation_every_picture_is_whole(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode_text = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode_text(captions))
+    train(tiny, [make_subject()], [], METHODS["textual-inversion"], options=TrainOptions(steps=2))
+    assert read == ["photo of a <bear>"] * 16  # eight target pictures a step, no phrase of size, no category
 
 
 def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
@@ -368,3 +402,37 @@ def test_training_without_regularisation_pictures_runs(tiny: Backbone, make_subj
     steps: list[Step] = []
     train(tiny, [make_subject()], [], method, options=TrainOptions(steps=2), on_step=steps.append)
     assert all(step.prior_loss == 0 and step.loss == step.target_loss for step in steps)
+
+
+def test_masks_limit_the_loss_and_white_ones_change_nothing(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    subject = make_subject()
+    white, left = np.full((64, 64), 255, dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
+    left[:, :32] = 255
+    plain = taught(tiny, subject, prior).deltas
+    unlimited = taught(tiny, replace(subject, masks=(white, None, white)), prior).deltas
+    limited = taught(tiny, replace(subject, masks=(left, None, left)), prior).deltas
+    assert all(torch.equal(plain[name].full(), unlimited[name].full()) for name in plain)
+    assert not all(torch.equal(plain[name].full(), limited[name].full()) for name in plain)
+
+
+def test_a_batch_that_shows_nothing_of_the_masked_thing_has_no_loss(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    corner = np.zeros((64, 64), dtype=np.uint8)
+    corner[:4, :4] = 255  # zooming in cuts it off
+    losses: list[float] = []
+    options = TrainOptions(steps=12, batch=1)
+    subject = replace(make_subject(), masks=(corner,) * 3)
+    train(tiny, [subject], [prior], METHOD, options=options, on_step=lambda step: losses.append(step.target_loss))
+    assert 0 in losses
+    assert all(map(math.isfinite, losses))
+
+
+def test_held_out_pictures_are_recorded(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    concept = taught(tiny, replace(make_subject(), held_out=("9.jpg",)), prior, run_folder=tmp_path)
+    assert concept.record["held_out"] == ["9.jpg"]
+    assert json.loads((tmp_path / "config.json").read_text())["subjects"][0]["held_out"] == ["9.jpg"]

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone, Fingerprint
+    from .collection import Collection
     from .compression import Compressed, CompressionReport, compress
     from .concept import Concept, Dense, LowRank, SubjectRecord
-    from .data import Regularisation, Subject
+    from .data import PRESETS, Preset, Regularisation, Subject
+    from .embedding import Encoder
     from .merging import Merged, MergeOptions, MergeReport, merge
     from .method import METHODS, Method
+    from .retrieval import Retrieved, RetrieveOptions, retrieve
     from .sampling import Sample, SampleOptions, contact_sheet, sample
     from .training import Step, TrainOptions, train
 
@@ -21,18 +24,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "Backbone",
+    "Collection",
     "Compressed",
     "CompressionReport",
     "Concept",
     "Dense",
+    "Encoder",
     "Fingerprint",
     "LowRank",
     "MergeOptions",
     "MergeReport",
     "Merged",
     "Method",
+    "Preset",
     "Regularisation",
+    "RetrieveOptions",
+    "Retrieved",
     "Sample",
     "SampleOptions",
     "Step",
@@ -42,17 +51,21 @@ __all__ = [
     "compress",
     "contact_sheet",
     "merge",
+    "retrieve",
     "sample",
     "train",
 ]
 
 _HOMES = {
     "backbone": ("Backbone", "Fingerprint"),
+    "collection": ("Collection",),
     "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
-    "data": ("Regularisation", "Subject"),
+    "data": ("PRESETS", "Preset", "Regularisation", "Subject"),
+    "embedding": ("Encoder",),
     "merging": ("MergeOptions", "MergeReport", "Merged", "merge"),
     "method": ("METHODS", "Method"),
+    "retrieval": ("RetrieveOptions", "Retrieved", "retrieve"),
     "sampling": ("Sample", "SampleOptions", "contact_sheet", "sample"),
     "training": ("Step", "TrainOptions", "train"),
 }

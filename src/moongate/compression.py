@@ -14,7 +14,7 @@ from torch import Tensor
 from .concept import Concept, Dense, LowRank
 from .errors import OptionError
 
-__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank"]
+__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank", "rank_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +113,17 @@ def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:
     return _cut(torch.linalg.svd(change.full().double(), full_matrices=False), rank)
 
 
+def rank_of(values: Tensor, energy: float) -> int:
+    """Return the fewest of the singular values, largest first, whose sum is at least `energy` of all."""
+    return int((values.cumsum(0) / values.sum() < energy - 1e-5).sum()) + 1
+
+
 def _truncated(delta: Tensor, energy: float) -> tuple[LowRank, float]:
     """Return the change cut to its largest singular values, and the sum of squares of the others."""
     decomposition = torch.linalg.svd(delta.double(), full_matrices=False)
     values = decomposition.S
     floor = values[0] * max(delta.shape) * torch.finfo(torch.float32).eps  # below this is the rounding of float32
-    shares = values.cumsum(0) / values.sum()
-    return _cut(decomposition, min(int((shares < energy - 1e-5).sum()) + 1, max(1, int((values > floor).sum()))))
+    return _cut(decomposition, min(rank_of(values, energy), max(1, int((values > floor).sum()))))
 
 
 def _cut(decomposition: tuple[Tensor, Tensor, Tensor], rank: int) -> tuple[LowRank, float]:

@@ -4,9 +4,10 @@ Pictures are uint8 arrays [height, width, 3] outside and float tensors [3, side,
 knows nothing of models: latents are made by whoever trains.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,34 +16,56 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import OptionError, PictureError, TokenError
+from .pictures import caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
 
 __all__ = [
+    "PRESETS",
     "ZOOM",
     "Augmented",
+    "Preset",
     "Regularisation",
     "Subject",
     "augment",
-    "find_pictures",
+    "digest",
     "photo_of",
-    "read_picture",
     "square",
 ]
 
-MIN_SIDE_PX = 16
-MAX_SIDE_PX = 1536
-"""Larger pictures are shrunk when they are read: no backbone needs more, and memory is finite."""
 ZOOM = (1.2, 1.4)
 SHRINK = (0.4, 1.0)
 ZOOM_SHARE = 1 / 3
 SMALL_BELOW = 0.6
+NOTHING_MASKED_IN = -0.99
+"""Mean of a mask in -1..1 up to which a latent cell has nothing of the thing; resizing leaves traces around it."""
 PHRASES = {"small": ("far away", "very small"), "large": ("zoomed in", "close up")}
 """What a caption says of the size, put before it (paper, Sec. 3.2): "far away photo of a <bear> teddy bear"."""
 
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How pictures of one kind are usually taught: the caption of a picture that has none, and the method."""
+
+    caption: str
+    """A template with one {} for the thing's words."""
+    method: str = "custom-diffusion"
+
+    def describe(self, *things: str) -> str:
+        """Return the caption with one thing's words in it, or several things', each with "a" or "an" where it has."""
+        article, plain = " a {}" in self.caption, self.caption.replace(" a {}", " {}")
+        return plain.format(" and ".join(_with_article(each) if article else each for each in things))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "object": Preset(caption="photo of a {}"),
+    "style": Preset(caption="painting in the style of {}"),
+    "scene": Preset(caption="photo of a {}"),
+    "face": Preset(caption="photo of a {}", method="custom-diffusion-faces"),
+}
+"""What users teach (paper, Sec. 4 and App. D)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +76,20 @@ class Subject:
     captions: tuple[str, ...]
     category: str
     token: str | None = None
+    masks: tuple[np.ndarray | None, ...] = ()
+    """For each picture uint8 [height, width], white where it counts in the loss; None, or no masks: everywhere."""
+    names: tuple[str, ...] = ()
+    """The names of the pictures' files, where they come from files."""
+    held_out: tuple[str, ...] = ()
+    """The names of further pictures of the thing, kept from training to judge by."""
 
     def __post_init__(self) -> None:
         if not self.category.strip():
             raise OptionError("The category is empty. Say what the pictures show, such as 'teddy bear' or 'dog'.")
         if not self.pictures:
             raise PictureError(f"No pictures of the {self.category} were given. Three to ten are usual.")
+        if self.masks and len(self.masks) != len(self.pictures):
+            raise PictureError(f"{len(self.pictures)} pictures and {len(self.masks)} masks were given. Give each one.")
         for caption in self.captions:
             if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
@@ -67,15 +98,40 @@ class Subject:
                 )
 
     @classmethod
-    def load(cls, pictures: str | Path | Iterable[str | Path], *, category: str, token: str | None = None) -> Self:
-        """Read a folder or files; a `.txt` beside a picture is its caption, "photo of a {token} {category}" else."""
-        paths = find_pictures(pictures)
+    def load(
+        cls,
+        pictures: str | Path | Iterable[str | Path],
+        *,
+        category: str,
+        token: str | None = None,
+        preset: Preset = PRESETS["object"],
+        holdout: int = 0,
+        alpha_is_mask: bool = False,
+    ) -> Self:
+        """Read a folder or files; a `.txt` beside a picture is its caption, the preset's "photo of a {}" else.
+
+        A `photo.mask.png` beside `photo.jpg` limits the loss to what is white in it, and so does the alpha channel
+        when `alpha_is_mask`; else transparent parts are white. The last `holdout` pictures are not read.
+        """
+        found = find_pictures(pictures)
+        if not 0 <= holdout < len(found):
+            raise OptionError(
+                f"holdout is {holdout}, and there are {len(found)} pictures of the {category}. Keep at least one to "
+                "learn from."
+            )
+        paths = found[: len(found) - holdout]
         words = f"{token} {category}" if token else category
+        masks = [read_mask_beside(path) for path in paths]
+        if alpha_is_mask:
+            masks = [read_alpha(path) if mask is None else mask for path, mask in zip(paths, masks, strict=True)]
         return cls(
             pictures=tuple(read_picture(path) for path in paths),
-            captions=tuple(_caption_beside(path) or photo_of(words) for path in paths),
+            captions=tuple(caption_beside(path) or preset.describe(words) for path in paths),
             category=category.strip(),
             token=token,
+            masks=tuple(masks) if any(mask is not None for mask in masks) else (),
+            names=tuple(path.name for path in paths),
+            held_out=tuple(path.name for path in found[len(found) - holdout :]),
         )
 
 
@@ -101,7 +157,7 @@ class Regularisation:
         """
         listed = _metadata_captions(Path(folder))
         paths = find_pictures(folder)
-        captions = [listed.get(path.name) or _caption_beside(path) or photo_of(category) for path in paths]
+        captions = [listed.get(path.name) or caption_beside(path) or photo_of(category) for path in paths]
         chosen = list(zip(paths, captions, strict=True))
         if only_category:
             chosen = _naming(category, chosen, Path(folder))
@@ -127,110 +183,74 @@ class Augmented:
 
 
 def augment(
-    picture: Float[Tensor, "3 source source"],
+    picture: Float[Tensor, "channels source source"],
     *,
     side_px: int,
     cell_px: int,
     generator: torch.Generator,
     flips: bool = False,
+    resizes: bool = True,
 ) -> Augmented:
     """Zoom in (one picture in three) or shrink and place at random, and say so in the caption (paper, Sec. 3.2).
 
     `cell_px` is the side of a latent cell in pixels. A shrunk picture is cut to whole cells, so that the mask is
-    exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss.
+    exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss. A fourth channel,
+    where there is one, is the user's mask: it moves with the picture, and a cell counts when at least half of it is
+    masked in, or, where none is, when no other cell has more of it. Without `resizes` the
+    whole picture fills the canvas.
     """
     if flips and _uniform(0, 1, generator) < 0.5:
         picture = picture.flip(-1)
     cells = side_px // cell_px
     mask = torch.ones(cells, cells, dtype=torch.bool)
+    if not resizes:
+        image = _resized(picture, side_px)
+        return Augmented(image=image[:3], mask=mask & _counted(image[3:], cell_px), phrase="")
     if _uniform(0, 1, generator) < ZOOM_SHARE:
         side = round(side_px * _uniform(*ZOOM, generator))
         top, left = (_below(side - side_px + 1, generator) for _ in range(2))
         image = _resized(picture, side)[:, top : top + side_px, left : left + side_px]
-        return Augmented(image=image, mask=mask, phrase=_choice(PHRASES["large"], generator))
+        mask &= _counted(image[3:], cell_px)
+        return Augmented(image=image[:3], mask=mask, phrase=_choice(PHRASES["large"], generator))
     covered = max(1, round(cells * _uniform(*SHRINK, generator)))
     top, left = (_below(cells - covered + 1, generator) for _ in range(2))
-    image = torch.zeros(3, side_px, side_px)
+    image = torch.zeros(len(picture), side_px, side_px)
     rows, columns = (slice(start * cell_px, (start + covered) * cell_px) for start in (top, left))
     image[:, rows, columns] = _resized(picture, covered * cell_px)
     mask[:] = False
-    mask[top : top + covered, left : left + covered] = True
+    mask[top : top + covered, left : left + covered] = _counted(image[3:, rows, columns], cell_px)
     small = covered < SMALL_BELOW * cells
-    return Augmented(image=image, mask=mask, phrase=_choice(PHRASES["small"], generator) if small else "")
+    return Augmented(image=image[:3], mask=mask, phrase=_choice(PHRASES["small"], generator) if small else "")
 
 
-def square(picture: np.ndarray, side_px: int) -> Float[Tensor, "3 side side"]:
-    """Cut the central square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1."""
-    image = ImageOps.fit(Image.fromarray(picture), (side_px, side_px), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None) -> Float[Tensor, "channels side side"]:
+    """Cut the central square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1; a mask is channel 4."""
+    layers = [picture] if mask is None else [picture, mask[..., None]]
+    fitted = [
+        np.array(ImageOps.fit(Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS))
+        for layer in layers
+    ]
+    channels = np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2)
+    return torch.from_numpy(channels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def digest(given: Subject | Regularisation) -> str:
+    """Return sixteen hexadecimal digits that tell pictures with their captions and masks from others."""
+    found = hashlib.sha256()
+    for picture, caption in zip(given.pictures, given.captions, strict=True):
+        found.update(picture.tobytes() + caption.encode())
+    for mask in given.masks if isinstance(given, Subject) else ():
+        found.update(b"none" if mask is None else mask.tobytes())
+    return found.hexdigest()[:16]
 
 
 def photo_of(*things: str) -> str:
     """Return "photo of a bear", or "photo of a bear and an armchair"."""
-    return "photo of " + " and ".join(f"{'an' if re.match('[aeiouAEIOU]', each) else 'a'} {each}" for each in things)
+    return PRESETS["object"].describe(*things)
 
 
-def find_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return the picture files of a folder (sorted), or the files given. Raises PictureError when there are none."""
-    given = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
-    suffixes = Image.registered_extensions()
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
-            if not inside:
-                raise PictureError(f"The folder {path} holds no pictures. Put JPEG, PNG or WebP files there.")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise PictureError(f"There is no picture or folder {path}. Check the path.")
-    if not found:
-        raise PictureError("No pictures were given. Name a folder or files.")
-    return found
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """Read any picture as uint8 [height, width, 3]: upright by its EXIF tag, transparent parts on white.
-
-    CMYK, palette, grey, alpha and 16-bit files are converted. Raises PictureError when the file is damaged, is no
-    picture, or is smaller than 16 pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{path} is not a picture that can be read. Remove it or save it as PNG.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} is damaged or truncated ({error}). Copy it again or remove it.") from error
-    if min(upright.size) < MIN_SIDE_PX:
-        raise PictureError(
-            f"{path} has {upright.width} x {upright.height} pixels; at least {MIN_SIDE_PX} x {MIN_SIDE_PX} are "
-            "needed. Use a larger picture."
-        )
-    picture = _as_rgb(upright)
-    picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
-    return np.array(picture)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_GREY:
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        values = np.asarray(image)
-        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    return image.convert("RGB")
-
-
-def _caption_beside(path: Path) -> str:
-    text = path.with_suffix(".txt")
-    return " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+def _with_article(words: str) -> str:
+    return f"{'an' if re.match('[aeiouAEIOU]', words) else 'a'} {words}"
 
 
 def _metadata_captions(folder: Path) -> dict[str, str]:
@@ -251,6 +271,14 @@ def _naming(category: str, listed: Sequence[tuple[Path, str]], folder: Path) -> 
         f"None of the {len(listed)} captions in {folder.name!r} names {category!r}. Choose 'generated' "
         "regularisation pictures, a folder of your own, or a more common category word."
     )
+
+
+def _counted(mask: Float[Tensor, "layers height width"], cell_px: int) -> Bool[Tensor, "..."]:
+    """Return the cells that count under no mask (all of them) or one in -1..1."""
+    if not len(mask):
+        return torch.ones(mask.shape[1] // cell_px, mask.shape[2] // cell_px, dtype=torch.bool)
+    level = F.avg_pool2d(mask, cell_px)[0]
+    return (level > NOTHING_MASKED_IN) & (level >= level.max().clamp(max=0))
 
 
 def _resized(picture: Tensor, side: int) -> Tensor:

@@ -10,6 +10,8 @@ MoongateError
 ├── ConceptFileError            a file that is not a readable concept
 ├── BaseMismatchError           a concept made for another backbone
 ├── PublishError                an upload to the hub that failed
+├── CollectionError             a collection of captioned pictures that cannot be read or searched
+├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            the loss is no longer a finite number
 └── CorpusError                 a package of pocket's corpus is missing or altered
 ```
@@ -18,9 +20,11 @@ MoongateError
 __all__ = [
     "BackboneError",
     "BaseMismatchError",
+    "CollectionError",
     "ConceptFileError",
     "CorpusError",
     "InputError",
+    "MissingLibrary",
     "MoongateError",
     "OptionError",
     "PictureError",
@@ -64,6 +68,14 @@ class BaseMismatchError(MoongateError):
 
 class PublishError(MoongateError):
     """The hub cannot be reached, or refuses."""
+
+
+class CollectionError(MoongateError):
+    """A collection of captioned pictures cannot be read, or was made with another text encoder."""
+
+
+class MissingLibrary(MoongateError):
+    """An optional library is not installed."""
 
 
 class TrainingDiverged(MoongateError):

@@ -5,6 +5,7 @@ knows nothing of pictures, batches or files.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .concept import Concept
 from .errors import OptionError
+from .rare_tokens import latest
 
 __all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
 
@@ -24,18 +26,26 @@ class Method:
     """Which weights and tokens are trained, against what, and how fast."""
 
     name: str
-    weights: Literal["cross-attention-kv", "cross-attention"] | None = "cross-attention-kv"
+    weights: Literal["cross-attention-kv", "cross-attention", "denoiser"] | None = "cross-attention-kv"
     """Set of denoiser weights to train; None trains the tokens alone."""
     trains_tokens: bool = True
     """Whether the rows of the modifier tokens move."""
-    token_start: Literal["rare", "random"] = "rare"
-    """New tokens begin as a rarely used token, or as noise of the usual norm."""
+    token_start: Literal["rare", "random", "category"] = "rare"
+    """New tokens begin as a rarely used token, as noise of the usual norm, or as the category's word."""
+    names_category: bool = True
+    """Whether captions say the category after the token: "a <bear> teddy bear", not "a <bear>"."""
+    augments: bool = True
+    """Whether target pictures are zoomed and shrunk (Sec. 3.2)."""
     prior_weight: float = 1.0
     """Weight of the regularisation loss beside the target loss; 0 trains without regularisation pictures."""
+    generates_prior: bool = False
+    """Whether the regularisation pictures are drawn by the model; the loop takes what it is given."""
     stops_start_token: bool = True
     """Whether the keys and values of the start token send no gradient (App. D)."""
     lr_per_picture: float = 1e-5
     """Learning rate for each picture of a step: 8e-5 at the paper's eight."""
+    targets_per_step: int = 4
+    """Target pictures of a step, beside as many regularisation pictures where there are any: the paper's eight."""
     steps_per_subject: int = 250
     weight_decay: float = 0.01
     """Decoupled decay toward the pretrained weights, never toward zero."""
@@ -48,18 +58,61 @@ class Method:
         if self.weights is None and not self.trains_tokens:
             raise OptionError(f"The method {self.name!r} trains neither weights nor tokens. Choose at least one.")
 
+    def worded(self, text: str, *, token: str | None, category: str) -> str:
+        """Return a caption or prompt as the method says it: with the category after the token, or without."""
+        return text if self.names_category or not token else text.replace(f"{token} {category}", token)
+
+    def without_regularisation(self) -> "Method":
+        """Return the method with as many target pictures in all, and as many pictures in a step, but no others."""
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}-without-regularisation",
+            prior_weight=0.0,
+            targets_per_step=2 * self.targets_per_step,
+            steps_per_subject=self.steps_per_subject // 2,
+        )
+
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method(name="custom-diffusion"),
         Method(name="custom-diffusion-cross-attention", weights="cross-attention"),
-        Method(name="custom-diffusion-without-regularisation", prior_weight=0.0),
+        Method(name="custom-diffusion-faces", weights="cross-attention", lr_per_picture=5e-6, steps_per_subject=750),
         Method(name="custom-diffusion-fixed-token", trains_tokens=False),
         Method(name="custom-diffusion-random-token", token_start="random"),
+        Method(name="custom-diffusion-without-augmentation", augments=False),
+        Method(name="custom-diffusion-generated-regularisation", generates_prior=True),
+        Method(name="custom-diffusion").without_regularisation(),
+        Method(name="fine-tune-all", weights="denoiser", lr_per_picture=1e-6, steps_per_subject=500),
+        Method(
+            name="dreambooth",
+            weights="denoiser",
+            trains_tokens=False,
+            augments=False,
+            generates_prior=True,
+            stops_start_token=False,
+            lr_per_picture=1e-6 / 8,
+            steps_per_subject=2500,
+        ),
+        Method(
+            name="textual-inversion",
+            weights=None,
+            token_start="category",
+            names_category=False,
+            augments=False,
+            prior_weight=0.0,
+            stops_start_token=False,
+            lr_per_picture=5e-3,
+            targets_per_step=8,
+            steps_per_subject=5000,
+        ),
     )
 }
-"""The paper's method, its variant for faces (all of cross-attention), and its ablations (Sec. 4.3, App. B)."""
+"""The paper's method, its variants with all of cross-attention and for faces, its ablations (Sec. 4.4, App. B) and its
+baselines, with their rates at eight pictures a step (App. D): 8e-6 for fine-tuning all, 1e-6 for DreamBooth, 0.04 for
+Textual Inversion. They suit Stable Diffusion; another model scales all of them by its own `lr_scale`, measured with
+the paper's method, so that the methods keep the ratios that the paper found for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +154,27 @@ class Trainable:
 
 
 def initial_rows(
-    backbone: Backbone, tokens: Sequence[str], method: Method, generator: torch.Generator, *, first: int = 0
+    backbone: Backbone,
+    tokens: Sequence[str],
+    method: Method,
+    generator: torch.Generator,
+    *,
+    first: int = 0,
+    categories: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Return the rows that new tokens begin with, float32 [width]: distinct rare tokens, taken by id (App. D).
 
-    `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike.
+    `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike; `categories` has one
+    for each token, for a method whose tokens begin as the category.
     """
+    if method.token_start == "category":
+        return {token: backbone.word_row(words) for token, words in zip(tokens, categories, strict=True)}
     if method.token_start == "random":
         return {token: backbone.random_row(generator) for token in tokens}
-    rare = backbone.rare_tokens[first:]
+    rare = backbone.rare_tokens
+    if first + len(tokens) > len(rare) and not backbone.lists_rare_tokens:
+        rare = tuple(dict.fromkeys((*rare, *latest(backbone))))
+    rare = rare[first:]
     if len(tokens) > len(rare):
         raise OptionError(
             f"{len(tokens)} new tokens are asked for from rare token {first} on, but {backbone.name!r} names "

@@ -1,13 +1,17 @@
-"""The run folder: what a training run was told, how it went, and the state it can be resumed from.
+"""The run folder: what a training run was told, how it went, and the state it can be resumed from when stopped.
 
 It knows nothing of pictures, losses or what a state holds besides its step.
 """
 
+import hashlib
 import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +21,7 @@ import torch
 from .concept import write_atomically
 from .errors import OptionError
 
-__all__ = ["STATE", "Run", "check_free", "versions"]
+__all__ = ["STATE", "Run", "check_free", "interrupt_after_step", "seeded", "versions"]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 MAY_DIFFER = ("steps", "versions", "device")
@@ -102,3 +106,29 @@ def _check_continues(folder: Path, config: Mapping[str, Any]) -> None:
                 f"The run in {folder} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}. Resume "
                 "with the same settings, or start another run."
             )
+
+
+def seeded(seed: int, *label: object) -> torch.Generator:
+    """Return a generator that depends on the seed and a label alone, so that a resumed run repeats itself."""
+    digest = hashlib.sha256(repr((seed, *label)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@contextmanager
+def interrupt_after_step() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the loop asks after each step; the second one acts at once."""
+    pressed = threading.Event()
+
+    def handle(_signal: int, _frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

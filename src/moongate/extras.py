@@ -1,0 +1,23 @@
+"""Libraries that only some commands need, imported when they are first used."""
+
+from importlib import import_module
+from typing import Any
+
+from .errors import MissingLibrary
+
+__all__ = ["library"]
+
+EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "pillow_heif": "heic"}
+"""The extra of the package that installs each."""
+
+
+def library(name: str) -> Any:
+    """Import a library or a module of it. Raises MissingLibrary with the line that installs it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        extra = EXTRAS[name.partition(".")[0]]
+        raise MissingLibrary(
+            f"This needs the library {name.partition('.')[0]}, which is not installed. Install it with: "
+            f"pip install 'moongate[{extra}]'"
+        ) from error

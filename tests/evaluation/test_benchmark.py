@@ -1,0 +1,181 @@
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from moongate.backbone import Backbone
+from moongate.concept import Concept, Dense, SubjectRecord
+from moongate.data import square
+from moongate.errors import OptionError, TokenError
+from moongate.evaluation import EvaluationOptions, Network, Reference, Targets, evaluate
+from moongate.evaluation import benchmark as module
+from moongate.sampling import SampleOptions
+
+OPTIONS = EvaluationOptions(count=2, sampling=SampleOptions(steps=1, guidance=1), resamples=20)
+PROMPTS = ["photo of a {} on the beach", "a red {}"]
+
+
+def colours(images: Tensor) -> Tensor:
+    return images.mean((2, 3))
+
+
+class Reader:
+    """A network whose text tower notes what it was given."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.network = Network(name="colours", image_features=colours, caption_features=self.caption_features)
+
+    def caption_features(self, captions: Sequence[str]) -> Tensor:
+        self.read += captions
+        return torch.tensor([[len(caption), 1.0, -1.0] for caption in captions])
+
+
+@pytest.fixture
+def concept(tiny: Backbone) -> Concept:
+    name, weight = next(iter(tiny.weights("cross-attention-kv").items()))
+    return Concept(
+        deltas={name: Dense(delta=0.5 * torch.ones_like(weight))},
+        tokens={"<bear>": tiny.token_row(20)},
+        subjects=(SubjectRecord(category="teddy bear", token="<bear>"),),
+        base=tiny.name,
+        fingerprint=tiny.fingerprint,
+        method="custom-diffusion",
+    )
+
+
+def noise(count: int, *, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 255, (count, 64, 64, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Prompt and seed of each picture that is drawn."""
+    found: list[tuple[str, int]] = []
+    real: Callable = module.sample
+
+    def sample(backbone: Backbone, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions) -> object:
+        found.extend(zip(prompts, seeds, strict=True))
+        return real(backbone, prompts, seeds=seeds, options=options)
+
+    monkeypatch.setattr(module, "sample", sample)
+    return found
+
+
+def test_the_record_holds_every_setting_and_figure(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    reader, targets = Reader(), Targets(pictures=noise(3))
+    shown: list[tuple[int, int]] = []
+    record = evaluate(
+        tiny,
+        concept,
+        PROMPTS,
+        [reader.network],
+        folder=tmp_path,
+        comparisons=[targets, replace(targets, kind="training")],
+        options=OPTIONS,
+        on_picture=lambda *progress: shown.append(progress),
+    )
+    assert json.loads(json.dumps(record)) == record
+    said = ["photo of a <bear> teddy bear on the beach", "a red <bear> teddy bear"]
+    assert drawn == [(prompt, seed) for prompt in said for seed in (0, 1)]
+    assert reader.read == ["photo of a teddy bear on the beach", "a red teddy bear"]
+    assert record["prompts"][1] == {"given": "a red {}", "drawn": said[1], "read": "a red teddy bear"}
+    assert record["concept"] == {"hash": concept.hash, "method": "custom-diffusion", "things": ["<bear> teddy bear"]}
+    assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([0, 1], 1, ["colours"])
+    assert [given["kind"] for given in record["targets"]] == ["held out", "training"]
+    assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    text, held_out, training = record["measures"]
+    assert (text["measure"], held_out["measure"]) == ("text alignment", "image alignment")
+    assert (held_out["pictures"], training["pictures"]) == ("held out", "training")
+    assert held_out["value"] == training["value"]
+    images = torch.stack([square(module.np.asarray(module.Image.open(path)), 64) for path in tmp_path.iterdir()])
+    wanted = torch.stack([square(picture, 64) for picture in targets.pictures])
+    pairs = torch.nn.functional.cosine_similarity(colours(images)[:, None], colours(wanted)[None], dim=2)
+    assert held_out["value"] == pytest.approx(float(pairs.mean()), abs=1e-6)
+    assert held_out["value"] == pytest.approx(sum(held_out["by_prompt"]) / 2)
+    assert held_out["low"] <= held_out["value"] <= held_out["high"]
+
+
+def test_only_missing_pictures_are_drawn_and_other_settings_draw_others(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    def again(given: Concept | None = concept, **changes: object) -> dict[str, object]:
+        drawn.clear()
+        prompts = PROMPTS if given else ["a dog"]
+        options = replace(OPTIONS, **changes)
+        return evaluate(tiny, given, prompts, [Reader().network], folder=tmp_path, options=options)
+
+    first = again()
+    assert again() == first
+    assert drawn == []
+    next(tmp_path.glob("a-red-*-1-*.png")).unlink()
+    assert again() == first
+    assert drawn == [("a red <bear> teddy bear", 1)]
+    again(count=3)
+    assert [seed for _, seed in drawn] == [2, 2]
+    again(sampling=SampleOptions(steps=2, guidance=1))
+    assert len(drawn) == 4
+    again(concept.scaled(2))
+    assert len(drawn) == 4
+    assert again(None)["concept"] is None
+    assert drawn == [("a dog", 0), ("a dog", 1)]
+
+
+def test_real_pictures_give_distances_from_what_their_captions_draw(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    captions = ["a bear", "a bear", "a red bear"]
+    reference = Reference(pictures=noise(3), captions=captions)
+    record = evaluate(
+        tiny, concept, ["a {}"], [Reader().network], folder=tmp_path, comparisons=[reference], options=OPTIONS
+    )
+    assert drawn[2:] == [("a bear", 0), ("a bear", 1), ("a red bear", 2)], "alike captions draw different pictures"
+    kid, fid = record["measures"][1:]
+    assert (kid["measure"], fid["measure"]) == ("KID", "FID")
+    assert kid["features"] == fid["features"] == "colours"
+    assert fid["value"] > 0
+    assert "low" in kid
+    assert record["references"][0]["pictures"] == 3
+
+
+def test_textual_inversion_is_called_by_its_token_alone(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    reader = Reader()
+    inverted = replace(concept, method="textual-inversion")
+    evaluate(tiny, inverted, ["a red {}"], [reader.network], folder=tmp_path, options=replace(OPTIONS, count=1))
+    assert drawn == [("a red <bear>", 0)]
+    assert reader.read == ["a red teddy bear"]
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    def refused(prompts: Sequence[str], *networks: Network, comparisons: Sequence[Targets | Reference] = ()) -> None:
+        evaluate(tiny, concept, prompts, networks, folder=tmp_path, comparisons=comparisons, options=OPTIONS)
+
+    reader, blind = Reader().network, Network(name="colours", image_features=colours)
+    with pytest.raises(OptionError, match="There is no prompt"):
+        refused([], reader)
+    with pytest.raises(OptionError, match="is given twice"):
+        refused(["a {}", "a {}"], reader)
+    with pytest.raises(OptionError, match="Nothing can be measured: colours reads no text"):
+        refused(["a {}"], blind)
+    with pytest.raises(OptionError, match="Pictures of thing 2 were given, but the concept has 1"):
+        refused(["a {}"], reader, comparisons=[Targets(pictures=noise(1), subject=1)])
+    with pytest.raises(OptionError, match="two real pictures or more"):
+        refused(["a {}"], reader, comparisons=[Reference(pictures=noise(1), captions=["a bear"])])
+    with pytest.raises(TokenError, match="unknown token '<cat>'"):
+        refused(["a <cat> cat"], reader)
+    with pytest.raises(OptionError, match="count is 0"):
+        EvaluationOptions(count=0)
+    with pytest.raises(OptionError, match="level is 95"):
+        EvaluationOptions(level=95)
+    assert drawn == []

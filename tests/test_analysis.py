@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+
+from conftest import WIDTH
+from moongate.analysis import spectra, weight_changes, word_maps
+from moongate.backbone import Backbone
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord
+from moongate.errors import BaseMismatchError, OptionError
+from moongate.sampling import SampleOptions
+
+
+def concept_of(backbone: Backbone, deltas: dict[str, Dense | LowRank]) -> Concept:
+    return Concept(
+        deltas=deltas,
+        tokens={"<bear>": backbone.token_row(20)},
+        token_widths=backbone.token_widths,
+        subjects=(SubjectRecord(category="bear", token="<bear>"),),
+        base=backbone.name,
+        fingerprint=backbone.fingerprint,
+        method="custom-diffusion",
+    )
+
+
+def test_a_change_of_known_size_is_found_in_its_kind_of_layer(each: Backbone) -> None:
+    """Every layer of one kind moves by a tenth, of another by a hundredth, and the rest stays."""
+    weights = each.weights("denoiser")
+    deltas = {n: Dense(delta=0.1 * w.detach()) for n, w in weights.items() if ".attn2." in n}
+    deltas |= {n: Dense(delta=0.01 * w.detach()) for n, w in weights.items() if ".attn1." in n}
+    found = weight_changes(each, concept_of(each, deltas))
+    assert [change.kind for change in found] == ["cross-attention", "self-attention", "the rest"]
+    assert [change.mean for change in found] == pytest.approx([0.1, 0.01, 0], rel=1e-5)
+    assert sum(change.share for change in found) == pytest.approx(1)
+    assert found[0].layers == found[0].changed == len(found[0].by_layer) == 4 * len(each.cross_attentions())
+    assert found[2].changed == 0
+
+
+def test_layers_that_stay_count_in_the_mean(tiny: Backbone) -> None:
+    deltas = {n: Dense(delta=0.1 * w.detach()) for n, w in tiny.weights("cross-attention-kv").items()}
+    (change,) = [c for c in weight_changes(tiny, concept_of(tiny, deltas)) if c.kind == "cross-attention"]
+    assert change.mean == pytest.approx(0.05, rel=1e-5)  # keys and values of keys, values, queries and outputs
+    assert change.changed * 2 == change.layers
+    with pytest.raises(BaseMismatchError):
+        weight_changes(tiny, concept_of(tiny, {"unet.nothing.weight": Dense(delta=torch.ones(2, 2))}))
+
+
+def test_the_spectrum_of_known_singular_values(tiny: Backbone) -> None:
+    left, right = (torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(s))).Q for s in (0, 1))
+    values = torch.tensor([4.0, 3, 2, 1])
+    kernel = (left * values) @ right.T
+    deltas = {
+        "matrix": Dense(delta=kernel),
+        "product": LowRank(up=left * values, down=right.T),
+        "convolution": Dense(delta=kernel.reshape(16, 4, 2, 2)),
+        "bias": Dense(delta=torch.ones(16)),
+        "still": Dense(delta=torch.zeros(4, 4)),
+    }
+    found = spectra(concept_of(tiny, deltas))
+    assert set(found) == {"matrix", "product", "convolution"}
+    for spectrum in found.values():
+        assert spectrum.values[:4].tolist() == pytest.approx([4, 3, 2, 1], rel=1e-5)
+        assert spectrum.values[4:].abs().max() < 1e-5
+        assert [spectrum.rank(energy) for energy in (0.4, 0.6, 0.95, 1.0)] == [1, 2, 4, 4]
+    with pytest.raises(OptionError, match="tokens alone"):
+        spectra(concept_of(tiny, {}))
+
+
+def test_each_word_has_one_map_whatever_its_pieces(each: Backbone) -> None:
+    with each.tokens({"<bear>": each.token_row(20)}):
+        prompt = "photo of a <bear> bear qq"
+        (maps,) = word_maps(each, prompt, options=SampleOptions(steps=1))
+        assert [word for word, _ in maps.words] == ["photo", "of", "a", "<bear>", "bear", "qq"]
+        assert each.words(prompt)[-1] == ("qq", [6, 7])
+    for _, where in maps.words:
+        assert where.shape == (8, 8)
+        assert where.max() == pytest.approx(1)
+        assert where.min() >= 0
+    assert maps.picture.image.shape == (64, 64, 3)
+    assert each.token_widths[0] == WIDTH
+    assert len({np.asarray(where).tobytes() for _, where in maps.words}) > 1
