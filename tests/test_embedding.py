@@ -17,7 +17,9 @@ def make_clip(folder: Path, tiny: Backbone) -> Path:
     """Write a CLIP model of random weights with the tiny tokenizer."""
     torch.manual_seed(3)
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    pieces = tiny.tokenizer
+    special = {"bos_token_id": pieces.bos_token_id, "eos_token_id": pieces.eos_token_id}
+    special["pad_token_id"] = pieces.pad_token_id
     text = common | special | {"vocab_size": len(tiny.tokenizer), "max_position_embeddings": 16}
     vision = common | {"image_size": 32, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
@@ -34,7 +36,7 @@ def test_captions_are_the_unit_features_of_their_end_whatever_their_company(tiny
     vectors = Encoder.of_backbone(tiny).captions(CAPTIONS)
     assert (vectors.shape, vectors.dtype) == ((5, 16), np.float32)
     with torch.no_grad():
-        ids, features = tiny.token_ids(CAPTIONS), tiny.encode_text(CAPTIONS)
+        ids, features = tiny.token_ids(CAPTIONS), tiny.encode_text(CAPTIONS).features
     for vector, row, caption_ids in zip(vectors, features, ids, strict=True):
         end = row[caption_ids.tolist().index(tiny.tokenizer.eos_token_id)]
         np.testing.assert_allclose(vector, end / end.norm(), atol=1e-5)
