@@ -21,8 +21,8 @@ from torch import Tensor
 
 from moongate import Backbone, Concept, Regularisation, Subject, TrainOptions, merge, pocket, sample, train
 from moongate.data import photo_of
+from moongate.evaluation.features import lite0_features
 from moongate.pocket.demo import PLACES, shown
-from moongate.pocket.report import lite0_features
 from moongate.sampling import SampleOptions
 
 Features = Callable[[list[np.ndarray]], Tensor]

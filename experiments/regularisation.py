@@ -29,8 +29,9 @@ from moongate.collection import nearest
 from moongate.concept import write_atomically
 from moongate.data import photo_of, square
 from moongate.embedding import Encoder
+from moongate.evaluation.features import lite0_features
+from moongate.evaluation.metrics import kid
 from moongate.pictures import find_pictures, read_picture
-from moongate.pocket.report import kid, lite0_features
 from moongate.sampling import SampleOptions
 from moongate.sources import Record, Skipped, read_bytes, read_source
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BackboneError, OptionError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["NETWORKS", "Network", "lite0_features", "load_network"]
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor
 
 from moongate.concept import write_atomically
+from moongate.evaluation.features import lite0_features
 from moongate.pocket.corpus.__main__ import is_held_out, load_objects
 from moongate.pocket.corpus.compose import Object
-from moongate.pocket.report import lite0_features
 
 GROUND = 128
 """Grey level behind the cut-outs."""
