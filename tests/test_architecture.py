@@ -15,8 +15,8 @@ SOURCE = Path(moongate.__file__).parent
 LAYERS = [
     {"errors", "pocket"},
     {"backbone.fingerprint", "backbone.loading", "backbone.text"},
-    {"backbone", "closed_form", "extras", "pocket.clip"},
-    {"concept", "embedding", "pictures", "rare_tokens"},
+    {"backbone", "closed_form", "extras"},
+    {"concept", "embedding", "pictures", "pocket.clip", "rare_tokens"},
     {"method", "data", "runs", "neutral", "pages", "compression", "sources", "attention"}
     | {"evaluation.features", "evaluation.metrics", "evaluation.prompts"},
     {"training", "sampling", "merging", "collection"},

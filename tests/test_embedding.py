@@ -42,6 +42,17 @@ def test_captions_are_the_unit_features_of_their_end_whatever_their_company(tiny
         np.testing.assert_allclose(vector, end / end.norm(), atol=1e-5)
 
 
+def test_a_backbone_that_brings_a_projection_embeds_captions_in_the_space_of_pictures(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Encoder.of_backbone(tiny).captions(CAPTIONS)
+    projection = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(tiny, "caption_projection", projection)
+    projected = plain @ projection.numpy().T
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(Encoder.of_backbone(tiny).captions(CAPTIONS), expected, atol=1e-5)
+
+
 def test_a_clip_model_embeds_captions_and_pictures_in_its_shared_space(tiny: Backbone, clip_folder: Path) -> None:
     encoder = Encoder.load(str(clip_folder))
     model = CLIPModel.from_pretrained(clip_folder).eval()

@@ -1,8 +1,8 @@
 """Captions (and, with a CLIP model, pictures) as unit vectors, so that captions near a prompt can be found.
 
-The feature of a caption is that of its end-of-text token, the only one that has read all of it: as the backbone's own
-text encoder leaves it, or projected into the space that a CLIP model shares with pictures, where the paper's
-threshold of 0.85 is meant (Sec. 3.2).
+The feature of a caption is that of its end-of-text token, the only one that has read all of it: projected into the
+space that captions share with pictures, where the paper's threshold of 0.85 is meant (Sec. 3.2), or, where a backbone
+brings no such projection, as its text encoder leaves it.
 """
 
 from collections.abc import Sequence
@@ -40,6 +40,8 @@ class Encoder:
     threshold: float
     tokenizer: "CLIPTokenizer"
     text_encoder: Any
+    projection: Float[Tensor, "width hidden"] | None = None
+    """Takes a caption's feature into the space shared with pictures."""
     clip: Any = None
 
     @classmethod
@@ -50,6 +52,7 @@ class Encoder:
             threshold=backbone.retrieval_threshold,
             tokenizer=backbone.tokenizer,
             text_encoder=backbone.text_encoder,
+            projection=backbone.caption_projection,
         )
 
     @classmethod
@@ -66,7 +69,14 @@ class Encoder:
                 "layout, a model id while the hub can be reached, or no encoder for the backbone's own."
             ) from error
         clip = clip.to(device)
-        return cls(name=model, threshold=CLIP_THRESHOLD, tokenizer=tokenizer, text_encoder=clip.text_model, clip=clip)
+        return cls(
+            name=model,
+            threshold=CLIP_THRESHOLD,
+            tokenizer=tokenizer,
+            text_encoder=clip.text_model,
+            projection=clip.text_projection.weight,
+            clip=clip,
+        )
 
     @property
     def probe(self) -> list[float]:
@@ -104,8 +114,8 @@ class Encoder:
                 padded[row, : len(ids[index])] = torch.tensor(ids[index])
             features = self.text_encoder(padded.to(self.text_encoder.device)).last_hidden_state
             features = features[torch.arange(len(part)), ends.to(features.device)]
-            if self.clip is not None:
-                features = self.clip.text_projection(features)
+            if self.projection is not None:
+                features = F.linear(features, self.projection.to(features))
             vectors |= dict(zip(part, _unit(features), strict=True))
         return np.stack([vectors[index] for index in range(len(ids))])
 

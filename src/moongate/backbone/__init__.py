@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import DDPMScheduler
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import OptionError, TokenError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = ["Backbone", "Conditioning", "Fingerprint"]
+__all__ = ["PROJECTION", "PROJECTION_FILE", "Backbone", "Conditioning", "Fingerprint"]
 
 POCKET = "pocket"
 WEIGHT_SETS = {
@@ -45,6 +46,9 @@ RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
 SETTINGS_FILE = "moongate.json"
 """Optional file in a model folder: `rare_tokens` (ids), `lr_scale` and `retrieval_threshold`."""
+PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
+"""Optional file in a model folder: the matrix [width, hidden] that takes the feature of a caption's end into the space
+that captions and pictures share, as CLIP has it. Pipelines are stored without it, because they draw without it."""
 
 
 class Backbone:
@@ -61,6 +65,7 @@ class Backbone:
         name: str,
         pipeline: "StableDiffusionPipeline | StableDiffusionXLPipeline",
         settings: Mapping[str, Any],
+        caption_projection: Float[Tensor, "width hidden"] | None = None,
     ) -> None:
         self.name = name
         self.text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
@@ -78,6 +83,7 @@ class Backbone:
         self.latent_scale: int = pipeline.vae_scale_factor
         self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self._settings = settings
+        self.caption_projection = caption_projection
         self._rows: Mapping[str, Tensor] = {}
 
     @classmethod
@@ -99,9 +105,13 @@ class Backbone:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         source = str(_pocket_folder() if str(model) == POCKET else model)
         pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
-        settings = folder / SETTINGS_FILE
-        found = json.loads(settings.read_text()) if settings.is_file() else {}
-        return cls(name=str(model), pipeline=pipeline, settings=found)
+        settings, projection = folder / SETTINGS_FILE, folder / PROJECTION_FILE
+        return cls(
+            name=str(model),
+            pipeline=pipeline,
+            settings=json.loads(settings.read_text()) if settings.is_file() else {},
+            caption_projection=load_file(projection)[PROJECTION].float() if projection.is_file() else None,
+        )
 
     # --- facts ----------------------------------------------------------------------------------------------------
 

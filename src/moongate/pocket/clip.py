@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backbone import PROJECTION, PROJECTION_FILE
 from ..errors import BackboneError
 from . import weights_folder
 
@@ -36,7 +38,8 @@ class PocketClip:
         """Return the features of captions; what is longer than the tower's context is cut."""
         limit = self._tokenizer.model_max_length
         ids = self._tokenizer(list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return F.normalize(self._text_tower(ids.input_ids.to(self.device)).pooler_output.float(), dim=1)
+        features = self._text_tower(ids.input_ids.to(self.device)).pooler_output.float()
+        return F.normalize(F.linear(features, self._projection), dim=1)
 
     @torch.no_grad()
     def image_features(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n width"]:
@@ -57,6 +60,13 @@ class PocketClip:
         from transformers import CLIPTextModel
 
         return CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32).to(self.device).eval()
+
+    @cached_property
+    def _projection(self) -> Float[Tensor, "width hidden"]:
+        file = self.folder / PROJECTION_FILE
+        if not file.is_file():
+            raise BackboneError(f"{self.folder} has no {PROJECTION_FILE}. Give the folder that pocket ships.")
+        return load_file(file)[PROJECTION].float().to(self.device)
 
     @cached_property
     def _image_tower(self) -> "CLIPVisionModelWithProjection":

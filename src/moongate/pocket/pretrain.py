@@ -21,10 +21,11 @@ import tyro
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from rich.progress import Progress
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from moongate.backbone import PROJECTION, PROJECTION_FILE
 from moongate.pocket.fitting import Stage, fit, native_autocast, save
 from moongate.pocket.pieces import CONTEXT_TOKENS, learn_pieces
 
@@ -34,6 +35,8 @@ IMAGE_TOWER = "image_encoder"
 TEXT_WIDTH = 256
 LR_SCALE = 4.0
 """Factor on a method's learning rate: of 1 and 4, the one that fits better and forgets no more."""
+RETRIEVAL_THRESHOLD = 0.39
+"""Similarity that balances precision and recall best for ten categories (`benchmarks/retrieval.py`)."""
 NOISE_CENTRE, NOISE_SPREAD = 0.8, 1.0
 """Three noise levels in four are drawn logit-normally, half of them above 0.69, where the outline of things is decided;
 the fourth is uniform, because sampling begins at the very end and needs all levels."""
@@ -207,10 +210,9 @@ def _picture_loss(decoded: Tensor, images: Tensor) -> Tensor:
 
 
 def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
-    """Train a small CLIP contrastively, the image tower alone where the text tower is an earlier one.
+    """Train a small CLIP contrastively; its text tower then conditions the UNet, frozen.
 
-    The text tower then conditions the UNet, frozen. Its own width is the width of the joint space and its projection
-    the identity, so that a caption's pooled feature is what images are compared with.
+    An earlier text tower stays as it is: the image tower and both projections are trained further.
     """
     from transformers import CLIPConfig
 
@@ -236,11 +238,13 @@ def train_clip(options: PretrainOptions, corpus: Corpus) -> None:
         "patch_size": 16,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
-    nn.init.eye_(model.text_projection.weight).requires_grad_(False)
+    nn.init.eye_(model.text_projection.weight)
     if options.start_from is not None:
-        earlier = _text_encoder(options)
-        model.text_model.load_state_dict(getattr(earlier, "text_model", earlier).state_dict())
+        tower, images = _text_encoder(options), options.start_from / IMAGE_TOWER
+        model.text_model.load_state_dict(getattr(tower, "text_model", tower).state_dict())
         model.text_model.requires_grad_(False)
+        model.load_state_dict(CLIPVisionModelWithProjection.from_pretrained(images).state_dict(), strict=False)
+        model.load_state_dict(load_file(options.start_from / PROJECTION_FILE), strict=False)
     ids = _token_ids(tokenizer, corpus.captions)
     longest = int((ids != tokenizer.pad_token_id).sum(1).max()) + 1  # padding after a caption changes nothing before it
     ids = ids[:, :longest]
@@ -372,12 +376,15 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
     folder = options.out / "weights"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    image_tower = CLIPVisionModelWithProjection.from_pretrained(options.out / "clip_model")
-    image_tower.half().save_pretrained(folder / IMAGE_TOWER)  # not a part of the pipeline, which draws without it
+    clip = options.out / "clip_model"  # its image tower and projections are no part of the pipeline
+    CLIPVisionModelWithProjection.from_pretrained(clip).half().save_pretrained(folder / IMAGE_TOWER)
+    projection = load_file(clip / "model.safetensors")[PROJECTION]
+    save_file({PROJECTION: projection.half()}, folder / PROJECTION_FILE)
     rare = json.loads((options.out / "tokenizer" / "rare_tokens.json").read_text())["ids"]
     config = folder / "text_encoder" / "config.json"  # transformers would load what is stored in half precision so
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    (folder / SETTINGS_FILE).write_text(json.dumps({"rare_tokens": rare, "lr_scale": LR_SCALE}) + "\n")
+    settings = {"rare_tokens": rare, "lr_scale": LR_SCALE, "retrieval_threshold": RETRIEVAL_THRESHOLD}
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings) + "\n")
 
 
 if __name__ == "__main__":
