@@ -2,8 +2,9 @@
 VENV := .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
+CODE := src tests experiments benchmarks
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow tables check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -15,14 +16,18 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(RUN)/python -m pytest -m slow
 
+# Measures whatever result of the paper's tables is missing, and writes docs/results/tables.md.
+tables: $(VENV)/tables
+	$(RUN)/python -m experiments
+
 check: $(VENV)/ready
-	$(RUN)/ruff check src tests
-	$(RUN)/ruff format --check src tests
+	$(RUN)/ruff check $(CODE)
+	$(RUN)/ruff format --check $(CODE)
 	$(RUN)/mypy
 
 format: $(VENV)/ready
-	$(RUN)/ruff check --fix src tests
-	$(RUN)/ruff format src tests
+	$(RUN)/ruff check --fix $(CODE)
+	$(RUN)/ruff format $(CODE)
 
 clean:
 	rm -rf $(VENV) demo
@@ -32,4 +37,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/tables: $(VENV)/ready
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
 	touch $@

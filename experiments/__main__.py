@@ -1,0 +1,134 @@
+"""Measure whatever is missing, then write the tables: `python -m experiments [names] [--workers 2]`.
+
+Results are one JSON file each under docs/results/records, written as soon as they are known, so that an interrupted
+run goes on where it was; delete one to have it measured again. Concepts and pictures are kept under runs/tables.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moongate.concept import write_atomically
+
+from .records import Record, Results
+from .study import Size, Study
+
+EXPERIMENTS = (
+    "table1_single",
+    "fig3_weights",
+    "fig12_spectrum",
+    "fig13_compression",
+    "table1_pairs",
+    "fig8_alignment",
+    "fig6_side_by_side",
+    "fig16_attention",
+    "table3_ablation",
+    "table4_token",
+    "fig17_steps",
+    "table5_unrelated",
+    "orderings",
+)
+"""In the order in which they are run; what one has trained the next ones use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run, and how."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Experiments, such as table3_ablation; all when none is named."""
+    results: Path = Path("docs/results")
+    """Folder of the records, tables and plots."""
+    folder: Path = Path("runs/tables")
+    """Folder of concepts and pictures."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes at once, of one thread each, so that figures do not depend on their number."""
+    seeds: int = 2
+    """How many of the seeds to run."""
+    render_only: bool = False
+    """Measure nothing; write the tables of what is there."""
+    size: Size = field(default_factory=Size)
+
+
+_study: Study
+
+
+def _begin(folder: Path, size: Size) -> None:
+    global _study
+    torch.set_num_threads(1)
+    _study = Study(folder=folder, size=size)
+
+
+def _measure(record: Record) -> dict[str, Any]:
+    return record.measure(_study)
+
+
+def main() -> None:
+    """Run."""
+    options = tyro.cli(Options, description=__doc__)
+    if unknown := sorted(set(options.names) - set(EXPERIMENTS)):
+        raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(EXPERIMENTS)}.")
+    names = options.names or EXPERIMENTS
+    results = Results(options.results / "records", options.size)
+    if not options.render_only:
+        _run(names, results, options)
+    _write(results, options.results)
+
+
+def _run(names: Sequence[str], results: Results, options: Options) -> None:
+    """Measure what is missing: the first seed of everything, then the second."""
+    asked = [record for name in names for record in import_module(f"experiments.{name}").records()]
+    missing = sorted(results.missing(asked), key=lambda record: getattr(record, "seed", 0))
+    missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(options.folder, options.size))
+    with Progress(*columns) as progress, pool:
+        task = progress.add_task("measuring", total=len(missing))
+        running = {pool.submit(_measure, record): record for record in missing}
+        try:
+            for done in as_completed(running):
+                results.put(running[done], done.result())
+                progress.update(task, advance=1, description=running[done].key)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write(results: Results, out: Path) -> None:
+    """Write `tables.md` with every experiment whose records are there, and say what the others lack."""
+    parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
+    for name in EXPERIMENTS:
+        experiment = import_module(f"experiments.{name}")
+        lacking = [record for record in results.missing(experiment.records()) if not getattr(record, "seed", 0)]
+        parts.append(f"## {experiment.TITLE}\n")
+        if lacking:
+            parts.append(f"Not measured yet: {len(lacking)} records are missing.\n")
+            Console().print(f"{name}: {len(lacking)} records are missing, such as {lacking[0].key}")
+        else:
+            parts.append(experiment.report(results, out))
+    write_atomically(out / "tables.md", "\n".join(parts).encode())
+    Console().print(f"Wrote {out / 'tables.md'}")
+
+
+def _about(size: Size) -> str:
+    return (
+        f"Written by `python -m experiments` (`make tables`) from the files in `records/`. For one thing {size.count} "
+        f"picture of each of 20 prompts, for a pair {size.pair_count} of each of 12, {size.references} real pictures "
+        f"for KID; {size.sampling.scheduler}, {size.sampling.steps} steps, guidance {size.sampling.guidance:g}. Steps "
+        "and rates of the methods stand in `experiments/study.py`. Text alignment and image alignment are cosines in "
+        "the features named, of pictures held out from training; they compare with one another, never with the "
+        "paper's. What was found is told in [findings.md](findings.md).\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

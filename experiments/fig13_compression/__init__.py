@@ -1,0 +1,33 @@
+"""Fig. 13: what compression costs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+from ..records import Record, Results, Single
+from ..rendering import MEASURES, means, table
+from ..study import SOME
+
+TITLE = "Fig. 13: quality against compression"
+ENERGIES = (None, 0.9, 0.6, 0.3, 0.1)
+COLUMNS = tuple(column for column in MEASURES if not column.startswith("KID"))
+
+
+def records() -> Iterator[Record]:
+    """Yield what the figure is made of."""
+    yield from (_single(example, energy) for energy in ENERGIES for example in SOME)
+
+
+def report(results: Results, _out: Path) -> str:
+    """Return the figure as a table."""
+    rows = []
+    for energy in ENERGIES:
+        some = [_single(example, energy) for example in SOME]
+        size = mean(results[record]["bytes"] for record in some) / 1e6
+        name = f"{energy:.0%}" if energy else "everything"
+        rows.append((name, f"{size:.2f} MB", *(means(results, [some], column) for column in COLUMNS)))
+    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("of the singular values", "size", *COLUMNS), rows)
+
+
+def _single(example: str, energy: float | None) -> Single:
+    return Single(example, "custom-diffusion", energy=energy, kid=energy is None)

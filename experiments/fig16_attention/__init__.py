@@ -1,0 +1,34 @@
+"""Fig. 16: where each word looks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moongate.sampling import contact_sheet
+
+from ..records import Attention, Record, Results, as_picture
+
+TITLE = "Fig. 16: where each word looks"
+PROMPTS = {"jar": "photo of a {} on the beach", "winchesterArmchair": "photo of a {} in the snow"}
+
+
+def records() -> Iterator[Record]:
+    """Yield what the figure is made of."""
+    yield from (Attention(example, prompt) for example, prompt in PROMPTS.items())
+
+
+def report(results: Results, out: Path) -> str:
+    """Draw the picture and the map of each word in one row."""
+    text = "Means over layers, heads and steps; white is each word's largest value. Custom Diffusion, seed 0.\n"
+    for example, prompt in PROMPTS.items():
+        found = results[Attention(example, prompt)]
+        picture = as_picture(found["picture"])
+        maps = [(255 * np.array(word["map"])).astype(np.uint8) for word in found["words"]]
+        large = [Image.fromarray(each).resize(picture.size, Image.Resampling.BICUBIC).convert("RGB") for each in maps]
+        labels = ["picture", *(word["word"] for word in found["words"])]
+        images = [np.asarray(image) for image in (picture, *large)]
+        contact_sheet(images, columns=len(images), labels=labels).save(out / f"fig16_{example}.png")
+        text += f"\n{found['prompt']}\n\n![attention](fig16_{example}.png)\n"
+    return text

@@ -1,0 +1,51 @@
+"""Fig. 6 and 7 in small: pictures by each method side by side."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from moongate.pages import Page
+
+from .. import table1_pairs, table1_single
+from ..records import Record, Results, Row, as_picture
+from ..rendering import NAMES, stacked
+from ..study import EXAMPLES, PAIRS, real_pictures
+
+TITLE = "Fig. 6 and 7: side by side"
+SINGLE = ("photo of a {} on the beach", "photo of a {} in the snow", "watercolor painting of a {} in a forest")
+JOINT = ("photo of a {0} and a {1} on the beach", "photo of a {1} and a {0} in a garden", "drawing of a {0} and a {1}")
+"""Prompts in words that pocket knows."""
+
+
+def records() -> Iterator[Record]:
+    """Yield the pictures."""
+    yield from (Row((example,), method, SINGLE) for example in EXAMPLES for method in table1_single.METHODS)
+    yield from (Row(pair, way, JOINT) for pair in PAIRS for way in table1_pairs.WAYS)
+
+
+def report(results: Results, out: Path) -> str:
+    """Write the page and, of each half, one picture."""
+    page = Page(title="Moongate: side by side")
+    page.text("h1", "What each method draws")
+    halves = {
+        "single": ([(example,) for example in EXAMPLES], table1_single.METHODS, SINGLE),
+        "pairs": (PAIRS, table1_pairs.WAYS, JOINT),
+    }
+    text = ""
+    for half, (things, methods, prompts) in halves.items():
+        page.text("p", "The prompts: " + "; ".join(prompts))
+        sheet = []
+        for examples in things:
+            page.text("h2", " and ".join(examples))
+            page.row("what it is", [picture for example in examples for picture in real_pictures(example)[:3]])
+            for method in methods:
+                row = as_picture(results[Row(examples, method, prompts)]["pictures"])
+                page.row(NAMES[method], [np.asarray(row)])
+            if examples == things[0]:
+                sheet = [as_picture(results[Row(examples, method, prompts)]["pictures"]) for method in methods]
+        stacked(sheet).save(out / f"fig6_{half}.png")
+        text += f"{' and '.join(things[0])}, from above: {', '.join(NAMES[m] for m in methods)}.\n\n"
+        text += f"![{half}](fig6_{half}.png)\n\n"
+    page.save(out / "side_by_side.html")
+    return text + "All things and pairs: [side_by_side.html](side_by_side.html).\n"

@@ -1,0 +1,38 @@
+"""Table 3: what regularisation and augmentation are worth."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..records import Record, Results, Single
+from ..rendering import MEASURES, NAMES, means, table
+from ..study import SOME
+
+TITLE = "Table 3: without augmentation, without regularisation, with generated regularisation"
+METHODS = (
+    "custom-diffusion",
+    "custom-diffusion-without-augmentation",
+    "custom-diffusion-without-regularisation",
+    "custom-diffusion-generated-regularisation",
+)
+
+
+def records() -> Iterator[Record]:
+    """Yield what the table is made of."""
+    yield from (Single(example, method) for method in METHODS for example in SOME)
+
+
+def report(results: Results, _out: Path) -> str:
+    """Return the table."""
+    return comparison(results, METHODS)
+
+
+def comparison(results: Results, methods: tuple[str, ...]) -> str:
+    """Return a table of methods over the first few things."""
+    rows = [
+        (
+            NAMES[method],
+            *(means(results, [[Single(example, method) for example in SOME]], column) for column in MEASURES),
+        )
+        for method in methods
+    ]
+    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("method", *MEASURES), rows)

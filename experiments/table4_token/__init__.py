@@ -1,0 +1,26 @@
+"""Table 4: how V* begins and whether it is trained; and beside it, all of cross-attention (Sec. 4.4)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..records import Record, Results, Single
+from ..study import SOME
+from ..table3_ablation import comparison
+
+TITLE = "Table 4: the choice of V*"
+METHODS = (
+    "custom-diffusion",
+    "custom-diffusion-random-token",
+    "custom-diffusion-fixed-token",
+    "custom-diffusion-cross-attention",
+)
+
+
+def records() -> Iterator[Record]:
+    """Yield what the table is made of."""
+    yield from (Single(example, method) for method in METHODS for example in SOME)
+
+
+def report(results: Results, _out: Path) -> str:
+    """Return the table."""
+    return comparison(results, METHODS)
