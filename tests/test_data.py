@@ -113,6 +113,12 @@ def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
     assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "the <bear>'s nap")
 
 
+def test_a_caption_that_is_not_utf8_ended_in_a_traceback(pictures: Path) -> None:
+    (pictures / "1.txt").write_bytes(b"a <bear> in a caf\xe9")
+    with pytest.raises(PictureError, match=r"caption .*1.txt is not in UTF-8 .* Save it as UTF-8"):
+        Subject.load(pictures, category="bear", token="<bear>")
+
+
 def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures: Path) -> None:
     (pictures / "1.txt").write_text("a bear, asleep")
     with pytest.raises(TokenError, match="caption 'a bear, asleep' lacks the token '<bear>'"):
@@ -192,3 +198,10 @@ def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path
     assert everything.captions == tuple(captions[:3])
     with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
         Regularisation.load(tmp_path, category="car", only_category=True)
+
+
+def test_a_broken_line_of_a_listing_ended_in_a_traceback(pictures: Path) -> None:
+    for line in ('{"file_name": ', '{"text": "a dog"}', "[1]", '"0.png"'):
+        (pictures / "metadata.jsonl").write_text(f'{{"file_name": "0.png", "text": "a bear"}}\n\n{line}\n')
+        with pytest.raises(PictureError, match=r"Line 3 of .*metadata.jsonl cannot be read. Write"):
+            Regularisation.load(pictures, category="bear")

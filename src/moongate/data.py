@@ -254,11 +254,17 @@ def _with_article(words: str) -> str:
 
 
 def _metadata_captions(folder: Path) -> dict[str, str]:
-    listing = folder / "metadata.jsonl"
-    if not listing.is_file():
-        return {}
-    rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row["file_name"]: row.get("caption") or row.get("text") or "" for row in rows}
+    listing, captions = folder / "metadata.jsonl", {}
+    lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if listing.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {"file_name": ""}
+            captions[str(row["file_name"])] = str(row.get("caption") or row.get("text") or "")
+        except (ValueError, TypeError, KeyError) as error:
+            raise PictureError(
+                f'Line {number} of {listing} cannot be read. Write {{"file_name": "0.png", "caption": "a dog"}}.'
+            ) from error
+    return captions
 
 
 def _naming(category: str, listed: Sequence[tuple[Path, str]], folder: Path) -> list[tuple[Path, str]]:
