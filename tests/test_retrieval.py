@@ -135,5 +135,7 @@ def test_what_was_retrieved_is_known_again(tmp_path: Path) -> None:
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(OptionError, match="count is 0"):
         RetrieveOptions(threshold=0.85, count=0)
+    with pytest.raises(OptionError, match="side_px is 0; a picture has at least 16"):
+        RetrieveOptions(threshold=0.85, side_px=0)
     with pytest.raises(OptionError, match=r"threshold is 85; a similarity is between -1 and 1, such as 0\.85"):
         RetrieveOptions(threshold=85)

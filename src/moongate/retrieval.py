@@ -16,16 +16,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .collection import Hit
+from .collection import READ_AT_ONCE, Hit
 from .errors import CollectionError, OptionError, PictureError
-from .pictures import SAME_ABOVE, looks, read_picture
+from .pictures import MIN_SIDE_PX, SAME_ABOVE, looks, read_picture
 from .sources import Record, Skipped
 
-__all__ = ["RetrieveOptions", "Retrieved", "already_in", "retrieve"]
+__all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_in", "retrieve"]
 
 MANIFEST = "retrieval.json"
-READ_AT_ONCE = 16
-"""Pictures that are fetched side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,8 @@ class RetrieveOptions:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
+        if self.side_px < MIN_SIDE_PX:
+            raise OptionError(f"side_px is {self.side_px}; a picture has at least {MIN_SIDE_PX} pixels a side.")
         if not -1 <= self.threshold <= 1:
             raise OptionError(f"threshold is {self.threshold}; a similarity is between -1 and 1, such as 0.85.")
 
