@@ -85,6 +85,18 @@ def test_the_centre_is_cut_out_and_never_squashed() -> None:
     assert square(wide, 20).mean() > 0.95
 
 
+def test_a_masked_thing_above_the_centre_of_a_portrait_was_cut_off() -> None:
+    portrait = np.zeros((90, 30, 3), dtype=np.uint8)
+    portrait[:20, 5:25] = 255
+    cut = square(portrait, 30, mask=portrait[..., 0])
+    assert cut[3, :20, 5:25].min() == 1  # the whole thing, in its size
+    assert torch.equal(cut[3], cut[0])  # and the mask lies on it
+    landscape = square(portrait.transpose(1, 0, 2), 30, mask=portrait[..., 0].T)
+    assert torch.equal(landscape, cut.transpose(1, 2))
+    central = np.roll(portrait, 30, axis=0)
+    assert torch.equal(square(central, 30, mask=central[..., 0])[:3], square(central, 30))
+
+
 def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
     Image.new("RGB", (200, 200), "red").save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])

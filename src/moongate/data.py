@@ -224,10 +224,18 @@ def augment(
 
 
 def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None) -> Float[Tensor, "channels side side"]:
-    """Cut the central square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1; a mask is channel 4."""
+    """Cut a square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1; a mask is channel 4.
+
+    It is the central one, or, where that misses some of what is masked in, the one that shows most of it.
+    """
+    centring = (0.5, 0.5) if mask is None else _centring(mask)
     layers = [picture] if mask is None else [picture, mask[..., None]]
     fitted = [
-        np.array(ImageOps.fit(Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS))
+        np.array(
+            ImageOps.fit(
+                Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS, centering=centring
+            )
+        )
         for layer in layers
     ]
     channels = np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2)
@@ -247,6 +255,17 @@ def digest(given: Subject | Regularisation) -> str:
 def photo_of(*things: str) -> str:
     """Return "photo of a bear", or "photo of a bear and an armchair"."""
     return PRESETS["object"].describe(*things)
+
+
+def _centring(mask: np.ndarray) -> tuple[float, float]:
+    """Return where the square with most of the mask lies, from 0 (left, top) to 1; in the middle where that will do."""
+    found = []
+    for axis in (0, 1):
+        sums = np.concatenate([[0], (mask >= 128).sum(axis).cumsum()])
+        covered = sums[min(mask.shape) :] - sums[: -min(mask.shape)]
+        last, most = len(covered) - 1, np.flatnonzero(covered == covered.max())
+        found.append(0.5 if last // 2 in most else float(most[len(most) // 2] / last))
+    return found[0], found[1]
 
 
 def _with_article(words: str) -> str:
