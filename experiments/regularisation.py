@@ -1,10 +1,10 @@
 """The paper's ablation of regularisation in small (Fig. 5, Table 3): none, generated, retrieved, or by the word.
 
-    python experiments/regularisation.py [--examples bulldog teddyBear] [--out docs/results/regularisation.json]
+    python experiments/regularisation.py [--examples bulldog sneakers] [--out docs/results/regularisation.json]
 
 Each example of pocket is taught in every way from the same seed, with as many target pictures in all; then the bare
-category word is drawn. Every row is kept in a file of its own, so that a stopped run goes on. KID compares
-these pictures with real ones of the category that no training saw, in EfficientNet-Lite0 features. The takeover is the
+category word is drawn. Every row is kept in a file of its own, so that a stopped run goes on. KID compares these
+pictures with real photos of the category that no training saw, in EfficientNet-Lite0 features. The takeover is the
 share of them that a classifier gives to the concept rather than to its category: the nearer of the two classes' mean
 features, whose accuracy on real pictures is printed beside. The likeness is the mean cosine of pictures drawn with the
 token to held-out pictures of the concept, so that learning nothing cannot win.
@@ -33,6 +33,7 @@ from moongate.collection import nearest
 from moongate.concept import write_atomically
 from moongate.data import photo_of, square
 from moongate.embedding import Encoder
+from moongate.errors import OptionError
 from moongate.evaluation.features import lite0_features
 from moongate.evaluation.metrics import kid
 from moongate.pictures import find_pictures, read_picture
@@ -41,6 +42,7 @@ from moongate.sources import Record, Skipped, read_bytes, read_source
 
 WAYS = ("base", "none", "generated", "retrieved", "word")
 """The backbone as it is, and where the regularisation pictures of a training come from."""
+FEWEST_PHOTOS = 10
 Row = dict[str, float | str]
 
 
@@ -49,21 +51,28 @@ class Pool:
     """One half of the pool's pictures of a category to train against, and the other to judge by."""
 
     records: list[Record]
-    """Every picture of the pool but those to judge by."""
+    """Every picture of the pool but those put aside."""
     by_word: Regularisation
     held_out: list[np.ndarray]
 
 
 def split_pool(category: str, at_most: int) -> Pool:
-    """Put every other picture that names the category aside; take `at_most` of the rest."""
+    """Put every other picture that names the category aside, and take `at_most` of the rest.
+
+    Of those put aside the photos are judged by, because photos are drawn: beside drawings of its category every photo
+    would pass for the concept. Raises OptionError where the pool has too few.
+    """
     records = list(read_source(str(pocket.pool_folder()), Skipped()))
     named = [record for record in records if re.search(rf"\b{category}s?\b", record.caption)]
     aside = named[1::2]
     apart = {record.key for record in aside}
+    photos = [record for record in aside if "photo of" in record.caption]
+    if len(photos) < FEWEST_PHOTOS:
+        raise OptionError(f"The pool has {len(photos)} photos of a {category} to judge by. Take another example.")
     return Pool(
         records=[record for record in records if record.key not in apart],
         by_word=_regularisation(named[::2][:at_most], "word"),
-        held_out=[_picture(record) for record in aside],
+        held_out=[_picture(record) for record in photos],
     )
 
 
@@ -240,7 +249,7 @@ def _known(runs: Path, task: tuple[str, str], settings: dict[str, Any]) -> Row |
 def main() -> None:
     """Measure, print the table, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", nargs="+", default=["bulldog", "teddyBear", "siameseCat", "backpack"])
+    parser.add_argument("--examples", nargs="+", default=["bulldog", "siameseCat", "sneakers", "winchesterArmchair"])
     parser.add_argument("--steps", type=int, default=250, help="training steps; half as many without regularisation")
     parser.add_argument("--count", type=int, default=200, help="regularisation pictures at most")
     parser.add_argument("--pictures", type=int, default=100, help="pictures drawn for each prompt")
@@ -251,7 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/regularisation.json"))
     arguments = parser.parse_args()
     for name in arguments.examples:
-        pocket.example(name)  # an unknown one is an error before the work
+        split_pool(pocket.example(name).category, arguments.count)  # what cannot be judged is an error before the work
     rows = measure_all(arguments)
     rows += means(rows)
     table = Table(*rows[0])
