@@ -178,6 +178,10 @@ def test_nothing_to_index_and_no_collection_are_said(
 ) -> None:
     with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
         build([], encoder, place)
+    skipped = Skipped()
+    skipped.add("0.txt", "captions without a picture")
+    with pytest.raises(CollectionError, match="could be indexed: 1 captions without a picture, such as 0.txt"):
+        Collection.index([], encoder, place=place, skipped=skipped)
     assert not Path(place).exists()
     with pytest.raises(CollectionError, match="There is no collection in .*elsewhere. Make one with"):
         Collection.open(str(tmp_path / "elsewhere"))

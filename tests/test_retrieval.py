@@ -101,7 +101,7 @@ def test_nothing_left_is_an_error_and_leaves_what_was_there(tmp_path: Path) -> N
         ("0 1 2", RetrieveOptions(threshold=0.99, count=2), "reaches the similarity 0.99; the nearest has 0.950. Take "
          "--threshold 0.(899|900) for 2 pictures"),
         ("0", RetrieveOptions(threshold=0.99, count=2), "Lower --threshold"),
-        ("gone torn", RetrieveOptions(threshold=0), "No picture can be used: 2 pictures that cannot be read"),
+        ("gone torn", RetrieveOptions(threshold=0), "used: 2 pictures that cannot be read, such as gone"),
         ("", RetrieveOptions(threshold=0), "The collection is empty"),
     ):  # fmt: skip
         with pytest.raises(CollectionError, match=message):

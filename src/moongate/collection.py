@@ -100,7 +100,7 @@ class Collection:
         rest = iter(records)
         first = next(rest, None)
         if first is None:
-            reason = f"{skipped}, such as {skipped.names[0][0]}" if skipped.counts else "it is empty"
+            reason = skipped.with_example if skipped.counts else "it is empty"
             raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
         collection = cls._begun(place, encoder, with_pictures)
         read = 0

@@ -278,7 +278,8 @@ def _metadata_captions(folder: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else {"file_name": ""}
-            captions[str(row["file_name"])] = str(row.get("caption") or row.get("text") or "")
+            name = str(row["file_name"])
+            captions[name] = str(row.get("caption") or row.get("text") or "")
         except (ValueError, TypeError, KeyError) as error:
             raise PictureError(
                 f'Line {number} of {listing} cannot be read. Write {{"file_name": "0.png", "caption": "a dog"}}.'

@@ -175,7 +175,7 @@ def _shrunk(picture: np.ndarray, side_px: int) -> Image.Image:
 
 def _nothing(below: list[float], skipped: Skipped, enough_at: float | None, options: RetrieveOptions) -> str:
     if not below:
-        return f"No picture can be used: {skipped}." if skipped.counts else "The collection is empty."
+        return f"No picture can be used: {skipped.with_example}" if skipped.counts else "The collection is empty."
     nearest = f"No caption reaches the similarity {options.threshold}; the nearest has {max(below):.3f}"
     if enough_at is None:
         return f"{nearest}. Lower --threshold."

@@ -72,6 +72,11 @@ class Skipped:
         if len(self.names) < LISTED:
             self.names.append((name, reason))
 
+    @property
+    def with_example(self) -> str:
+        """How many for each reason, and the first of them by name, where that is all there is to say."""
+        return f"{self}, such as {self.names[0][0]}"
+
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import OptionError
+from .lessons import CHOICES
 from .terminal import progress_bar, say
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise OptionError(f"regularization-count is {self.count}; it must be at least 1.")
+        if self.choice not in CHOICES and not Path(self.choice).exists():
+            raise OptionError(
+                f"There is no picture or folder {self.choice} to regularise with. Give one, or {', '.join(CHOICES)}."
+            )
 
     def resolved(self, backbone: "Backbone") -> str:
         """Return what `auto` stands for: retrieval where there is a collection."""
