@@ -273,6 +273,28 @@ def test_a_data_set_of_the_hub_keeps_its_bytes_and_is_named_when_unreachable(
         read("someone/captions")
 
 
+def test_pictures_of_the_hub_that_are_files_were_all_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_files(tmp_path)
+    pictures = [{"path": str(files / "0.png"), "bytes": None}, {"path": None, "bytes": png(1)}]
+    pictures += [{"path": str(files / "gone.png"), "bytes": None}, None]
+
+    class Rows(list):
+        """What `datasets` streams, with as much of it as is used."""
+
+        features = types.MappingProxyType({"image": None, "text": None})
+
+    rows = Rows({"image": picture, "text": caption} for picture, caption in zip(pictures, "abcd", strict=True))
+    stand_in = types.ModuleType("datasets")
+    stand_in.load_dataset = lambda *_arguments, **_options: rows
+    stand_in.Image = type("Image", (), {})
+    stand_in.exceptions = types.SimpleNamespace(DatasetsError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    records, skipped = read("someone/captions")
+    assert [(record.caption, record.data) for record in records] == [("a", png(0)), ("b", png(1))]
+    assert records[0].picture == "hub:someone/captions#0"
+    assert skipped.counts == {"captions without a picture": 2}
+
+
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.docx").write_text("x")

@@ -344,7 +344,7 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             value = next((row[key] for key in PICTURE_KEYS if row.get(key)), None)
             place, data = f"hub:{name}#{number}", None
             if isinstance(value, dict):
-                data = value.get("bytes")
+                data = value.get("bytes") or _opened(value.get("path"))
             elif isinstance(value, str):
                 place = value
             if data is None and place.startswith("hub:"):
@@ -357,6 +357,16 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             f"There is no folder {name}, and no data set of the hub of that name can be read "
             f"({type(error).__name__}). Check the path, or the connection to the hub."
         ) from error
+
+
+def _opened(path: str | None) -> bytes | None:
+    """Return the bytes of a file of the hub, or of one inside an archive there, as data sets of pictures name them."""
+    try:
+        with library("fsspec").open(path or "", "rb") as file:
+            content: bytes = file.read()
+            return content
+    except (OSError, ValueError):
+        return None
 
 
 def _checked(caption: str, picture: str, licence: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
