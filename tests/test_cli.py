@@ -102,7 +102,9 @@ def test_ctrl_c_before_the_first_step_promises_no_state(
     assert "No step was done, nothing is kept." in capsys.readouterr().out
 
 
-def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_generated_regularisation_pictures_are_drawn_once(
+    pictures: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bear.safetensors"
     command = ["train", pictures, "--category", "bear", "--model", tiny_folder, "--out", out, "--steps", 1]
     run(*command, "--regularization-count", 2, "--device", "cpu")
@@ -112,6 +114,21 @@ def test_generated_regularisation_pictures_are_drawn_once(pictures: Path, tiny_f
     before = (folder / "0000.png").stat().st_mtime_ns
     run(*command, "--regularization-count", 2, "--device", "cpu", "--overwrite")
     assert (folder / "0000.png").stat().st_mtime_ns == before
+    assert "regularization-count is 0" in fails(capsys, *command, "--regularization-count", 0, "--overwrite")
+
+
+def test_pictures_that_another_model_drew_were_taken_for_its_own(
+    pictures: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    command = ["train", pictures, "--category", "bear", "--out", tmp_path / "bear.safetensors", "--steps", 1]
+    command += ["--regularization-count", 2, "--device", "cpu", "--overwrite"]
+    run(*command, "--model", tiny_folder)
+    picture = tmp_path / "bear.run" / "regularization" / "bear" / "0000.png"
+    before = picture.read_bytes()
+    run(*command, "--model", other_folder)
+    assert picture.read_bytes() != before
+    run(*command, "--model", other_folder, "--preset", "style")
+    assert picture.with_suffix(".txt").read_text() == "painting in the style of bear"
 
 
 @pytest.fixture
@@ -474,8 +491,23 @@ def test_retrieve_writes_captioned_pictures_that_train_takes(
     assert read_picture(out / rows[0]["file_name"]).shape == (64, 80, 3)
     assert "Retrieved 5 pictures with similarities from 1.000 to" in capsys.readouterr().out
     assert "exists already" in fails(capsys, *command)
+    (out / "0000.png").unlink()
+    run(*command, "--count", 5, "--threshold", -1, "--side", 64, "--overwrite")
+    assert (out / "0000.png").is_file()  # asked for again, it is fetched again
     at = arguments.index("--regularization") + 1
     run(*arguments[:at], out, *arguments[at + 1 :])
+
+
+def test_retrieve_refuses_before_it_replaces_or_loads(
+    captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["retrieve", "photo of a dog", "--from", tmp_path / "nowhere", "--out"]
+    assert "has no retrieval.json" in fails(capsys, *command, captioned, "--overwrite")
+    assert (captioned / "0.png").is_file()
+    assert "There is no collection in" in fails(capsys, *command, tmp_path / "reg")
+    assert "count is 0" in fails(capsys, *command, tmp_path / "reg", "--count", 0)
+    assert "no features of pictures" in fails(capsys, *command, tmp_path / "reg", "--from", "pool", "--by", "pictures")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_train_retrieves_in_passing_and_once(

@@ -107,7 +107,19 @@ def test_an_index_made_with_another_encoder_is_refused_by_name(
     assert len(collection) == 5
 
 
-def test_pictures_are_embedded_on_request_and_found_by_their_looks(tiny: Backbone, tmp_path: Path) -> None:
+def test_another_encoder_is_refused_before_the_source_is_read(encoder: Encoder, other_folder: Path, place: str) -> None:
+    build(records(5), encoder, place)
+    read: list[Record] = []
+    given = (read.append(record) or record for record in records())
+    with pytest.raises(CollectionError, match="was made with the text encoder"):
+        build(given, Encoder.of_backbone(Backbone.load(other_folder, device="cpu")), place)
+    assert len(read) == 1
+
+
+def test_pictures_are_embedded_on_request_and_found_by_their_looks(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PICTURES_AT_ONCE", 2)  # so that the memory holds no more
     clip = Encoder.load(str(make_clip(tmp_path / "clip", tiny)))
     given = []
     for number, colour in enumerate(("red", "green", "blue")):
@@ -120,6 +132,7 @@ def test_pictures_are_embedded_on_request_and_found_by_their_looks(tiny: Backbon
     assert skipped.counts["pictures that cannot be read"] == 1
     vectors = clip.pictures([np.array(Image.open(record.picture)) for record in given[:3]])
     assert keys(collection.search(vectors[1], by="pictures"))[0] == "green"
+    assert keys(collection.search(vectors[2], by="pictures"))[0] == "blue"
     assert collection.made_by_clip
 
 
@@ -165,9 +178,14 @@ def test_nothing_to_index_and_no_collection_are_said(
 ) -> None:
     with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
         build([], encoder, place)
+    skipped = Skipped()
+    skipped.add("0.txt", "captions without a picture")
+    with pytest.raises(CollectionError, match="could be indexed: 1 captions without a picture, such as 0.txt"):
+        Collection.index([], encoder, place=place, skipped=skipped)
     assert not Path(place).exists()
     with pytest.raises(CollectionError, match="There is no collection in .*elsewhere. Make one with"):
         Collection.open(str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(MissingLibrary, match=r"needs the library lancedb.*pip install 'moongate\[retrieve\]'"):
         Collection.open(place)

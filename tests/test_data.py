@@ -85,6 +85,18 @@ def test_the_centre_is_cut_out_and_never_squashed() -> None:
     assert square(wide, 20).mean() > 0.95
 
 
+def test_a_masked_thing_above_the_centre_of_a_portrait_was_cut_off() -> None:
+    portrait = np.zeros((90, 30, 3), dtype=np.uint8)
+    portrait[:20, 5:25] = 255
+    cut = square(portrait, 30, mask=portrait[..., 0])
+    assert cut[3, :20, 5:25].min() == 1  # the whole thing, in its size
+    assert torch.equal(cut[3], cut[0])  # and the mask lies on it
+    landscape = square(portrait.transpose(1, 0, 2), 30, mask=portrait[..., 0].T)
+    assert torch.equal(landscape, cut.transpose(1, 2))
+    central = np.roll(portrait, 30, axis=0)
+    assert torch.equal(square(central, 30, mask=central[..., 0])[:3], square(central, 30))
+
+
 def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
     Image.new("RGB", (200, 200), "red").save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
@@ -111,6 +123,12 @@ def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
     (pictures / "2.txt").write_text("the <bear>'s nap")
     subject = Subject.load(pictures, category="teddy bear", token="<bear>")
     assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "the <bear>'s nap")
+
+
+def test_a_caption_that_is_not_utf8_ended_in_a_traceback(pictures: Path) -> None:
+    (pictures / "1.txt").write_bytes(b"a <bear> in a caf\xe9")
+    with pytest.raises(PictureError, match=r"caption .*1.txt is not in UTF-8 .* Save it as UTF-8"):
+        Subject.load(pictures, category="bear", token="<bear>")
 
 
 def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures: Path) -> None:
@@ -192,3 +210,10 @@ def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path
     assert everything.captions == tuple(captions[:3])
     with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
         Regularisation.load(tmp_path, category="car", only_category=True)
+
+
+def test_a_broken_line_of_a_listing_ended_in_a_traceback(pictures: Path) -> None:
+    for line in ('{"file_name": ', '{"text": "a dog"}', "[1]", '"0.png"'):
+        (pictures / "metadata.jsonl").write_text(f'{{"file_name": "0.png", "text": "a bear"}}\n\n{line}\n')
+        with pytest.raises(PictureError, match=r"Line 3 of .*metadata.jsonl cannot be read. Write"):
+            Regularisation.load(pictures, category="bear")

@@ -84,6 +84,30 @@ def test_masks_are_no_pictures_and_are_read_beside_theirs(tmp_path: Path) -> Non
     assert read_mask_beside(tmp_path / "photo.jpg") is None
 
 
+def test_a_mask_that_is_no_png_or_belongs_to_no_picture_was_passed_over(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "photo[1].jpg")
+    Image.new("L", (40, 20), "white").save(tmp_path / "photo[1].mask.jpg")
+    assert read_mask_beside(tmp_path / "photo[1].jpg").min() == 255
+    Image.new("L", (40, 20), "white").save(tmp_path / "phot.mask.png")
+    with pytest.raises(PictureError, match=r"mask .*phot.mask.png has no picture of its name"):
+        find_pictures(tmp_path)
+    assert find_pictures(tmp_path, strict=False) == [tmp_path / "photo[1].jpg"]
+
+
+def test_a_mask_beside_a_heic_photo_or_a_broken_one_ended_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(tmp_path / "photo.heic")
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])  # as before the first HEIC photo
+    Image.new("L", (64, 48), "white").save(tmp_path / "photo.mask.png")
+    assert read_mask_beside(tmp_path / "photo.heic").shape == (48, 64)
+    (tmp_path / "broken.jpg").write_text("broken")
+    Image.new("L", (64, 48), "white").save(tmp_path / "broken.mask.png")
+    with pytest.raises(PictureError, match=r"broken.jpg is not a picture"):
+        read_mask_beside(tmp_path / "broken.jpg")
+
+
 def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
     Image.new("L", (20, 40), "white").save(tmp_path / "photo.mask.png")

@@ -101,7 +101,7 @@ def test_nothing_left_is_an_error_and_leaves_what_was_there(tmp_path: Path) -> N
         ("0 1 2", RetrieveOptions(threshold=0.99, count=2), "reaches the similarity 0.99; the nearest has 0.950. Take "
          "--threshold 0.(899|900) for 2 pictures"),
         ("0", RetrieveOptions(threshold=0.99, count=2), "Lower --threshold"),
-        ("gone torn", RetrieveOptions(threshold=0), "No picture can be used: 2 pictures that cannot be read"),
+        ("gone torn", RetrieveOptions(threshold=0), "used: 2 pictures that cannot be read, such as gone"),
         ("", RetrieveOptions(threshold=0), "The collection is empty"),
     ):  # fmt: skip
         with pytest.raises(CollectionError, match=message):
@@ -135,5 +135,7 @@ def test_what_was_retrieved_is_known_again(tmp_path: Path) -> None:
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(OptionError, match="count is 0"):
         RetrieveOptions(threshold=0.85, count=0)
+    with pytest.raises(OptionError, match="side_px is 0; a picture has at least 16"):
+        RetrieveOptions(threshold=0.85, side_px=0)
     with pytest.raises(OptionError, match=r"threshold is 85; a similarity is between -1 and 1, such as 0\.85"):
         RetrieveOptions(threshold=85)

@@ -93,6 +93,44 @@ def test_listings_as_json_lines_and_csv(tmp_path: Path) -> None:
     check(folder)
 
 
+def test_a_listing_that_excel_wrote_lost_all_its_pictures(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "csv")
+    rows = [f'{n}.png,"{caption}"' for n, caption in enumerate(CAPTIONS)]
+    (folder / "metadata.csv").write_text("\r\n".join(["file_name,caption", *rows, "gone.png,gone"]), "utf-8-sig")
+    check(folder)
+
+
+def test_rows_that_cannot_name_a_file_stopped_the_whole_listing(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "jsonl")
+    names = ("0.png", "x" * 5000, "a\0b.png", "..", None, 7)
+    lines = [json.dumps({"file_name": name, "text": CAPTIONS[0]}).encode() for name in names]
+    lines += [b"[1]", b'{"file_name": "1.png", "text": "caf\xe9"}']
+    (folder / "metadata.jsonl").write_bytes(b"\n".join(lines))
+    records, skipped = read(folder)
+    assert [record.caption for record in records] == [CAPTIONS[0], "caf\ufffd"]
+    expected = {"captions without a picture": 4, "rows without file_name or url": 1, "lines that are no JSON": 1}
+    assert skipped.counts == expected
+
+
+def test_pictures_in_folders_below_were_not_found(tmp_path: Path) -> None:
+    for number, caption in enumerate(CAPTIONS):
+        part = write_files(tmp_path / f"part{number}")
+        for other in {0, 1, 2} - {number}:
+            (part / f"{other}.png").unlink()
+        (part / f"{number}.txt").write_text(caption)
+    (tmp_path / "part2" / "lost.txt").write_text("a picture that is gone")
+    check(tmp_path)
+
+
+def test_a_caption_that_is_not_utf8_stopped_the_whole_folder(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    (tmp_path / "0.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "1.txt").write_bytes(b"\xef\xbb\xbfa blue cat")
+    records, skipped = read(tmp_path)
+    assert [record.caption for record in records] == ["a blue cat"]
+    assert skipped.counts == {"pictures or captions that cannot be read": 1, "pictures without a caption": 1}
+
+
 def test_webdataset_shards_are_read_where_they_lie(tmp_path: Path) -> None:
     records, _ = check(write_shard(tmp_path / "00000.tar"))
     assert [record.licence for record in records] == ["", "CC0", "CC0"]
@@ -106,6 +144,19 @@ def test_a_broken_shard_is_read_up_to_where_it_breaks_and_the_next_one_whole(tmp
     records, skipped = read(tmp_path)
     assert [record.caption for record in records] == [CAPTIONS[0], *CAPTIONS]
     assert skipped.counts["broken shards, read up to where they break"] == 2
+
+
+def test_a_shard_broken_between_its_files_ended_without_a_word(tmp_path: Path) -> None:
+    content = bytearray(write_shard(tmp_path / "0.tar").read_bytes())
+    with tarfile.open(tmp_path / "0.tar") as shard:
+        start = shard.getmember("part/2.json").offset
+    content[start : start + 512] = b"\xff" * 512
+    (tmp_path / "0.tar").write_bytes(content)
+    records, skipped = read(tmp_path)
+    assert [record.caption for record in records] == list(CAPTIONS[:2])
+    assert skipped.counts["broken shards, read up to where they break"] == 1
+    (tmp_path / "0.tar").write_bytes(content[:start])  # a shard without its empty end is not broken
+    assert not read(tmp_path)[1].counts["broken shards, read up to where they break"]
 
 
 def test_parquet_with_bytes_in_either_layout(tmp_path: Path) -> None:
@@ -124,6 +175,18 @@ def test_parquet_with_bytes_in_either_layout(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(CollectionError, match=r"other.parquet has the columns a\. A caption"):
         read(tmp_path / "other.parquet")
+    (tmp_path / "broken.parquet").unlink()
+    records, skipped = read(tmp_path)
+    assert len(records) == 6
+    assert skipped.counts["files without captions or pictures"] == 1
+
+
+def test_several_captions_of_one_picture_were_no_text(tmp_path: Path) -> None:
+    table = pa.table({"caption": [["a red dog", "a dog"], [], None], "image": [png(0), png(1), png(2)]})
+    pq.write_table(table, tmp_path / "many.parquet")
+    records, skipped = read(tmp_path / "many.parquet")
+    assert [record.caption for record in records] == ["a red dog"]
+    assert skipped.counts["pictures without a caption"] == 2
 
 
 @pytest.fixture
@@ -136,8 +199,11 @@ def server(tmp_path: Path) -> Iterator[str]:
             if self.path == "/slow.png":
                 hold.wait(20)
                 return
-            self.send_response(200 if self.path == "/0.png" else 404)
+            known = ("/0.png", "/a%20b.png", "/drip.png")
+            self.send_response(200 if self.path in known else 404)
             self.end_headers()
+            while self.path == "/drip.png" and not hold.wait(0.05):
+                self.wfile.write(b".")
             self.wfile.write(png(0))
 
         def log_message(self, *_arguments: object) -> None:
@@ -155,17 +221,32 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_addresses_are_fetched_when_needed_and_named_when_they_do_not_answer(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "TIMEOUT_S", 0.3)
     table = pa.table({"URL": [f"{server}/0.png", f"{server}/gone.png"], "TEXT": ["a dog", "a cat"]})
     pq.write_table(table, tmp_path / "laion.parquet")
     records, _ = read(tmp_path / "laion.parquet")
     assert read_bytes(records[0].picture) == png(0)
     with pytest.raises(PictureError, match=r"gone.png cannot be read \(HTTP Error 404"):
         read_bytes(records[1].picture)
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.3)
     with pytest.raises(PictureError, match=r"slow.png cannot be read \(.*timed out"):
         read_bytes(f"{server}/slow.png")
     with pytest.raises(PictureError, match="gone.jpg cannot be read"):
         read_bytes(str(tmp_path / "gone.jpg"))
+
+
+def test_an_address_with_a_space_or_none_at_all_stopped_everything(server: str) -> None:
+    assert read_bytes(f"{server}/a b.png") == png(0)
+    for address in ("http://[", "http://a:b/0.png", "http:///0.png"):
+        with pytest.raises(PictureError, match="cannot be read"):
+            read_bytes(address)
+
+
+def test_a_picture_that_arrives_byte_by_byte_held_its_reader_for_good(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SLOWEST_S", 0.2)
+    with pytest.raises(PictureError, match=r"drip.png has more than 50 MB or takes more than 0.2 s"):
+        read_bytes(f"{server}/drip.png")
 
 
 def test_too_large_an_answer_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +259,7 @@ def test_a_data_set_of_the_hub_keeps_its_bytes_and_is_named_when_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingLibrary, match=r"pip install 'moongate\[hub\]'"):
+    with pytest.raises(MissingLibrary, match=r"no folder someone/captions.*pip install 'moongate\[hub\]'"):
         read("someone/captions")
 
     def unreachable(*_arguments: object, **_options: object) -> None:
@@ -190,6 +271,28 @@ def test_a_data_set_of_the_hub_keeps_its_bytes_and_is_named_when_unreachable(
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     with pytest.raises(CollectionError, match="no folder someone/captions, and no data set of the hub"):
         read("someone/captions")
+
+
+def test_pictures_of_the_hub_that_are_files_were_all_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_files(tmp_path)
+    pictures = [{"path": str(files / "0.png"), "bytes": None}, {"path": None, "bytes": png(1)}]
+    pictures += [{"path": str(files / "gone.png"), "bytes": None}, None]
+
+    class Rows(list):
+        """What `datasets` streams, with as much of it as is used."""
+
+        features = types.MappingProxyType({"image": None, "text": None})
+
+    rows = Rows({"image": picture, "text": caption} for picture, caption in zip(pictures, "abcd", strict=True))
+    stand_in = types.ModuleType("datasets")
+    stand_in.load_dataset = lambda *_arguments, **_options: rows
+    stand_in.Image = type("Image", (), {})
+    stand_in.exceptions = types.SimpleNamespace(DatasetsError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    records, skipped = read("someone/captions")
+    assert [(record.caption, record.data) for record in records] == [("a", png(0)), ("b", png(1))]
+    assert records[0].picture == "hub:someone/captions#0"
+    assert skipped.counts == {"captions without a picture": 2}
 
 
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ The table remembers which text encoder made it. Pictures stay where they are; th
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,10 +20,14 @@ from .extras import library
 from .pictures import read_picture
 from .sources import Record, Skipped, read_bytes
 
-__all__ = ["Collection", "Hit", "nearest"]
+__all__ = ["READ_AT_ONCE", "Collection", "Hit", "nearest"]
 
 TABLE = "captions"
 ADDED_AT_ONCE = 1024
+PICTURES_AT_ONCE = 64
+"""How many are added at once where pictures are embedded too, which fill the memory."""
+READ_AT_ONCE = 16
+"""Pictures that are fetched side by side."""
 FIRST_ASKED_FOR = 1000
 VECTOR_INDEX_FROM = 100_000
 """From so many captions on a vector index is built; fewer are compared one by one, exactly, within a second."""
@@ -64,8 +70,11 @@ class Collection:
     @classmethod
     def open(cls, place: str) -> Self:
         """Open a collection: a folder or an address such as s3://bucket/path. Raises CollectionError."""
+        lancedb = library("lancedb")
         try:
-            return cls(place, library("lancedb").connect(place).open_table(TABLE))
+            if "://" not in place and not Path(place).is_dir():  # LanceDB would make it
+                raise FileNotFoundError(place)
+            return cls(place, lancedb.connect(place).open_table(TABLE))
         except (ValueError, OSError) as error:
             raise CollectionError(
                 f"There is no collection in {place}. Make one with `moongate retrieve index SOURCE --out {place}`."
@@ -88,14 +97,14 @@ class Collection:
         once. `with_pictures` embeds the pictures too, for which the encoder must be a CLIP model. Raises
         CollectionError when another encoder made it, or when nothing could be indexed.
         """
-        batches = _batches(records, ADDED_AT_ONCE)
-        first = next(batches, None)
+        rest = iter(records)
+        first = next(rest, None)
         if first is None:
-            reason = skipped if skipped.counts else "it is empty"
+            reason = skipped.with_example if skipped.counts else "it is empty"
             raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
         collection = cls._begun(place, encoder, with_pictures)
         read = 0
-        for batch in chain([first], batches):
+        for batch in _batches(chain([first], rest), PICTURES_AT_ONCE if collection.has_pictures else ADDED_AT_ONCE):
             collection._add(batch, encoder, skipped)
             read += len(batch)
             on_progress(read)
@@ -177,13 +186,12 @@ class Collection:
             del new[key]
         columns: dict[str, Any] = {}
         if self.has_pictures:
-            pictures = {}
-            for key, record in new.items():
-                try:
-                    pictures[key] = read_picture(record.data or read_bytes(record.picture), name=record.picture)
-                except PictureError as error:
-                    skipped.add(str(error), "pictures that cannot be read")
-            new = {key: record for key, record in new.items() if key in pictures}
+            with ThreadPoolExecutor(READ_AT_ONCE) as readers:
+                read = dict(zip(new, readers.map(_picture, new.values()), strict=True))
+            for error in (found for found in read.values() if isinstance(found, PictureError)):
+                skipped.add(str(error), "pictures that cannot be read")
+            pictures = {key: picture for key, picture in read.items() if not isinstance(picture, PictureError)}
+            new = {key: new[key] for key in pictures}
             if new:
                 columns["picture_vector"] = list(encoder.pictures(list(pictures.values())))
         if new:
@@ -199,6 +207,13 @@ class Collection:
             config = library("lancedb.index").IvfPq(distance_type="cosine")
             for column in ("vector", "picture_vector")[: 1 + self.has_pictures]:
                 self._table.create_index(column, config=config, replace=True)
+
+
+def _picture(record: Record) -> np.ndarray | PictureError:
+    try:
+        return read_picture(record.data or read_bytes(record.picture), name=record.picture)
+    except PictureError as error:
+        return error
 
 
 def _batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

@@ -224,10 +224,18 @@ def augment(
 
 
 def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None) -> Float[Tensor, "channels side side"]:
-    """Cut the central square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1; a mask is channel 4."""
+    """Cut a square out of a uint8 picture [h, w, 3] and resize it, as float in -1..1; a mask is channel 4.
+
+    It is the central one, or, where that misses some of what is masked in, the one that shows most of it.
+    """
+    centring = (0.5, 0.5) if mask is None else _centring(mask)
     layers = [picture] if mask is None else [picture, mask[..., None]]
     fitted = [
-        np.array(ImageOps.fit(Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS))
+        np.array(
+            ImageOps.fit(
+                Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS, centering=centring
+            )
+        )
         for layer in layers
     ]
     channels = np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2)
@@ -249,16 +257,34 @@ def photo_of(*things: str) -> str:
     return PRESETS["object"].describe(*things)
 
 
+def _centring(mask: np.ndarray) -> tuple[float, float]:
+    """Return where the square with most of the mask lies, from 0 (left, top) to 1; in the middle where that will do."""
+    found = []
+    for axis in (0, 1):
+        sums = np.concatenate([[0], (mask >= 128).sum(axis).cumsum()])
+        covered = sums[min(mask.shape) :] - sums[: -min(mask.shape)]
+        last, most = len(covered) - 1, np.flatnonzero(covered == covered.max())
+        found.append(0.5 if last // 2 in most else float(most[len(most) // 2] / last))
+    return found[0], found[1]
+
+
 def _with_article(words: str) -> str:
     return f"{'an' if re.match('[aeiouAEIOU]', words) else 'a'} {words}"
 
 
 def _metadata_captions(folder: Path) -> dict[str, str]:
-    listing = folder / "metadata.jsonl"
-    if not listing.is_file():
-        return {}
-    rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row["file_name"]: row.get("caption") or row.get("text") or "" for row in rows}
+    listing, captions = folder / "metadata.jsonl", {}
+    lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if listing.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {"file_name": ""}
+            name = str(row["file_name"])
+            captions[name] = str(row.get("caption") or row.get("text") or "")
+        except (ValueError, TypeError, KeyError) as error:
+            raise PictureError(
+                f'Line {number} of {listing} cannot be read. Write {{"file_name": "0.png", "caption": "a dog"}}.'
+            ) from error
+    return captions
 
 
 def _naming(category: str, listed: Sequence[tuple[Path, str]], folder: Path) -> list[tuple[Path, str]]:

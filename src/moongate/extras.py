@@ -7,7 +7,7 @@ from .errors import MissingLibrary
 
 __all__ = ["library"]
 
-EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "pillow_heif": "heic"}
+EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "fsspec": "hub", "pillow_heif": "heic"}
 """The extra of the package that installs each."""
 
 

@@ -3,6 +3,7 @@
 It also says when two pictures are the same one, or a picture is blurred. It knows nothing of training.
 """
 
+import glob
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from .errors import PictureError
 from .extras import library
 
 __all__ = [
+    "MIN_SIDE_PX",
     "SAME_ABOVE",
     "caption_beside",
     "find_pictures",
@@ -36,14 +38,17 @@ SHARP_ABOVE = 30.0
 SHARPNESS_SIDE_PX = 256
 """Sharpness is judged at this size, so that large photos with a little noise do not pass for sharp."""
 
+MASK = ".mask"
+"""How the name of a mask ends: photo.mask.png is that of photo.jpg."""
+
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _HEIC = (".heic", ".heif")
 
 
-def find_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool = True) -> list[Path]:
     """Return the picture files of a folder (sorted), or the files given; masks beside pictures are left out.
 
-    Raises PictureError when there are none.
+    Raises PictureError when there are none, or when a mask belongs to no picture, unless it is not `strict`.
     """
     given = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
     suffixes = {*Image.registered_extensions(), *_HEIC}
@@ -51,15 +56,20 @@ def find_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
-            if not inside:
+            if strict and not inside:
                 raise PictureError(f"The folder {path} holds no pictures. Put JPEG, PNG or WebP files there.")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
             raise PictureError(f"There is no picture or folder {path}. Check the path.")
-    found = [path for path in found if not path.stem.endswith(".mask")]
-    if not found:
+    masks = [path for path in found if path.stem.endswith(MASK)]
+    found = [path for path in found if not path.stem.endswith(MASK)]
+    masked = {path.with_suffix("") for path in found}
+    lost = [mask for mask in masks if mask.with_name(mask.stem.removesuffix(MASK)) not in masked]
+    if strict and lost:
+        raise PictureError(f"The mask {lost[0]} has no picture of its name beside it. Rename it or remove it.")
+    if strict and not found:
         raise PictureError("No pictures were given. Name a folder or files.")
     return found
 
@@ -78,13 +88,14 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> np.ndarray:
 def read_mask_beside(path: Path) -> np.ndarray | None:
     """Return the mask `photo.mask.png` of `photo.jpg` as uint8 [height, width], white where the thing is, if any.
 
+    It may have another format, such as `photo.mask.jpg`.
+
     Raises PictureError when its proportions are not the picture's, or it is black all over.
     """
-    file = path.with_name(f"{path.stem}.mask.png")
-    if not file.is_file():
+    file = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem + MASK)}.*"))), None)
+    if file is None:
         return None
-    with Image.open(path) as image:
-        width, height = ImageOps.exif_transpose(image).size
+    width, height = _upright(path, str(path)).size
     mask = _upright(file, str(file)).convert("L")
     if abs(mask.width * height - mask.height * width) > max(width, height):
         raise PictureError(
@@ -104,9 +115,12 @@ def read_alpha(path: Path) -> np.ndarray | None:
 
 
 def caption_beside(path: Path) -> str:
-    """Return the text of `photo.txt` for `photo.jpg` on one line, or nothing."""
+    """Return the text of `photo.txt` for `photo.jpg` on one line, or nothing. Raises PictureError unless in UTF-8."""
     text = path.with_suffix(".txt")
-    return " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+    try:
+        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise PictureError(f"The caption {text} is not in UTF-8 ({error.reason}). Save it as UTF-8.") from error
 
 
 def looks(picture: np.ndarray) -> np.ndarray:

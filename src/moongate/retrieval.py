@@ -16,16 +16,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .collection import Hit
+from .collection import READ_AT_ONCE, Hit
 from .errors import CollectionError, OptionError, PictureError
-from .pictures import SAME_ABOVE, looks, read_picture
+from .pictures import MIN_SIDE_PX, SAME_ABOVE, looks, read_picture
 from .sources import Record, Skipped
 
-__all__ = ["RetrieveOptions", "Retrieved", "already_in", "retrieve"]
+__all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_in", "retrieve"]
 
 MANIFEST = "retrieval.json"
-READ_AT_ONCE = 16
-"""Pictures that are fetched side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,8 @@ class RetrieveOptions:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
+        if self.side_px < MIN_SIDE_PX:
+            raise OptionError(f"side_px is {self.side_px}; a picture has at least {MIN_SIDE_PX} pixels a side.")
         if not -1 <= self.threshold <= 1:
             raise OptionError(f"threshold is {self.threshold}; a similarity is between -1 and 1, such as 0.85.")
 
@@ -175,7 +175,7 @@ def _shrunk(picture: np.ndarray, side_px: int) -> Image.Image:
 
 def _nothing(below: list[float], skipped: Skipped, enough_at: float | None, options: RetrieveOptions) -> str:
     if not below:
-        return f"No picture can be used: {skipped}." if skipped.counts else "The collection is empty."
+        return f"No picture can be used: {skipped.with_example}" if skipped.counts else "The collection is empty."
     nearest = f"No caption reaches the similarity {options.threshold}; the nearest has {max(below):.3f}"
     if enough_at is None:
         return f"{nearest}. Lower --threshold."

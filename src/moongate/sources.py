@@ -11,20 +11,23 @@ lies rather than holding it, as one line of text:
 
 import csv
 import hashlib
+import http.client
 import json
 import re
+import string
 import tarfile
-import urllib.error
+import time
+import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .errors import CollectionError, PictureError
+from .errors import CollectionError, MissingLibrary, PictureError
 from .extras import library
 from .pictures import caption_beside, find_pictures
 
@@ -36,6 +39,8 @@ PICTURE_KEYS = ("file_name", "url", "image", "jpg", "png", "webp")
 LICENCE_KEYS = ("licence", "license")
 TEXT_SUFFIXES = ("txt", "caption", "text")
 TIMEOUT_S = 10
+SLOWEST_S = 60
+"""A picture that takes longer to arrive, however steadily, is given up."""
 MAX_BYTES = 50_000_000
 ROWS_AT_ONCE = 64
 LISTED = 200
@@ -67,6 +72,11 @@ class Skipped:
         if len(self.names) < LISTED:
             self.names.append((name, reason))
 
+    @property
+    def with_example(self) -> str:
+        """How many for each reason, and the first of them by name, where that is all there is to say."""
+        return f"{self}, such as {self.names[0][0]}"
+
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
 
@@ -74,9 +84,10 @@ class Skipped:
 def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     """Yield the records of a source; what cannot be used goes into `skipped`.
 
-    A folder holds `metadata.jsonl` or `metadata.csv` (file_name or url, caption, licence), `.tar` shards, `.parquet`
-    files, or pictures with a `.txt` beside each; one such file may be given alone. Anything else is taken for the id
-    of a data set of the hub. Raises CollectionError when there is nothing of the kind.
+    A folder holds `metadata.jsonl` or `metadata.csv` (file_name or url, caption, licence), or, in it or in folders
+    below, `.tar` shards, `.parquet` files, or pictures with a `.txt` beside each; one such file may be given alone.
+    Anything else is taken for the id of a data set of the hub. Raises CollectionError when there is nothing of the
+    kind.
     """
     path = Path(source)
     if path.is_dir():
@@ -101,7 +112,7 @@ def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
 def read_bytes(picture: str) -> bytes:
     """Return the bytes of the picture that a record points to.
 
-    Raises PictureError when the file is gone or the address does not answer within ten seconds.
+    Raises PictureError when the file is gone, or the address is none or does not answer within ten seconds.
     """
     try:
         if re.match(r"https?://", picture):
@@ -113,17 +124,20 @@ def read_bytes(picture: str) -> bytes:
         if found := re.fullmatch(r"(.*\.parquet)#(.+):(\d+)", picture):
             return _parquet_row(Path(found[1]), found[2], int(found[3]))
         return Path(picture).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise PictureError(f"{picture} cannot be read ({error}).") from error
 
 
 def _fetched(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "moongate"})
+    address = urllib.parse.quote(url, safe=string.punctuation)  # listings hold spaces and letters with accents
+    request = urllib.request.Request(address, headers={"User-Agent": "moongate"})
+    content, last = bytearray(), time.monotonic() + SLOWEST_S
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        content = answer.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise PictureError(f"{url} has more than {MAX_BYTES // 10**6} MB.")
-    return content
+        while part := answer.read1(1 << 16):
+            content += part
+            if len(content) > MAX_BYTES or time.monotonic() > last:
+                raise PictureError(f"{url} has more than {MAX_BYTES // 10**6} MB or takes more than {SLOWEST_S} s.")
+    return bytes(content)
 
 
 def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
@@ -132,8 +146,16 @@ def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
             return _read_file(folder / name, skipped)
     for suffix in ("*.tar", "*.parquet"):
         if files := sorted(folder.rglob(suffix)):
-            return (record for file in files for record in _read_file(file, skipped))
+            return _read_files(files, skipped)
     return _read_beside(folder, skipped)
+
+
+def _read_files(files: Sequence[Path], skipped: Skipped) -> Iterator[Record]:
+    for file in files:
+        try:
+            yield from _read_file(file, skipped)
+        except CollectionError as error:
+            skipped.add(str(error), "files without captions or pictures")
 
 
 def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
@@ -149,43 +171,60 @@ def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
 
 
 def _read_beside(folder: Path, skipped: Skipped) -> Iterator[Record]:
-    try:
-        paths = find_pictures(folder)
-    except PictureError as error:
+    empty = True
+    for inside in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
+        paths = find_pictures(inside, strict=False)
+        empty = empty and not paths
+        captioned = {path.stem for path in paths}
+        for text in sorted(inside.glob("*.txt")):
+            if text.stem not in captioned:
+                skipped.add(str(text), "captions without a picture")
+        for path in paths:
+            try:
+                yield from _checked(caption_beside(path), str(path.absolute()), "", path.read_bytes(), skipped)
+            except (OSError, PictureError) as error:
+                skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
+    if empty:
         raise CollectionError(
             f"The folder {folder} holds no pictures, and no metadata.jsonl, metadata.csv, .tar or .parquet either."
-        ) from error
-    captioned = {path.stem for path in paths}
-    for text in sorted(folder.glob("*.txt")):
-        if text.stem not in captioned:
-            skipped.add(str(text), "captions without a picture")
-    for path in paths:
-        yield from _checked(caption_beside(path), str(path.absolute()), "", path.read_bytes(), skipped)
+        )
 
 
 def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines) if file.suffix == ".csv" else _json_lines(lines, file, skipped)
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = _csv_rows(lines, file, skipped) if file.suffix == ".csv" else _json_rows(lines, file, skipped)
         for row in rows:
-            name, caption = _first(row, PICTURE_KEYS), _first(row, CAPTION_KEYS)
-            if re.match(r"https?://", name):
-                yield from _checked(caption, name, _first(row, LICENCE_KEYS), None, skipped)
-                continue
-            path = (file.parent / name).absolute()
-            if not name or not path.is_file():
-                skipped.add(name or caption, "captions without a picture")
-                continue
-            yield from _checked(caption, str(path), _first(row, LICENCE_KEYS), path.read_bytes(), skipped)
+            name, caption, licence = (_first(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENCE_KEYS))
+            if not name:
+                skipped.add(caption or f"a row of {file}", "rows without file_name or url")
+            elif re.match(r"https?://", name):
+                yield from _checked(caption, name, licence, None, skipped)
+            else:
+                path = (file.parent / name).absolute()
+                try:
+                    content = path.read_bytes()
+                except (OSError, ValueError):  # no file, a folder, or no name that a file can have
+                    skipped.add(name, "captions without a picture")
+                    continue
+                yield from _checked(caption, str(path), licence, content, skipped)
 
 
-def _json_lines(lines: Any, file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
+def _csv_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from csv.DictReader(lines)
+    except csv.Error as error:
+        skipped.add(f"{file} ({error})", "broken listings, read up to where they break")
+
+
+def _json_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line) if line.strip() else None
+            row = json.loads(line) if line.strip() else {}
         except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
             skipped.add(f"{file}, line {number}", "lines that are no JSON")
-            continue
-        if isinstance(row, dict):
+        elif row:
             yield row
 
 
@@ -206,9 +245,18 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
                     name, parts = key, {}
                 content = shard.extractfile(member)
                 parts[suffix.lower()] = (member.offset_data, content.read() if content else b"")
+            _check_end(file, shard.offset)
     except (tarfile.TarError, OSError) as error:
         skipped.add(f"{file} ({error})", "broken shards, read up to where they break")
     yield from _shard_record(file, name, parts, skipped)
+
+
+def _check_end(file: Path, offset: int) -> None:
+    """Raise ReadError unless a shard ends at `offset`: tarfile takes a broken header for the end."""
+    with file.open("rb") as content:
+        content.seek(offset)
+        if content.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {offset}")
 
 
 def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]], skipped: Skipped) -> Iterator[Record]:
@@ -256,7 +304,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
             if not picture:
                 skipped.add(f"{file}, row {number}", "captions without a picture")
                 continue
-            yield from _checked(values["caption"] or "", picture, values["licence"] or "", data, skipped)
+            yield from _checked(_text(values["caption"]), picture, _text(values["licence"]), data, skipped)
     except (errors, OSError) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
 
@@ -281,7 +329,12 @@ def _parquet_row(file: Path, column: str, row: int) -> bytes:
 
 
 def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
-    datasets = library("datasets")
+    try:
+        datasets = library("datasets")
+    except MissingLibrary as error:
+        raise MissingLibrary(
+            f"There is no folder {name}, so that it is taken for a data set of the hub. {error}"
+        ) from error
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
         for column in PICTURE_KEYS:
@@ -291,7 +344,7 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             value = next((row[key] for key in PICTURE_KEYS if row.get(key)), None)
             place, data = f"hub:{name}#{number}", None
             if isinstance(value, dict):
-                data = value.get("bytes")
+                data = value.get("bytes") or _opened(value.get("path"))
             elif isinstance(value, str):
                 place = value
             if data is None and place.startswith("hub:"):
@@ -304,6 +357,16 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             f"There is no folder {name}, and no data set of the hub of that name can be read "
             f"({type(error).__name__}). Check the path, or the connection to the hub."
         ) from error
+
+
+def _opened(path: str | None) -> bytes | None:
+    """Return the bytes of a file of the hub, or of one inside an archive there, as data sets of pictures name them."""
+    try:
+        with library("fsspec").open(path or "", "rb") as file:
+            content: bytes = file.read()
+            return content
+    except (OSError, ValueError):
+        return None
 
 
 def _checked(caption: str, picture: str, licence: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
@@ -321,4 +384,11 @@ def _checked(caption: str, picture: str, licence: str, data: bytes | None, skipp
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     """Return the first of the keys that has a value, whatever its case, as text."""
     lower = {str(key).lower(): value for key, value in row.items()}
-    return next((str(lower[key]) for key in keys if lower.get(key)), "")
+    return next((_text(lower[key]) for key in keys if lower.get(key)), "")
+
+
+def _text(value: Any) -> str:
+    """Return a value as text, and the first one where several captions are given."""
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    return "" if value is None else str(value)

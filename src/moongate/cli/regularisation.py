@@ -1,5 +1,6 @@
 """Where regularisation pictures come from: retrieved, shipped with pocket, drawn, or the user's own."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import OptionError
+from .lessons import CHOICES
 from .terminal import progress_bar, say
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ POOL = "pool"
 """What stands for pocket's own pictures, which are few enough to be searched without an index."""
 SAID_AT_MOST = 20
 
+DRAWN_FROM = "generated.json"
+"""What tells whether pictures that were drawn earlier are of the same model and prompt."""
+
 AUTO_FOR_POCKET = POOL
 """What `auto` means for pocket (ARCHITECTURE.md, decision 38)."""
 
@@ -35,6 +40,14 @@ class Wanted:
     count: int = 200
     collection: str | None = None
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise OptionError(f"regularization-count is {self.count}; it must be at least 1.")
+        if self.choice not in CHOICES and not Path(self.choice).exists():
+            raise OptionError(
+                f"There is no picture or folder {self.choice} to regularise with. Give one, or {', '.join(CHOICES)}."
+            )
 
     def resolved(self, backbone: "Backbone") -> str:
         """Return what `auto` stands for: retrieval where there is a collection."""
@@ -72,16 +85,13 @@ def retrieve_into(
 ) -> None:
     """Write the nearest pictures of a collection, or of pocket's pool, into a folder and say what came of it.
 
-    What is there already from the same search stays. Raises CollectionError for another encoder's collection.
+    Raises CollectionError for another encoder's collection.
     """
     from .. import pocket
     from ..collection import nearest
-    from ..retrieval import already_in, retrieve
+    from ..retrieval import retrieve
     from ..sources import Skipped, read_bytes, read_source
 
-    facts = {"query": query, "collection": collection.place if collection else POOL, "encoder": encoder.name}
-    if already_in(out, facts, options):
-        return
     if collection:
         collection.check(encoder)
     vector = encoder.captions([query])[0]
@@ -92,7 +102,7 @@ def retrieve_into(
         found = retrieve(
             hits,
             collection.read if collection else lambda record: read_bytes(record.picture),
-            facts=facts,
+            facts=_facts(query, collection, encoder),
             out=out,
             options=options,
             on_progress=lambda count: progress.update(task, completed=count),
@@ -113,7 +123,7 @@ def say_skipped(console: Console, skipped: "Skipped") -> None:
 
 def _retrieve(backbone: "Backbone", query: str, folder: Path, wanted: Wanted, console: Console) -> None:
     from ..collection import Collection
-    from ..retrieval import RetrieveOptions
+    from ..retrieval import RetrieveOptions, already_in
 
     if wanted.collection is None and backbone.name != "pocket":
         raise OptionError(
@@ -124,7 +134,12 @@ def _retrieve(backbone: "Backbone", query: str, folder: Path, wanted: Wanted, co
     encoder = _encoder_of(collection, backbone)
     threshold = encoder.threshold if wanted.threshold is None else wanted.threshold
     options = RetrieveOptions(threshold=threshold, count=wanted.count, side_px=backbone.resolution_px)
-    retrieve_into(folder, query, collection, encoder, options=options, console=console)
+    if not already_in(folder, _facts(query, collection, encoder), options):
+        retrieve_into(folder, query, collection, encoder, options=options, console=console)
+
+
+def _facts(query: str, collection: "Collection | None", encoder: "Encoder") -> dict[str, str]:
+    return {"query": query, "collection": collection.place if collection else POOL, "encoder": encoder.name}
 
 
 def _encoder_of(collection: "Collection | None", backbone: "Backbone") -> "Encoder":
@@ -137,13 +152,22 @@ def _encoder_of(collection: "Collection | None", backbone: "Backbone") -> "Encod
 
 
 def _draw(backbone: "Backbone", prompt: str, folder: Path, count: int, console: Console) -> None:
-    """Draw the missing ones of `count` pictures of a prompt, with their captions, into `folder`."""
+    """Draw the missing ones of `count` pictures of a prompt, with their captions, into `folder`.
+
+    Those of another prompt or model there are removed.
+    """
     from PIL import Image
 
+    from ..concept import write_atomically
     from ..sampling import sample
 
+    drawn_from = folder / DRAWN_FROM
+    facts = json.dumps({"model": backbone.name, "fingerprint": backbone.fingerprint.short, "prompt": prompt}).encode()
+    if not drawn_from.is_file() or drawn_from.read_bytes() != facts:
+        for path in folder.glob("*.png"):
+            path.unlink()
+        write_atomically(drawn_from, facts)
     missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(console) as progress:
         task = progress.add_task(
             "Drawing regularisation pictures", total=count, completed=count - len(missing), note=""

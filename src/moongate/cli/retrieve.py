@@ -1,6 +1,6 @@
 """The commands `moongate retrieve`, `retrieve index` and `tokens suggest`, on collections of captioned pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,8 +24,8 @@ class RetrieveIndex:
     """Make captioned pictures searchable: embed their captions into a collection. Run again, it goes on."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A folder (metadata.jsonl, metadata.csv, .tar shards, .parquet files, or pictures with a .txt beside each), one
-    such file, or the id of a data set of the hub."""
+    """A folder (metadata.jsonl, metadata.csv, or, in it or below, .tar shards, .parquet files, or pictures with a .txt
+    beside each), one such file, or the id of a data set of the hub."""
     out: str
     """Folder of the collection, or an address in object storage such as s3://bucket/collection."""
     model: str = "pocket"
@@ -79,28 +79,40 @@ class Retrieve:
     """Shorter side of the pictures in pixels; larger ones are shrunk."""
     model: str | None = None
     """The model whose text encoder made the collection; by default what the collection says."""
+    encoder: str | None = None
+    """The CLIP model that made it, where that lies elsewhere by now."""
     overwrite: bool = False
-    """Replace the folder --out."""
+    """Replace the folder --out, if it came from here."""
     config: Path | None = None
     """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
         from ..collection import Collection
-        from ..retrieval import RetrieveOptions
+        from ..embedding import CLIP_THRESHOLD
+        from ..retrieval import MANIFEST, RetrieveOptions
 
         if self.out.exists() and not self.overwrite:
             raise OptionError(f"{self.out} exists already. Choose another --out, or allow --overwrite.")
+        if self.out.exists() and not (self.out / MANIFEST).is_file():
+            raise OptionError(f"{self.out} has no {MANIFEST}, so that it is not replaced. Choose another --out.")
         if not self.query.strip():
             raise OptionError('The query is empty. Say what the captions should say, such as "photo of a dog".')
+        if self.source == POOL and self.by == "pictures":
+            raise OptionError("The pool has no features of pictures. Search it by captions, or index it (--pictures).")
+        options = RetrieveOptions(
+            threshold=CLIP_THRESHOLD if self.threshold is None else self.threshold,
+            count=self.count,
+            side_px=self.side,
+            tops_up=self.top_up,
+            by=self.by,
+        )
         collection = None if self.source == POOL else Collection.open(self.source)
         made_by = collection.encoder_name if collection else "pocket"
         clip = made_by if collection and collection.made_by_clip and not self.model else None
-        encoder = _encoder(clip, self.model or made_by, self.device, self.config)
-        threshold = encoder.threshold if self.threshold is None else self.threshold
-        options = RetrieveOptions(
-            threshold=threshold, count=self.count, side_px=self.side, tops_up=self.top_up, by=self.by
-        )
+        encoder = _encoder(self.encoder or clip, self.model or made_by, self.device, self.config)
+        if self.threshold is None:
+            options = replace(options, threshold=encoder.threshold)
         retrieve_into(self.out, self.query, collection, encoder, options=options, console=console)
         say(console, f"Train against them with --regularization {self.out}.")
 

@@ -119,6 +119,7 @@ class Train:
             check_energy(self.energy)
         lessons = self._lessons()
         method = self._method(preset.method, lessons)
+        wanted = [self._wanted(lesson, method) for lesson in lessons]
         subjects = [self._subject(lesson, preset, console) for lesson in lessons]
         out = self.out or Path("-".join(lesson.file_name for lesson in lessons) + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
@@ -130,13 +131,10 @@ class Train:
         backbone = load(model, self.device, self.dtype, self.config)
         check_subjects(backbone, subjects, method, options=options, start_from=earlier)
         sets = []
-        for lesson in lessons if method.prior_weight else ():
-            wanted = self._wanted(lesson, method)
+        for lesson, each in zip(lessons, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / lesson.folder_name
             sets.append(
-                regularisation_pictures(
-                    backbone, lesson.category, wanted, preset=preset, folder=folder, console=console
-                )
+                regularisation_pictures(backbone, lesson.category, each, preset=preset, folder=folder, console=console)
             )
         prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
