@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import write_pictures
 from moongate.data import PHRASES, PRESETS, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, square
 from moongate.errors import OptionError, PictureError, TokenError
 
@@ -192,3 +193,13 @@ def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path
     assert everything.captions == tuple(captions[:3])
     with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
         Regularisation.load(tmp_path, category="car", only_category=True)
+
+
+@pytest.mark.parametrize(
+    "listing", [b"{torn", b"[1]", b'{"caption": "a dog"}', b'{"file_name": "0.png", "caption": "\xe9"}']
+)
+def test_a_broken_listing_of_captions_is_named(tmp_path: Path, listing: bytes) -> None:
+    write_pictures(tmp_path / "dogs", count=1, seed=0)
+    (tmp_path / "dogs" / "metadata.jsonl").write_bytes(listing)
+    with pytest.raises(PictureError, match=r"metadata.jsonl cannot be read .*file_name and caption"):
+        Regularisation.load(tmp_path / "dogs", category="dog")

@@ -257,8 +257,14 @@ def _metadata_captions(folder: Path) -> dict[str, str]:
     listing = folder / "metadata.jsonl"
     if not listing.is_file():
         return {}
-    rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row["file_name"]: row.get("caption") or row.get("text") or "" for row in rows}
+    try:
+        rows = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {row["file_name"]: row.get("caption") or row.get("text") or "" for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PictureError(
+            f"{listing} cannot be read ({type(error).__name__}: {error}). Each line must be an object in JSON with "
+            "file_name and caption."
+        ) from error
 
 
 def _naming(category: str, listed: Sequence[tuple[Path, str]], folder: Path) -> list[tuple[Path, str]]:

@@ -104,9 +104,12 @@ def read_alpha(path: Path) -> np.ndarray | None:
 
 
 def caption_beside(path: Path) -> str:
-    """Return the text of `photo.txt` for `photo.jpg` on one line, or nothing."""
+    """Return the text of `photo.txt` for `photo.jpg` on one line, or nothing. Raises PictureError for no UTF-8."""
     text = path.with_suffix(".txt")
-    return " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+    try:
+        return " ".join(text.read_text(encoding="utf-8").split()) if text.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise PictureError(f"The caption {text} is no text in UTF-8 ({error.reason}). Save it so.") from error
 
 
 def looks(picture: np.ndarray) -> np.ndarray:
