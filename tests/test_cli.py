@@ -1,4 +1,5 @@
 import _thread
+import errno
 import json
 import re
 import shutil
@@ -399,6 +400,8 @@ def test_concepts_loaded_together_are_merged_added_or_refused(
     pictures = [next((tmp_path / name).glob("a-*.png")) for name in ("merged", "added")]
     assert len({Image.open(path).tobytes() for path in pictures}) == 2
     assert "--together refuse" in fails(capsys, *command, "--together", "refuse", "--out", tmp_path / "no")
+    spoilt = ["generate", "a dog", "--concept", f"{concept}:nan", "--out", tmp_path / "no"]
+    assert "bear.safetensors is nan. Give a number" in fails(capsys, *spoilt)
 
 
 def test_every_command_works_on_every_family(
@@ -678,3 +681,33 @@ def test_analyze_writes_tables_and_pages(
     run("analyze", "attention", "--model", tiny_folder, "--prompt", "a dog", "--steps", 1, "--out", out)
     assert "neither a concept file nor a --prompt" in fails(capsys, "analyze", "attention")
     assert "no concept file to find the spectrum of" in fails(capsys, "analyze", "spectrum")
+
+
+def test_text_files_in_another_encoding_are_named(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes("a café".encode("latin-1"))
+    told = "text.txt is no text in UTF-8"
+    assert told in fails(capsys, "merge", concept, "--captions", text, "--out", tmp_path / "out.safetensors")
+    assert told in fails(capsys, "generate", "--prompts-file", text, "--concept", concept)
+
+
+def test_a_full_disk_while_drawing_is_told_without_a_traceback(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a-dog-0.png"))
+
+    monkeypatch.setattr("moongate.cli.generate._save_png", full)
+    command = ["generate", "a dog", "--model", tiny_folder, "--count", 1, "--steps", 1, "--out", tmp_path / "drawn"]
+    message = fails(capsys, *command)
+    assert "a-dog-0.png: No space left on device. Free some space" in message
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_merge(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    assert "is a file" in fails(capsys, "merge", concept, "--out", out, "--report", concept)
+    assert not out.exists()

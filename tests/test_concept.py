@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import all_weights, assert_same
@@ -202,3 +203,58 @@ def test_files_that_are_no_concepts_are_refused_each_with_its_reason(make_concep
     }.items():
         with pytest.raises(ConceptFileError, match=message):
             Concept.load(tmp_path / name)
+
+
+def test_renaming_reaches_a_token_before_a_comma(make_concept: MakeConcept) -> None:
+    concept = make_concept("<new1>")
+    prompts = ("a <new1>, which is a bear", "<new1>'s bear and <new11>")
+    concept = dataclasses.replace(concept, subjects=(dataclasses.replace(concept.subjects[0], prompts=prompts),))
+    renamed = concept.renamed({"<new1>": "<bear>"})
+    assert renamed.subjects[0].prompts == ("a <bear>, which is a bear", "<bear>'s bear and <new11>")
+    assert renamed.subjects[0].words == "<bear> bear"
+    assert renamed.renamed({}) is renamed
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("version", None),
+        ("version", "one"),
+        ("concept", None),
+        ("concept", "{torn"),
+        ("concept", "[]"),
+        ("concept", "{}"),
+    ],
+)
+def test_a_header_that_is_broken_is_named(
+    make_concept: MakeConcept, tmp_path: Path, entry: str, value: str | None
+) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = {**file.metadata(), entry: value}
+    save_file(load_file(path), path, metadata={key: text for key, text in header.items() if text is not None})
+    with pytest.raises(ConceptFileError, match=r"bear.safetensors lacks a part that its header promises.*again"):
+        Concept.load(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_before_they_spoil_pictures(
+    make_concept: MakeConcept, tmp_path: Path, value: float
+) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0] = value
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(ConceptFileError, match=r"bear.safetensors holds numbers that are not finite.*Train"):
+        Concept.load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        OptionError, match=r"file/bear.safetensors could not be written \((File exists|Not a dir).*place"
+    ):
+        make_concept().save(tmp_path / "file" / "bear.safetensors")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -101,3 +101,9 @@ def test_words_and_file_names() -> None:
     assert (BEAR.words, BEAR.file_name) == ("<bear> teddy bear", "bear")
     plain = Lesson(pictures=(), category="teddy bear")
     assert (plain.words, plain.file_name) == ("teddy bear", "teddy-bear")
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "concepts.yaml").write_bytes("- pictures: café".encode("latin-1"))
+    with pytest.raises(OptionError, match=r"concepts.yaml cannot be read: .*utf-8"):
+        lessons_from_file(tmp_path / "concepts.yaml")

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scipy.linalg
 import torch
 
 from moongate.backbone import Backbone
@@ -255,3 +256,84 @@ def test_the_report_is_written_as_json_and_as_one_page(tiny: Backbone, pair: Seq
     assert "src=" not in page
     assert "http" not in page
     assert (tmp_path / "report" / "report.json").read_text().startswith("{")
+
+
+def test_of_all_changes_that_keep_the_words_it_moves_neutral_captions_least(
+    tiny: Backbone, pair: Sequence[Concept]
+) -> None:
+    """Stationarity, with rows and places found by hand: words and end of "photo of a <one> bear"."""
+    merged = merge(tiny, pair, options=MergeOptions(contexts=1)).concept
+    with tiny.tokens(merged.tokens), torch.no_grad():
+        captions = ["photo of a <one> bear", "photo of a <two> cat"]
+        rows = tiny.encode_text(captions).features[:, 4:7].double()
+    gram = regularisation_gram(tiny, neutral_captions())
+    cost = gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))
+    free = torch.from_numpy(scipy.linalg.null_space(rows.flatten(0, 1).numpy()))
+    for name, change in merged.deltas.items():
+        found = change.full().double()
+        for concept, own in zip(pair, rows, strict=True):
+            wanted = own @ concept.deltas[name].full().double().T
+            assert (own @ found.T - wanted).norm() <= 1e-4 * wanted.norm()
+        gradient = found @ cost
+        assert (gradient @ free).norm() <= 1e-2 * gradient.norm()
+
+
+@pytest.mark.parametrize(
+    ("token", "caption", "context"),
+    [
+        ("<one>", "a red <one> bear", "a red {}"),
+        ("<one>", "photo of a {red} <one> bear", CONTEXTS[0]),
+        ("<one>", "a <one> bear and a <one> bear", CONTEXTS[0]),
+        ("<one>", "a <one> bear and a <two> cat", CONTEXTS[0]),
+        ("<one>", "far " * 16 + "<one> bear", CONTEXTS[0]),
+        (None, "a bearskin on the beach", CONTEXTS[0]),
+    ],
+)
+def test_a_caption_that_cannot_be_a_context_does_not_stop_a_merge(
+    tiny: Backbone, token: str | None, caption: str, context: str
+) -> None:
+    concept = invented(tiny, (token, "bear"))
+    taught = SubjectRecord(category="bear", token=token, prompts=(caption,))
+    merged = merge(tiny, [replace(concept, subjects=(taught,))], options=MergeOptions(contexts=1))
+    assert merged.concept.record["contexts"] == [[context]]
+
+
+def test_the_word_within_anothers_words_is_not_its_own(tiny: Backbone) -> None:
+    """A bear without a token beside <one> bear: it was predicted to be lost, by what the other's word had become."""
+    plain = invented(tiny, (None, "bear"), seed=1)
+    merged = merge(tiny, [plain, invented(tiny, ("<one>", "bear"), seed=2)], options=MergeOptions(contexts=1))
+    captions = ["photo of a bear and a <one> bear", "photo of a <one> bear and a bear"]
+    with tiny.tokens(merged.concept.tokens), torch.no_grad():
+        bear = tiny.tokenizer("bear").input_ids[1]
+        ids, features = tiny.token_ids(captions), tiny.encode_text(captions).features.double()
+    places = [(row == bear).nonzero().flatten() for row in ids]
+    rows = torch.stack([features[0, places[0][0]], features[1, places[1][1]]])
+    own = torch.cat([rows @ change.full().double().T for change in plain.deltas.values()], 1)
+    now = torch.cat([rows @ merged.concept.deltas[name].full().double().T for name in plain.deltas], 1)
+    expected = float((now - own).norm() / own.norm())
+    assert merged.report.subjects[0].joint_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_subject_named_in_anothers_context_can_be_taken_out_again(tiny: Backbone) -> None:
+    """The captions' ends were no constraints while "cat" was in the merge, and came back with its values in them."""
+    taught = SubjectRecord(category="bear", token="<one>", prompts=("a <one> bear in a cat",))
+    bear = replace(invented(tiny, ("<one>", "bear"), seed=1), subjects=(taught,))
+    once = merge(tiny, [bear], options=MergeOptions(contexts=1)).concept
+    both = merge(tiny, [once, invented(tiny, (None, "cat"), seed=2)], options=MergeOptions(contexts=1)).concept
+    assert_alike(merge(tiny, [both], options=MergeOptions(without=("cat",))).concept, once, tolerance=1e-3)
+
+
+def test_a_concept_of_tokens_alone_is_refused_with_what_to_do(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    with pytest.raises(OptionError, match=r"'<two> cat' changes no weights.*--together add"):
+        merge(tiny, [pair[0], replace(pair[1], deltas={})])
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_does_not_stop_a_merge(tiny: Backbone, tmp_path: Path) -> None:
+    captions = ["photo of a dog", "a red chair"]
+    expected = regularisation_gram(tiny, captions, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    torch.testing.assert_close(regularisation_gram(tiny, captions, cache=tmp_path / "cache"), expected)
+    assert file.read_bytes() == whole
+    torch.testing.assert_close(regularisation_gram(tiny, captions, cache=file / "below"), expected)

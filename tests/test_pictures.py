@@ -9,6 +9,7 @@ from moongate import pocket
 from moongate.errors import MissingLibrary, PictureError
 from moongate.pictures import (
     SAME_ABOVE,
+    caption_beside,
     find_pictures,
     looks,
     read_alpha,
@@ -149,3 +150,9 @@ def test_blurred_pictures_are_pointed_out_and_sharp_ones_are_not() -> None:
     names = [f"{index}.webp" for index in range(len(pictures))]
     assert remarks(pictures, names) == []
     assert sum("is blurred" in remark for remark in remarks(blurred, names)) == len(pictures)
+
+
+def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(PictureError, match=r"0.txt is no text in UTF-8"):
+        caption_beside(tmp_path / "0.png")

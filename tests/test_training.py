@@ -436,3 +436,15 @@ def test_held_out_pictures_are_recorded(
     concept = taught(tiny, replace(make_subject(), held_out=("9.jpg",)), prior, run_folder=tmp_path)
     assert concept.record["held_out"] == ["9.jpg"]
     assert json.loads((tmp_path / "config.json").read_text())["subjects"][0]["held_out"] == ["9.jpg"]
+
+
+def test_a_line_of_the_log_that_a_full_disk_cut_short_does_not_stop_a_resumed_run(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    taught(tiny, make_subject(), prior, run_folder=tmp_path, steps=2)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"index": 3, "lo')
+    resumed = taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, steps=4)
+    assert resumed.hash == taught(tiny, make_subject(), prior, steps=4).hash
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in log] == [1, 2, 3, 4]

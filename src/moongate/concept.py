@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ __all__ = [
     "Dense",
     "LowRank",
     "SubjectRecord",
+    "check_finite",
     "check_writable",
     "listed",
     "mismatches",
@@ -160,17 +162,20 @@ class Concept:
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
                 "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
-        if int(header["version"]) > FORMAT_VERSION:
-            raise ConceptFileError(
-                f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
-                "Upgrade Moongate."
-            )
-        provenance = json.loads(header["concept"])
+        check_finite(tensors, path)
         try:
+            if int(header["version"]) > FORMAT_VERSION:
+                raise ConceptFileError(
+                    f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
+                    "Upgrade Moongate."
+                )
+            provenance = json.loads(header["concept"])
             tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
             return cls(tokens=tokens, deltas=_deltas(tensors), **read_provenance(provenance))
-        except (KeyError, TypeError, TokenError) as error:
-            raise ConceptFileError(f"{path} lacks a part that its header promises: {error}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConceptFileError(
+                f"{path} lacks a part that its header promises: {error}. Copy or download it again."
+            ) from error
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the concept into one safetensors file, whole or not at all.
@@ -242,8 +247,12 @@ class Concept:
                 f"The concept has no token {unknown[0]!r} to rename. It has: {', '.join(self.tokens) or 'none'}."
             )
 
+        if not tokens:
+            return self
+        old = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+
         def rename(text: str) -> str:
-            return " ".join(tokens.get(word, word) for word in text.split(" "))
+            return re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda found: tokens[found[0]], text)
 
         subjects = tuple(
             SubjectRecord(
@@ -315,20 +324,31 @@ def listed(items: Sequence[str], *, at_most: int = 8) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name and rename it, so that an earlier file survives a failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise OptionError(
             f"{path} could not be written ({error.strerror or error}); an earlier file of that name is untouched. "
             "Free some space or choose another place."
         ) from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ConceptFileError when a tensor read from `path` holds a number that is not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ConceptFileError(
+                f"{name!r} in {path} holds numbers that are not finite, which would spoil every picture. Train the "
+                "concept again."
+            )
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

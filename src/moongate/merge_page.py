@@ -77,8 +77,8 @@ def verdict(report: MergeReport) -> list[str]:
     lines += [f"Two concepts use the token {old}; the later one's is now {new}." for old, new in report.renamed]
     if not report.feasible:
         lines.append(
-            "The constraints contradict one another; what is written is the least squares compromise. The conflicts "
-            "below say which subjects are concerned."
+            "The constraints contradict one another; what is written is the least squares compromise, which remains "
+            "when one of the subjects is taken out again. The conflicts below say which are concerned."
         )
     if report.predicted_to_lose:
         lines.append(f"{report.predicted_to_lose} is likely to be lost: more than half of what it learnt is gone.")

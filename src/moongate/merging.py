@@ -222,11 +222,13 @@ def _check_mergeable(backbone: Backbone, concept: Concept) -> None:
     if other:
         raise OptionError(
             f"The concept of {concept.subjects[0].words!r} also changes {other[0]!r}, which reads no text; only keys "
-            "and values can be merged in closed form. Train it with --method custom-diffusion, or train jointly."
+            "and values can be merged in closed form. Train it with --method custom-diffusion, train jointly, or add "
+            "the changes up (`moongate generate --together add`)."
         )
     if not concept.deltas:
         raise OptionError(
-            f"The concept of {concept.subjects[0].words!r} changes no weights, so that there is nothing to merge."
+            f"The concept of {concept.subjects[0].words!r} changes no weights, so that there is nothing to merge. "
+            "Leave it out, and give it to `moongate generate --together add` beside the merge."
         )
 
 
@@ -272,14 +274,22 @@ def _parts(backbone: Backbone, concepts: Sequence[Concept], options: MergeOption
     room = int((CAPACITY_SHARE * width - taken) // each) if each else 0
     count = options.contexts or max(1, min(len(CONTEXTS), room))
     return [
-        _Part(subject=subject, concept=concept, contexts=tuple(old or _contexts(subject)[:count]))
+        _Part(subject=subject, concept=concept, contexts=tuple(old or _contexts(backbone, subject)[:count]))
         for subject, concept, old in listed
     ]
 
 
-def _contexts(subject: SubjectRecord) -> list[str]:
-    """Return the contexts of a subject: the first it was taught with, the usual ones, the others it was taught with."""
-    own = [prompt.replace(subject.words, "{}") for prompt in subject.prompts if subject.words in prompt]
+def _contexts(backbone: Backbone, subject: SubjectRecord) -> list[str]:
+    """Return the contexts of a subject: the first it was taught with, the usual ones, the others it was taught with.
+
+    Of the captions it was taught with those count that name it once, name no other token, and are read to their end.
+    """
+    own = []
+    for prompt in subject.prompts:
+        around = re.split(rf"(?<!\w){re.escape(subject.words)}(?!\w)", prompt)
+        fits = len(backbone.tokenizer.tokenize(prompt)) + 2 <= backbone.tokenizer.model_max_length  # with start and end
+        if len(around) == 2 and fits and not re.search("[<>{}]", "".join(around)):
+            own.append("{}".join(around))
     return list(dict.fromkeys([*own[:1], *CONTEXTS, *own[1:]]))
 
 
@@ -307,24 +317,28 @@ class _Problem:
         self.layers = sorted({name for part in parts for name in part.concept.deltas})
 
     def _rows(self, part: _Part, contexts: Sequence[str]) -> Float[Tensor, "rows width"]:
-        return self._words_of(part, [_filled(context, part.subject.words) for context in contexts])
+        """Return the features of the subject's words and of the caption's end in each context."""
+        return self._words_of(part, [_filled(context, part.subject.words) for context in contexts], with_end=True)
 
-    def _words_of(self, part: _Part, captions: Sequence[str]) -> Float[Tensor, "rows width"]:
-        """Return the features of the subject's words in captions and, where no other subject is in one, of its end."""
-        wanted = self.backbone.tokenizer(part.subject.words).input_ids[1:-1]
-        strangers = [other.subject.words for other in self.parts if other is not part]
+    def _words_of(self, part: _Part, captions: Sequence[str], *, with_end: bool) -> Float[Tensor, "rows width"]:
+        """Return the features of the subject's words in captions, less those that are part of another's longer words.
+
+        `with_end` adds the end of each caption, which speaks of all that is in it.
+        """
+        words = [self.backbone.tokenizer(each.subject.words).input_ids[1:-1] for each in (part, *self.parts)]
+        longer = [other for other in words if len(other) > len(words[0])]
         found = []
         read = [each for batch in encoded(self.backbone, captions) for each in zip(*batch, strict=True)]
         for caption, (features, ids, end) in zip(captions, read, strict=True):
-            starts = [at for at in range(1, int(end)) if ids[at : at + len(wanted)].tolist() == wanted]
-            if not starts:
+            until = ids[: int(end)].tolist()
+            others = {place for other in longer for place in _places(until, other)}
+            places = [place for place in _places(until, words[0]) if place not in others]
+            if not places:
                 raise TokenError(
                     f"{part.subject.words!r} is not found in {caption!r} once that is cut to the {len(ids)} tokens "
                     "the model reads. Shorten the caption."
                 )
-            places = [at + offset for at in starts for offset in range(len(wanted))]
-            alone = not any(words in caption for words in strangers)
-            found.append(features[[*places, int(end)] if alone else places])
+            found.append(features[[*places, int(end)] if with_end else places])
         return torch.cat(found)
 
     @cached_property
@@ -373,7 +387,8 @@ class _Problem:
         part, rows = self.parts[index], self.rows[index]
         others = [self.parts[(index + step) % len(self.parts)] for step in range(1, len(self.parts))][:PARTNERS]
         pairs = [pair for other in others for pair in permutations((part.subject.words, other.subject.words))]
-        joint = self._words_of(part, [_filled(JOINT_CONTEXT, *pair) for pair in pairs]) if pairs else None
+        beside = [_filled(JOINT_CONTEXT, *pair) for pair in pairs]
+        joint = self._words_of(part, beside, with_end=False) if pairs else None
         alone = sum(float(part.values(name, probe).square().sum()) for name in part.concept.deltas)
         return SubjectFit(
             words=part.subject.words,
@@ -394,8 +409,9 @@ class _Problem:
         for i, j in combinations(range(len(self.parts)), 2):
             own, others = (slice(starts[k], starts[k + 1]) for k in (i, j))
             alike = self.form.cosines[own, others]
-            a, b = values[own, None], values[None, others]
-            difference = (a - b).norm(dim=-1) / torch.maximum(a.norm(dim=-1), b.norm(dim=-1)).clamp(min=1e-30)
+            a, b = values[own], values[others]
+            apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+            difference = apart / torch.maximum(a.norm(dim=1)[:, None], b.norm(dim=1)).clamp(min=1e-30)
             worst = int(torch.where(alike >= CONFLICT_COSINE, difference, -1.0).argmax())
             if alike.flatten()[worst] >= CONFLICT_COSINE and difference.flatten()[worst] > INFEASIBLE:
                 first, second = self.parts[i].subject, self.parts[j].subject
@@ -406,6 +422,12 @@ class _Problem:
                     difference=float(difference.flatten()[worst]),
                     advice=_advice(first, second),
                 )
+
+
+def _places(ids: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Return the places of all that belongs to an occurrence of `wanted` in `ids`."""
+    starts = [at for at in range(len(ids)) if list(ids[at : at + len(wanted)]) == list(wanted)]
+    return [at + offset for at in starts for offset in range(len(wanted))]
 
 
 def _error(part: _Part, deltas: Mapping[str, LowRank], rows: Float[Tensor, "n width"]) -> float:

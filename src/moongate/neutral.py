@@ -1,16 +1,19 @@
 """What a merge must not change: the features of neutral captions, and their Gram matrix (paper, Sec. 3.3, C_reg)."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .backbone import Backbone
 from .concept import write_atomically
+from .errors import OptionError
 
 __all__ = ["HELD_OUT_EVERY", "encoded", "neutral_captions", "regularisation_gram"]
 
@@ -51,7 +54,8 @@ def regularisation_gram(
     used = [caption for number, caption in enumerate(captions) if number % HELD_OUT_EVERY]
     path = cache and cache / f"gram-{_digest(backbone, used)}.safetensors"
     if path and path.is_file():
-        return load_file(path)["gram"]
+        with contextlib.suppress(SafetensorError, KeyError):  # a damaged one is made again
+            return load_file(path)["gram"]
     weighted = [(used, 1.0), ([""], EMPTY_PROMPT_SHARE * len(used))]
     gram: Tensor = torch.zeros(())
     for some, weight in weighted:
@@ -62,7 +66,8 @@ def regularisation_gram(
             rows = (features * weights.sqrt()[..., None]).flatten(0, 1)
             gram = gram + rows.T @ rows
     if path:
-        write_atomically(path, save({"gram": gram}))
+        with contextlib.suppress(OptionError):  # where nothing can be kept, the next merge takes a little longer
+            write_atomically(path, save({"gram": gram}))
     return gram
 
 

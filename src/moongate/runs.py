@@ -56,7 +56,7 @@ class Run:
             return None
         state = torch.load(self.folder / STATE, weights_only=True, map_location="cpu")
         lines = (self.folder / LOG).read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["index"] <= state["step"]]
+        kept = lines[: state["step"]]  # one for each step; what follows may be torn
         write_atomically(self.folder / LOG, "".join(f"{line}\n" for line in kept).encode())
         return state
 

@@ -110,6 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MoongateError as error:
         say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = "Free some space, or choose a place that can be read and written."
+        say(Console(stderr=True), f"error: {place}{error.strerror or error}. {remedy}", style="red")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

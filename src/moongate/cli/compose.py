@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
-from .terminal import open_concepts, say, size_of
+from .terminal import lines_of, open_concepts, say, size_of
 
 __all__ = ["Compress", "Merge", "gram_cache"]
 
@@ -49,9 +49,9 @@ class Merge:
         from ..merging import MergeOptions, merge
 
         check_writable(self.out, overwrite=self.overwrite)
-        if self.captions and not self.captions.is_file():
-            raise OptionError(f"There is no file of captions {self.captions}. Check the path.")
-        lines = self.captions.read_text(encoding="utf-8").splitlines() if self.captions else []
+        if self.report and self.report.is_file():
+            raise OptionError(f"{self.report} is a file. Give a folder to write the report into.")
+        lines = lines_of(self.captions, "captions") if self.captions else []
         options = MergeOptions(captions=tuple(lines), contexts=self.contexts, without=self.without, cache=gram_cache())
         if not self.files:
             raise OptionError("There is no concept to merge. Name one file or several.")

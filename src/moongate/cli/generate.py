@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .compose import gram_cache
-from .terminal import open_concepts, progress_bar, say
+from .terminal import lines_of, open_concepts, progress_bar, say
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -95,10 +96,7 @@ class Generate:
     def _all_prompts(self) -> list[str]:
         prompts = list(self.prompts)
         if self.prompts_file:
-            if not self.prompts_file.is_file():
-                raise OptionError(f"There is no file of prompts {self.prompts_file}. Check the path.")
-            lines = self.prompts_file.read_text(encoding="utf-8").splitlines()
-            prompts += [line.strip() for line in lines if line.strip()]
+            prompts += lines_of(self.prompts_file, "prompts")
         if not prompts:
             raise OptionError("There is no prompt. Give one in quotation marks, or a file with --prompts-file.")
         return prompts
@@ -169,9 +167,12 @@ def _split_strength(text: str) -> tuple[Path, float]:
     if not colon or Path(text).exists():
         return Path(text), 1.0
     try:
-        return Path(path), float(number)
+        strength = float(number)
     except ValueError:
         return Path(text), 1.0
+    if not math.isfinite(strength):
+        raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
+    return Path(path), strength
 
 
 def _save_png(drawn: "Sample", path: Path, record: dict[str, object]) -> None:

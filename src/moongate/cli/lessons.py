@@ -116,10 +116,10 @@ def lessons_from_file(path: Path) -> list[Lesson]:
     """
     if not path.is_file():
         raise OptionError(f"There is no file of concepts {path}. Check the path.")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         entries = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
     if not isinstance(entries, list) or not entries:
         raise OptionError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..concept import Concept
     from ..training import Step
 
-__all__ = ["load", "open_concepts", "progress_bar", "readable", "say", "size_of", "training_bar"]
+__all__ = ["lines_of", "load", "open_concepts", "progress_bar", "readable", "say", "size_of", "training_bar"]
 
 
 def load(model: str, device: str | None, dtype: str, config: Path | None) -> "Backbone":
@@ -51,6 +51,17 @@ def open_concepts(
         for note in each.notes:
             say(console, f"{file}: {note}")
     return backbone, [each.concept for each in imported]
+
+
+def lines_of(file: Path, what: str) -> list[str]:
+    """Return the lines of a text file that hold something. Raises OptionError when it is missing or no UTF-8."""
+    if not file.is_file():
+        raise OptionError(f"There is no file of {what} {file}. Check the path.")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}). Save it so.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def size_of(file: Path) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone, Fingerprint
-from ..concept import Concept, Dense, LowRank, SubjectRecord, listed, mismatches, read_provenance
+from ..concept import Concept, Dense, LowRank, SubjectRecord, check_finite, listed, mismatches, read_provenance
 from ..errors import BaseMismatchError, ConceptFileError, OptionError
 from .content import open_content
 from .format import Format, Parts
@@ -71,6 +71,8 @@ class Found:
             )
         fields = self._provenance(base)
         rows = {token: torch.cat(row) for token, row in parts.tokens.items()}
+        tensors = {f"{name}.{kind}": part for name, each in changes.items() for kind, part in each.tensors().items()}
+        check_finite({**tensors, **rows}, self.path)
         concept = Concept(**{**fields, "deltas": changes, "tokens": rows})
         concept = _named(concept, tokens, categories)
         if base is not None:
