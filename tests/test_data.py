@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import write_pictures
 from moongate.data import PHRASES, PRESETS, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, square
 from moongate.errors import OptionError, PictureError, TokenError
 

@@ -154,5 +154,5 @@ def test_blurred_pictures_are_pointed_out_and_sharp_ones_are_not() -> None:
 
 def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(PictureError, match=r"0.txt is no text in UTF-8"):
+    with pytest.raises(PictureError, match=r"0.txt is not in UTF-8"):
         caption_beside(tmp_path / "0.png")
