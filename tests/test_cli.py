@@ -513,6 +513,21 @@ def test_retrieve_refuses_before_it_replaces_or_loads(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.usefixtures("clip")
+def test_a_collection_was_lost_with_the_folder_of_its_clip_model(
+    captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, moved = tmp_path / "collection", tmp_path / "moved"
+    monkeypatch.chdir(tmp_path)
+    run("retrieve", "index", captioned, "--encoder", "clip", "--out", place, "--device", "cpu")
+    command = ["retrieve", "photo of a dog", "--from", place, "--threshold", -1, "--count", 1, "--device", "cpu"]
+    monkeypatch.chdir(captioned)
+    run(*command, "--out", tmp_path / "here")
+    (tmp_path / "clip").rename(moved)
+    assert f"made with {tmp_path / 'clip'}; say where" in fails(capsys, *command, "--out", tmp_path / "gone")
+    run(*command, "--out", tmp_path / "there", "--encoder", moved)
+
+
 def test_train_retrieves_in_passing_and_once(
     collection: Path, arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

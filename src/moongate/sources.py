@@ -74,7 +74,7 @@ class Skipped:
 
     @property
     def with_example(self) -> str:
-        """How many for each reason, and the first of them by name, where that is all there is to say."""
+        """How many were skipped for each reason, and the first one by name."""
         return f"{self}, such as {self.names[0][0]}"
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import OptionError
+from ..errors import BackboneError, OptionError
 from .regularisation import POOL, retrieve_into, say_skipped
 from .terminal import load, progress_bar, say
 
@@ -110,7 +110,11 @@ class Retrieve:
         collection = None if self.source == POOL else Collection.open(self.source)
         made_by = collection.encoder_name if collection else "pocket"
         clip = made_by if collection and collection.made_by_clip and not self.model else None
-        encoder = _encoder(self.encoder or clip, self.model or made_by, self.device, self.config)
+        try:
+            encoder = _encoder(self.encoder or clip, self.model or made_by, self.device, self.config)
+        except BackboneError as error:
+            remedy = f"{self.source} was made with {made_by}; say where that is with --encoder (CLIP) or --model."
+            raise BackboneError(f"{error} {remedy}") from error
         if self.threshold is None:
             options = replace(options, threshold=encoder.threshold)
         retrieve_into(self.out, self.query, collection, encoder, options=options, console=console)
@@ -158,6 +162,7 @@ def _encoder(clip: str | None, model: str, device: str | None, config: Path | No
     from ..embedding import Encoder
 
     if clip:
-        return Encoder.load(clip, device=device or "cpu")
+        place = str(Path(clip).absolute()) if Path(clip).is_dir() else clip  # found again from any folder
+        return Encoder.load(place, device=device or "cpu")
     backbone: Backbone = load(model, device, "float32", config)
     return Encoder.of_backbone(backbone)
