@@ -595,3 +595,11 @@ def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
     assert written, "docs/formats.md has lost its marks"
     assert written[0] == interop.table(), "run `python -m moongate.interop` in the root of the repository"
     assert all(re.search(rf"^\| `{name}` \|", page, re.MULTILINE) for name in FORMATS)
+
+
+@pytest.mark.parametrize("name", ["junk.bin", "junk.safetensors"])
+def test_a_few_stray_bytes_are_no_concept_rather_than_a_traceback(tmp_path: Path, name: str) -> None:
+    """PyTorch takes "j" for the beginning of a number, and what is called .safetensors for that."""
+    (tmp_path / name).write_bytes(b"junk")
+    with pytest.raises(ConceptFileError, match=f"{name} is neither a safetensors file nor a whole pickle"):
+        interop.look(tmp_path / name)

@@ -7,6 +7,7 @@ builds tensors and plain containers and refuses everything else.
 import io
 import json
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ __all__ = ["Content", "flat_tensors", "open_content", "read_json", "to_pickle"]
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Of the files that are looked at in a folder; of two with one stem the first kind is read."""
+NOT_READ = (
+    *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError),
+    *(struct.error, SafetensorError),
+)
+"""What PyTorch's reader ends in when a file is no pickle; it goes by the name, and tries some as safetensors."""
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file with the scale of an adapter, beside the weights."""
 
@@ -121,7 +127,7 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
             f"{path} is refused: it is no plain file of tensors, but a pickle that would run code when opened, or "
             f"something else ({_reason(error)}). Ask its author for a safetensors file."
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+    except NOT_READ as error:
         raise ConceptFileError(
             f"{path} is neither a safetensors file nor a whole pickle of tensors ({_reason(error)}). Copy or download "
             "it again."
