@@ -160,16 +160,16 @@ class Concept:
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
                 "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
-        if int(header["version"]) > FORMAT_VERSION:
-            raise ConceptFileError(
-                f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
-                "Upgrade Moongate."
-            )
-        provenance = json.loads(header["concept"])
         try:
+            if int(header["version"]) > FORMAT_VERSION:
+                raise ConceptFileError(
+                    f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
+                    "Upgrade Moongate."
+                )
+            provenance = json.loads(header["concept"])
             tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
             return cls(tokens=tokens, deltas=_deltas(tensors), **read_provenance(provenance))
-        except (KeyError, TypeError, TokenError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConceptFileError(f"{path} lacks a part that its header promises: {error}.") from error
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -315,16 +315,17 @@ def listed(items: Sequence[str], *, at_most: int = 8) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name and rename it, so that an earlier file survives a failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OptionError(
             f"{path} could not be written ({error.strerror or error}); an earlier file of that name is untouched. "
             "Free some space or choose another place."

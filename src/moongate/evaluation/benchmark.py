@@ -114,7 +114,9 @@ def evaluate(
     asked += [(text, options.seed + index) for given in references for index, text in enumerate(given.captions)]
     pictures = _pictures(backbone, concept, asked, options.sampling, folder, on_picture)
     count = len(said) * options.count
-    drawn = _Drawn(images=as_tensor(np.stack(pictures[:count])), prompts=torch.arange(len(said)).repeat_interleave(options.count))
+    drawn = _Drawn(
+        images=as_tensor(np.stack(pictures[:count])), prompts=torch.arange(len(said)).repeat_interleave(options.count)
+    )
     measured: list[dict[str, Any]] = []
     for network in networks:
         measured += _alignments(network, drawn, captions, targets, options, backbone.resolution_px)

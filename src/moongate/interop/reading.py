@@ -69,8 +69,15 @@ class Found:
                 f"{self.path} would change nothing: it has no token, and no key or value of cross-attention differs "
                 f"from the base.{left} Check that it is the file you mean."
             )
-        fields = self._provenance(base)
         rows = {token: torch.cat(row) for token, row in parts.tokens.items()}
+        broken = [name for name, change in changes.items() if not _is_finite(*change.tensors().values())]
+        broken += [token for token, row in rows.items() if not _is_finite(row)]
+        if broken:
+            raise ConceptFileError(
+                f"{self.path} holds numbers that are not finite: {listed(broken)}. Its training failed, or it was "
+                "stored in too small a range."
+            )
+        fields = self._provenance(base)
         concept = Concept(**{**fields, "deltas": changes, "tokens": rows})
         concept = _named(concept, tokens, categories)
         if base is not None:
@@ -221,6 +228,10 @@ def _united(path: Path, each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _changes_something(change: Dense | LowRank) -> bool:
     return all(bool(tensor.any()) for tensor in change.tensors().values())
+
+
+def _is_finite(*tensors: Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _as_the_base_has_it(name: str, weight: Tensor, base: Backbone) -> tuple[str, Tensor]:
