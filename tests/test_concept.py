@@ -1,11 +1,13 @@
 import dataclasses
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import all_weights, assert_same
@@ -202,3 +204,38 @@ def test_files_that_are_no_concepts_are_refused_each_with_its_reason(make_concep
     }.items():
         with pytest.raises(ConceptFileError, match=message):
             Concept.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": "x"},
+        {"concept": "{"},
+        {"concept": "[]"},
+        *({"concept": part} for part in ("base", "fingerprint", "subjects", "tokens", "record")),
+        {"up": torch.ones(3)},
+    ],
+)
+def test_a_concept_with_a_broken_part_is_named(
+    changed: dict[str, object], make_concept: MakeConcept, tmp_path: Path
+) -> None:
+    """It ended in a traceback."""
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors, told = load_file(path), json.loads(header["concept"])
+    if (part := changed.get("concept")) in told:
+        changed = {"concept": json.dumps(told | {part: 3})}
+    if "up" in changed:
+        name = next(name for name in tensors if name.endswith(".delta")).removesuffix(".delta")
+        tensors |= {f"{name}.up": changed.pop("up"), f"{name}.down": torch.ones(2, 2)}
+    save_file(tensors, path, metadata=header | changed)
+    with pytest.raises(ConceptFileError, match="lacks a part that its header promises"):
+        Concept.load(path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
+    """It ended in a traceback."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"bear.safetensors could not be written"):
+        make_concept().save(tmp_path / "file" / "folder" / "bear.safetensors")

@@ -83,7 +83,7 @@ def to_pickle(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def read_json(text: str, path: Path) -> dict[str, Any]:
+def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Return the object that a text in JSON holds. Raises ConceptFileError for anything else."""
     try:
         value = json.loads(text)
@@ -110,7 +110,7 @@ def _open(path: Path) -> Content:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
     beside = path.with_name(ADAPTER_CONFIG)
-    adapter = read_json(beside.read_text(encoding="utf-8"), beside) if beside.is_file() else {}
+    adapter = read_json(beside.read_bytes(), beside) if beside.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
     try:

@@ -51,7 +51,8 @@ def parse_embedding(content: Content) -> Parts:
     values, name = content.values, content.header.get("name") or content.path.stem
     if "string_to_param" in values:
         vectors: list[Any] = list(mapping_in(values, "string_to_param").values())
-        name = str(values.get("name") or name)
+        given = values.get("name")
+        name = given if isinstance(given, str) and given else name
     elif set(values) == set(ENCODERS):
         vectors = [values[encoder] for encoder in ENCODERS]
     else:
