@@ -22,6 +22,7 @@ from torch import Tensor
 from moongate import Backbone, Concept, Regularisation, Subject, TrainOptions, merge, pocket, sample, train
 from moongate.data import photo_of
 from moongate.evaluation.features import lite0_features
+from moongate.pictures import as_tensor
 from moongate.pocket.demo import PLACES, shown
 from moongate.sampling import SampleOptions
 
@@ -76,8 +77,7 @@ def unit_features() -> Features:
 
     @torch.no_grad()
     def features(pictures: list[np.ndarray]) -> Tensor:
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return torch.nn.functional.normalize(network(images), dim=1)
+        return torch.nn.functional.normalize(network(as_tensor(np.stack(pictures))), dim=1)
 
     return features
 

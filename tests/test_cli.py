@@ -653,12 +653,15 @@ def test_evaluate_writes_a_record_and_draws_nothing_twice(
     assert json.loads((out / "record.json").read_text()) == record
 
 
-def test_evaluate_takes_two_concepts_and_pairs_of_things(concept: Path, clip: str, tmp_path: Path) -> None:
+def test_evaluate_takes_two_concepts_of_any_format_and_pairs_of_things(
+    concept: Path, clip: str, tmp_path: Path
+) -> None:
     other = Concept.load(concept).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
     out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
     prompts.write_text("a {0} and a {1}\n")
     rest = ["--prompts", prompts, "--count", 1, "--steps", 1, "--features", clip, "--out", out, "--device", "cpu"]
-    run("evaluate", concept, other, *rest)
+    run("convert", other, "--to", "lora", "--rank", 16, "--out", tmp_path / "lora")
+    run("evaluate", concept, tmp_path / "lora", *rest)
     record = json.loads((out / "record.json").read_text())
     assert record["prompts"][0]["drawn"] == "a <bear> teddy bear and a <other> teddy bear"
     assert record["prompts"][0]["read"] == "a teddy bear and a teddy bear"

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -258,3 +259,31 @@ def test_a_place_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_
     ):
         make_concept().save(tmp_path / "file" / "bear.safetensors")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": "x"},
+        {"concept": "{"},
+        {"concept": "[]"},
+        *({"concept": part} for part in ("base", "fingerprint", "subjects", "tokens", "record")),
+        {"up": torch.ones(3)},
+    ],
+)
+def test_a_concept_with_a_broken_part_is_named(
+    changed: dict[str, object], make_concept: MakeConcept, tmp_path: Path
+) -> None:
+    """It ended in a traceback."""
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors, told = load_file(path), json.loads(header["concept"])
+    if (part := changed.get("concept")) in told:
+        changed = {"concept": json.dumps(told | {part: 3})}
+    if "up" in changed:
+        name = next(name for name in tensors if name.endswith(".delta")).removesuffix(".delta")
+        tensors |= {f"{name}.up": changed.pop("up"), f"{name}.down": torch.ones(2, 2)}
+    save_file(tensors, path, metadata=header | changed)
+    with pytest.raises(ConceptFileError, match="lacks a part that its header promises"):
+        Concept.load(path)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from PIL import Image
@@ -96,6 +97,41 @@ def test_other_commands_read_foreign_files(
     clean = Concept.load(tmp_path / "clean.safetensors")
     assert clean.subjects[0].words == "<bear> bear"
     assert clean.fingerprint == Concept.load(concept).fingerprint
+
+
+def test_compress_and_analyze_read_foreign_files(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They took Moongate's own alone."""
+    run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
+    run("convert", concept, "--to", "lora", "--out", tmp_path / "lora")
+    base = ["--model", tiny_folder, "--device", "cpu"]
+    for name, source, more in (("a", tmp_path / "lora", []), ("b", tmp_path / "delta.bin", base)):
+        run("compress", source, *more, "--energy", 1, "--out", tmp_path / name)
+        again, before = Concept.load(tmp_path / name), Concept.load(concept)
+        for layer, change in again.deltas.items():
+            assert torch.allclose(change.full(), before.deltas[layer].full(), atol=1e-6)
+    assert "stores full weights" in fails(capsys, "compress", tmp_path / "delta.bin", "--out", tmp_path / "c")
+    run("analyze", "spectrum", tmp_path / "lora", "--out", tmp_path / "found")
+    assert len(json.loads((tmp_path / "found" / "spectrum.json").read_text())) == 14
+    run("analyze", "weights", tmp_path / "delta.bin", *base, "--out", tmp_path / "found")
+    assert json.loads((tmp_path / "found" / "weights.json").read_text())[0]["changed"] == 14
+    nameless = fails(capsys, "analyze", "weights", tmp_path / "delta.bin", "--out", tmp_path / "found")
+    assert "does not say which model it belongs to. Name it with --model" in nameless
+    run("analyze", "attention", tmp_path / "delta.bin", *base, "--steps", 1, "--out", tmp_path / "found")
+    words = json.loads((tmp_path / "found" / "attention.json").read_text())[0]["words"]
+    assert [word["word"] for word in words] == ["photo", "of", "a", "<bear>"]
+
+
+def test_a_file_without_class_words_is_not_judged(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("convert", concept, "--to", "adobe-compressed", "--out", tmp_path / "delta.bin")
+    options = ["--model", tiny_folder, "--device", "cpu", "--out", tmp_path / "judged"]
+    message = fails(capsys, "evaluate", tmp_path / "delta.bin", *options)
+    assert "delta.bin does not say what its things are" in message
+    assert "moongate convert FILE --to moongate --category WORD" in message
+    assert not (tmp_path / "judged").exists()
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Files of other programs, made by `foreign_files` from the documented layouts, and files for them."""
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -16,7 +17,7 @@ import foreign_files as foreign
 from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
-from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
+from moongate.errors import BaseMismatchError, ConceptFileError, MoongateError, OptionError, TokenError
 from moongate.interop import FORMATS, WriteOptions
 from moongate.interop.__main__ import BLOCK
 from moongate.interop.names import from_compvis, kohya_name, kv_layer, to_compvis, unambiguous_levels
@@ -292,6 +293,17 @@ def test_embeddings_are_read(tiny: Backbone, tmp_path: Path) -> None:
     assert "'<bear> <bear-2>'" in two.notes[0]
 
 
+def test_an_embedding_saved_as_a_module_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    """As textual inversion's first code saved them; it was refused as a pickle that would run code."""
+    row = foreign.row(WIDTH)
+    container = torch.nn.ParameterDict({"*": row[None]})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": container}, tmp_path / "bear.pt")
+    concept = interop.read(tmp_path / "bear.pt", base=tiny).concept
+    assert torch.equal(concept.tokens["<bear>"], row)
+    with pytest.raises(Exception, match="weights_only"):  # and stays refused elsewhere
+        torch.load(tmp_path / "bear.pt", weights_only=True)
+
+
 def test_embeddings_of_two_text_encoders_become_one_row(tmp_path: Path) -> None:
     save_file({"clip_g": torch.ones(1, 24), "clip_l": torch.zeros(1, 16)}, tmp_path / "bear.safetensors")
     torch.save({"unet": {"x.attn2.y": {"u": torch.ones(1, 1), "v": torch.ones(1, 1)}},
@@ -307,6 +319,14 @@ def test_tokens_that_are_bundled_with_a_lora_are_read(tiny: Backbone, tmp_path: 
     bundled = {"bundle_emb.bear.string_to_param.*": row[None]}
     concept = interop.read(foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **bundled), base=tiny).concept
     assert torch.equal(concept.tokens["<bear>"], row)
+
+
+def test_an_alpha_of_integers_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    """It was refused as no tensor of numbers."""
+    before = denoiser(tiny)
+    path = foreign.lora(tmp_path / "lora", before, style="kohya", alpha=1.0)
+    save_file({k: v.long() if k.endswith("alpha") else v for k, v in load_file(path).items()}, path)
+    assert_changes(interop.read(path).concept, before)
 
 
 # --- loudness ---------------------------------------------------------------------------------------------------------
@@ -355,7 +375,7 @@ def test_a_lora_for_another_base_is_refused(tiny: Backbone, tmp_path: Path) -> N
 
 def test_tokens_of_another_width_are_refused(tiny: Backbone, tmp_path: Path) -> None:
     save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "bear.safetensors")
-    with pytest.raises(BaseMismatchError, match=r"row of 768 numbers, but .* reads rows of 16"):
+    with pytest.raises(BaseMismatchError, match=r"row of 768 numbers, but .* reads rows of 16.*name the right one"):
         interop.read(tmp_path / "bear.safetensors", base=tiny)
 
 
@@ -386,6 +406,58 @@ def test_half_a_product_is_refused(tiny: Backbone, tmp_path: Path) -> None:
         interop.read(path)
     with pytest.raises(ConceptFileError, match="do not fit together"):
         interop.read(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tiny: Backbone, tmp_path: Path, value: float) -> None:
+    """Pictures came out black."""
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    tensors = load_file(path)
+    key = next(key for key in tensors if "mid_block" in key and "to_k" in key)
+    tensors[key][0, 0] = value
+    save_file(tensors, path)
+    with pytest.raises(ConceptFileError, match=r"unet\.mid_block\.attentions\.0.*attn2\.to_k\.weight.*not finite"):
+        interop.read(path)
+    save_file({"emb_params": torch.full((1, WIDTH), value)}, tmp_path / "bear.safetensors")
+    with pytest.raises(ConceptFileError, match="<bear>.*not finite"):
+        interop.read(tmp_path / "bear.safetensors")
+
+
+NONSENSE = (None, 3, "x", [], {}, torch.tensor(1.0), torch.tensor(7), torch.ones(0), torch.ones(3), torch.ones(2, 0))
+
+
+def test_nonsense_in_a_file_is_an_error_of_ours(tiny: Backbone, tmp_path: Path) -> None:
+    """Many of these ended in a traceback: nothing for tokens, a module's container, factors of rank 0, ..."""
+    before, row = denoiser(tiny), foreign.row(WIDTH)
+    state = {"text_model.final_layer_norm.bias": 0.1 * row}
+    files = [
+        foreign.adobe(tmp_path / "a", before, {"<new1>": row}, text_encoder=state),
+        foreign.adobe_compressed(tmp_path / "b", before, {"<new1>": [row]}),
+        foreign.compvis_checkpoint(tmp_path / "c", before, row[None]),
+        foreign.a1111(tmp_path / "d", row[None]),
+        foreign.lora(tmp_path / "e", before, style="kohya", alpha=1.0),
+    ]
+    for file in files:
+        content = load_file(file) if file.name == "e" else torch.load(file)
+        for key in list(content)[:4]:
+            inner = [(content[key], each) for each in list(content[key])[:1]] if isinstance(content[key], dict) else []
+            for holder, name in [(content, key), *inner]:
+                found = holder[name]
+                for holder[name] in NONSENSE:
+                    torch.save(content, tmp_path / "try")
+                    with contextlib.suppress(MoongateError):
+                        interop.read(tmp_path / "try", base=tiny)
+                holder[name] = found
+        torch.save(content, tmp_path / "try")
+        assert interop.read(tmp_path / "try", base=tiny).concept.deltas or file.name == "d"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": 4, "alpha_pattern": [1]}'])
+def test_a_broken_configuration_beside_a_lora_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
+    path = foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ConceptFileError, match="broken JSON|where an object|odd alpha"):
+        interop.read(path)
 
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -553,8 +625,19 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tiny: Backbone, tm
         interop.write(concept, tmp_path / "full", to="lora")
     with pytest.raises(OptionError, match="is a file"):
         interop.write(concept, tmp_path / "full" / "mine", to="lora", overwrite=True)
-    interop.write(concept, tmp_path / "full", to="lora", overwrite=True)
+    assert interop.write(concept, tmp_path / "full", to="lora", overwrite=True).notes == ()
     assert (tmp_path / "full" / "mine").exists()
+
+
+def test_an_earlier_concept_in_a_folder_that_is_written_again_is_pointed_out(tiny: Backbone, tmp_path: Path) -> None:
+    """Its tokens were read, and uploaded, as parts of the later one."""
+    interop.write(make_concept(tiny, tokens=("<cat>",)), tmp_path / "lora", to="lora")
+    written = interop.write(make_concept(tiny), tmp_path / "lora", to="lora", overwrite=True)
+    assert (
+        "also holds <cat>.safetensors, which is not of this concept but is read with it. Remove it." in written.notes[0]
+    )
+    (tmp_path / "lora" / "<cat>.safetensors").unlink()
+    assert list(interop.read(tmp_path / "lora").concept.tokens) == ["<bear>"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}x", '{"base": "b", "tokens": []}'])
@@ -579,6 +662,14 @@ def test_a_token_file_holds_one_row(tiny: Backbone, tmp_path: Path) -> None:
     assert {key: row.shape for key, row in load_file(tmp_path / "lora" / "<bear>.safetensors").items()} == {
         "<bear>": (16,)
     }
+
+
+@pytest.mark.parametrize("token", ["cat", "a cat", "<a cat>", ""])
+def test_a_new_name_that_no_prompt_could_use_is_refused(tiny: Backbone, tmp_path: Path, token: str) -> None:
+    """It was written, and refused only when a picture was to be drawn."""
+    path = foreign.adobe_compressed(tmp_path / "a", denoiser(tiny), {"<a>": foreign.row(WIDTH)})
+    with pytest.raises(TokenError, match=r"is not one word in angle brackets. Write '<\S+>'"):
+        interop.read(path, tokens=(token,))
 
 
 def test_reading_a_clash_of_tokens_is_a_token_error(tiny: Backbone, tmp_path: Path) -> None:

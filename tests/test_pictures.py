@@ -3,12 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from moongate import pocket
 from moongate.errors import MissingLibrary, PictureError
 from moongate.pictures import (
     SAME_ABOVE,
+    as_pixels,
+    as_tensor,
     caption_beside,
     find_pictures,
     looks,
@@ -156,3 +159,16 @@ def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(PictureError, match=r"0.txt is not in UTF-8"):
         caption_beside(tmp_path / "0.png")
+
+
+def test_pixels_become_floats_between_minus_one_and_one_and_the_same_pixels_again() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    pictures = np.stack([np.broadcast_to(levels[:, None], (2, 256, 3)), np.zeros((2, 256, 3), np.uint8)])
+    pictures.flags.writeable = False  # as numpy reads a picture from PIL
+    images = as_tensor(pictures)
+    assert images.shape == (2, 3, 2, 256)
+    assert torch.equal(images[0, 1, 1], torch.arange(256) / 127.5 - 1)
+    assert (images[0].min(), images[0].max(), images[1].max()) == (-1, 1, -1)
+    assert (as_pixels(images) == pictures).all()
+    assert torch.equal(as_tensor(pictures[0]), images[0])
+    assert as_pixels(torch.full((3, 1, 2), 0.004)).tolist() == [[[128, 128, 128]] * 2]  # the nearest, not the one below

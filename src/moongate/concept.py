@@ -172,7 +172,7 @@ class Concept:
             provenance = json.loads(header["concept"])
             tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
             return cls(tokens=tokens, deltas=_deltas(tensors), **read_provenance(provenance))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
             ) from error
@@ -208,13 +208,15 @@ class Concept:
         here = backbone.fingerprint
         wrong = mismatches(backbone, {name: change.shape for name, change in self.deltas.items()})
         if wrong:
-            raise BaseMismatchError(f"The concept does not fit {backbone.name!r}: {listed(wrong)}. {self._made_for}")
+            raise BaseMismatchError(
+                f"The concept does not fit {backbone.name!r}: {listed(wrong)}. {self._made_for(backbone)}"
+            )
         width = sum(backbone.token_widths)
         for token, row in self.tokens.items():
             if len(row) != width or (len(self.token_widths) > 1 and self.token_widths != backbone.token_widths):
                 raise BaseMismatchError(
                     f"The token {token!r} has a row of {len(row)} numbers, but {backbone.name!r} reads rows of "
-                    f"{' + '.join(map(str, backbone.token_widths))}. {self._made_for}"
+                    f"{' + '.join(map(str, backbone.token_widths))}. {self._made_for(backbone)}"
                 )
         if not self.fingerprint.matches(here):
             raise BaseMismatchError(
@@ -222,9 +224,8 @@ class Concept:
                 f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
             )
 
-    @property
-    def _made_for(self) -> str:
-        if not self.base:
+    def _made_for(self, backbone: Backbone) -> str:
+        if self.base in ("", backbone.name):  # another program's file takes the name of the base it is read with
             return "Its file does not say which model it was made for; name the right one."
         return f"It was made for {self.base!r}; load that model."
 
@@ -375,6 +376,8 @@ def _refuse_other_kinds(path: Path) -> None:
 def read_provenance(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a Concept that `Concept.provenance` wrote, all but tensors."""
     subjects = tuple(SubjectRecord(**{**s, "prompts": tuple(s["prompts"])}) for s in value["subjects"])
+    if not (isinstance(value["base"], str) and isinstance(value["record"], Mapping)):
+        raise TypeError("the base is no name, or the record no object")
     return {
         "base": value["base"],
         "fingerprint": Fingerprint.from_json(value["fingerprint"]),
@@ -392,7 +395,10 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
         if suffix == "delta":
             deltas[name] = Dense(delta=tensor)
         elif suffix == "up":
-            deltas[name] = LowRank(up=tensor, down=tensors[f"{name}.down"])
+            down = tensors[f"{name}.down"]
+            if not (tensor.ndim == down.ndim == 2 and tensor.shape[1] == len(down)):
+                raise ValueError(f"the factors of {name!r} do not fit together")
+            deltas[name] = LowRank(up=tensor, down=down)
     return deltas
 
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import OptionError, PictureError, TokenError
-from .pictures import caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
+from .pictures import as_tensor, caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
 
 __all__ = [
     "PRESETS",
@@ -238,8 +238,7 @@ def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None)
         )
         for layer in layers
     ]
-    channels = np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2)
-    return torch.from_numpy(channels).permute(2, 0, 1).float() / 127.5 - 1
+    return as_tensor(np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2))
 
 
 def digest(given: Subject | Regularisation) -> str:

@@ -1,6 +1,7 @@
 """Picture files as users have them: found, read upright as uint8 [height, width, 3], with captions and masks beside.
 
-It also says when two pictures are the same one, or a picture is blurred. It knows nothing of training.
+They become what models compute with, and pictures again, here and nowhere else. It also says when two pictures are the
+same one, or a picture is blurred. It knows nothing of training.
 """
 
 import glob
@@ -9,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from .errors import PictureError
 from .extras import library
@@ -17,6 +21,8 @@ from .extras import library
 __all__ = [
     "MIN_SIDE_PX",
     "SAME_ABOVE",
+    "as_pixels",
+    "as_tensor",
     "caption_beside",
     "find_pictures",
     "looks",
@@ -112,6 +118,20 @@ def read_alpha(path: Path) -> np.ndarray | None:
         return None
     alpha = image.convert("RGBA").getchannel("A")
     return None if alpha.getextrema()[0] == 255 else _usable(alpha, path)
+
+
+def as_tensor(
+    pictures: UInt8[np.ndarray, "*n height width channels"],
+) -> Float[Tensor, "*n channels height width"]:
+    """Return pixels of 0..255, of one picture or of several of one size, as floats in -1..1."""
+    return torch.tensor(pictures).movedim(-1, -3).float() / 127.5 - 1
+
+
+def as_pixels(
+    images: Float[Tensor, "*n channels height width"],
+) -> UInt8[np.ndarray, "*n height width channels"]:
+    """Return what `as_tensor` was given: floats in -1..1, from wherever they are, as the nearest pixels of 0..255."""
+    return ((images + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
 def caption_beside(path: Path) -> str:

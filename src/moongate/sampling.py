@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .backbone import Backbone, Conditioning
 from .errors import OptionError, TokenError
+from .pictures import as_pixels
 
 __all__ = ["SCHEDULERS", "Sample", "SampleOptions", "contact_sheet", "sample"]
 
@@ -137,8 +138,7 @@ def _drawn(
     for begin in range(0, len(prompts), options.batch):
         part = slice(begin, begin + options.batch)
         latents = _denoised(backbone, prompts[part], seeds[part], options, on_step)
-        images = backbone.decode_latents(latents)
-        pictures = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = as_pixels(backbone.decode_latents(latents))
         for image, prompt, seed in zip(pictures, prompts[part], seeds[part], strict=True):
             yield Sample(image=image, prompt=prompt, seed=seed)
 

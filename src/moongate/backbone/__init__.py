@@ -290,8 +290,8 @@ class Backbone:
         clash = sorted(set(rows) & set(self._rows))
         if clash:
             raise TokenError(
-                f"Two concepts both use the token {clash[0]!r}. Rename one of them, for example with "
-                f"`Concept.load(file).renamed({{{clash[0]!r}: '<new2>'}}).save(other_file)`."
+                f"Two concepts both use the token {clash[0]!r}. Rename one of them, for example with `moongate "
+                "convert FILE --to moongate --token '<new2>' --out OTHER`."
             )
         for token in rows:
             self.check_token(token)

@@ -4,19 +4,23 @@ It knows where models are kept and which kinds can be used; nothing of what they
 """
 
 import contextlib
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+import transformers
+from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import (
     SingleFileComponentError,
     fetch_diffusers_config,
     load_single_file_checkpoint,
 )
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..errors import BackboneError
@@ -26,14 +30,12 @@ __all__ = ["load_pipeline"]
 SINGLE_FILES = (".safetensors", ".ckpt")
 INDEX = "model_index.json"
 WITHOUT: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "StableDiffusionPipeline": (
-        StableDiffusionPipeline,
-        {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
-    ),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, {**WITHOUT, "add_watermarker": False}),
+FAMILIES: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
+    "StableDiffusionXLPipeline": {**WITHOUT, "add_watermarker": False},
 }
-"""The kinds of pipelines that can be used, and what of each is left out."""
+"""The classes of pipelines that can be used, and what of each is left out. They are imported when a model is read,
+because diffusers and transformers remark on that, too."""
 CANNOT = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError)
 """What the libraries raise for a model that is missing, incomplete or of another kind."""
 
@@ -56,19 +58,20 @@ def load_pipeline(
     with _quiet():
         if is_file:
             source = _configuration(Path(model), config)
-            kind, options = _kind(source, model)
-            load, options = kind.from_single_file, {**options, "config": source}
+            kind, index = _kind(source, model)
+            load, more = kind.from_single_file, {"config": source}
         else:
             source = model
-            kind, options = _kind(source, model)
-            load = kind.from_pretrained
+            kind, index = _kind(source, model)
+            load, more = kind.from_pretrained, {}
         try:
-            pipeline = load(model, dtype=dtype, **options).to(device)
-        except NotImplementedError as error:  # a weight without numbers was to be copied
-            raise BackboneError(
-                f"The model {model!r} lacks weights that the configuration in {source} lists. It is incomplete, or "
-                "the configuration is that of another model."
-            ) from error
+            if not is_file:
+                more = _text_encoders(model, index, dtype)
+            pipeline = load(model, dtype=dtype, **FAMILIES[kind.__name__], **more)
+            _check_whole(pipeline, model, source)
+            pipeline.to(device)
+        except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
+            raise _lacking(model, source) from error
         except CANNOT as error:
             raise BackboneError(f"The model {model!r} cannot be loaded: {_first_line(error)}") from error
     _check_parts(pipeline, model)
@@ -96,10 +99,11 @@ def _configuration(file: Path, config: Path | None) -> str:
     return fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
 
 
-def _kind(source: str, model: str) -> tuple[Any, dict[str, Any]]:
-    """Return the class of the pipeline and what it is loaded without."""
+def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
+    """Return the class of the pipeline, and its index, which names the classes of its parts."""
     try:
-        name = DiffusionPipeline.load_config(source)["_class_name"]
+        index = DiffusionPipeline.load_config(source)
+        name = index["_class_name"]
     except CANNOT as error:
         if source != model:
             raise BackboneError(
@@ -116,7 +120,42 @@ def _kind(source: str, model: str) -> tuple[Any, dict[str, Any]]:
             f"The model {model!r} is a {name}, which Moongate cannot use. It takes SD 1.x, SD 2.x and SDXL "
             f"({' and '.join(FAMILIES)})."
         )
-    return FAMILIES[name]
+    return getattr(diffusers, name), index
+
+
+def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Read the text encoders of a folder or model id.
+
+    Diffusers would hand on what transformers makes of an incomplete one: random numbers for all that is missing.
+    """
+    found = {}
+    for part in ("text_encoder", "text_encoder_2"):
+        library, name = index.get(part) or ("", "")
+        if library == "transformers":
+            read = getattr(transformers, name).from_pretrained
+            how = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            found[part], told = read(model, subfolder=part, **how)
+            wrong = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
+            if wrong:
+                raise _lacking(model, model, [f"{part}.{key}" for key in sorted(wrong)])
+    return found
+
+
+def _check_whole(pipeline: Any, model: str, source: str) -> None:
+    """Refuse a model some of whose weights have no numbers, as diffusers leaves those that a file lacks."""
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    named = [(f"{name}.{key}", weight) for name, part in parts.items() for key, weight in part.named_parameters()]
+    if empty := [name for name, weight in named if weight.is_meta]:
+        raise _lacking(model, source, empty)
+
+
+def _lacking(model: str, source: str, names: Sequence[str] = ()) -> BackboneError:
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    which = f": {', '.join([*names[:3], *more])}" if names else ""
+    return BackboneError(
+        f"The model {model!r} lacks weights that the configuration in {source} lists, or has them in other "
+        f"shapes{which}. It is incomplete, or the configuration is that of another model."
+    )
 
 
 def _check_parts(pipeline: Any, model: str) -> None:
@@ -148,7 +187,7 @@ def _quiet() -> Iterator[None]:
     libraries = (diffusers_logging, transformers_logging)
     found = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():

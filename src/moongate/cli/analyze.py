@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
-from .terminal import load, say
+from .terminal import open_concept, open_concepts, say
 
 if TYPE_CHECKING:
+    from ..backbone import Backbone
     from ..concept import Concept
 
 __all__ = ["Analyze"]
@@ -25,7 +26,7 @@ class Analyze:
 
     what: Annotated[Literal["weights", "spectrum", "attention"], tyro.conf.Positional]
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """Concept file; attention works without one, too."""
+    """Concept file of any format; attention works without one, too."""
     prompt: str | None = None
     """What to draw for attention; a photo of the concept's own words by default."""
     count: int = 1
@@ -41,36 +42,36 @@ class Analyze:
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from ..concept import Concept
-
         if self.file is None and self.what != "attention":
             raise OptionError(f"There is no concept file to find the {self.what} of. Name one.")
-        concept = Concept.load(self.file) if self.file else None
-        if self.what == "attention":
-            page = self._attention(concept)
-        else:
-            assert concept is not None
-            page = self._weights(concept, console) if self.what == "weights" else self._spectrum(concept, console)
-        say(console, f"Wrote {page}.")
+        find = {"weights": self._weights, "spectrum": self._spectrum, "attention": self._attention}[self.what]
+        say(console, f"Wrote {find(console)}.")
 
-    def _weights(self, concept: "Concept", console: Console) -> Path:
+    def _opened(self, console: Console) -> "tuple[Backbone, Concept | None]":
+        files = [self.file] if self.file else []
+        backbone, concepts = open_concepts(files, self.model, self.config, self.device, "float32", console)
+        return backbone, next(iter(concepts), None)
+
+    def _weights(self, console: Console) -> Path:
         from ..analysis import weight_changes
         from ..analysis_page import WEIGHTS_HEAD, weights_rows, write_weights
 
-        backbone = load(self.model or concept.base, self.device, "float32", self.config)
+        backbone, concept = self._opened(console)
+        assert concept is not None
         changes = weight_changes(backbone, concept)
         _print(console, WEIGHTS_HEAD, weights_rows(changes))
         return write_weights(changes, self.out)
 
-    def _spectrum(self, concept: "Concept", console: Console) -> Path:
+    def _spectrum(self, console: Console) -> Path:
         from ..analysis import spectra
         from ..analysis_page import SPECTRUM_HEAD, spectrum_rows, write_spectra
 
-        found = spectra(concept)
+        assert self.file is not None
+        found = spectra(open_concept(self.file, self.model, self.config, self.device, console))
         _print(console, SPECTRUM_HEAD, spectrum_rows(found))
         return write_spectra(found, self.out)
 
-    def _attention(self, concept: "Concept | None") -> Path:
+    def _attention(self, console: Console) -> Path:
         from ..analysis import word_maps
         from ..analysis_page import write_attention
         from ..data import photo_of
@@ -78,13 +79,14 @@ class Analyze:
 
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
-        if concept is None and self.prompt is None:
+        if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
-        things = [subject.words for subject in concept.subjects] if concept else []
-        prompt = self.prompt or photo_of(*things)
         options = SampleOptions(steps=self.steps)
-        model = self.model or (concept.base if concept else "pocket")
-        backbone = load(model, self.device, "float32", self.config)
+        backbone, concept = self._opened(console)
+        things = [subject.words for subject in concept.subjects] if concept else []
+        if not (self.prompt or things):
+            raise OptionError(f"{self.file} names no thing to draw a photo of. Say what to draw with --prompt.")
+        prompt = self.prompt or photo_of(*things)
         with concept.applied(backbone) if concept else contextlib.nullcontext():
             seeds = tuple(range(self.seed, self.seed + self.count))
             found = word_maps(backbone, prompt, seeds=seeds, options=options)

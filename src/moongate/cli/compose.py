@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
-from .terminal import lines_of, open_concepts, say, size_of
+from .terminal import lines_of, open_concept, open_concepts, say, size_of
 
 __all__ = ["Compress", "Merge", "gram_cache"]
 
@@ -74,18 +74,25 @@ class Compress:
     """Make a concept file smaller by keeping the largest singular values of each change."""
 
     file: Annotated[Path, tyro.conf.Positional]
+    """Concept file of any format."""
     out: Path
     """Concept file to write."""
     energy: float = 0.6
     """Share of the sum of singular values to keep, above 0 and at most 1."""
+    model: str | None = None
+    """The model it belongs to, where full weights are stored."""
+    config: Path | None = None
+    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     overwrite: bool = False
+    device: str | None = None
 
     def __call__(self, console: Console) -> None:
         from ..compression import compress
-        from ..concept import Concept, check_writable
+        from ..concept import check_writable
 
         check_writable(self.out, overwrite=self.overwrite)
-        compressed = compress(Concept.load(self.file), energy=self.energy)
+        concept = open_concept(self.file, self.model, self.config, self.device, console)
+        compressed = compress(concept, energy=self.energy)
         compressed.concept.save(self.out, overwrite=True)
         table = Table("layer", "rank", "error")
         for name, layer in compressed.report.layers.items():

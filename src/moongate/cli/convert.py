@@ -68,7 +68,9 @@ class Convert:
         for note in (*imported.notes, *written.notes):
             say(console, f"Note: {note}")
         files = ", ".join(f"{file.name} ({size_of(file)})" for file in written.files)
-        say(console, f"Wrote {files} to {self.out}." if target.is_folder else f"Wrote {self.out} ({files}).")
+        say(
+            console, f"Wrote {files} to {self.out}." if target.is_folder else f"Wrote {self.out} ({size_of(self.out)})."
+        )
         if target.is_folder:
             self._write_card(imported.concept, target, base if self.base else None)
         if self.push:

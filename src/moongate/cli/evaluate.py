@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import OptionError
 from .compose import gram_cache
-from .terminal import load, progress_bar, say
+from .terminal import open_concepts, progress_bar, say
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -27,7 +27,7 @@ class Evaluate:
     """Judge a concept by pictures of many prompts, and write one record of every setting and figure."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Concept files; several are merged in memory. None judges the model itself."""
+    """Concept files of any format; several are merged in memory. None judges the model itself."""
     prompts: str | None = None
     """A set (object, animal, scene, pair, pocket, pocket-pair) or a file with one prompt in each line, {} for the
     thing. Default: object, or pair for two things; for pocket the sets that keep to words it knows."""
@@ -58,19 +58,26 @@ class Evaluate:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self, console: Console) -> None:
-        from ..concept import Concept, write_atomically
+        from ..concept import write_atomically
         from ..evaluation import EvaluationOptions, evaluate, load_network
         from ..sampling import SampleOptions
 
         sampling = SampleOptions(steps=self.steps, guidance=self.guidance, scheduler=self.scheduler, batch=self.batch)
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=sampling)
-        concepts = [Concept.load(file) for file in self.files]
-        model = self.model or (concepts[0].base if concepts else "pocket")
+        if not (self.files or self.prompts):
+            raise OptionError("Without a concept there is no usual set of prompts. Name a file with --prompts.")
+        backbone, concepts = open_concepts(self.files, self.model, self.config, self.device, self.dtype, console)
+        for file, concept in zip(self.files, concepts, strict=True):
+            if not all(subject.category for subject in concept.subjects) or not concept.subjects:
+                raise OptionError(
+                    f"{file} does not say what its things are, without which prompts cannot be read. Give it class "
+                    "words with `moongate convert FILE --to moongate --category WORD`."
+                )
+        is_pocket = backbone.name == "pocket"
         things = sum(len(concept.subjects) for concept in concepts)
-        prompts = self._prompts(model, things)
+        prompts = self._prompts(is_pocket, things)
         comparisons = self._comparisons(concepts)
-        backbone = load(model, self.device, self.dtype, self.config)
-        chosen = self.features or (("pocket-clip", "efficientnet-lite0") if model == "pocket" else ("clip", "dino"))
+        chosen = self.features or (("pocket-clip", "efficientnet-lite0") if is_pocket else ("clip", "dino"))
         networks = [load_network(name, device=str(backbone.device)) for name in chosen]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
@@ -93,12 +100,10 @@ class Evaluate:
         console.print(_table(record), markup=False)
         say(console, f"Wrote {self.out / 'record.json'}.")
 
-    def _prompts(self, model: str, things: int) -> list[str]:
+    def _prompts(self, is_pocket: bool, things: int) -> list[str]:
         from ..evaluation import read_prompts
 
-        usual = {"pocket": ("pocket", "pocket-pair")}.get(model, ("object", "pair"))
-        if not self.prompts and things == 0:
-            raise OptionError("Without a concept there is no usual set of prompts. Name a file with --prompts.")
+        usual = ("pocket", "pocket-pair") if is_pocket else ("object", "pair")
         return read_prompts(self.prompts or usual[things > 1])
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":

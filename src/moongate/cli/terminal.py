@@ -13,9 +13,20 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from ..backbone import Backbone
     from ..concept import Concept
+    from ..interop import Found
     from ..training import Step
 
-__all__ = ["lines_of", "load", "open_concepts", "progress_bar", "readable", "say", "size_of", "training_bar"]
+__all__ = [
+    "lines_of",
+    "load",
+    "open_concept",
+    "open_concepts",
+    "progress_bar",
+    "readable",
+    "say",
+    "size_of",
+    "training_bar",
+]
 
 
 def load(model: str, device: str | None, dtype: str, config: Path | None) -> "Backbone":
@@ -46,11 +57,23 @@ def open_concepts(
     if not name:
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
     backbone = load(name, device, dtype, config)
-    imported = [each.concept(base=backbone) for each in found]
-    for file, each in zip(files, imported, strict=True):
-        for note in each.notes:
-            say(console, f"{file}: {note}")
-    return backbone, [each.concept for each in imported]
+    return backbone, [_taken(each, backbone, console) for each in found]
+
+
+def open_concept(file: Path, model: str | None, config: Path | None, device: str | None, console: Console) -> "Concept":
+    """Read a concept of any format; its model is only loaded, to tell what full weights change, when it is named."""
+    from ..interop import look
+
+    found = look(file)
+    return _taken(found, load(model, device, "float32", config) if model else None, console)
+
+
+def _taken(found: "Found", backbone: "Backbone | None", console: Console) -> "Concept":
+    """Return the concept of a file, and print what of the file is not in it."""
+    imported = found.concept(base=backbone)
+    for note in imported.notes:
+        say(console, f"{found.path}: {note}")
+    return imported.concept
 
 
 def lines_of(file: Path, what: str) -> list[str]:

@@ -26,6 +26,7 @@ from ..concept import Concept, write_atomically
 from ..data import square
 from ..errors import OptionError
 from ..method import METHODS
+from ..pictures import as_tensor
 from ..runs import versions
 from ..sampling import SampleOptions, check_prompt, sample
 from .features import Network
@@ -113,7 +114,9 @@ def evaluate(
     asked += [(text, options.seed + index) for given in references for index, text in enumerate(given.captions)]
     pictures = _pictures(backbone, concept, asked, options.sampling, folder, on_picture)
     count = len(said) * options.count
-    drawn = _Drawn(images=_tensor(pictures[:count]), prompts=torch.arange(len(said)).repeat_interleave(options.count))
+    drawn = _Drawn(
+        images=as_tensor(np.stack(pictures[:count])), prompts=torch.arange(len(said)).repeat_interleave(options.count)
+    )
     measured: list[dict[str, Any]] = []
     for network in networks:
         measured += _alignments(network, drawn, captions, targets, options, backbone.resolution_px)
@@ -235,7 +238,7 @@ def _distances(
     side_px: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield KID and FID between pictures drawn from the captions of real ones, and these."""
-    drawn = _features(network, _tensor(pictures))
+    drawn = _features(network, as_tensor(np.stack(pictures)))
     real = _features(network, torch.stack([square(picture, side_px) for picture in reference.pictures]))
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(reference.captions))}
     prompts = torch.tensor([numbers[caption] for caption in reference.captions])
@@ -278,10 +281,6 @@ def _facts(given: Targets, concept: Concept | None) -> dict[str, Any]:
 
 def _features(network: Network, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n width"]:
     return torch.cat([network.image_features(part).cpu() for part in images.split(SEEN_AT_ONCE)])
-
-
-def _tensor(pictures: Sequence[np.ndarray]) -> Float[Tensor, "n 3 height width"]:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _digest(pictures: Sequence[np.ndarray]) -> str:

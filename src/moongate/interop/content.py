@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from ..concept import listed
 from ..errors import ConceptFileError
 
-__all__ = ["Content", "flat_tensors", "open_content", "read_json", "to_pickle"]
+__all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Of the files that are looked at in a folder; of two with one stem the first kind is read."""
@@ -72,6 +73,15 @@ def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {key: value.detach().float().contiguous() for key, value in values.items()}
 
 
+def mapping_in(values: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
+    """Return the values by name under `key`, none where it is missing. Raises ConceptFileError for anything else."""
+    found = values.get(key)
+    found = getattr(found, "_parameters", found)  # of a module, as the first embeddings were saved
+    if not isinstance(found, Mapping | None):
+        raise ConceptFileError(f"Where values by name are expected, {key!r} of the file is a {type(found).__name__}.")
+    return found or {}
+
+
 def to_pickle(value: Any) -> bytes:
     """Return what `torch.save` writes; tensors are copied first, so that no view brings its whole table along."""
     buffer = io.BytesIO()
@@ -79,7 +89,7 @@ def to_pickle(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def read_json(text: str, path: Path) -> dict[str, Any]:
+def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Return the object that a text in JSON holds. Raises ConceptFileError for anything else."""
     try:
         value = json.loads(text)
@@ -106,7 +116,7 @@ def _open(path: Path) -> Content:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
     beside = path.with_name(ADAPTER_CONFIG)
-    adapter = read_json(beside.read_text(encoding="utf-8"), beside) if beside.is_file() else {}
+    adapter = read_json(beside.read_bytes(), beside) if beside.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
     try:
@@ -121,7 +131,8 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it remarks on newer pickles, and then reads or refuses them
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([ParameterDict]):  # a container, of the first embeddings
+                values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConceptFileError(
             f"{path} is refused: it is no plain file of tensors, but a pickle that would run code when opened, or "

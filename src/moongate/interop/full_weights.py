@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..concept import Concept, LowRank, listed, safetensors_bytes
 from ..errors import ConceptFileError, OptionError
-from .content import Content, flat_tensors, to_pickle
+from .content import Content, flat_tensors, mapping_in, to_pickle
 from .format import Parts, Rendered, WriteOptions, header_of, provenance_in
 from .names import COMPVIS_PREFIX, blocks_per_level, from_compvis, to_compvis, unambiguous_levels
 from .products import products
@@ -63,11 +63,12 @@ def parse_adobe(content: Content) -> Parts:
     weights, changes = _split({f"unet.{key}": value for key, value in values["unet"].items()})
     known = {"unet", "modifier_token", "text_encoder", "text_encoder_2"}
     for encoder in ("text_encoder", "text_encoder_2"):
-        state = {k: v for k, v in values.get(encoder, {}).items() if isinstance(v, Tensor) and v.is_floating_point()}
+        state = mapping_in(values, encoder)
+        state = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
         weights |= {f"{encoder}.{k.removeprefix(TEXT_PREFIX)}": v for k, v in flat_tensors(state).items()}
     tokens = {}
-    for token, value in values.get("modifier_token", {}).items():
-        encoders = value if isinstance(value, list | tuple) else [value]
+    for token, value in mapping_in(values, "modifier_token").items():
+        encoders = value if isinstance(value, list | tuple) and value else [value]
         tokens[token] = tuple(rows_of(row).flatten() for row in encoders)
     left = tuple(str(key) for key in values if key not in known)
     return Parts(weights=weights, changes=changes, tokens=tokens, left_out=left)
@@ -122,13 +123,13 @@ def parse_compvis(content: Content) -> Parts:
     weights, changes = _split({from_compvis(key, per_level): value for key, value in state.items()})
     if rows is None:
         return Parts(weights=weights, changes=changes)
-    keys_and_values = [name for name in (*weights, *changes) if name.endswith(("to_k.weight", "to_v.weight"))]
-    name = keys_and_values[0]
-    width = (weights[name] if name in weights else changes[name].down).shape[1]
-    if not isinstance(rows, Tensor) or rows.numel() % width:
+    read_text = {n: each.shape for n, each in (weights | changes).items() if n.endswith(("to_k.weight", "to_v.weight"))}
+    width = next((shape[1] for shape in read_text.values() if len(shape) == 2), 0)
+    if not isinstance(rows, Tensor) or not width or rows.numel() % width:
         raise ConceptFileError(f"{content.path}: 'embed' is no multiple of the {width} numbers of a token's row.")
     tokens = dict(numbered_rows(rows_of(rows.reshape(-1, width))))
-    note = f"The file does not name its tokens; they are called {', '.join(tokens)}. Give names with --token."
+    called = ", ".join(tokens)
+    note = f"The file does not name its tokens; they are called {called}. `moongate convert --token` names them."
     return Parts(weights=weights, changes=changes, tokens=tokens, notes=(note,))
 
 

@@ -35,6 +35,7 @@ DORA = "DoRA"
 FACTORS: Mapping[str | None, str] = {"A": "down", "down": "down", "B": "up", "up": "up"}
 KINDS = (
     ("layers with DoRA", DORA),
+    ("layers of LyCORIS' LoHa and LoKr", r"\.(?:hada|lokr)_"),
     ("the text encoder", r"^lora_te|text_encoder|text_model|bundle_emb"),
     ("self-attention (attn1)", r"attn1"),
     ("queries (attn2.to_q)", r"attn2.*to[._]q"),
@@ -139,20 +140,23 @@ def _factors(concept: Concept, options: WriteOptions) -> tuple[dict[str, LowRank
 
 def _change(layer: str, found: Mapping[str, Any], alpha: Any) -> Dense | LowRank:
     """Return one layer's change, its scale multiplied in."""
-    tensors = flat_tensors({kind: value for kind, value in found.items() if isinstance(value, Tensor)})
+    tensors = flat_tensors({kind: value for kind, value in found.items() if kind != "alpha"})
     if "diff" in tensors:
         return Dense(delta=tensors["diff"])
     up, down = tensors.get("up"), tensors.get("down")
     if up is None or down is None:
         raise ConceptFileError(f"The file holds {' and '.join(sorted(found))} of {layer!r}, but not both factors.")
-    up, down = (factor.flatten(1) if factor.shape[2:].numel() == 1 else factor for factor in (up, down))
+    up, down = (factor[:, :, 0, 0] if factor.shape[2:] == (1, 1) else factor for factor in (up, down))
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
         shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
         raise ConceptFileError(f"The factors of {layer!r} have the shapes {shapes}, which do not fit together.")
     rank = up.shape[1]
-    if "alpha" in tensors:
-        alpha = float(tensors["alpha"])
-    scale = 1.0 if alpha is None else alpha / rank if not isinstance(alpha, _Root) else alpha / math.sqrt(rank)
+    if "alpha" in found:
+        if not isinstance(found["alpha"], Tensor) or found["alpha"].numel() != 1:
+            raise ConceptFileError(f"The alpha of {layer!r} is not one number.")
+        alpha = float(found["alpha"])
+    over = math.sqrt(rank) if isinstance(alpha, _Root) else rank
+    scale = alpha / over if alpha is not None and rank else 1.0
     used = (up.any(0) & down.any(1)).nonzero()
     rank = int(used[-1]) + 1 if len(used) else 0  # what fills up the end changes nothing
     up, down = up[:, :rank], down[:rank]
@@ -169,8 +173,11 @@ def _alpha(content: Content, module: str) -> float | None:
     config = {key.removeprefix("unet."): value for key, value in header.items()} or dict(content.adapter)
     if "lora_alpha" not in config:
         return None
-    alpha = float(config["lora_alpha"])
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.search(rf"(?:^|\.){pattern.lstrip('^')}$", module):
-            alpha = float(value)
+    try:
+        alpha = float(config["lora_alpha"])
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if re.search(rf"(?:^|\.){pattern.lstrip('^')}$", module):
+                alpha = float(value)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd alpha ({error}).") from error
     return _Root(alpha) if config.get("use_rslora") else alpha

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..backbone import Backbone, Fingerprint
 from ..concept import Concept, Dense, LowRank, SubjectRecord, check_finite, listed, mismatches, read_provenance
-from ..errors import BaseMismatchError, ConceptFileError, OptionError
+from ..errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
 from .content import open_content
 from .format import Format, Parts
 from .formats import FORMATS
@@ -69,10 +69,10 @@ class Found:
                 f"{self.path} would change nothing: it has no token, and no key or value of cross-attention differs "
                 f"from the base.{left} Check that it is the file you mean."
             )
-        fields = self._provenance(base)
         rows = {token: torch.cat(row) for token, row in parts.tokens.items()}
         tensors = {f"{name}.{kind}": part for name, each in changes.items() for kind, part in each.tensors().items()}
         check_finite({**tensors, **rows}, self.path)
+        fields = self._provenance(base)
         concept = Concept(**{**fields, "deltas": changes, "tokens": rows})
         concept = _named(concept, tokens, categories)
         if base is not None:
@@ -118,7 +118,7 @@ class Found:
         parts, told = self.parts, self.parts.provenance
         if told:
             try:
-                fields, named = read_provenance(told), list(told["tokens"])
+                fields, named = read_provenance(told), list(map(str, told["tokens"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise ConceptFileError(
                     f"The header of {self.path} lacks a part: {error}. Download it again."
@@ -195,6 +195,9 @@ def _named(concept: Concept, tokens: Sequence[str], categories: Sequence[str]) -
                 f"{len(tokens)} token names are given, but the file has {len(concept.tokens)} tokens: "
                 f"{', '.join(concept.tokens) or 'none'}. Name each once, in this order."
             )
+        odd = [token for token in tokens if token != bracketed(token)]
+        if odd:
+            raise TokenError(f"The token {odd[0]!r} is not one word in angle brackets. Write {bracketed(odd[0])!r}.")
         concept = concept.renamed(dict(zip(concept.tokens, tokens, strict=True)))
     if not categories:
         return concept

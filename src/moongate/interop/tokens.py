@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..concept import Concept, safetensors_bytes
 from ..errors import ConceptFileError, OptionError
-from .content import Content
+from .content import Content, mapping_in
 from .format import Parts, Rendered, WriteOptions
 
 __all__ = [
@@ -50,8 +50,9 @@ def parse_embedding(content: Content) -> Parts:
     """Read a token's rows; of several vectors each becomes a token of its own."""
     values, name = content.values, content.header.get("name") or content.path.stem
     if "string_to_param" in values:
-        vectors: list[Any] = list(values["string_to_param"].values())
-        name = str(values.get("name") or name)
+        vectors: list[Any] = list(mapping_in(values, "string_to_param").values())
+        given = values.get("name")
+        name = given if isinstance(given, str) and given else name
     elif set(values) == set(ENCODERS):
         vectors = [values[encoder] for encoder in ENCODERS]
     else:
@@ -97,7 +98,7 @@ def named_rows(token: str, vectors: Sequence[Any]) -> dict[str, tuple[Float[Tens
     """Return the rows of a token, and of "<token-2>", ... where it has several vectors, over the text encoders."""
     matrices = [rows_of(vector) for vector in vectors]
     if len({len(matrix) for matrix in matrices}) != 1:
-        raise ConceptFileError(f"The embedding {token!r} has not as many vectors for each text encoder.")
+        raise ConceptFileError(f"The embedding {token!r} has no vector, or not as many for each text encoder.")
     names = [token, *(f"{token[:-1]}-{number}>" for number in range(2, len(matrices[0]) + 1))]
     return {name: tuple(matrix[index] for matrix in matrices) for index, name in enumerate(names)}
 

@@ -1,10 +1,12 @@
 """Write a concept in any format: one file, or a folder of files that belong together."""
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..concept import Concept, check_writable, write_atomically
+from ..concept import Concept, check_writable, listed, write_atomically
 from ..errors import OptionError
+from .content import SUFFIXES
 from .format import WriteOptions
 from .formats import named_format
 
@@ -49,4 +51,11 @@ def write(
     files = {out / name if name else out: content for name, content in rendered.files.items()}
     for path, content in files.items():
         write_atomically(path, content)
-    return Written(files=tuple(files), notes=rendered.notes)
+    return Written(files=tuple(files), notes=rendered.notes + (_others(out, files) if given.is_folder else ()))
+
+
+def _others(folder: Path, written: Container[Path]) -> tuple[str, ...]:
+    """Return a note on weights that lay in the folder before, which readers would take for parts of the concept."""
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES and file not in written)
+    note = f"{folder} also holds {listed(others)}, which is not of this concept but is read with it. Remove it."
+    return (note,) if others else ()

@@ -12,6 +12,7 @@ from ..concept import Concept
 from ..data import Regularisation, Subject, photo_of, square
 from ..method import METHODS
 from ..pages import Page
+from ..pictures import as_pixels
 from ..sampling import SampleOptions, contact_sheet, sample
 from ..training import Step, TrainOptions, train
 from . import example, pool_folder
@@ -135,8 +136,7 @@ def drawn(backbone: Backbone, prompts: Sequence[str], *, count: int) -> dict[str
 
 def shown(subject: Subject, backbone: Backbone) -> list[np.ndarray]:
     """Return the pictures of a subject as the backbone is shown them: square, uint8 [side, side, 3]."""
-    images = [square(picture, backbone.resolution_px) for picture in subject.pictures]
-    return [((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for image in images]
+    return [as_pixels(square(picture, backbone.resolution_px)) for picture in subject.pictures]
 
 
 def _with_token(prompt: str, category: str, token: str) -> str:

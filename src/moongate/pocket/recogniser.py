@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..concept import write_atomically
 from ..errors import OptionError
+from ..pictures import as_tensor
 from . import recogniser_file
 
 __all__ = ["WIDTHS", "Classes", "Recogniser", "recognised"]
@@ -98,8 +99,7 @@ class Recogniser(nn.Module):
     @torch.no_grad()
     def scores(self, pictures: UInt8[np.ndarray, "n height width 3"]) -> Float[Tensor, "n classes"]:
         """Return the scores of uint8 pictures."""
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        return torch.cat([self(part.float() / 127.5 - 1) for part in images.split(SEEN_AT_ONCE)])
+        return torch.cat([self(part) for part in as_tensor(pictures).split(SEEN_AT_ONCE)])
 
     def numbers(self, categories: Sequence[str]) -> list[int]:
         """Return the places of categories among the scores. Raises OptionError for one that it was not trained on."""

@@ -31,6 +31,7 @@ from moongate.concept import write_atomically
 from moongate.errors import OptionError
 from moongate.evaluation.features import lite0_features
 from moongate.evaluation.metrics import kid
+from moongate.pictures import as_tensor
 from moongate.pocket import recogniser_file, weights_folder
 from moongate.pocket.corpus import compose
 from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
@@ -292,9 +293,8 @@ def measure(
 
     def over(pictures: np.ndarray, function: Callable[[Tensor], Tensor], *, name: str) -> Tensor:
         def batch(part: np.ndarray) -> np.ndarray:
-            images = torch.tensor(part).permute(0, 3, 1, 2).to(backbone.device)
             with torch.no_grad():
-                return function(images.float() / 127.5 - 1).cpu().numpy()
+                return function(as_tensor(part).to(backbone.device)).cpu().numpy()
 
         return torch.from_numpy(_in_batches(name, pictures, batch, size=SEEN_AT_ONCE))
 
