@@ -68,7 +68,7 @@ def parse_adobe(content: Content) -> Parts:
         weights |= {f"{encoder}.{k.removeprefix(TEXT_PREFIX)}": v for k, v in flat_tensors(state).items()}
     tokens = {}
     for token, value in mapping_in(values, "modifier_token").items():
-        encoders = value if isinstance(value, list | tuple) else [value]
+        encoders = value if isinstance(value, list | tuple) and value else [value]
         tokens[token] = tuple(rows_of(row).flatten() for row in encoders)
     left = tuple(str(key) for key in values if key not in known)
     return Parts(weights=weights, changes=changes, tokens=tokens, left_out=left)
