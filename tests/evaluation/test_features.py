@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     CLIPConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from conftest import make_tokenizer, text_config
+from moongate.backbone import PROJECTION, PROJECTION_FILE
 from moongate.errors import BackboneError, OptionError
 from moongate.evaluation.features import CLIP_MEAN, CLIP_STD, lite0_features, load_network
 
@@ -95,6 +97,9 @@ def test_pocket_clip_gives_both_kinds_of_features(tmp_path: Path) -> None:
     CLIPTextModel(text_config(tokenizer)).save_pretrained(tmp_path / "text_encoder")
     vision = CLIPVisionConfig(**VISION, image_size=128, patch_size=64, projection_dim=16)
     CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "image_encoder")
+    with pytest.raises(BackboneError, match=f"has no {PROJECTION_FILE}"):
+        load_network(f"pocket-clip:{tmp_path}")
+    save_file({PROJECTION: torch.eye(16)}, tmp_path / PROJECTION_FILE)
     network = load_network(f"pocket-clip:{tmp_path}")
     assert network.image_features(pictures()).shape == (3, 16)
     assert network.caption_features(["a dog"]).shape == (1, 16)

@@ -24,7 +24,7 @@ def test_a_picture_is_nearer_to_its_own_caption_than_to_others() -> None:
     similarity = clip.image_features(images) @ clip.caption_features(captions).T
     own = similarity.diagonal()[:, None]
     beaten = (similarity < own).float().sum(1) / (len(captions) - 1)
-    assert beaten.mean() > 0.9  # one half by chance
+    assert beaten.mean() > 0.95  # one half by chance
 
 
 def test_features_have_length_one_and_do_not_depend_on_the_company() -> None:

@@ -72,7 +72,8 @@ def _pocket_clip(name: str, place: str, device: str) -> Network:
     from ..pocket.clip import PocketClip
 
     towers: PocketClip = PocketClip(folder=Path(place), device=device) if place else PocketClip(device=device)
-    towers.image_features(torch.zeros(1, 3, 128, 128))  # so that a missing tower is found before pictures are drawn
+    towers.image_features(torch.zeros(1, 3, 128, 128))  # so that what is missing is found before pictures are drawn
+    towers.caption_features([""])
     return Network(name=name, image_features=towers.image_features, caption_features=towers.caption_features)
 
 

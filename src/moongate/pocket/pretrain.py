@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from moongate.backbone import PROJECTION, PROJECTION_FILE
+from moongate.pictures import as_tensor
 from moongate.pocket.fitting import Stage, fit, native_autocast, save
 from moongate.pocket.pieces import CONTEXT_TOKENS, learn_pieces
 
@@ -111,8 +112,7 @@ class Corpus:
 
     def images(self, indices: Tensor) -> Tensor:
         """Float pictures [n, 3, 128, 128] in -1..1."""
-        array = torch.from_numpy(self.pictures[np.sort(indices.numpy())])
-        return array.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_tensor(self.pictures[np.sort(indices.numpy())])
 
 
 def pretrain(options: PretrainOptions) -> None:
