@@ -38,6 +38,16 @@ def test_convert_there_and_back_gives_the_same_concept(
     assert Concept.load(tmp_path / "again.safetensors").hash == Concept.load(concept).hash
 
 
+def test_a_rank_that_would_be_ignored_is_refused(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for to in ("adobe", "moongate"):
+        out = tmp_path / f"{to}.bin"
+        told = fails(capsys, "convert", concept, "--to", to, "--out", out, "--rank", 2)
+        assert "--rank cuts changes for" in told
+        assert not out.exists()
+
+
 def test_the_model_card_of_a_folder_shows_pictures_when_a_base_is_given(
     concept: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

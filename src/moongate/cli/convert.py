@@ -53,6 +53,12 @@ class Convert:
 
         target = interop.named_format(self.to)
         interop.check_place(self.out, to=self.to, overwrite=self.overwrite)
+        if self.rank is not None and target.keeps_changes != "products":
+            cut = ", ".join(name for name, each in interop.FORMATS.items() if each.keeps_changes == "products")
+            raise OptionError(
+                f"--rank cuts changes for {cut}, but {self.to!r} holds no products. Leave it out, or make the concept "
+                "smaller with `moongate compress` first."
+            )
         if self.push and not target.is_folder:
             folders = ", ".join(name for name, each in interop.FORMATS.items() if each.is_folder)
             raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")

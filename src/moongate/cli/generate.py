@@ -146,7 +146,8 @@ class Generate:
         labels = [prompt if index % self.count == 0 else "" for index, (prompt, _) in enumerate(each)]
         sheet = contact_sheet(images, columns=min(self.count, 8), labels=labels)
         sheet.save(self.out / "contact-sheet.png")
-        say(console, f"Wrote {len(paths)} pictures and contact-sheet.png to {self.out}.")
+        pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+        say(console, f"Wrote {pictures} and contact-sheet.png to {self.out}.")
 
 
 def _merged(backbone: "Backbone", concepts: "Sequence[tuple[Concept, float]]", console: Console) -> "Concept":
