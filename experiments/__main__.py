@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from moongate.concept import write_atomically
@@ -111,12 +110,13 @@ def _write(results: Results, out: Path) -> None:
         lacking = [record for record in results.missing(experiment.records()) if not getattr(record, "seed", 0)]
         parts.append(f"## {experiment.TITLE}\n")
         if lacking:
+            print(f"{name}: {len(lacking)} records are missing, such as {lacking[0].key}")
+        if lacking and not getattr(experiment, "PARTIAL", False):
             parts.append(f"Not measured yet: {len(lacking)} records are missing.\n")
-            Console().print(f"{name}: {len(lacking)} records are missing, such as {lacking[0].key}")
         else:
             parts.append(experiment.report(results, out))
     write_atomically(out / "tables.md", "\n".join(parts).encode())
-    Console().print(f"Wrote {out / 'tables.md'}")
+    print(f"Wrote {out / 'tables.md'}")
 
 
 def _about(size: Size) -> str:

@@ -95,6 +95,16 @@ def test_an_ordering_holds_is_reversed_or_is_too_near_to_tell(everything: Result
     assert verdict(near) == "too near to tell"
 
 
+def test_what_is_not_measured_yet_is_said_and_the_rest_is_shown(everything: Results, tmp_path: Path) -> None:
+    (everything.folder / "pair" / f"{'-'.join(PAIRS[0])}-merge-0.json").unlink()
+    _write(everything, tmp_path)
+    written = (tmp_path / "tables.md").read_text()
+    assert written.count("Not measured yet: 1 records are missing.") == 2  # the table of pairs, and Fig. 8
+    rows = [line for line in written.splitlines() if line.endswith("| not measured yet |")]
+    assert len(rows) == 1
+    assert "joint training before merge" in rows[0]
+
+
 def test_only_what_is_missing_or_of_another_size_is_measured(everything: Results) -> None:
     records = list(table3_ablation.records())
     assert everything.missing(records) == []
