@@ -64,7 +64,6 @@ class Single:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         more = "".join(f"-{value}-{name}" for name, value in (("steps", self.steps), ("energy", self.energy)) if value)
         return f"single/{self.example}-{self.method}-{self.seed}{more}{'' if self.kid else '-no-kid'}"
 
@@ -74,7 +73,6 @@ class Single:
         return compress(concept, energy=self.energy).concept if self.energy else concept
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON, training and drawing whatever is missing."""
         concept = self.concept(study)
         comparisons: list[Targets | Reference] = [study.held_out(self.example)]
         if self.kid:
@@ -91,11 +89,9 @@ class Base:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"base/{self.example}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON, drawing whatever is missing."""
         category = study.subject(self.example).category
         prompts = [re.sub(r"\ba(?= [aeiou])", "an", filled(p, [category])) for p in read_prompts("pocket")]
         return _judged(study, None, prompts, [study.pool(category).reference])
@@ -112,7 +108,6 @@ class Pair:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"pair/{'-'.join(self.pair)}-{self.way}-{self.seed}"
 
     def concept(self, study: Study) -> Concept:
@@ -127,7 +122,6 @@ class Pair:
         return study.joint(self.pair, method, self.seed)
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON, training and drawing whatever is missing."""
         targets = [study.held_out(example, subject=index) for index, example in enumerate(self.pair)]
         count = study.size.pair_count
         return _judged(study, self.concept(study), read_prompts("pocket-pair"), targets, seed=self.seed, count=count)
@@ -143,11 +137,9 @@ class Unrelated:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"unrelated/{self.example}-{self.method or 'base'}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON, training and drawing whatever is missing."""
         category = study.subject(self.example).category
         concept = study.single(self.example, self.method, 0) if self.method else None
         return _judged(study, concept, [photo_of(category)], [study.unrelated([category])])
@@ -161,11 +153,9 @@ class Weights:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"weights/{self.example}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON."""
         changes = weight_changes(study.backbone, study.single(self.example, "fine-tune-all", 0))
         return {"kinds": {change.kind: {"mean": change.mean, "share": change.share} for change in changes}}
 
@@ -178,11 +168,9 @@ class Spectrum:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"spectrum/{self.example}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return it as plain JSON."""
         found = spectra(study.single(self.example, "custom-diffusion", 0))
         return {
             "values": {name: [round(float(v), 6) for v in s.values / s.values[0]] for name, s in found.items()},
@@ -199,11 +187,9 @@ class Attention:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"attention/{self.example}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return the picture and its maps as plain JSON."""
         concept = study.single(self.example, "custom-diffusion", 0)
         prompt = filled(self.prompt, [concept.subjects[0].words])
         with concept.applied(study.backbone):
@@ -223,11 +209,9 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Path of its file without the suffix."""
         return f"row/{'-'.join(self.examples)}-{self.method}"
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """Return the pictures as plain JSON."""
         made: Single | Pair = Single(self.examples[0], self.method)
         if len(self.examples) == 2:
             made = Pair((self.examples[0], self.examples[1]), self.method)

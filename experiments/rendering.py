@@ -9,7 +9,7 @@ from PIL import Image
 
 from .records import Record, Results
 
-__all__ = ["MEASURES", "NAMES", "complete_seeds", "means", "plot", "save", "stacked", "table"]
+__all__ = ["ALIGNMENTS", "MEASURES", "NAMES", "complete_seeds", "means", "plot", "save", "stacked", "table"]
 
 NAMES = {
     "custom-diffusion": "Custom Diffusion",
@@ -34,6 +34,8 @@ MEASURES = {
     "KID x 1000 (Lite0)": ("KID", "efficientnet-lite0"),
 }
 """Columns: the measure and whose features it is taken in."""
+ALIGNMENTS = tuple(column for column in MEASURES if not column.startswith("KID"))
+"""Those that need no pictures of a category."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

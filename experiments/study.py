@@ -6,7 +6,6 @@ Everything that another machine or another model would do differently stands in 
 import dataclasses
 import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,22 +124,19 @@ class Study:
 
     def pool(self, category: str) -> Pool:
         """Split the pool's pictures that name the category: every second one is kept from training."""
-        named = _named(category)
-        chosen, aside = named[::2], named[1::2][: self.size.references]
+        named = Regularisation.load(pocket.pool_folder(), category=category, only_category=True)
+        aside = slice(1, 2 * self.size.references, 2)
         return Pool(
-            regularisation=_regularisation(
-                [_picture(row) for row in chosen], [row["caption"] for row in chosen], "pool"
-            ),
-            reference=Reference(
-                pictures=[_picture(row) for row in aside], captions=tuple(row["caption"] for row in aside)
-            ),
+            regularisation=_regularisation(named.pictures[::2], named.captions[::2], "pool"),
+            reference=Reference(pictures=named.pictures[aside], captions=named.captions[aside]),
         )
 
     def unrelated(self, categories: Sequence[str]) -> Reference:
         """Return pictures of the pool, spread over it, that show none of the categories."""
         rows = [row for row in _rows() if not set(categories) & set(row["categories"])]
         chosen = rows[:: len(rows) // self.size.unrelated][: self.size.unrelated]
-        return _reference(chosen)
+        pictures = [read_picture(pocket.pool_folder() / row["file_name"]) for row in chosen]
+        return Reference(pictures=pictures, captions=tuple(row["caption"] for row in chosen))
 
     def single(self, example: str, method: str, seed: int, *, steps: int | None = None) -> Concept:
         """Return the thing taught alone; each begins as a rare token of its own, so that it can be merged."""
@@ -180,12 +176,12 @@ class Study:
         if path.exists():
             return Concept.load(path)
         subjects = [self.subject(example) for example in examples]
-        regularisation = [self._regularisation(each.category, method) for each in subjects]
+        prior = [self._regularisation(each.category, method) for each in subjects] if method.prior_weight else []
         began = time.monotonic()
         concept = train(
             self.backbone,
             subjects,
-            regularisation if method.prior_weight else [],
+            prior,
             method,
             options=options,
             start_from=start_from,
@@ -218,17 +214,5 @@ def _regularisation(pictures: Sequence[np.ndarray], captions: Sequence[str], sou
     return Regularisation(pictures=tuple(pictures), captions=tuple(captions), source=source)
 
 
-def _reference(rows: Sequence[dict]) -> Reference:
-    return Reference(pictures=[_picture(row) for row in rows], captions=tuple(row["caption"] for row in rows))
-
-
 def _rows() -> list[dict]:
     return [json.loads(line) for line in (pocket.pool_folder() / "metadata.jsonl").read_text().splitlines()]
-
-
-def _named(category: str) -> list[dict]:
-    return [row for row in _rows() if re.search(rf"\b{category}s?\b", row["caption"])]
-
-
-def _picture(row: dict) -> np.ndarray:
-    return read_picture(pocket.pool_folder() / row["file_name"])

@@ -5,12 +5,11 @@ from pathlib import Path
 from statistics import mean
 
 from ..records import Record, Results, Single
-from ..rendering import MEASURES, means, table
+from ..rendering import ALIGNMENTS, means, table
 from ..study import SOME
 
 TITLE = "Fig. 13: quality against compression"
 ENERGIES = (None, 0.9, 0.6, 0.3, 0.1)
-COLUMNS = tuple(column for column in MEASURES if not column.startswith("KID"))
 
 
 def records() -> Iterator[Record]:
@@ -25,8 +24,8 @@ def report(results: Results, _out: Path) -> str:
         some = [_single(example, energy) for example in SOME]
         size = mean(results[record]["bytes"] for record in some) / 1e6
         name = f"{energy:.0%}" if energy else "everything"
-        rows.append((name, f"{size:.2f} MB", *(means(results, [some], column) for column in COLUMNS)))
-    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("of the singular values", "size", *COLUMNS), rows)
+        rows.append((name, f"{size:.2f} MB", *(means(results, [some], column) for column in ALIGNMENTS)))
+    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("of the singular values", "size", *ALIGNMENTS), rows)
 
 
 def _single(example: str, energy: float | None) -> Single:

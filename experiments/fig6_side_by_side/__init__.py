@@ -35,16 +35,14 @@ def report(results: Results, out: Path) -> str:
     text = ""
     for half, (things, methods, prompts) in halves.items():
         page.text("p", "The prompts: " + "; ".join(prompts))
-        sheet = []
         for examples in things:
             page.text("h2", " and ".join(examples))
             page.row("what it is", [picture for example in examples for picture in real_pictures(example)[:3]])
-            for method in methods:
-                row = as_picture(results[Row(examples, method, prompts)]["pictures"])
+            rows = [as_picture(results[Row(examples, method, prompts)]["pictures"]) for method in methods]
+            for method, row in zip(methods, rows, strict=True):
                 page.row(NAMES[method], [np.asarray(row)])
             if examples == things[0]:
-                sheet = [as_picture(results[Row(examples, method, prompts)]["pictures"]) for method in methods]
-        stacked(sheet).save(out / f"fig6_{half}.png")
+                stacked(rows).save(out / f"fig6_{half}.png")
         text += f"{' and '.join(things[0])}, from above: {', '.join(NAMES[m] for m in methods)}.\n\n"
         text += f"![{half}](fig6_{half}.png)\n\n"
     page.save(out / "side_by_side.html")

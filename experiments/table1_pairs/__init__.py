@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..records import Pair, Record, Results
-from ..rendering import MEASURES, NAMES, complete_seeds, means, table
+from ..rendering import ALIGNMENTS, NAMES, complete_seeds, means, table
 from ..study import PAIRS
 
 TITLE = "Table 1 (bottom) and Table 7: two things in one picture"
 WAYS = ("joint", "merge", "sequential", "textual-inversion", "fine-tune-all", "dreambooth")
 SEEDS = (0, 1)
-COLUMNS = tuple(column for column in MEASURES if not column.startswith("KID"))
 
 
 def records() -> Iterator[Record]:
@@ -22,12 +21,12 @@ def report(results: Results, _out: Path) -> str:
     """Return the tables."""
     seeds = complete_seeds(results, {seed: [Pair(p, w, seed) for p in PAIRS for w in WAYS] for seed in SEEDS})
     rows = [
-        (NAMES[way], *(means(results, [[Pair(p, way, seed) for p in PAIRS] for seed in seeds], c) for c in COLUMNS))
+        (NAMES[way], *(means(results, [[Pair(p, way, seed) for p in PAIRS] for seed in seeds], c) for c in ALIGNMENTS))
         for way in WAYS
     ]
     spread = "seeds 0 and 1, with half their distance" if len(seeds) > 1 else "seed 0"
-    text = f"Means over {len(PAIRS)} pairs and both things of each; {spread}.\n\n" + table(("way", *COLUMNS), rows)
-    for column in COLUMNS:
+    text = f"Means over {len(PAIRS)} pairs and both things of each; {spread}.\n\n" + table(("way", *ALIGNMENTS), rows)
+    for column in ALIGNMENTS:
         each = [
             (" + ".join(p), *(means(results, [[Pair(p, way, seed)] for seed in seeds], column) for way in WAYS))
             for p in PAIRS

@@ -10,6 +10,7 @@ from ..study import SOME
 TITLE = "Table 5: FID on unrelated captions"
 METHODS = (None, "custom-diffusion", "fine-tune-all", "dreambooth")
 EXAMPLES = SOME[:3]
+FEATURES = "efficientnet-lite0"
 
 
 def records() -> Iterator[Record]:
@@ -29,6 +30,3 @@ def report(results: Results, _out: Path) -> str:
         "that it stays where pocket is.\n\n"
     )
     return note + table(("taught", *(NAMES[m] if m else "pocket itself" for m in METHODS)), rows)
-
-
-FEATURES = "efficientnet-lite0"
