@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from .. import table1_single
 from ..records import Base, Pair, Record, Results, Single
 from ..rendering import MEASURES, NAMES, table
 from ..study import EXAMPLES, PAIRS, SOME
@@ -29,17 +30,23 @@ class Claim:
     over: Sequence[Any] = EXAMPLES
     """The things or pairs that both were measured on."""
 
-    def records(self, which: str) -> list[Record]:
-        """Return the records of one side, in the order of the things."""
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Those that both were measured with: the ablations have one."""
+        return (0,) if self.over is SOME else table1_single.SEEDS
+
+    def records(self, which: str) -> list[list[Record]]:
+        """Return the records of one side, of each thing one for each seed."""
         if which == BASE:
-            return [Base(example) for example in self.over]
-        return [Single(each, which) if isinstance(each, str) else Pair(each, which) for each in self.over]
+            return [[Base(example)] for example in self.over]
+        kind: Any = Single if isinstance(self.over[0], str) else Pair
+        return [[kind(each, which, seed) for seed in self.seeds] for each in self.over]
 
     def differences(self, results: Results) -> list[float]:
         """Return for each thing by how much the first is better."""
         factor = -1000 if self.column == KID else 1
         sides = [
-            [mean(results.figures([record], *MEASURES[self.column])) for record in self.records(which)]
+            [mean(results.figures(records, *MEASURES[self.column])) for records in self.records(which)]
             for which in (self.first, self.second)
         ]
         return [factor * (first - second) for first, second in zip(*sides, strict=True)]
@@ -71,8 +78,7 @@ CLAIMS = (
 def records() -> Iterator[Record]:
     """Yield what the orderings are read from."""
     for claim in CLAIMS:
-        for side in (claim.first, claim.second):
-            yield from claim.records(side)
+        yield from _both_sides(claim)
 
 
 def report(results: Results, _out: Path) -> str:
@@ -81,7 +87,7 @@ def report(results: Results, _out: Path) -> str:
     for claim in CLAIMS:
         name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
         paper = f"{claim.paper[0]:g}, {claim.paper[1]:g}"
-        if results.missing([*claim.records(claim.first), *claim.records(claim.second)]):
+        if results.missing(_both_sides(claim)):
             rows.append((name, paper, "", str(len(claim.over)), "not measured yet"))
             continue
         found = claim.differences(results)
@@ -91,9 +97,16 @@ def report(results: Results, _out: Path) -> str:
         rows.append((name, paper, f"{mean(found):+.{digits}f} ± {error:.{digits}f}", str(len(found)), verdict))
     note = (
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
-        "over the things; within two of them it is too near to tell. Seed 0.\n\n"
+        "over the things; within two of them it is too near to tell. Means over seeds 0 and 1; of the ablations, seed "
+        "0.\n\n"
     )
     return note + table(("in the paper", "its figures", "difference here", "things", "here"), rows)
+
+
+def _both_sides(claim: Claim) -> Iterator[Record]:
+    for side in (claim.first, claim.second):
+        for records in claim.records(side):
+            yield from records
 
 
 def _name(side: str) -> str:
