@@ -17,7 +17,7 @@ LAYERS = [
     {"backbone.fingerprint", "backbone.loading", "backbone.text"},
     {"backbone", "closed_form", "extras"},
     {"concept", "embedding", "pictures", "pocket.clip", "rare_tokens"},
-    {"method", "data", "runs", "neutral", "pages", "compression", "sources", "attention"}
+    {"method", "data", "runs", "neutral", "merge_report", "pages", "compression", "sources", "attention"}
     | {"evaluation.features", "evaluation.metrics", "evaluation.prompts"},
     {"training", "sampling", "merging", "collection"},
     {"pocket.demo", "pocket.recogniser", "merge_page", "retrieval", "interop.names", "interop.content"}

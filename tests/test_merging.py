@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,17 @@ def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequ
     own = tuple(f"photo of a red {word}" for word in ("dog", "cat", "chair"))
     report = merge(tiny, pair, options=MergeOptions(captions=(*own, own[0], " "))).report
     assert report.neutral_captions == len(neutral_captions()) + 3 == merge(tiny, pair).report.neutral_captions + 3
+
+
+def test_a_merge_did_not_record_the_users_own_captions(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    own = ("zebra", "unicorn", "dragon")
+    recorded = [
+        merge(tiny, pair, options=MergeOptions(captions=given)).concept.record.get("further_captions")
+        for given in ((), own, own[:2])
+    ]
+    assert recorded[0] is None
+    assert [each["count"] for each in recorded[1:]] == [3, 2]
+    assert recorded[1]["sha256"] == hashlib.sha256(b"zebra\nunicorn\ndragon").hexdigest()
 
 
 def test_the_order_does_not_matter(tiny: Backbone, pair: Sequence[Concept]) -> None:

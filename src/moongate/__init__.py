@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .concept import Concept, Dense, LowRank, SubjectRecord
     from .data import PRESETS, Preset, Regularisation, Subject
     from .embedding import Encoder
-    from .merging import Merged, MergeOptions, MergeReport, merge
+    from .merge_report import MergeReport
+    from .merging import Merged, MergeOptions, merge
     from .method import METHODS, Method
     from .retrieval import Retrieved, RetrieveOptions, retrieve
     from .sampling import Sample, SampleOptions, contact_sheet, sample
@@ -63,7 +64,8 @@ _HOMES = {
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("PRESETS", "Preset", "Regularisation", "Subject"),
     "embedding": ("Encoder",),
-    "merging": ("MergeOptions", "MergeReport", "Merged", "merge"),
+    "merge_report": ("MergeReport",),
+    "merging": ("MergeOptions", "Merged", "merge"),
     "method": ("METHODS", "Method"),
     "retrieval": ("RetrieveOptions", "Retrieved", "retrieve"),
     "sampling": ("Sample", "SampleOptions", "contact_sheet", "sample"),

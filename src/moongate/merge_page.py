@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .concept import write_atomically
-from .merging import MergeReport
+from .merge_report import MergeReport
 from .pages import Page
 
 __all__ = ["summary_rows", "verdict", "write_report"]
