@@ -528,6 +528,26 @@ def test_a_collection_was_lost_with_the_folder_of_its_clip_model(
     run(*command, "--out", tmp_path / "there", "--encoder", moved)
 
 
+@pytest.mark.usefixtures("clip")
+def test_pictures_were_held_to_the_threshold_of_captions(captioned: Path, tmp_path: Path) -> None:
+    place = tmp_path / "collection"
+    run("retrieve", "index", captioned, "--encoder", tmp_path / "clip", "--pictures", "--out", place, "--device", "cpu")
+    command = ["retrieve", "photo of a dog", "--from", place, "--count", 2, "--device", "cpu"]
+    run(*command, "--by", "pictures", "--out", tmp_path / "reg")
+    assert json.loads((tmp_path / "reg" / "retrieval.json").read_text())["threshold"] == -1
+
+
+def test_what_is_said_of_retrieval_was_ignored_where_nothing_is_retrieved(
+    collection: Path, arguments: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = arguments.index("--regularization") + 1
+    assert f"--collection {collection} would be ignored" in fails(capsys, *arguments, "--collection", collection)
+    none = [*arguments[:at], "none", *arguments[at + 1 :]]
+    assert "--threshold 0.5 would be ignored" in fails(capsys, *none, "--threshold", 0.5)
+    inverted = [*arguments[:at], "auto", *arguments[at + 1 :], "--method", "textual-inversion"]
+    assert f"--collection {collection} would be ignored" in fails(capsys, *inverted, "--collection", collection)
+
+
 def test_train_retrieves_in_passing_and_once(
     collection: Path, arguments: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

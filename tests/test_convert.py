@@ -109,6 +109,29 @@ def test_other_commands_read_foreign_files(
     assert clean.fingerprint == Concept.load(concept).fingerprint
 
 
+def test_info_refused_full_weights_without_their_model(
+    concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
+    capsys.readouterr()
+    run("info", tmp_path / "delta.bin", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["base"], facts["tokens"]) == ("not stated", ["<bear>"])
+    assert facts["layers"].startswith("14 full weights, ")
+    assert "--model" in facts["notes"][-1]
+    run("info", tmp_path / "delta.bin", "--model", tiny_folder, "--json")
+    assert "dense: 14" in json.loads(capsys.readouterr().out)["layers"]
+
+
+def test_training_goes_on_from_foreign_files(concept: Path, tiny_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    """It went on from Moongate's own alone."""
+    run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
+    command = ["train", pictures, "--category", "dog", "--token", "<dog>", "--regularization", "none", "--steps", 1]
+    command += ["--model", tiny_folder, "--device", "cpu", "--out", tmp_path / "both.safetensors"]
+    run(*command, "--start-from", tmp_path / "delta.bin")
+    assert list(Concept.load(tmp_path / "both.safetensors").tokens) == ["<bear>", "<dog>"]
+
+
 def test_compress_and_analyze_read_foreign_files(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ the features of neutral captions are what must move least. `closed_form` solves;
 those are, and what to report. It never touches pictures.
 """
 
-import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from .backbone import Backbone
 from .closed_form import ClosedForm
 from .concept import Concept, Dense, LowRank, SubjectRecord
 from .errors import OptionError, TokenError
+from .merge_report import INFEASIBLE, Conflict, MergeReport, SubjectFit
 from .neutral import HELD_OUT_EVERY, encoded, neutral_captions, regularisation_gram
 from .runs import versions
 
-__all__ = ["Conflict", "MergeOptions", "MergeReport", "Merged", "SubjectFit", "merge"]
+__all__ = ["MergeOptions", "Merged", "merge"]
 
 CONTEXTS = (
     "photo of a {}",
@@ -47,10 +48,6 @@ PARTNERS = 4
 RIDGE = 1e-6
 """Cost of changing what no caption uses; features are float32, and hold nothing but rounding there."""
 CONFLICT_COSINE = 0.95
-INFEASIBLE = 1e-6
-"""A relative residual above this means that constraints contradict one another."""
-LOST = 0.5
-"""A subject is predicted to be lost when a joint prompt loses this share of what its concept changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,74 +66,6 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.contexts is not None and not 1 <= self.contexts <= len(CONTEXTS):
             raise OptionError(f"contexts is {self.contexts}; it must be from 1 to {len(CONTEXTS)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubjectFit:
-    """How well one subject survived; errors are relative to how far its own concept moves the same features."""
-
-    words: str
-    contexts: int
-    constraints: int
-    residual: Mapping[str, float]
-    """By layer: how far the constraints are missed."""
-    held_out_error: float
-    """In contexts that were no constraint."""
-    joint_error: float
-    """Beside other subjects; 0 when there is none."""
-    drift_alone: float
-    """Drift on held-out neutral captions when the subject's concept is applied alone."""
-
-    @property
-    def worst_residual(self) -> float:
-        """The largest residual of a layer."""
-        return max(self.residual.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conflict:
-    """Two subjects that prescribe different values for almost the same features."""
-
-    first: str
-    second: str
-    cosine: float
-    """Of the two most similar rows, as the cost sees them."""
-    difference: float
-    """Between the values they ask for, relative to the larger."""
-    advice: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeReport:
-    """What a merge kept and what it cost."""
-
-    subjects: tuple[SubjectFit, ...]
-    conflicts: tuple[Conflict, ...]
-    drift: float
-    """Change of keys and values on held-out neutral captions, relative to the keys and values."""
-    condition: float
-    rank: int
-    capacity: int
-    """Independent constraints that there is still room for."""
-    neutral_captions: int
-    renamed: tuple[tuple[str, str], ...] = ()
-    """Tokens that an earlier concept used too, and what they are called now."""
-
-    @property
-    def feasible(self) -> bool:
-        """Whether all constraints hold together."""
-        return all(fit.worst_residual <= INFEASIBLE for fit in self.subjects)
-
-    @property
-    def predicted_to_lose(self) -> str | None:
-        """The subject that joint prompts lose most of, when that is more than half of it."""
-        worst = max(self.subjects, key=lambda fit: max(fit.joint_error, fit.worst_residual))
-        return worst.words if max(worst.joint_error, worst.worst_residual) > LOST else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON."""
-        verdict = {"feasible": self.feasible, "predicted_to_lose": self.predicted_to_lose}
-        return dataclasses.asdict(self) | verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +132,20 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
             base=concepts[0].base,
             fingerprint=concepts[0].fingerprint,
             method="merge",
-            record={"contexts": [list(part.contexts) for part in parts], "versions": versions()},
+            record={"contexts": [list(part.contexts) for part in parts], **_further(options), "versions": versions()},
         )
     return Merged(concept=concept, report=report)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def _further(options: MergeOptions) -> dict[str, Any]:
+    """Return what the record says of the user's own captions."""
+    if not options.captions:
+        return {}
+    content = hashlib.sha256("\n".join(options.captions).encode())
+    return {"further_captions": {"count": len(options.captions), "sha256": content.hexdigest()}}
 
 
 def _check_mergeable(backbone: Backbone, concept: Concept) -> None:

@@ -28,6 +28,7 @@ from .train import Train
 
 if TYPE_CHECKING:
     from ..concept import Concept
+    from ..interop import Found
 
 __all__ = [
     "Analyze",
@@ -52,7 +53,7 @@ class Info:
 
     file: Annotated[Path, tyro.conf.Positional]
     model: str | None = None
-    """The model it belongs to, where full weights are stored."""
+    """The model it belongs to: tells what full weights change."""
     config: Path | None = None
     """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
     json: bool = False
@@ -62,10 +63,14 @@ class Info:
         from ..interop import look
 
         found = look(self.file)
-        imported = found.concept(base=load(self.model, None, "float32", self.config) if self.model else None)
-        facts = {"format": found.format.title, **_facts(imported.concept, self.file)}
-        if imported.notes:
-            facts["notes"] = list(imported.notes)
+        if found.parts.weights and not self.model:
+            facts = _facts_without_model(found)
+        else:
+            imported = found.concept(base=load(self.model, None, "float32", self.config) if self.model else None)
+            facts = {**_facts(imported.concept, self.file), "notes": list(imported.notes)}
+        facts = {"format": found.format.title, **facts}
+        if not facts["notes"]:
+            del facts["notes"]
         if self.json:
             console.print_json(json.dumps(facts))
             return
@@ -117,6 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _facts_without_model(found: "Found") -> dict[str, object]:
+    """Return what full weights tell of themselves."""
+    weights = found.parts.weights
+    numbers = sum(weight.numel() for weight in weights.values())
+    return {
+        "base": found.base or "not stated",
+        "tokens": list(found.parts.tokens) or "none",
+        "layers": f"{len(weights)} full weights, {numbers:,} numbers",
+        "size": size_of(found.path),
+        "notes": [*found.parts.notes, "What the weights change is told beside their model: name it with --model."],
+    }
 
 
 def _facts(concept: "Concept", file: Path) -> dict[str, object]:

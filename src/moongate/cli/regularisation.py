@@ -49,12 +49,17 @@ class Wanted:
                 f"There is no picture or folder {self.choice} to regularise with. Give one, or {', '.join(CHOICES)}."
             )
 
+    @property
+    def is_retrieved(self) -> bool:
+        """Whether they are searched for by caption, as `auto` does where there is a collection."""
+        return self.choice == "retrieved" or (self.choice == "auto" and self.collection is not None)
+
     def resolved(self, backbone: "Backbone") -> str:
-        """Return what `auto` stands for: retrieval where there is a collection."""
+        """Return what `auto` stands for."""
+        if self.is_retrieved:
+            return "retrieved"
         if self.choice != "auto":
             return self.choice
-        if self.collection:
-            return "retrieved"
         return AUTO_FOR_POCKET if backbone.name == "pocket" else "generated"
 
 

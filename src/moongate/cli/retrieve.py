@@ -70,7 +70,8 @@ class Retrieve:
     """Folder for the pictures, metadata.jsonl and retrieval.json."""
     count: int = 200
     threshold: float | None = None
-    """Least similarity of a caption; 0.85 as in the paper, or what was measured for the model."""
+    """Least similarity of a caption; 0.85 as in the paper, or what was measured for the model. Pictures, which are far
+    less similar to a query than captions, have none unless it is given."""
     top_up: bool = False
     """Take pictures below the threshold where there are too few above it."""
     by: Literal["captions", "pictures"] = "captions"
@@ -116,7 +117,7 @@ class Retrieve:
             remedy = f"{self.source} was made with {made_by}; say where that is with --encoder (CLIP) or --model."
             raise BackboneError(f"{error} {remedy}") from error
         if self.threshold is None:
-            options = replace(options, threshold=encoder.threshold)
+            options = replace(options, threshold=encoder.threshold if self.by == "captions" else -1.0)
         retrieve_into(self.out, self.query, collection, encoder, options=options, console=console)
         say(console, f"Train against them with --regularization {self.out}.")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from ..errors import OptionError
 from .lessons import Lesson, lessons_from_file, lessons_from_options
 from .regularisation import Wanted, regularisation_pictures
-from .terminal import load, readable, say, size_of, training_bar
+from .terminal import open_concepts, readable, say, size_of, training_bar
 
 if TYPE_CHECKING:
     from ..backbone import Backbone
@@ -45,7 +45,7 @@ class Train:
     """YAML or JSON file with a list of things to teach instead: each with pictures (a folder or files, relative to
     the file), category, and perhaps token and regularization."""
     start_from: Path | None = None
-    """Concept file to go on from: the result holds its things too (sequential training)."""
+    """Concept file of any format to go on from: the result holds its things too (sequential training)."""
     preset: Literal["object", "style", "scene", "face"] = "object"
     """What kind of thing it is: the caption of pictures without one ("photo of a ...", "painting in the style of ..."),
     and the method."""
@@ -109,7 +109,7 @@ class Train:
 
     def __call__(self, console: Console) -> None:
         from ..compression import check_energy
-        from ..concept import Concept, check_writable
+        from ..concept import check_writable
         from ..data import PRESETS
         from ..runs import STATE, check_free
         from ..training import check_subjects, train
@@ -120,15 +120,16 @@ class Train:
         lessons = self._lessons()
         method = self._method(preset.method, lessons)
         wanted = [self._wanted(lesson, method) for lesson in lessons]
+        self._check_retrieval(wanted, method)
         subjects = [self._subject(lesson, preset, console) for lesson in lessons]
         out = self.out or Path("-".join(lesson.file_name for lesson in lessons) + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
         check_free(run, resume=self.resume, overwrite=self.overwrite)
         options = self._options(run)
-        earlier = Concept.load(self.start_from) if self.start_from else None
-        model = self.model or (earlier.base if earlier else "pocket")
-        backbone = load(model, self.device, self.dtype, self.config)
+        files = [self.start_from] if self.start_from else []
+        backbone, concepts = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
+        earlier = concepts[0] if concepts else None
         check_subjects(backbone, subjects, method, options=options, start_from=earlier)
         sets = []
         for lesson, each in zip(lessons, wanted, strict=True) if method.prior_weight else ():
@@ -210,6 +211,17 @@ class Train:
             collection=self.collection,
             threshold=self.threshold,
         )
+
+    def _check_retrieval(self, wanted: Sequence[Wanted], method: "Method") -> None:
+        """Refuse what is said about retrieval where nothing is retrieved."""
+        if method.prior_weight and any(each.is_retrieved for each in wanted):
+            return
+        for name, value in (("--collection", self.collection), ("--threshold", self.threshold)):
+            if value is not None:
+                raise OptionError(
+                    f"{name} {value} would be ignored, because no regularisation pictures are retrieved. Leave it "
+                    "out, or take --regularization retrieved and a method that uses such pictures."
+                )
 
     def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
         """Return the method, or its variant without regularisation where no thing is to have any."""
