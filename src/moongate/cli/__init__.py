@@ -67,10 +67,9 @@ class Info:
             facts = _facts_without_model(found)
         else:
             imported = found.concept(base=load(self.model, None, "float32", self.config) if self.model else None)
-            facts = {**_facts(imported.concept, self.file), "notes": list(imported.notes)}
+            notes = {"notes": list(imported.notes)} if imported.notes else {}
+            facts = _facts(imported.concept, self.file) | notes
         facts = {"format": found.format.title, **facts}
-        if not facts["notes"]:
-            del facts["notes"]
         if self.json:
             console.print_json(json.dumps(facts))
             return
