@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Length and rate of one training stage."""
+    """Length, rate and optimiser of one training stage."""
 
     steps: int
     batch: int
     rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """With "muon", all kernels and matrices but the first and the last are trained by Muon, the rest by AdamW."""
 
 
 class Keeping(Protocol):
@@ -55,13 +57,14 @@ def fit(
     if (done / "done").exists():
         model.load_state_dict(torch.load(done / "done", weights_only=True, map_location=keeping.device))
         return model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=0.01, fused=True)
+    optimizers = _optimizers(model, stage)
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=keeping.device)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         average, start = state["average"], state["step"]
     done.mkdir(exist_ok=True)
     generator = torch.Generator()
@@ -73,12 +76,13 @@ def fit(
         mean_loss, began = 0.0, time.monotonic()
         for step in range(start, stage.steps):
             generator.manual_seed(keeping.seed * 1_000_003 + step)
-            optimizer.param_groups[0]["lr"] = stage.rate * _rate_factor(step, stage.steps)
             loss = loss_of(generator)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = stage.rate * _rate_factor(step, stage.steps)
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             _update_average(average, model, min(1 - 10 / stage.steps, (1 + step) / (20 + step)))
             mean_loss = loss.item() if step == start else 0.98 * mean_loss + 0.02 * loss.item()
             rate = (step + 1 - start) * stage.batch / (time.monotonic() - began)
@@ -87,13 +91,45 @@ def fit(
                 log.write(json.dumps({"step": step, "loss": mean_loss, "pictures_per_second": rate}) + "\n")
                 log.flush()
             if time.monotonic() - saved > keeping.checkpoint_minutes * 60:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-                save(state | {"step": step + 1}, checkpoint)
+                kept = [optimizer.state_dict() for optimizer in optimizers]
+                state = {"model": model.state_dict(), "optimizers": kept, "average": average, "step": step + 1}
+                save(state, checkpoint)
                 saved = time.monotonic()
     save(average, done / "done")
     checkpoint.unlink(missing_ok=True)
     model.load_state_dict(average)
     return model
+
+
+class _Muon(torch.optim.Muon):
+    """Muon for matrices and kernels of any number of dimensions: a kernel counts as the matrix [out, all else].
+
+    Its rate is that of AdamW: steps have AdamW's root mean square.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], rate: float) -> None:
+        self.weights = weights
+        matrices = [nn.Parameter(_as_matrix(weight.detach())) for weight in weights]
+        super().__init__(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
+        super().step()
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """View [out, all else] of a matrix, or of a kernel whose channels come last in memory."""
+    return weight.movedim(1, -1).flatten(1)
+
+
+def _optimizers(model: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+    hidden = [weight for weight in model.parameters() if weight.ndim > 1][1:-1] if stage.optimizer == "muon" else []
+    chosen = set(hidden)
+    rest = [weight for weight in model.parameters() if weight not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=stage.rate, weight_decay=0.01, fused=True)
+    return [adamw, _Muon(hidden, stage.rate)] if hidden else [adamw]
 
 
 def _rate_factor(step: int, steps: int) -> float:
