@@ -71,7 +71,7 @@ def test_an_unknown_category_is_named(recogniser: Recogniser) -> None:
 
 
 def test_a_missing_or_strange_file_is_named_with_the_remedy(recogniser: Recogniser, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no recogniser .*absent.safetensors.*pocket.report --ship"):
+    with pytest.raises(OptionError, match=r"no recogniser .*absent.safetensors.*pocket.report .*--ship"):
         Recogniser.load(tmp_path / "absent.safetensors")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(OptionError, match="text is not a recogniser"):

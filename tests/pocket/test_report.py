@@ -30,7 +30,7 @@ SHARES = ("single_object", "both_objects", "place", "style")
 KEYS = {
     "autoencoder_psnr_db",
     *(f"{name}_recognised" for name in SHARES),
-    *(f"{name}_recognised_on_real_pictures" for name in SHARES),
+    *(f"{name}_recognised_on_{kind}_pictures" for name in SHARES for kind in ("real", "decoded")),
     "kid_x1000",
     "parameters",
     "shipped_bytes",
@@ -215,6 +215,23 @@ def test_the_sheet_alone_needs_neither_corpus_nor_features(
     assert not (options.out / "pocket.json").exists()
 
 
+def test_the_packages_recogniser_judges_unless_one_is_trained(
+    options: ReportOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
+    monkeypatch.setattr(module, "train_recogniser", lambda corpus, options: pytest.fail("not asked for"))
+    monkeypatch.setattr(module, "measure", lambda backbone, recogniser, *_, **__: seen.append(recogniser) or {})
+    report(replace(options, classifier_steps=0))
+    shipped = Recogniser.load()
+    assert all(map(torch.equal, seen[0].state_dict().values(), shipped.state_dict().values()))
+
+
 def test_too_few_prompts_for_the_sheet_are_refused() -> None:
     with pytest.raises(OptionError, match="prompts is 10; give at least 64"):
         ReportOptions(prompts=10)
+
+
+def test_shipping_what_was_not_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="give classifier_steps"):
+        ReportOptions(ship=tmp_path)

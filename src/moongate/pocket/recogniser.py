@@ -67,7 +67,8 @@ class Recogniser(nn.Module):
         if not path.is_file():
             raise OptionError(
                 f"There is no recogniser {path}, which tells what is in a picture. Write one with "
-                f"`python -m moongate.pocket.report --ship {path.parent}`, or install Moongate again."
+                f"`python -m moongate.pocket.report --classifier-steps 3000 --ship {path.parent}`, or install "
+                f"Moongate again."
             )
         try:
             with safe_open(path, framework="pt") as file:
