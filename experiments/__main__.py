@@ -1,7 +1,8 @@
 """Measure whatever is missing, then write the tables: `python -m experiments [names] [--workers 2]`.
 
 Results are one JSON file each under docs/results/records, written as soon as they are known, so that an interrupted
-run goes on where it was; delete one to have it measured again. Concepts and pictures are kept under runs/tables.
+run goes on where it was; delete one to have it measured again. One that was made with other weights of pocket is
+measured again too. Concepts and pictures are kept under runs/tables.
 """
 
 import os
@@ -89,7 +90,8 @@ def _run(names: Sequence[str], results: Results, options: Options) -> None:
     missing = sorted(results.missing(asked), key=lambda record: getattr(record, "seed", 0))
     missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(options.folder, options.size))
+    arguments = (options.folder / results.weights, options.size)
+    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=arguments)
     with Progress(*columns) as progress, pool:
         task = progress.add_task("measuring", total=len(missing))
         running = {pool.submit(_measure, record): record for record in missing}
@@ -105,9 +107,15 @@ def _run(names: Sequence[str], results: Results, options: Options) -> None:
 def _write(results: Results, out: Path) -> None:
     """Write `tables.md` with every experiment whose records are there, and say what the others lack."""
     parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
+    asked = dict.fromkeys(record for name in EXPERIMENTS for record in import_module(f"experiments.{name}").records())
+    if stale := len(results.missing(asked)) - len(results.absent(asked)):
+        parts.append(
+            f"**{stale} of {len(asked)} records were measured on other weights of pocket than those of now.** "
+            "`make tables` measures them again.\n"
+        )
     for name in EXPERIMENTS:
         experiment = import_module(f"experiments.{name}")
-        lacking = [record for record in results.missing(experiment.records()) if not getattr(record, "seed", 0)]
+        lacking = [record for record in results.absent(experiment.records()) if not getattr(record, "seed", 0)]
         parts.append(f"## {experiment.TITLE}\n")
         if lacking:
             print(f"{name}: {len(lacking)} records are missing, such as {lacking[0].key}")

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from moongate.data import photo_of
 from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate, read_prompts
 from moongate.evaluation.prompts import filled
 
-from .study import Size, Study
+from .study import Size, Study, weights_digest
 
 __all__ = [
     "Attention",
@@ -230,14 +230,20 @@ class Results:
 
     folder: Path
     size: Size
+    weights: str = field(default_factory=weights_digest)
+    """Which weights of pocket they should be of."""
 
-    def missing(self, records: Iterable[Record]) -> list[Record]:
+    def absent(self, records: Iterable[Record]) -> list[Record]:
         """Return those that were never measured, or with another size."""
         return [record for record in dict.fromkeys(records) if not self._has(record)]
 
+    def missing(self, records: Iterable[Record]) -> list[Record]:
+        """Return those that are to be measured: absent ones, and those of other weights."""
+        return [record for record in dict.fromkeys(records) if not self._has(record) or self._is_of_others(record)]
+
     def put(self, record: Record, found: Mapping[str, Any]) -> None:
         """Keep one."""
-        text = json.dumps({"size": asdict(self.size), **found}, indent=1)
+        text = json.dumps({"size": asdict(self.size), "weights": self.weights, **found}, indent=1)
         write_atomically(self._path(record), (text + "\n").encode())
 
     def __getitem__(self, record: Record) -> dict[str, Any]:
@@ -255,6 +261,9 @@ class Results:
 
     def _has(self, record: Record) -> bool:
         return self._path(record).exists() and self[record]["size"] == asdict(self.size)
+
+    def _is_of_others(self, record: Record) -> bool:
+        return self[record].get("weights") != self.weights
 
     def _path(self, record: Record) -> Path:
         return self.folder / f"{record.key}.json"

@@ -54,7 +54,7 @@ def means(results: Results, by_seed: Sequence[Sequence[Record]], column: str) ->
 
 def complete_seeds(results: Results, seeds: Mapping[int, Sequence[Record]]) -> list[int]:
     """Return the seeds all of whose records are there."""
-    return [seed for seed, records in seeds.items() if not results.missing(records)]
+    return [seed for seed, records in seeds.items() if not results.absent(records)]
 
 
 def plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, joined: bool = False) -> Figure:

@@ -116,6 +116,21 @@ def test_only_what_is_missing_or_of_another_size_is_measured(everything: Results
     assert larger.missing(records) == records
 
 
+def test_records_of_other_weights_are_measured_again_and_meanwhile_called_so(
+    everything: Results, tmp_path: Path
+) -> None:
+    records = list(table3_ablation.records())
+    renewed = replace(everything, weights="of today")
+    renewed.put(records[0], made_up(records[0]))
+    assert renewed.absent(records) == []
+    assert records[0] not in renewed.missing(records)
+    assert len(renewed.missing(records)) == len(set(records)) - 1
+    _write(renewed, tmp_path)
+    assert "records were measured on other weights" in (tmp_path / "tables.md").read_text()
+    _write(everything, tmp_path)
+    assert re.findall(r"(\d+) of \d+ records were measured on other", (tmp_path / "tables.md").read_text()) == ["1"]
+
+
 def test_records_that_differ_have_files_that_differ() -> None:
     records = {record for name in EXPERIMENTS for record in import_module(f"experiments.{name}").records()}
     assert len({record.key for record in records}) == len(records)

@@ -87,7 +87,7 @@ def report(results: Results, _out: Path) -> str:
     for claim in CLAIMS:
         name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
         paper = f"{claim.paper[0]:g}, {claim.paper[1]:g}"
-        if results.missing(_both_sides(claim)):
+        if results.absent(_both_sides(claim)):
             rows.append((name, paper, "", str(len(claim.over)), "not measured yet"))
             continue
         found = claim.differences(results)
