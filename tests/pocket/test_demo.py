@@ -7,6 +7,7 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import OptionError
 from moongate.pocket import demo
+from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
 from moongate.sampling import SampleOptions
 
 
@@ -32,6 +33,12 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
     assert concept.subjects[0].words == "<teapot> teapot"
     concept.check_base(Backbone.load("pocket", device="cpu"))
     assert (tmp_path / "overview.png").is_file()
+
+
+def test_the_unrelated_photos_are_of_things_that_pocket_saw_photos_of() -> None:
+    """Of houses it saw drawings alone, so that the demo's "photo of a house" was none, before and after."""
+    for category in demo.UNRELATED_CATEGORIES:
+        assert set(CATALOGUE[category]["models"]) - HELD_OUT_MODELS
 
 
 def test_an_unknown_example_is_named_before_anything_is_written(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ __all__ = ["EXAMPLE", "drawn", "make_demo", "shown"]
 EXAMPLE = "teddyBear"
 PLACES = ("on the beach", "in the snow", "in a meadow", "on a blue background")
 UNRELATED = "photo of a {} in the mountains"
+UNRELATED_CATEGORIES = ("tree", "hamburger")
 PICTURES_PER_PROMPT = 4
 CURVE_WINDOW = 20
 
@@ -46,7 +47,7 @@ def make_demo(
     regularisation = Regularisation.load(pool_folder(), category=chosen.category, only_category=True)
     backbone = Backbone.load("pocket")
     contexts = [f"{photo_of(chosen.category)} {place}" for place in PLACES] + [f"drawing of a {chosen.category}"]
-    unrelated = [UNRELATED.format(other) for other in ("tree", "house") if other != chosen.category]
+    unrelated = [UNRELATED.format(other) for other in UNRELATED_CATEGORIES if other != chosen.category]
     clock = {"began": time.monotonic()}
 
     on_stage(f"Drawing what pocket makes of {contexts[0]!r} and the like")
