@@ -90,10 +90,10 @@ class PretrainOptions:
     """Last stage to run: tokenizer, autoencoder, clip, latents, unet, decoder or assemble."""
     autoencoder: Stage = field(default_factory=lambda: Stage(steps=2300, batch=64, rate=2e-3, optimizer="muon"))
     clip: Stage = field(default_factory=lambda: Stage(steps=500, batch=128, rate=1e-3))
-    unet: Stage = field(default_factory=lambda: Stage(steps=4400, batch=128, rate=1e-3, optimizer="muon"))
+    unet: Stage = field(default_factory=lambda: Stage(steps=5300, batch=128, rate=1e-3, optimizer="muon"))
     decoder: Stage = field(default_factory=lambda: Stage(steps=150, batch=64, rate=1e-3))
     compile: bool = False
-    """Compile the denoiser, which needs a C++ compiler and four minutes, and then trains at up to twice the pace."""
+    """Compile the denoiser, which needs a C++ compiler and four minutes, and then trains half as fast again."""
     unconditional_share: float = 0.1
     """Share of pictures whose caption is left out, so that guidance has something to guide from."""
     critic_weight: float = 0.05
