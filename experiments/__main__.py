@@ -86,12 +86,12 @@ def main() -> None:
 
 def _run(names: Sequence[str], results: Results, options: Options) -> None:
     """Measure what is missing: the first seed of everything, then the second."""
-    asked = [record for name in names for record in import_module(f"experiments.{name}").records()]
-    missing = sorted(results.missing(asked), key=lambda record: getattr(record, "seed", 0))
+    missing = sorted(results.missing(_records(names)), key=lambda record: getattr(record, "seed", 0))
     missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    arguments = (options.folder / results.weights, options.size)
-    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=arguments)
+    # What is kept is named by the base's fingerprint, which does not see the autoencoder.
+    folder = options.folder / results.weights
+    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(folder, options.size))
     with Progress(*columns) as progress, pool:
         task = progress.add_task("measuring", total=len(missing))
         running = {pool.submit(_measure, record): record for record in missing}
@@ -104,13 +104,18 @@ def _run(names: Sequence[str], results: Results, options: Options) -> None:
             raise
 
 
+def _records(names: Sequence[str]) -> list[Record]:
+    """Return what experiments are made of, each record once."""
+    return list(dict.fromkeys(record for name in names for record in import_module(f"experiments.{name}").records()))
+
+
 def _write(results: Results, out: Path) -> None:
     """Write `tables.md` with every experiment whose records are there, and say what the others lack."""
     parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
-    asked = dict.fromkeys(record for name in EXPERIMENTS for record in import_module(f"experiments.{name}").records())
-    if stale := len(results.missing(asked)) - len(results.absent(asked)):
+    records = _records(EXPERIMENTS)
+    if stale := results.stale(records):
         parts.append(
-            f"**{stale} of {len(asked)} records were measured on other weights of pocket than those of now.** "
+            f"**{len(stale)} of {len(records)} records were measured on other weights of pocket than those of now.** "
             "`make tables` measures them again.\n"
         )
     for name in EXPERIMENTS:

@@ -18,8 +18,9 @@ from moongate.concept import write_atomically
 from moongate.data import photo_of
 from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate, read_prompts
 from moongate.evaluation.prompts import filled
+from moongate.pocket import weights_digest
 
-from .study import Size, Study, weights_digest
+from .study import Size, Study
 
 __all__ = [
     "Attention",
@@ -237,9 +238,15 @@ class Results:
         """Return those that were never measured, or with another size."""
         return [record for record in dict.fromkeys(records) if not self._has(record)]
 
+    def stale(self, records: Iterable[Record]) -> list[Record]:
+        """Return those that are there, but of other weights."""
+        return [r for r in dict.fromkeys(records) if self._has(r) and self[r].get("weights") != self.weights]
+
     def missing(self, records: Iterable[Record]) -> list[Record]:
-        """Return those that are to be measured: absent ones, and those of other weights."""
-        return [record for record in dict.fromkeys(records) if not self._has(record) or self._is_of_others(record)]
+        """Return those that are to be measured: absent and stale ones."""
+        wanted = dict.fromkeys(records)
+        lacking = {*self.absent(wanted), *self.stale(wanted)}
+        return [record for record in wanted if record in lacking]
 
     def put(self, record: Record, found: Mapping[str, Any]) -> None:
         """Keep one."""
@@ -261,9 +268,6 @@ class Results:
 
     def _has(self, record: Record) -> bool:
         return self._path(record).exists() and self[record]["size"] == asdict(self.size)
-
-    def _is_of_others(self, record: Record) -> bool:
-        return self[record].get("weights") != self.weights
 
     def _path(self, record: Record) -> Path:
         return self.folder / f"{record.key}.json"

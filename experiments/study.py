@@ -81,14 +81,6 @@ class Size:
     sampling: SampleOptions = field(default_factory=lambda: SampleOptions(steps=20, scheduler="dpm++", batch=10))
 
 
-def weights_digest() -> str:
-    """Return a name for pocket's weights, which changes when they do."""
-    content = hashlib.sha256()
-    for path in sorted(pocket.weights_folder().rglob("*.safetensors")):
-        content.update(path.read_bytes())
-    return content.hexdigest()[:12]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pool:
     """Pocket's pictures of a category: half to train against, half to judge by."""

@@ -8,8 +8,6 @@ from moongate.pocket.fitting import Stage, _optimizers, _rate_factor, fit
 from moongate.pocket.pretrain import PretrainOptions
 
 STAGE = Stage(steps=12, batch=4, rate=1e-2)
-
-
 MUON_STAGE = Stage(steps=12, batch=4, rate=1e-2, optimizer="muon")
 
 

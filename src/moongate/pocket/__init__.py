@@ -1,12 +1,13 @@
 """Pocket: the embedded backbone, its held-out example concepts and its captioned regularisation pictures."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
 
-__all__ = ["Example", "example", "examples", "pool_folder", "recogniser_file", "weights_folder"]
+__all__ = ["Example", "example", "examples", "pool_folder", "recogniser_file", "weights_digest", "weights_folder"]
 
 _HERE = Path(__file__).parent
 
@@ -34,6 +35,14 @@ class Example:
 def weights_folder() -> Path:
     """Return the folder that `StableDiffusionPipeline.from_pretrained` loads."""
     return _HERE / "weights"
+
+
+def weights_digest(folder: Path | None = None) -> str:
+    """Return twelve hexadecimal digits that tell the files of a weights folder, pocket's by default, from others."""
+    content = hashlib.sha256()
+    for path in sorted(path for path in (folder or weights_folder()).rglob("*") if path.is_file()):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
 
 
 def recogniser_file() -> Path:

@@ -349,8 +349,8 @@ def train_decoder(options: PretrainOptions, corpus: Corpus) -> None:
     """
     torch.manual_seed(options.seed + 3)
     model = AutoencoderTiny.from_pretrained(options.out / "vae")
-    players = nn.ModuleDict({"decoder": model.decoder, "critic": _critic()})
-    decoder, critic = players["decoder"], players["critic"]
+    critic = _critic()
+    players = nn.ModuleDict({"decoder": model.decoder, "critic": critic})
     latents = torch.load(options.out / "latents.pt", weights_only=True)
 
     def loss_of(generator: torch.Generator) -> Tensor:
@@ -361,7 +361,7 @@ def train_decoder(options: PretrainOptions, corpus: Corpus) -> None:
         rows, columns = slice(8 * top, 8 * top + 64), slice(8 * left, 8 * left + 64)
         images = corpus.images(chosen)[:, :, rows, columns].to(options.device)
         with native_autocast(options.device):
-            decoded = decoder((crops + 0.02 * noise).to(options.device))
+            decoded = model.decoder((crops + 0.02 * noise).to(options.device))
             told = F.relu(1 - critic(images)).mean() + F.relu(1 + critic(decoded.detach())).mean()
             critic.requires_grad_(False)  # the decoder's part of the loss shall not teach the critic
             deceived = -critic(decoded).mean()

@@ -11,7 +11,7 @@ imports this module.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from moongate.errors import OptionError
 from moongate.evaluation.features import lite0_features
 from moongate.evaluation.metrics import kid
 from moongate.pictures import as_tensor
-from moongate.pocket import recogniser_file, weights_folder
+from moongate.pocket import recogniser_file, weights_digest, weights_folder
 from moongate.pocket.corpus import compose
 from moongate.pocket.corpus.__main__ import CATALOGUE, HELD_OUT_MODELS
 from moongate.pocket.corpus.places import PLACES, PLAIN_COLOURS
@@ -122,8 +122,7 @@ def report(options: ReportOptions) -> dict[str, float]:
     pipeline = Pipeline.from_pretrained(options.weights, dtype=torch.float32).to(device)
     prompts = make_prompts(SHEET_PICTURES if options.sheet_only else options.prompts)
     captions = [content.caption for content in prompts]
-    files = (path for path in options.weights.rglob("*") if path.is_file())
-    folder = options.work / f"pictures-{_digest(files)}"
+    folder = options.work / f"pictures-{weights_digest(options.weights)}"
     drawn = draw(pipeline, captions, steps=options.steps, folder=folder)
     shown = slice(SHEET_PICTURES)
     sheet = contact_sheet(list(drawn[shown]), columns=SHEET_COLUMNS, labels=captions[shown])
@@ -132,8 +131,7 @@ def report(options: ReportOptions) -> dict[str, float]:
     if needed is None:
         return {}
     features, corpus = needed
-    trained = options.classifier_steps > 0
-    recogniser = train_recogniser(corpus, options) if trained else Recogniser.load().to(device)
+    recogniser = train_recogniser(corpus, options) if options.classifier_steps else Recogniser.load().to(device)
     if options.ship:
         recogniser.save(options.ship / recogniser_file().name)
     backbone = Backbone(name="pocket", pipeline=pipeline, settings={})
@@ -231,7 +229,8 @@ def train_recogniser(corpus: Corpus, options: ReportOptions) -> Recogniser:
         both = scores.split(CLASS_COUNTS, 1), truth[chosen].to(scores).split(CLASS_COUNTS, 1)
         return torch.stack(list(map(F.cross_entropy, *both))).sum()
 
-    name = f"classifier-{stage.steps}-{_digest([options.corpus / 'scenes.jsonl'])}"
+    scenes = hashlib.sha256((options.corpus / "scenes.jsonl").read_bytes()).hexdigest()[:12]
+    name = f"classifier-{stage.steps}-{scenes}"
     fit(name, recogniser, loss_of, stage, PretrainOptions(out=options.work, device=options.device))
     return recogniser.eval().requires_grad_(False)
 
@@ -295,14 +294,9 @@ def measure(
     alike = [index for index in held_out if not corpus.captions[index].startswith(sizes)]
     real, contents = corpus.pictures[alike], [_content(corpus.scenes[index]) for index in alike]
 
-    def through_autoencoder(images: Tensor) -> Tensor:
-        return backbone.decode_latents(backbone.encode_images(images))
-
-    def fidelity(images: Tensor) -> Tensor:
-        return psnr_db(through_autoencoder(images), images)
-
-    def judged_decoded(images: Tensor) -> Tensor:
-        return recogniser(through_autoencoder(images))
+    def fidelity_and_scores(images: Tensor) -> Tensor:
+        decoded = backbone.decode_latents(backbone.encode_images(images))
+        return torch.cat([psnr_db(decoded, images)[:, None], recogniser(decoded)], 1)
 
     def over(pictures: np.ndarray, function: Callable[[Tensor], Tensor], *, name: str) -> Tensor:
         def batch(part: np.ndarray) -> np.ndarray:
@@ -311,10 +305,11 @@ def measure(
 
         return torch.from_numpy(_in_batches(name, pictures, batch, size=SEEN_AT_ONCE))
 
-    psnr = over(corpus.pictures[held_out.start :], fidelity, name="autoencoder")
+    through = over(corpus.pictures[held_out.start :], fidelity_and_scores, name="autoencoder")
+    psnr, decoded_scores = through[:, 0], through[:, 1:]
     shares = shares_recognised(over(drawn, recogniser, name="recognising"), prompts)
     on_real = shares_recognised(over(real, recogniser, name="recognising real ones"), contents)
-    decoded = shares_recognised(over(real, judged_decoded, name="recognising decoded ones"), contents)
+    decoded = shares_recognised(decoded_scores[[index - held_out.start for index in alike]], contents)
     drawn_features = over(drawn[:KID_PICTURES], features, name="features")
     real_features = over(real[:KID_PICTURES], features, name="features of real ones")
     figures = {"autoencoder_psnr_db": _mean(psnr, 2)}
@@ -337,14 +332,6 @@ def shipped_bytes(weights: Path) -> int:
 
 def _mean(values: Tensor, digits: int) -> float:
     return round(values.double().mean().item(), digits)
-
-
-def _digest(files: Iterable[Path]) -> str:
-    """Return a name for what files hold."""
-    content = hashlib.sha256()
-    for path in sorted(files):
-        content.update(path.read_bytes())
-    return content.hexdigest()[:12]
 
 
 class _Rate(ProgressColumn):
