@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,10 @@ def test_muon_moves_a_kernel_equally_in_all_directions() -> None:
     assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
 
 
-def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
-    factors = [_rate_factor(step, 3000) for step in range(3000)]
+def test_the_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
+    factors = [_rate_factor(step, 3000) for step in range(3001)]
     assert factors[0] < 0.01
-    assert factors[500] == factors[1900] == 1
-    assert factors[-1] < 0.001
+    assert all(later < earlier for earlier, later in pairwise(factors[200:]))
+    assert factors[750] + factors[2250] == pytest.approx(1)
+    assert factors[1500] == pytest.approx(0.5)
+    assert factors[-1] == 0

@@ -50,7 +50,7 @@ def fit(
     """Minimise `loss_of` over the weights of `model` and load its exponential moving average into it.
 
     The randomness of a step depends on the seed and the step alone, so that a resumed run repeats what an
-    uninterrupted one does. The rate warms up, stays, and falls to zero over the last third.
+    uninterrupted one does. The rate warms up and falls to zero along a cosine.
     """
     done, checkpoint = keeping.out / name, keeping.out / f"{name}.pt"
     model.to(keeping.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,8 +134,7 @@ def _optimizers(model: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
 
 def _rate_factor(step: int, steps: int) -> float:
     warm = min(1.0, (step + 1) / min(200, steps // 10 + 1))
-    tail = max(0.0, (step / steps - 2 / 3) * 3)
-    return warm * 0.5 * (1 + math.cos(math.pi * tail))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
