@@ -136,10 +136,10 @@ def _about(size: Size) -> str:
     return (
         f"Written by `python -m experiments` (`make tables`) from the files in `records/`. For one thing {size.count} "
         f"picture of each of 20 prompts, for a pair {size.pair_count} of each of 12, {size.references} real pictures "
-        f"for KID; {size.sampling.scheduler}, {size.sampling.steps} steps, guidance {size.sampling.guidance:g}. Steps "
-        "and rates of the methods stand in `experiments/study.py`. Text alignment and image alignment are cosines in "
-        "the features named, of pictures held out from training; they compare with one another, never with the "
-        "paper's. What was found is told in [findings.md](findings.md).\n"
+        f"for KID; {size.sampling.scheduler}, {size.sampling.steps} steps, guidance {size.sampling.guidance:g}, in "
+        f"{size.dtype}. Steps and rates of the methods stand in `experiments/study.py`. Text alignment and image "
+        "alignment are cosines in the features named, of pictures held out from training; they compare with one "
+        "another, never with the paper's. What was found is told in [findings.md](findings.md).\n"
     )
 
 
