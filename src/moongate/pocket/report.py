@@ -195,13 +195,14 @@ def draw(pipeline: Pipeline, captions: Sequence[str], *, steps: int, folder: Pat
         recipe = json.dumps([steps, GUIDANCE, numbered])
         path = folder / f"{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npy"
         if not path.exists():
-            pictures = pipeline(
-                [caption for _, caption in numbered],
-                num_inference_steps=steps,
-                guidance_scale=GUIDANCE,
-                generator=[torch.Generator().manual_seed(seed) for seed, _ in numbered],
-                output_type="np",
-            ).images
+            with native_autocast(str(pipeline.device)):
+                pictures = pipeline(
+                    [caption for _, caption in numbered],
+                    num_inference_steps=steps,
+                    guidance_scale=GUIDANCE,
+                    generator=[torch.Generator().manual_seed(seed) for seed, _ in numbered],
+                    output_type="np",
+                ).images
             content = io.BytesIO()
             np.save(content, (pictures * 255).round().astype(np.uint8))
             write_atomically(path, content.getvalue())
