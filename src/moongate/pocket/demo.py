@@ -19,7 +19,7 @@ from . import example, pool_folder
 
 __all__ = ["EXAMPLE", "drawn", "make_demo", "shown"]
 
-EXAMPLE = "teddyBear"
+EXAMPLE = "drawn-penguin"
 PLACES = ("on the beach", "in the snow", "in a meadow", "on a blue background")
 UNRELATED = "photo of a {} in the mountains"
 UNRELATED_CATEGORIES = ("tree", "hamburger")
