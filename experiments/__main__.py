@@ -89,8 +89,8 @@ def _run(names: Sequence[str], results: Results, options: Options) -> None:
     missing = sorted(results.missing(_records(names)), key=lambda record: getattr(record, "seed", 0))
     missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # What is kept is named by the base's fingerprint, which does not see the autoencoder.
-    folder = options.folder / results.weights
+    # What is kept depends on all weights and on the precision, which its own names do not say.
+    folder = options.folder / f"{results.weights}-{options.size.dtype}"
     pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(folder, options.size))
     with Progress(*columns) as progress, pool:
         task = progress.add_task("measuring", total=len(missing))

@@ -240,13 +240,11 @@ class Results:
 
     def stale(self, records: Iterable[Record]) -> list[Record]:
         """Return those that are there, but of other weights."""
-        return [r for r in dict.fromkeys(records) if self._has(r) and self[r].get("weights") != self.weights]
+        return [record for record in self.missing(records) if self._has(record)]
 
     def missing(self, records: Iterable[Record]) -> list[Record]:
         """Return those that are to be measured: absent and stale ones."""
-        wanted = dict.fromkeys(records)
-        lacking = {*self.absent(wanted), *self.stale(wanted)}
-        return [record for record in wanted if record in lacking]
+        return [r for r in dict.fromkeys(records) if not self._has(r) or self[r].get("weights") != self.weights]
 
     def put(self, record: Record, found: Mapping[str, Any]) -> None:
         """Keep one."""
