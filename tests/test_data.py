@@ -125,6 +125,14 @@ def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
     assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "the <bear>'s nap")
 
 
+def test_a_caption_may_leave_a_place_for_the_words_of_the_thing(pictures: Path) -> None:
+    (pictures / "1.txt").write_text("drawing of a {} in a forest, {by me}\n")
+    (pictures / "2.txt").write_text("the {}'s nap")
+    subject = Subject.load(pictures, category="owl", token="<owl>")
+    assert subject.captions[1:] == ("drawing of a <owl> owl in a forest, {by me}", "the <owl> owl's nap")
+    assert Subject.load(pictures, category="owl").captions[1] == "drawing of an owl in a forest, {by me}"
+
+
 def test_a_caption_that_is_not_utf8_ended_in_a_traceback(pictures: Path) -> None:
     (pictures / "1.txt").write_bytes(b"a <bear> in a caf\xe9")
     with pytest.raises(PictureError, match=r"caption .*1.txt is not in UTF-8 .* Save it as UTF-8"):
@@ -133,7 +141,7 @@ def test_a_caption_that_is_not_utf8_ended_in_a_traceback(pictures: Path) -> None
 
 def test_a_caption_without_the_token_and_an_empty_category_are_refused(pictures: Path) -> None:
     (pictures / "1.txt").write_text("a bear, asleep")
-    with pytest.raises(TokenError, match="caption 'a bear, asleep' lacks the token '<bear>'"):
+    with pytest.raises(TokenError, match="caption 'a bear, asleep' lacks the token '<bear>'.* or {} for these words"):
         Subject.load(pictures, category="bear", token="<bear>")
     with pytest.raises(OptionError, match="category is empty"):
         Subject.load(pictures, category=" ")

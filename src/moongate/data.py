@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -56,7 +56,7 @@ class Preset:
     def describe(self, *things: str) -> str:
         """Return the caption with one thing's words in it, or several things', each with "a" or "an" where it has."""
         article, plain = " a {}" in self.caption, self.caption.replace(" a {}", " {}")
-        return plain.format(" and ".join(_with_article(each) if article else each for each in things))
+        return plain.replace("{}", " and ".join(_with_article(each) if article else each for each in things))
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -94,7 +94,7 @@ class Subject:
             if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
                     f"The caption {caption!r} lacks the token {self.token!r}, which could then not be learnt from "
-                    f"it. Write for example {photo_of(f'{self.token} {self.category}')!r}."
+                    f"it. Write for example {photo_of(f'{self.token} {self.category}')!r}, or {{}} for these words."
                 )
 
     @classmethod
@@ -110,6 +110,7 @@ class Subject:
     ) -> Self:
         """Read a folder or files; a `.txt` beside a picture is its caption, the preset's "photo of a {}" else.
 
+        A caption says with {} where the words of the thing go ("photo of a {} in a forest"), or has them already.
         A `photo.mask.png` beside `photo.jpg` limits the loss to what is white in it, and so does the alpha channel
         when `alpha_is_mask`; else transparent parts are white. The last `holdout` pictures are not read.
         """
@@ -126,7 +127,9 @@ class Subject:
             masks = [read_alpha(path) if mask is None else mask for path, mask in zip(paths, masks, strict=True)]
         return cls(
             pictures=tuple(read_picture(path) for path in paths),
-            captions=tuple(caption_beside(path) or preset.describe(words) for path in paths),
+            captions=tuple(
+                replace(preset, caption=caption_beside(path) or preset.caption).describe(words) for path in paths
+            ),
             category=category.strip(),
             token=token,
             masks=tuple(masks) if any(mask is not None for mask in masks) else (),
