@@ -117,9 +117,10 @@ class Study:
         return self.folder / "pictures"
 
     def subject(self, example: str) -> Subject:
-        """Return the thing with its training pictures and the token that all methods call it by."""
-        found = pocket.example(example)
-        return Subject.load(found.training, category=found.category, token=f"<{example.lower()}>")
+        """Return the thing with its training pictures, captioned as in the paper (Sec. 4), and its token."""
+        found, token = pocket.example(example), f"<{example.lower()}>"
+        subject = Subject.load(found.training, category=found.category, token=token)
+        return dataclasses.replace(subject, captions=(photo_of(f"{token} {found.category}"),) * len(subject.pictures))
 
     def held_out(self, example: str, *, subject: int = 0) -> Targets:
         """Return the pictures of the thing that no training sees."""

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moongate.concept import Concept
 from moongate.data import Regularisation, Subject, square
 from moongate.errors import OptionError
 from moongate.method import METHODS
-from moongate.pictures import read_picture
+from moongate.pictures import find_pictures, read_picture
 from moongate.training import TrainOptions, train
 
 SHIPPED_BYTES = 48e6
@@ -80,12 +81,15 @@ def test_examples_have_pictures_to_learn_from_and_others_to_judge_by() -> None:
     found = pocket.examples()
     assert len(found) >= 12
     for example in found.values():
-        training, evaluation = files(example.training), files(example.evaluation)
+        training, evaluation = find_pictures(example.training), find_pictures(example.evaluation)
         assert 5 <= len(training) <= 8
         assert len(evaluation) == 20
         digests = {hashlib.sha256(path.read_bytes()).digest() for path in training + evaluation}
         assert len(digests) == len(training) + len(evaluation)
         assert read_picture(training[0]).shape == (128, 128, 3)
+        captions = Subject.load(training, category=example.category, token="<it>").captions
+        assert len(set(captions)) == len(training)  # each says another place
+        assert all(re.fullmatch(rf"{example.style} of a <it> {example.category} \w.*", each) for each in captions)
     with pytest.raises(OptionError, match=r"no example 'unicorn'\. Known: .*teddyBear"):
         pocket.example("unicorn")
 

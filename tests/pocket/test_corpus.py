@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moongate.errors import CorpusError
+from moongate.pocket.corpus import __main__ as builder
 from moongate.pocket.corpus import compose, packages
 from moongate.pocket.corpus.places import PROCEDURAL
 
@@ -80,3 +81,29 @@ def test_a_scene_is_what_its_caption_says_and_follows_from_its_seed() -> None:
         assert scenes[0].style in scenes[0].caption
         assert scenes[0].place in scenes[0].caption
         assert set(scenes[0].categories) == {"ball", "chair"}
+
+
+def test_pictures_to_learn_from_say_in_a_caption_where_the_thing_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without, the new word learnt the places of the pictures before it learnt the thing."""
+    monkeypatch.setattr(builder, "PLACES", tuple(PROCEDURAL))
+    asked: list[str] = []
+    make_scene = compose.make_scene
+
+    def remembered(*arguments: object, place: str, **options: object) -> compose.Scene:
+        asked.append(place)
+        return make_scene(*arguments, place=place, **options)
+
+    monkeypatch.setattr(builder, "make_scene", remembered)
+    thing = compose.Object(
+        key="a/ball", category="ball", name="toy", kind="drawing", views=[np.full((8, 8, 4), 255, dtype=np.uint8)]
+    )
+    options = builder.CorpusOptions(out=tmp_path, training_views=3, evaluation_views=2)
+    builder._write_concepts([thing], {}, options)
+    folder = tmp_path / "concepts" / "drawn-ball"
+    captions = [path.read_text() for path in sorted((folder / "train").glob("*.txt"))]
+    assert captions == [f"drawing of a {{}} {place}\n" for place in asked[:3]]
+    assert len(asked) == 5
+    assert not list((folder / "evaluation").glob("*.txt"))
+    assert json.loads((folder / "concept.json").read_text())["style"] == "drawing"

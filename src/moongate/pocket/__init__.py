@@ -18,12 +18,14 @@ class Example:
 
     name: str
     category: str
+    style: str
+    """What its pictures are: `photo` of a 3-D model, or `drawing`."""
     source: str
     folder: Path
 
     @property
     def training(self) -> Path:
-        """Folder of the pictures to learn from."""
+        """Folder of the pictures to learn from, each with a caption that says where the object is."""
         return self.folder / "train"
 
     @property
@@ -61,7 +63,11 @@ def examples() -> dict[str, Example]:
     for path in sorted((_HERE / "concepts").glob("*/concept.json")):
         facts = json.loads(path.read_text())
         found[path.parent.name] = Example(
-            name=path.parent.name, category=facts["category"], source=facts["source"], folder=path.parent
+            name=path.parent.name,
+            category=facts["category"],
+            style=facts["style"],
+            source=facts["source"],
+            folder=path.parent,
         )
     return found
 

@@ -6,7 +6,7 @@ Writes, below the output folder:
     cutouts.npz        every object's rendered views
     pictures.npy       uint8 [n, 128, 128, 3]: the training pictures, then the held-out ones
     scenes.jsonl       for each picture its caption, categories, place, style and split
-    concepts/<name>/   train/ and evaluation/ pictures of each held-out 3-D object
+    concepts/<name>/   train/ pictures with captions, and evaluation/ pictures, of each held-out object
     pool/              captioned regularisation pictures
 """
 
@@ -290,7 +290,9 @@ def _write_concepts(held_out: list[Object], panoramas: dict[str, Panorama], opti
                     [single], rng=rng, panoramas=panoramas, place=str(places[number]), style=item.kind, size="medium"
                 )
                 Image.fromarray(scene.picture).save(folder / f"{number:02d}.webp", quality=92, method=6)
-        note = {"category": item.category, "name": item.name, "source": item.key}
+                if part == "train":
+                    (folder / f"{number:02d}.txt").write_text(f"{scene.style} of a {{}} {scene.place}\n")
+        note = {"category": item.category, "name": item.name, "style": item.kind, "source": item.key}
         (root / name / "concept.json").write_text(json.dumps(note, indent=1))
 
 
