@@ -46,6 +46,14 @@ def test_pictures_of_another_size_are_scaled() -> None:
     assert cosines.min() > 0.95
 
 
+def test_reading_the_towers_left_two_progress_bars_in_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    images, captions = pool(1)
+    clip = PocketClip()
+    clip.image_features(images)
+    clip.caption_features(captions)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_folder_without_the_image_tower_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="has no image_encoder"):
         PocketClip(folder=tmp_path).image_features(torch.zeros(1, 3, 128, 128))

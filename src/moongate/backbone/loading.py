@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import BackboneError
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_pipeline", "quiet"]
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 INDEX = "model_index.json"
@@ -55,7 +55,7 @@ def load_pipeline(
             f"A configuration ({config}) was given for {model!r}, which is no single file and brings its own. "
             "Leave one of them out."
         )
-    with _quiet():
+    with quiet():
         if is_file:
             source = _configuration(Path(model), config)
             kind, index = _kind(source, model)
@@ -182,7 +182,7 @@ def _check_parts(pipeline: Any, model: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep remarks and progress bars of the libraries from the terminal while a model is read."""
     libraries = (diffusers_logging, transformers_logging)
     found = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import PROJECTION, PROJECTION_FILE
+from ..backbone.loading import quiet
 from ..errors import BackboneError
 from . import weights_folder
 
@@ -59,7 +60,9 @@ class PocketClip:
     def _text_tower(self) -> "CLIPTextModel":
         from transformers import CLIPTextModel
 
-        return CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32).to(self.device).eval()
+        with quiet():
+            tower = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32)
+        return tower.to(self.device).eval()
 
     @cached_property
     def _projection(self) -> Float[Tensor, "width hidden"]:
@@ -75,5 +78,6 @@ class PocketClip:
         folder = self.folder / "image_encoder"
         if not folder.is_dir():
             raise BackboneError(f"{self.folder} has no image_encoder/. Give the folder that pocket ships.")
-        tower = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+        with quiet():
+            tower = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
         return tower.to(self.device).eval()
