@@ -19,7 +19,7 @@ LAYERS = [
     {"concept", "embedding", "pictures", "pocket.clip", "rare_tokens"},
     {"method", "data", "runs", "neutral", "merge_report", "pages", "compression", "sources", "attention"}
     | {"evaluation.features", "evaluation.metrics", "evaluation.prompts"},
-    {"training", "sampling", "merging", "collection"},
+    {"training", "sampling", "merging", "collection", "pocket.judge"},
     {"pocket.demo", "pocket.recogniser", "merge_page", "retrieval", "interop.names", "interop.content"}
     | {"analysis", "evaluation.benchmark"},
     {"pocket.compose_demo", "interop.format", "interop.products", "analysis_page", "evaluation"},

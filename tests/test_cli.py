@@ -340,7 +340,7 @@ def test_demo_is_single_unless_two_are_to_be_composed(
     run("demo", "--example", "jar", "--steps", 3, "--out", "here")
     run("demo", "compose")
     run("demo", "compose", "--example", "jar", "--example", "teapot", "--count", 2)
-    assert [name for name, _ in asked] == ["drawn-penguin", "jar", EXAMPLES, ("jar", "teapot")]
+    assert [name for name, _ in asked] == ["drawn-house", "jar", EXAMPLES, ("jar", "teapot")]
     assert [options["out"] for _, options in asked] == [
         Path(p) for p in ("demo", "here", "demo/compose", "demo/compose")
     ]

@@ -22,7 +22,7 @@ class Demo:
     """single: one thing in new places. compose: two things in one picture, by joint training, merge, sequential
     training and addition; some ten minutes on two cores."""
     example: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Which example concept, drawn-penguin by default; twice for compose. A wrong name lists them all."""
+    """Which example concept, drawn-house by default; twice for compose. A wrong name lists them all."""
     out: Path | None = None
     """Folder for index.html and the concept files, demo or demo/compose by default; an earlier demo there is
     replaced."""
