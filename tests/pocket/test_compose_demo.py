@@ -13,6 +13,7 @@ from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import OptionError
+from moongate.pictures import find_pictures, read_picture
 from moongate.pocket import compose_demo, demo
 from moongate.pocket.compose_demo import Composition, Way, make_compose_demo
 from moongate.pocket.recogniser import Classes, Recogniser, recognised
@@ -42,7 +43,7 @@ def compose(
         (tmp_path / "pool" / f"{index}.txt").write_text(f"photo of a {category}")
     monkeypatch.setattr(compose_demo, "pool_folder", lambda: tmp_path / "pool")
     monkeypatch.setattr(Backbone, "load", lambda *_arguments, **_options: tiny)
-    monkeypatch.setattr(demo, "SampleOptions", lambda: SampleOptions(steps=2))
+    monkeypatch.setattr(demo, "DRAWING", SampleOptions(steps=2))
     return lambda **options: make_compose_demo(PAIR, out=tmp_path / "out", **{"steps": 2, "count": 1, **options})
 
 
@@ -76,6 +77,10 @@ def test_figures_are_what_the_recogniser_sees_in_the_pictures(
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert list(figures["recognised"]) == WAYS
     assert figures["pictures_of_each_way"] == 16
+    for name, number in zip(PAIR, (0, 1), strict=True):
+        real = np.stack([read_picture(path) for path in find_pictures(pocket.example(name).evaluation)])
+        known = (recogniser.scores(real)[:, :3].topk(2).indices == number).any(1).double().mean()
+        assert figures["recognised_in_real_pictures"][pocket.example(name).category] == pytest.approx(float(known))
     for way in made.ways:
         every = np.stack([picture for some in way.pictures.values() for picture in some])
         scores = recogniser.scores(every)[:, :3]
@@ -111,11 +116,12 @@ def assert_drawn(tiny: Backbone, way: Way, prompts: list[str]) -> None:
 
 
 def test_prompts_name_the_two_in_both_orders_as_the_corpus_does() -> None:
-    prompts = compose_demo._prompts(["<a> armchair", "vase"])
+    prompts = compose_demo._prompts(["<a> armchair", "vase"], style="photo")
     assert len(prompts) == len(set(prompts)) == 8
     assert prompts[0] == "photo of a <a> armchair and a vase in a garden"
     assert prompts[1] == "photo of a vase and a <a> armchair on the beach"
     assert prompts[6] == "watercolor painting of a <a> armchair and a vase in a forest"
+    assert compose_demo._prompts(["owl", "cat"], style="drawing")[0] == "drawing of an owl and a cat in a garden"
 
 
 def test_what_cannot_be_composed_is_refused_before_anything_is_written(

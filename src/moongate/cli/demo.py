@@ -20,7 +20,7 @@ class Demo:
 
     kind: Annotated[Literal["single", "compose"], tyro.conf.Positional] = "single"
     """single: one thing in new places. compose: two things in one picture, by joint training, merge, sequential
-    training and addition; some ten minutes on two cores."""
+    training and addition; ten to twenty minutes on two cores."""
     example: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Which example concept, drawn-house by default; twice for compose. A wrong name lists them all."""
     out: Path | None = None

@@ -8,7 +8,7 @@ categories and not the very things; whether it is the very thing, the page lets 
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,33 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..concept import Concept, write_atomically
-from ..data import Regularisation, Subject, photo_of
+from ..data import Preset, Regularisation, Subject
 from ..errors import OptionError
 from ..merge_page import verdict
 from ..merging import Merged, merge
 from ..pages import Page
+from ..pictures import find_pictures, read_picture
 from ..sampling import contact_sheet
 from ..training import Step, TrainOptions, train
 from . import Example, example, pool_folder
-from .demo import drawn, shown
+from .demo import METHOD, drawn, shown
 from .recogniser import Recogniser
 
 __all__ = ["EXAMPLES", "Composition", "Way", "make_compose_demo"]
 
-EXAMPLES = ("winchesterArmchair", "jar")
+EXAMPLES = ("drawn-penguin", "drawn-snowman-without-snow")
+"""Two that the recogniser knows for what they are; of most held-out objects it does not."""
 SCENES = (
-    ("photo", "in a garden"),
-    ("photo", "on the beach"),
-    ("photo", "in the snow"),
-    ("photo", "in a room"),
-    ("photo", "in a meadow"),
-    ("photo", "on a blue background"),
+    ("", "in a garden"),
+    ("", "on the beach"),
+    ("", "in the snow"),
+    ("", "in a room"),
+    ("", "in a meadow"),
+    ("", "on a blue background"),
     ("watercolor painting", "in a forest"),
     ("pencil sketch", "on a white background"),
 )
-"""Style and place of the joint prompts; every second one names the two things the other way round."""
+"""Style, that of the examples where there is none, and place; every second prompt turns the two things round."""
 PAGE_PICTURES = 6
 """Pictures of each prompt and way on the page."""
 
@@ -127,6 +129,7 @@ def make_compose_demo(
     recogniser.numbers([each.category for each in pair])
     backbone = Backbone.load("pocket")
     subjects = [Subject.load(each.training, category=each.category, token=f"<{each.name.lower()}>") for each in pair]
+    real = {subject.category: _seen_alone(recogniser, each) for subject, each in zip(subjects, pair, strict=True)}
     made = _make(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
     for each, concept in zip((*names, "merged"), (*made.singles, made.merged.concept), strict=True):
         concept.save(out / f"{each}.safetensors", overwrite=True)
@@ -137,15 +140,15 @@ def make_compose_demo(
         with contextlib.ExitStack() as stack:
             for concept in concepts:
                 stack.enter_context(concept.applied(backbone))
-            pictures = drawn(backbone, _prompts(things), count=count)
+            pictures = drawn(backbone, _prompts(things, style=pair[0].style), count=count)
         every = np.stack([picture for some in pictures.values() for picture in some])
         seen = recogniser.sees(every, [each.category for each in pair])
         ways.append(Way(name=name, seconds=made.seconds.get(name, 0.0), pictures=pictures, seen=seen))
         on_stage(f"Both recognised in {ways[-1].shares['both']:.0%}")
     head = ("way", "both", *(each.category for each in pair), "seconds")
     composition = Composition(page=out / "index.html", head=head, ways=tuple(ways))
-    write_atomically(out / "figures.json", (json.dumps(_figures(made, ways), indent=1) + "\n").encode())
-    _page(composition, backbone, subjects, made).save(composition.page)
+    write_atomically(out / "figures.json", (json.dumps(_figures(made, ways, real), indent=1) + "\n").encode())
+    _page(composition, backbone, subjects, made, real).save(composition.page)
     _overview(backbone, subjects, ways).save(out / "overview.png")
     return composition
 
@@ -162,11 +165,18 @@ def _pair(names: Sequence[str]) -> tuple[Example, Example]:
     return first, second
 
 
-def _prompts(things: Sequence[str]) -> list[str]:
+def _seen_alone(recogniser: Recogniser, each: Example) -> float:
+    """Return in what share of an example's own held-out pictures its category is among the two that score highest."""
+    pictures = np.stack([read_picture(path) for path in find_pictures(each.evaluation)])
+    other = next(name for name in recogniser.classes.categories if name != each.category)
+    return float(recogniser.sees(pictures, [each.category, other])[:, 0].double().mean())
+
+
+def _prompts(things: Sequence[str], *, style: str) -> list[str]:
     """Return the joint prompts for two things, as pocket's corpus words them."""
     return [
-        f"{photo_of(*(things if number % 2 == 0 else things[::-1])).replace('photo', style, 1)} {place}"
-        for number, (style, place) in enumerate(SCENES)
+        Preset(caption=f"{own or style} of a {{}} {place}").describe(*(things if number % 2 == 0 else things[::-1]))
+        for number, (own, place) in enumerate(SCENES)
     ]
 
 
@@ -189,6 +199,7 @@ def _make(
             backbone,
             [subjects[index] for index in which],
             [priors[index] for index in which],
+            METHOD,
             options=replace(options, steps=options.steps and options.steps * len(which), rare_token=rare_token),
             start_from=start_from,
             on_step=on_step,
@@ -209,7 +220,7 @@ def _make(
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def _figures(made: _Made, ways: Sequence[Way]) -> dict[str, Any]:
+def _figures(made: _Made, ways: Sequence[Way], real: Mapping[str, float]) -> dict[str, Any]:
     return {
         "things": [subject.words for subject in made.joint.subjects],
         "prompts": list(ways[-1].pictures),
@@ -217,6 +228,7 @@ def _figures(made: _Made, ways: Sequence[Way]) -> dict[str, Any]:
         "steps": {"alone": made.singles[0].record["steps"], "joint": made.joint.record["steps"]},
         "seed": made.joint.record["seed"],
         "recognised": {way.name: {name: round(share, 4) for name, share in way.shares.items()} for way in ways},
+        "recognised_in_real_pictures": real,
         "seconds": {name: round(value, 1) for name, value in made.seconds.items()},
         "merge": {
             "drift": made.merged.report.drift,
@@ -225,10 +237,13 @@ def _figures(made: _Made, ways: Sequence[Way]) -> dict[str, Any]:
     }
 
 
-def _page(composition: Composition, backbone: Backbone, subjects: Sequence[Subject], made: _Made) -> Page:
+def _page(
+    composition: Composition, backbone: Backbone, subjects: Sequence[Subject], made: _Made, real: Mapping[str, float]
+) -> Page:
     ways = composition.ways
     first, second = (subject.words for subject in made.joint.subjects)
     total, count = len(ways[0].seen), len(ways[0].seen) // len(SCENES)
+    known = " and ".join(f"{share:.0%}" for share in real.values())
     page = Page(title=f"Moongate: {first} and {second}")
     page.text("h1", f"Composing {first} and {second}")
     page.text(
@@ -241,8 +256,9 @@ def _page(composition: Composition, backbone: Backbone, subjects: Sequence[Subje
         "p",
         f"{total} pictures of each way, {count} of each of {len(SCENES)} prompts. Both are counted when the recogniser "
         f"scores {subjects[0].category} and {subjects[1].category} above all other categories, one when it is among "
-        f"the two highest. One standard error is at most {50 / total**0.5:.0f} percentage points. The seconds are "
-        "what making each took: joint training from nothing, the others from the concepts taught alone "
+        f"the two highest, as in {known} of real pictures of the two alone. One standard error is at most "
+        f"{50 / total**0.5:.0f} percentage points. The seconds are what making each took: joint training from "
+        "nothing, the others from the concepts taught alone "
         f"({made.seconds['alone']:.0f} s for both).",
     )
     page.table(composition.head, [way.row for way in ways])
