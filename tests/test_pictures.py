@@ -132,7 +132,7 @@ def test_the_alpha_channel_is_a_mask_where_something_is_transparent(tmp_path: Pa
 
 
 def example_pictures() -> list[np.ndarray]:
-    return [read_picture(path) for path in sorted(pocket.example("teddyBear").training.iterdir())]
+    return [read_picture(path) for path in find_pictures(pocket.example("teddyBear").training)]
 
 
 def test_the_same_picture_in_another_size_and_format_is_told_from_other_views(tmp_path: Path) -> None:

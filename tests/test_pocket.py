@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,9 @@ def denoising_loss(backbone: Backbone, pictures: list[np.ndarray], captions: lis
 def taught(backbone: Backbone) -> Concept:
     example = pocket.example("teddyBear")
     subject = Subject.load(example.training, category=example.category, token="<mine>")
+    paper = replace(subject, captions=("photo of a <mine> teddy bear",) * len(subject.pictures))  # no place, as below
     prior = Regularisation.load(pocket.pool_folder(), category=example.category, only_category=True)
-    return train(backbone, [subject], [prior], METHODS["custom-diffusion"], options=TrainOptions(steps=60))
+    return train(backbone, [paper], [prior], METHODS["custom-diffusion"], options=TrainOptions(steps=60))
 
 
 def test_training_helps_on_held_out_pictures_of_the_concept(backbone: Backbone, taught: Concept) -> None:
