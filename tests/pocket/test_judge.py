@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from moongate import pocket
+from moongate.data import Regularisation
 from moongate.pictures import find_pictures, read_picture
 from moongate.pocket.clip import PocketClip
 from moongate.pocket.judge import Judge
@@ -16,6 +17,10 @@ class Brightness:
         return images.mean((2, 3))[:, :2]
 
 
+def pool(example: pocket.Example) -> Regularisation:
+    return Regularisation.load(pocket.pool_folder(), category=example.category, only_category=True)
+
+
 def test_a_picture_is_seen_as_what_its_features_are_nearer_to() -> None:
     judge = Judge(clip=cast(PocketClip, Brightness()), means=torch.tensor([[1.0, -1], [-1, 1]]), right=1.0)
     red, green = np.zeros((2, 8, 8, 3), dtype=np.uint8)
@@ -25,7 +30,7 @@ def test_a_picture_is_seen_as_what_its_features_are_nearer_to() -> None:
 
 def test_real_pictures_are_told_right_that_the_means_do_not_hold() -> None:
     example = pocket.example("drawn-teapot")
-    judge = Judge.of(example)
+    judge = Judge.of(example, pool(example))
     assert judge is not None
     assert judge.right >= 0.9
     unseen = [read_picture(path) for path in find_pictures(example.evaluation)[1::2]]
@@ -33,4 +38,5 @@ def test_real_pictures_are_told_right_that_the_means_do_not_hold() -> None:
 
 
 def test_there_is_no_judge_where_the_pool_has_no_others_in_the_style() -> None:
-    assert Judge.of(pocket.example("teddyBear")) is None
+    example = pocket.example("teddyBear")
+    assert Judge.of(example, pool(example)) is None

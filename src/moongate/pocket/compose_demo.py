@@ -126,10 +126,11 @@ def make_compose_demo(
     if count < 1:
         raise OptionError(f"count is {count}; it must be at least 1.")
     recogniser = Recogniser.load()
-    recogniser.numbers([each.category for each in pair])
+    categories = [each.category for each in pair]
+    recogniser.numbers(categories)
     backbone = Backbone.load("pocket")
     subjects = [Subject.load(each.training, category=each.category, token=f"<{each.name.lower()}>") for each in pair]
-    real = {subject.category: _seen_alone(recogniser, each) for subject, each in zip(subjects, pair, strict=True)}
+    real = _seen_alone(recogniser, pair)
     made = _make(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
     for each, concept in zip((*names, "merged"), (*made.singles, made.merged.concept), strict=True):
         concept.save(out / f"{each}.safetensors", overwrite=True)
@@ -142,10 +143,10 @@ def make_compose_demo(
                 stack.enter_context(concept.applied(backbone))
             pictures = drawn(backbone, _prompts(things, style=pair[0].style), count=count)
         every = np.stack([picture for some in pictures.values() for picture in some])
-        seen = recogniser.sees(every, [each.category for each in pair])
+        seen = recogniser.sees(every, categories)
         ways.append(Way(name=name, seconds=made.seconds.get(name, 0.0), pictures=pictures, seen=seen))
         on_stage(f"Both recognised in {ways[-1].shares['both']:.0%}")
-    head = ("way", "both", *(each.category for each in pair), "seconds")
+    head = ("way", "both", *categories, "seconds")
     composition = Composition(page=out / "index.html", head=head, ways=tuple(ways))
     write_atomically(out / "figures.json", (json.dumps(_figures(made, ways, real), indent=1) + "\n").encode())
     _page(composition, backbone, subjects, made, real).save(composition.page)
@@ -165,11 +166,14 @@ def _pair(names: Sequence[str]) -> tuple[Example, Example]:
     return first, second
 
 
-def _seen_alone(recogniser: Recogniser, each: Example) -> float:
-    """Return in what share of an example's own held-out pictures its category is among the two that score highest."""
-    pictures = np.stack([read_picture(path) for path in find_pictures(each.evaluation)])
-    other = next(name for name in recogniser.classes.categories if name != each.category)
-    return float(recogniser.sees(pictures, [each.category, other])[:, 0].double().mean())
+def _seen_alone(recogniser: Recogniser, pair: Sequence[Example]) -> dict[str, float]:
+    """Return by category in what share of an example's own held-out pictures it is among the two that score highest."""
+    shares = {}
+    for index, each in enumerate(pair):
+        pictures = np.stack([read_picture(path) for path in find_pictures(each.evaluation)])
+        seen = recogniser.sees(pictures, [other.category for other in pair])
+        shares[each.category] = float(seen[:, index].double().mean())
+    return shares
 
 
 def _prompts(things: Sequence[str], *, style: str) -> list[str]:

@@ -80,7 +80,8 @@ def make_demo(
         after = drawn(backbone, [*learnt, *unrelated], count=PICTURES_PER_PROMPT)
     concept.save(out / f"{name}.safetensors", overwrite=True)
     clock["ended"] = time.monotonic()
-    judged = _judged(Judge.of(chosen), [before[prompt] for prompt in plain], [after[prompt] for prompt in learnt])
+    judge = Judge.of(chosen, regularisation)
+    judged = _judged(judge, [before[prompt] for prompt in plain], [after[prompt] for prompt in learnt])
     on_stage(judged)
     taught = shown(subject, backbone)
     _compose(taught, concept, before, after, unrelated, judged, curve, clock).save(out / "index.html")
@@ -88,17 +89,15 @@ def make_demo(
     return out / "index.html"
 
 
-def _judged(judge: Judge | None, *drawings: Sequence[list[np.ndarray]]) -> str:
+def _judged(judge: Judge | None, before: Sequence[list[np.ndarray]], after: Sequence[list[np.ndarray]]) -> str:
     """Say in how many of the pictures before and after the very thing is seen."""
     if judge is None:
         return "The pool has too few pictures of the category in this style to tell the object from others."
-    before, after = (
-        f"{int(judge.sees([picture for row in rows for picture in row]).sum())} of {sum(map(len, rows))}"
-        for rows in drawings
-    )
+    old, new = (judge.sees([picture for row in rows for picture in row]) for rows in (before, after))
     return (
-        f"Nearer to held-out pictures of the object than to others of its category, in the features of pocket CLIP: "
-        f"{before} pictures before, {after} after. Of real pictures {judge.right:.0%} are told right."
+        "Nearer to held-out pictures of the object than to others of its category, in the features of pocket CLIP: "
+        f"{int(old.sum())} of {len(old)} pictures before, {int(new.sum())} of {len(new)} after. "
+        f"Of real pictures {judge.right:.0%} are told right."
     )
 
 

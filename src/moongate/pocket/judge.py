@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import Regularisation
 from ..pictures import as_tensor, find_pictures, read_picture
-from . import Example, pool_folder
+from . import Example
 from .clip import PocketClip
 
 __all__ = ["Judge"]
@@ -30,10 +30,8 @@ class Judge:
     """Share of real pictures that are told right, none of which is in the means; the mean over both kinds."""
 
     @classmethod
-    def of(cls, example: Example, clip: PocketClip | None = None) -> Self | None:
-        """Read the example's held-out pictures and the pool's of its category and style, where that has enough."""
-        clip = clip or PocketClip()
-        pool = Regularisation.load(pool_folder(), category=example.category, only_category=True)
+    def of(cls, example: Example, pool: Regularisation) -> Self | None:
+        """Learn from the example's held-out pictures and a pool of its category; None with too few in its style."""
         begins = f"{example.style} of a"
         others = [
             picture
@@ -42,6 +40,7 @@ class Judge:
         ]
         if len(others) < FEWEST:
             return None
+        clip = PocketClip()
         itself = [read_picture(path) for path in find_pictures(example.evaluation)]
         kinds = [clip.image_features(as_tensor(np.stack(pictures))) for pictures in (itself, others)]
         means = torch.stack([features[::2].mean(0) for features in kinds])
