@@ -2,7 +2,7 @@
 VENV := .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
-CODE := src tests experiments benchmarks
+CODE := src recipe tests experiments benchmarks
 
 .PHONY: demo test test-slow tables check format clean
 .DELETE_ON_ERROR:

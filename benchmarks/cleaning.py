@@ -21,9 +21,9 @@ from torch import Tensor
 
 from moongate import Backbone, Concept, Regularisation, Subject, TrainOptions, merge, pocket, sample, train
 from moongate.data import photo_of
-from moongate.evaluation.features import lite0_features
-from moongate.pictures import as_tensor
-from moongate.pocket.demo import PLACES, shown
+from moongate.data.pictures import as_tensor
+from moongate.demo.single import PLACES, shown
+from moongate.evaluation.networks import lite0_features
 from moongate.sampling import SampleOptions
 
 Features = Callable[[list[np.ndarray]], Tensor]

@@ -21,9 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from moongate.backbone import Backbone
 from moongate.data import Subject
-from moongate.method import METHODS
 from moongate.sampling import SampleOptions, sample
 from moongate.training import TrainOptions, train
+from moongate.training.method import METHODS
 
 UNET = {
     "sample_size": 64,

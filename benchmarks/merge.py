@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from moongate.closed_form import ClosedForm
+from moongate.merging.closed_form import ClosedForm
 
 WIDTH = 768
 OUTPUTS = (320,) * 10 + (640,) * 10 + (1280,) * 12

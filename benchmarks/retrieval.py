@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moongate import Backbone, pocket
-from moongate.collection import Collection
-from moongate.embedding import Encoder
-from moongate.sources import Skipped, read_source
+from moongate.evaluation.networks.embedding import Encoder
+from moongate.regularization.collection import Collection
+from moongate.regularization.sources import Skipped, read_source
 
 CATEGORIES = ("dog", "cat", "horse", "chair", "lamp", "flower", "car", "hat", "teddy bear", "teapot")
 LOOKED_FOR = 200

@@ -17,7 +17,7 @@ import torch
 import tyro
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from moongate.concept import write_atomically
+from moongate.files import write_atomically
 
 from .records import Record, Results
 from .study import Size, Study

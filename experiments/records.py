@@ -14,10 +14,10 @@ from PIL import Image
 
 from moongate import METHODS, Concept, compress, sample
 from moongate.analysis import spectra, weight_changes, word_maps
-from moongate.concept import write_atomically
 from moongate.data import photo_of
 from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate, read_prompts
 from moongate.evaluation.prompts import filled
+from moongate.files import write_atomically
 from moongate.pocket import weights_digest
 
 from .study import Size, Study

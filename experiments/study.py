@@ -19,8 +19,8 @@ from PIL import Image
 
 from moongate import METHODS, Backbone, Concept, Method, Regularisation, Subject, TrainOptions, merge, pocket, train
 from moongate.data import photo_of
+from moongate.data.pictures import read_picture
 from moongate.evaluation import Network, Reference, Targets, load_network
-from moongate.pictures import read_picture
 from moongate.sampling import SampleOptions, sample
 
 EXAMPLES = (

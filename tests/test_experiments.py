@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from experiments import fig8_alignment, orderings, table1_single, table3_ablation
 from experiments.__main__ import EXPERIMENTS, _write
 from experiments.records import Base, Pair, Record, Results, Row, Single, _as_text, as_picture
 from experiments.study import EXAMPLES, PAIRS, Size, Study, for_pocket
-
 from moongate import METHODS, Backbone, pocket
 
 

@@ -23,9 +23,9 @@ from moongate.compression import compress
 from moongate.concept import Concept
 from moongate.data import Regularisation, Subject
 from moongate.merging import MergeOptions, merge
-from moongate.method import METHODS
 from moongate.sampling import SampleOptions, sample
 from moongate.training import TrainOptions, train
+from moongate.training.method import METHODS
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("pocket", "sd1", "sdxl")

@@ -13,10 +13,10 @@ from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Regularisation, Subject, square
+from moongate.data.pictures import find_pictures, read_picture
 from moongate.errors import OptionError
-from moongate.method import METHODS
-from moongate.pictures import find_pictures, read_picture
 from moongate.training import TrainOptions, train
+from moongate.training.method import METHODS
 
 SHIPPED_BYTES = 48e6
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moongate import cli
-from moongate.cli.lessons import lessons_from_file
+from moongate.cli.subjects import lessons_from_file
 from moongate.concept import Concept
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -7,7 +7,8 @@ from diffusers import DiffusionPipeline
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError, TokenError
-from moongate.sampling import SCHEDULERS, SampleOptions, contact_sheet, make_scheduler, sample
+from moongate.pages import contact_sheet
+from moongate.sampling import SCHEDULERS, SampleOptions, make_scheduler, sample
 
 QUICK = SampleOptions(steps=3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moongate.sampling import contact_sheet
+from moongate.pages import contact_sheet
 
 from ..records import Attention, Record, Results, as_picture
 

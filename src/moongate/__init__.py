@@ -8,18 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbone import Backbone, Fingerprint
-    from .collection import Collection
-    from .compression import Compressed, CompressionReport, compress
-    from .concept import Concept, Dense, LowRank, SubjectRecord
-    from .data import PRESETS, Preset, Regularisation, Subject
-    from .embedding import Encoder
-    from .merge_report import MergeReport
-    from .merging import Merged, MergeOptions, merge
-    from .method import METHODS, Method
-    from .retrieval import Retrieved, RetrieveOptions, retrieve
-    from .sampling import Sample, SampleOptions, contact_sheet, sample
-    from .training import Step, TrainOptions, train
+    from moongate.backbone import Backbone, Fingerprint
+    from moongate.compression import Compressed, CompressionReport, compress
+    from moongate.concept import Concept, Dense, LowRank, SubjectRecord
+    from moongate.data import PRESETS, Preset, Regularisation, Subject
+    from moongate.evaluation.networks.embedding import Encoder
+    from moongate.merging import Merged, MergeOptions, merge
+    from moongate.merging.report import MergeReport
+    from moongate.pages import contact_sheet
+    from moongate.regularization.collection import Collection
+    from moongate.regularization.retrieval import Retrieved, RetrieveOptions, retrieve
+    from moongate.sampling import Sample, SampleOptions, sample
+    from moongate.training import Step, TrainOptions, train
+    from moongate.training.method import METHODS, Method
 
 __version__ = "0.1.0"
 
@@ -59,17 +60,18 @@ __all__ = [
 
 _HOMES = {
     "backbone": ("Backbone", "Fingerprint"),
-    "collection": ("Collection",),
     "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("PRESETS", "Preset", "Regularisation", "Subject"),
-    "embedding": ("Encoder",),
-    "merge_report": ("MergeReport",),
+    "evaluation.networks.embedding": ("Encoder",),
     "merging": ("MergeOptions", "Merged", "merge"),
-    "method": ("METHODS", "Method"),
-    "retrieval": ("RetrieveOptions", "Retrieved", "retrieve"),
-    "sampling": ("Sample", "SampleOptions", "contact_sheet", "sample"),
+    "merging.report": ("MergeReport",),
+    "pages": ("contact_sheet",),
+    "regularization.collection": ("Collection",),
+    "regularization.retrieval": ("RetrieveOptions", "Retrieved", "retrieve"),
+    "sampling": ("Sample", "SampleOptions", "sample"),
     "training": ("Step", "TrainOptions", "train"),
+    "training.method": ("METHODS", "Method"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .concept import Concept, Dense, LowRank
-from .errors import OptionError
+from moongate.concept import Concept, Dense, LowRank
+from moongate.errors import OptionError
 
 __all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank", "rank_of"]
 

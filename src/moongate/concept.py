@@ -8,9 +8,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from .backbone import Backbone, Fingerprint
-from .errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
+from moongate.backbone import Backbone, Fingerprint
+from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
+from moongate.files import check_writable, write_atomically
 
 __all__ = [
     "FORMAT",
@@ -31,12 +31,9 @@ __all__ = [
     "LowRank",
     "SubjectRecord",
     "check_finite",
-    "check_writable",
-    "listed",
     "mismatches",
     "read_provenance",
     "safetensors_bytes",
-    "write_atomically",
 ]
 
 FORMAT = "moongate-concept"
@@ -317,31 +314,6 @@ def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> lis
     return wrong
 
 
-def listed(items: Sequence[str], *, at_most: int = 8) -> str:
-    """Join items for a message, counting what is beyond the first few."""
-    more = len(items) - at_most
-    return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name and rename it, so that an earlier file survives a failure."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OptionError(
-            f"{path} could not be written ({error.strerror or error}); an earlier file of that name is untouched. "
-            "Free some space or choose another place."
-        ) from error
-
-
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise ConceptFileError when a tensor read from `path` holds a number that is not finite."""
     for name, tensor in tensors.items():
@@ -350,14 +322,6 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{name!r} in {path} holds numbers that are not finite, which would spoil every picture. Train the "
                 "concept again."
             )
-
-
-def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Raise OptionError when `path` exists and may not be replaced, or is a folder."""
-    if path.is_dir():
-        raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
-    if path.exists() and not overwrite:
-        raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
 
 
 def _refuse_other_kinds(path: Path) -> None:

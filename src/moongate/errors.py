@@ -17,6 +17,8 @@ MoongateError
 ```
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "BackboneError",
     "BaseMismatchError",
@@ -31,6 +33,7 @@ __all__ = [
     "PublishError",
     "TokenError",
     "TrainingDiverged",
+    "listed",
 ]
 
 
@@ -84,3 +87,9 @@ class TrainingDiverged(MoongateError):
 
 class CorpusError(MoongateError):
     """A package of pocket's corpus is missing or was altered."""
+
+
+def listed(items: Sequence[str], *, at_most: int = 8) -> str:
+    """Join items for a message, counting what is beyond the first few."""
+    more = len(items) - at_most
+    return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")

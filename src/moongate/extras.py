@@ -1,11 +1,13 @@
 """Libraries that only some commands need, imported when they are first used."""
 
+import importlib.metadata
+import platform
 from importlib import import_module
 from typing import Any
 
-from .errors import MissingLibrary
+from moongate.errors import MissingLibrary
 
-__all__ = ["library"]
+__all__ = ["library", "versions"]
 
 EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "fsspec": "hub", "pillow_heif": "heic"}
 """The extra of the package that installs each."""
@@ -21,3 +23,9 @@ def library(name: str) -> Any:
             f"This needs the library {name.partition('.')[0]}, which is not installed. Install it with: "
             f"pip install 'moongate[{extra}]'"
         ) from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    packages = ("moongate", "torch", "diffusers", "transformers")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

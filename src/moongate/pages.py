@@ -5,14 +5,15 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from .concept import write_atomically
+from moongate.files import write_atomically
 
-__all__ = ["Page"]
+__all__ = ["Page", "contact_sheet"]
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -61,3 +62,34 @@ def _data_url(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="WebP", quality=90)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], *, columns: int, labels: Sequence[str] = (), padding_px: int = 4
+) -> Image.Image:
+    """Put pictures of one size side by side on white, row by row, each with its label below."""
+    height, width = images[0].shape[:2]
+    font_px = max(10, width // 12)
+    font = ImageFont.load_default(size=font_px)
+    lines = [_wrapped(label, font, width) if label else [] for label in labels]
+    longest = [max(map(len, lines[first : first + columns]), default=0) for first in range(0, len(images), columns)]
+    below = list(accumulate((height + rows * (font_px + 3) + padding_px for rows in longest), initial=padding_px))
+    sheet = Image.new("RGB", (columns * (width + padding_px) + padding_px, below[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, image in enumerate(images):
+        left, top = padding_px + index % columns * (width + padding_px), below[index // columns]
+        sheet.paste(Image.fromarray(image), (left, top))
+        if lines:
+            draw.multiline_text((left, top + height), "\n".join(lines[index]), fill="black", font=font, spacing=2)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -6,21 +6,19 @@ It draws with whatever weights and tokens the backbone holds; applying a concept
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .backbone import Backbone, Conditioning
-from .errors import OptionError, TokenError
-from .pictures import as_pixels
+from moongate.backbone import Backbone, Conditioning
+from moongate.data.pictures import as_pixels
+from moongate.errors import OptionError, TokenError
 
-__all__ = ["SCHEDULERS", "Sample", "SampleOptions", "contact_sheet", "sample"]
+__all__ = ["SCHEDULERS", "Sample", "SampleOptions", "sample"]
 
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -107,26 +105,6 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
     return found.from_config(backbone.scheduler_config)
 
 
-def contact_sheet(
-    images: Sequence[np.ndarray], *, columns: int, labels: Sequence[str] = (), padding_px: int = 4
-) -> Image.Image:
-    """Put pictures of one size side by side on white, row by row, each with its label below."""
-    height, width = images[0].shape[:2]
-    font_px = max(10, width // 12)
-    font = ImageFont.load_default(size=font_px)
-    lines = [_wrapped(label, font, width) if label else [] for label in labels]
-    longest = [max(map(len, lines[first : first + columns]), default=0) for first in range(0, len(images), columns)]
-    below = list(accumulate((height + rows * (font_px + 3) + padding_px for rows in longest), initial=padding_px))
-    sheet = Image.new("RGB", (columns * (width + padding_px) + padding_px, below[-1]), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, image in enumerate(images):
-        left, top = padding_px + index % columns * (width + padding_px), below[index // columns]
-        sheet.paste(Image.fromarray(image), (left, top))
-        if lines:
-            draw.multiline_text((left, top + height), "\n".join(lines[index]), fill="black", font=font, spacing=2)
-    return sheet
-
-
 @torch.no_grad()
 def _drawn(
     backbone: Backbone,
@@ -182,14 +160,3 @@ def _latent_size(backbone: Backbone, options: SampleOptions) -> tuple[int, int, 
         if side < cell or side % cell:
             raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

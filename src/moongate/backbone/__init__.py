@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import OptionError, TokenError
-from .fingerprint import Fingerprint
-from .loading import load_pipeline
-from .text import Conditioning, TextEncoder
+from moongate.backbone.fingerprint import Fingerprint
+from moongate.backbone.loading import load_pipeline
+from moongate.backbone.text import Conditioning, TextEncoder
+from moongate.errors import OptionError, TokenError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -372,6 +372,6 @@ class Backbone:
 
 
 def _pocket_folder() -> Path:
-    from ..pocket import weights_folder
+    from moongate.pocket import weights_folder
 
     return weights_folder()

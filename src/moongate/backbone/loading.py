@@ -23,7 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from ..errors import BackboneError
+from moongate.errors import BackboneError
 
 __all__ = ["load_pipeline", "quiet"]
 

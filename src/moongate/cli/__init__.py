@@ -15,20 +15,20 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import MoongateError
-from .analyze import Analyze
-from .compose import Compress, Merge
-from .convert import Convert
-from .demo import Demo
-from .evaluate import Evaluate
-from .generate import Generate
-from .retrieve import Retrieve, RetrieveIndex, TokensSuggest
-from .terminal import load, say, size_of
-from .train import Train
+from moongate.cli.analyze import Analyze
+from moongate.cli.convert import Convert
+from moongate.cli.demo import Demo
+from moongate.cli.evaluate import Evaluate
+from moongate.cli.generate import Generate
+from moongate.cli.merge import Compress, Merge
+from moongate.cli.retrieve import Retrieve, RetrieveIndex, TokensSuggest
+from moongate.cli.terminal import load, say, size_of
+from moongate.cli.train import Train
+from moongate.errors import MoongateError
 
 if TYPE_CHECKING:
-    from ..concept import Concept
-    from ..interop import Found
+    from moongate.concept import Concept
+    from moongate.interop import Found
 
 __all__ = [
     "Analyze",
@@ -60,7 +60,7 @@ class Info:
     """Print JSON instead of a table."""
 
     def __call__(self, console: Console) -> None:
-        from ..interop import look
+        from moongate.interop import look
 
         found = look(self.file)
         if found.parts.weights and not self.model:

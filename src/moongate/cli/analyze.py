@@ -10,12 +10,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import OptionError
-from .terminal import open_concept, open_concepts, say
+from moongate.cli.terminal import open_concept, open_concepts, say
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
 
 __all__ = ["Analyze"]
 
@@ -53,8 +53,8 @@ class Analyze:
         return backbone, next(iter(concepts), None)
 
     def _weights(self, console: Console) -> Path:
-        from ..analysis import weight_changes
-        from ..analysis_page import WEIGHTS_HEAD, weights_rows, write_weights
+        from moongate.analysis import weight_changes
+        from moongate.analysis.page import WEIGHTS_HEAD, weights_rows, write_weights
 
         backbone, concept = self._opened(console)
         assert concept is not None
@@ -63,8 +63,8 @@ class Analyze:
         return write_weights(changes, self.out)
 
     def _spectrum(self, console: Console) -> Path:
-        from ..analysis import spectra
-        from ..analysis_page import SPECTRUM_HEAD, spectrum_rows, write_spectra
+        from moongate.analysis import spectra
+        from moongate.analysis.page import SPECTRUM_HEAD, spectrum_rows, write_spectra
 
         assert self.file is not None
         found = spectra(open_concept(self.file, self.model, self.config, self.device, console))
@@ -72,10 +72,10 @@ class Analyze:
         return write_spectra(found, self.out)
 
     def _attention(self, console: Console) -> Path:
-        from ..analysis import word_maps
-        from ..analysis_page import write_attention
-        from ..data import photo_of
-        from ..sampling import SampleOptions
+        from moongate.analysis import word_maps
+        from moongate.analysis.page import write_attention
+        from moongate.data import photo_of
+        from moongate.sampling import SampleOptions
 
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")

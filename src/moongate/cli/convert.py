@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from ..errors import OptionError
-from .terminal import load, say, size_of
+from moongate.cli.terminal import load, say, size_of
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept
-    from ..interop import Format
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.interop import Format
 
 __all__ = ["Convert"]
 
@@ -49,7 +49,7 @@ class Convert:
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from .. import interop
+        from moongate import interop
 
         target = interop.named_format(self.to)
         interop.check_place(self.out, to=self.to, overwrite=self.overwrite)
@@ -83,8 +83,8 @@ class Convert:
             say(console, f"Uploaded to {interop.publish(self.out, self.push)}.")
 
     def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None") -> None:
-        from ..concept import write_atomically
-        from ..interop import CARD, card_prompts, model_card
+        from moongate.files import write_atomically
+        from moongate.interop import CARD, card_prompts, model_card
 
         pictures = []
         prompts = card_prompts(concept, self.pictures) if base else []
@@ -100,7 +100,7 @@ def _drawn(concept: "Concept", base: "Backbone", prompts: list[str]) -> list[tup
     """Return each prompt with its picture as a PNG file."""
     from PIL import Image
 
-    from ..sampling import sample
+    from moongate.sampling import sample
 
     drawn = []
     with concept.applied(base):

@@ -8,8 +8,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import OptionError
-from .terminal import say, training_bar
+from moongate.cli.terminal import say, training_bar
+from moongate.errors import OptionError
 
 __all__ = ["Demo"]
 
@@ -39,7 +39,7 @@ class Demo:
             self._single(console)
 
     def _single(self, console: Console) -> None:
-        from ..pocket.demo import EXAMPLE, make_demo
+        from moongate.demo.single import EXAMPLE, make_demo
 
         if len(self.example) > 1:
             raise OptionError(f"{len(self.example)} examples were given. `moongate demo compose` takes two.")
@@ -55,7 +55,7 @@ class Demo:
         say(console, f"Open {page}")
 
     def _compose(self, console: Console) -> None:
-        from ..pocket.compose_demo import EXAMPLES, make_compose_demo
+        from moongate.demo.pair import EXAMPLES, make_compose_demo
 
         with training_bar(console) as show:
             made = make_compose_demo(

@@ -10,14 +10,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import OptionError
-from .compose import gram_cache
-from .terminal import open_concepts, progress_bar, say
+from moongate.cli.merge import gram_cache
+from moongate.cli.terminal import open_concepts, progress_bar, say
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept
-    from ..evaluation import Reference, Targets
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.evaluation import Reference, Targets
 
 __all__ = ["Evaluate"]
 
@@ -58,9 +58,9 @@ class Evaluate:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self, console: Console) -> None:
-        from ..concept import write_atomically
-        from ..evaluation import EvaluationOptions, evaluate, load_network
-        from ..sampling import SampleOptions
+        from moongate.evaluation import EvaluationOptions, evaluate, load_network
+        from moongate.files import write_atomically
+        from moongate.sampling import SampleOptions
 
         sampling = SampleOptions(steps=self.steps, guidance=self.guidance, scheduler=self.scheduler, batch=self.batch)
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=sampling)
@@ -101,14 +101,14 @@ class Evaluate:
         say(console, f"Wrote {self.out / 'record.json'}.")
 
     def _prompts(self, is_pocket: bool, things: int) -> list[str]:
-        from ..evaluation import read_prompts
+        from moongate.evaluation import read_prompts
 
         usual = ("pocket", "pocket-pair") if is_pocket else ("object", "pair")
         return read_prompts(self.prompts or usual[things > 1])
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":
-        from ..data import Regularisation, Subject
-        from ..evaluation import Reference, Targets
+        from moongate.data import Regularisation, Subject
+        from moongate.evaluation import Reference, Targets
 
         subjects = [subject for concept in concepts for subject in concept.subjects]
         found: list[Targets | Reference] = []
@@ -131,7 +131,7 @@ class Evaluate:
 
 def _together(backbone: "Backbone", concepts: "Sequence[Concept]") -> "Concept | None":
     """Return the concept, several merged in memory, or None for none."""
-    from ..merging import MergeOptions, merge
+    from moongate.merging import MergeOptions, merge
 
     if len(concepts) > 1:
         return merge(backbone, concepts, options=MergeOptions(cache=gram_cache())).concept

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from ..errors import OptionError
-from .compose import gram_cache
-from .terminal import lines_of, open_concepts, progress_bar, say
+from moongate.cli.merge import gram_cache
+from moongate.cli.terminal import lines_of, open_concepts, progress_bar, say
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept
-    from ..sampling import Sample, SampleOptions
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.sampling import Sample, SampleOptions
 
 __all__ = ["Generate"]
 
@@ -61,7 +61,7 @@ class Generate:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __call__(self, console: Console) -> None:
-        from ..sampling import SampleOptions
+        from moongate.sampling import SampleOptions
 
         prompts = self._all_prompts()
         if self.count < 1:
@@ -122,7 +122,8 @@ class Generate:
         concepts: "Sequence[tuple[Concept, float]]",
         console: Console,
     ) -> None:
-        from ..sampling import contact_sheet, sample
+        from moongate.pages import contact_sheet
+        from moongate.sampling import sample
 
         each = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
         record = {
@@ -152,8 +153,8 @@ class Generate:
 
 def _merged(backbone: "Backbone", concepts: "Sequence[tuple[Concept, float]]", console: Console) -> "Concept":
     """Merge concepts at their strengths in memory, and say what the user should know."""
-    from ..merge_page import verdict
-    from ..merging import MergeOptions, merge
+    from moongate.merging import MergeOptions, merge
+    from moongate.merging.page import verdict
 
     scaled = [concept.scaled(strength) for concept, strength in concepts]
     merged = merge(backbone, scaled, options=MergeOptions(cache=gram_cache()))

@@ -8,13 +8,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import BackboneError, OptionError
-from .regularisation import POOL, retrieve_into, say_skipped
-from .terminal import load, progress_bar, say
+from moongate.cli.regularization import POOL, retrieve_into, say_skipped
+from moongate.cli.terminal import load, progress_bar, say
+from moongate.errors import BackboneError, OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..embedding import Encoder
+    from moongate.backbone import Backbone
+    from moongate.evaluation.networks.embedding import Encoder
 
 __all__ = ["Retrieve", "RetrieveIndex", "TokensSuggest"]
 
@@ -39,8 +39,8 @@ class RetrieveIndex:
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from ..collection import Collection
-        from ..sources import Skipped, read_source
+        from moongate.regularization.collection import Collection
+        from moongate.regularization.sources import Skipped, read_source
 
         encoder = _encoder(self.encoder, self.model, self.device, self.config)
         skipped = Skipped()
@@ -89,9 +89,9 @@ class Retrieve:
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from ..collection import Collection
-        from ..embedding import CLIP_THRESHOLD
-        from ..retrieval import MANIFEST, RetrieveOptions
+        from moongate.evaluation.networks.embedding import CLIP_THRESHOLD
+        from moongate.regularization.collection import Collection
+        from moongate.regularization.retrieval import MANIFEST, RetrieveOptions
 
         if self.out.exists() and not self.overwrite:
             raise OptionError(f"{self.out} exists already. Choose another --out, or allow --overwrite.")
@@ -139,8 +139,8 @@ class TokensSuggest:
     device: str | None = None
 
     def __call__(self, console: Console) -> None:
-        from ..rare_tokens import suggest
-        from ..sources import Skipped, read_captions
+        from moongate.backbone.rare_tokens import suggest
+        from moongate.regularization.sources import Skipped, read_captions
 
         skipped = Skipped()
         backbone = load(self.model, self.device, "float32", self.config)
@@ -160,7 +160,7 @@ class TokensSuggest:
 
 
 def _encoder(clip: str | None, model: str, device: str | None, config: Path | None) -> "Encoder":
-    from ..embedding import Encoder
+    from moongate.evaluation.networks.embedding import Encoder
 
     if clip:
         place = str(Path(clip).absolute()) if Path(clip).is_dir() else clip  # found again from any folder

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import OptionError
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept
-    from ..interop import Found
-    from ..training import Step
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.interop import Found
+    from moongate.training import Step
 
 __all__ = [
     "lines_of",
@@ -33,7 +33,7 @@ def load(model: str, device: str | None, dtype: str, config: Path | None) -> "Ba
     """Load a model in the precision of that name; `config` is for a single file."""
     import torch
 
-    from ..backbone import Backbone
+    from moongate.backbone import Backbone
 
     return Backbone.load(model, config=config, device=device, dtype=getattr(torch, dtype))
 
@@ -50,7 +50,7 @@ def open_concepts(
 
     What of a file could not be taken is printed.
     """
-    from ..interop import look
+    from moongate.interop import look
 
     found = [look(file) for file in files]
     name = model or next((each.base for each in found if each.base), "" if found else "pocket")
@@ -62,7 +62,7 @@ def open_concepts(
 
 def open_concept(file: Path, model: str | None, config: Path | None, device: str | None, console: Console) -> "Concept":
     """Read a concept of any format; its model is only loaded, to tell what full weights change, when it is named."""
-    from ..interop import look
+    from moongate.interop import look
 
     found = look(file)
     return _taken(found, load(model, device, "float32", config) if model else None, console)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from ..errors import OptionError
-from .lessons import Lesson, lessons_from_file, lessons_from_options
-from .regularisation import Wanted, regularisation_pictures
-from .terminal import open_concepts, readable, say, size_of, training_bar
+from moongate.cli.regularization import Wanted, regularisation_pictures
+from moongate.cli.subjects import Lesson, lessons_from_file, lessons_from_options
+from moongate.cli.terminal import open_concepts, readable, say, size_of, training_bar
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..concept import Concept, SubjectRecord
-    from ..data import Preset, Subject
-    from ..method import Method
-    from ..training import Step, TrainOptions
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept, SubjectRecord
+    from moongate.data import Preset, Subject
+    from moongate.training import Step, TrainOptions
+    from moongate.training.method import Method
 
 __all__ = ["Train"]
 
@@ -108,11 +108,11 @@ class Train:
     """Precision of the frozen model; what is trained is always float32."""
 
     def __call__(self, console: Console) -> None:
-        from ..compression import check_energy
-        from ..concept import check_writable
-        from ..data import PRESETS
-        from ..runs import STATE, check_free
-        from ..training import check_subjects, train
+        from moongate.compression import check_energy
+        from moongate.data import PRESETS
+        from moongate.files import check_writable
+        from moongate.training import check_subjects, train
+        from moongate.training.runs import STATE, check_free
 
         preset = PRESETS[self.preset]
         if self.energy is not None:
@@ -169,7 +169,7 @@ class Train:
         return lessons_from_file(self.concepts)
 
     def _options(self, run: Path) -> "TrainOptions":
-        from ..training import TrainOptions
+        from moongate.training import TrainOptions
 
         return TrainOptions(
             steps=self.steps,
@@ -185,8 +185,8 @@ class Train:
         )
 
     def _subject(self, lesson: Lesson, preset: "Preset", console: Console) -> "Subject":
-        from ..data import Subject
-        from ..pictures import remarks
+        from moongate.data import Subject
+        from moongate.data.pictures import remarks
 
         subject = Subject.load(
             lesson.pictures,
@@ -225,7 +225,7 @@ class Train:
 
     def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
         """Return the method, or its variant without regularisation where no thing is to have any."""
-        from ..method import METHODS
+        from moongate.training.method import METHODS
 
         name = self.method or usual
         if name not in METHODS:
@@ -249,7 +249,7 @@ def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> 
 
 def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
     """Cut the changes to low rank where asked for, or where they are large, and say what it gave and cost."""
-    from ..compression import compress
+    from moongate.compression import compress
 
     numbers = sum(change.full().numel() for change in concept.deltas.values())
     energy = energy or (LARGE_ENERGY if numbers > LARGE else 1)
@@ -264,7 +264,8 @@ def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> 
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
-    from ..sampling import contact_sheet, sample
+    from moongate.pages import contact_sheet
+    from moongate.sampling import sample
 
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
     path.parent.mkdir(parents=True, exist_ok=True)

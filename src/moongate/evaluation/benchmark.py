@@ -21,17 +21,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..concept import Concept, write_atomically
-from ..data import square
-from ..errors import OptionError
-from ..method import METHODS
-from ..pictures import as_tensor
-from ..runs import versions
-from ..sampling import SampleOptions, check_prompt, sample
-from .features import Network
-from .metrics import Interval, fid, image_alignment, kid_interval, mean_interval, text_alignment
-from .prompts import filled, without_tokens
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.data import square
+from moongate.data.pictures import as_tensor
+from moongate.errors import OptionError
+from moongate.evaluation.metrics import Interval, fid, image_alignment, kid_interval, mean_interval, text_alignment
+from moongate.evaluation.networks import Network
+from moongate.evaluation.prompts import filled, without_tokens
+from moongate.extras import versions
+from moongate.files import write_atomically
+from moongate.sampling import SampleOptions, check_prompt, sample
+from moongate.training.method import METHODS
 
 __all__ = ["EvaluationOptions", "Reference", "Targets", "evaluate"]
 

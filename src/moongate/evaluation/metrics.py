@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import OptionError
+from moongate.errors import OptionError
 
 __all__ = ["Interval", "fid", "image_alignment", "kid", "kid_interval", "mean_interval", "text_alignment"]
 

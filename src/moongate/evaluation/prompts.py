@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OptionError
+from moongate.errors import OptionError
 
 __all__ = ["PROMPT_SETS", "BenchmarkConcept", "custom_concept_101", "filled", "read_prompts", "without_tokens"]
 

@@ -3,11 +3,11 @@
 `read` makes a concept of any file, `write` a file of any concept; `FORMATS` says what each format keeps.
 """
 
-from .format import Format, WriteOptions
-from .formats import FORMATS, named_format, table
-from .publishing import CARD, card_prompts, check_login, model_card, publish
-from .reading import Found, Imported, look, read
-from .writing import Written, check_place, write
+from moongate.interop.format import Format, WriteOptions
+from moongate.interop.formats import FORMATS, named_format, table
+from moongate.interop.hub import CARD, card_prompts, check_login, model_card, publish
+from moongate.interop.reading import Found, Imported, look, read
+from moongate.interop.writing import Written, check_place, write
 
 __all__ = [
     "CARD",

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from ..concept import write_atomically
-from .formats import table
+from moongate.files import write_atomically
+from moongate.interop.formats import table
 
 __all__ = ["BLOCK"]
 

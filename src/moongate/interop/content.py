@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from ..concept import listed
-from ..errors import ConceptFileError
+from moongate.errors import ConceptFileError, listed
 
 __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..concept import Concept, Dense, LowRank
-from .content import Content, read_json
+from moongate.backbone import Backbone
+from moongate.concept import Concept, Dense, LowRank
+from moongate.interop.content import Content, read_json
 
 __all__ = ["Format", "Parts", "Rendered", "WriteOptions", "header_of", "provenance_in"]
 

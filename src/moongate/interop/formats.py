@@ -5,11 +5,11 @@
 
 from collections.abc import Mapping
 
-from ..concept import FORMAT, Concept
-from ..errors import OptionError
-from . import full_weights, lora, tokens
-from .content import Content
-from .format import Format, Parts, Rendered, WriteOptions
+from moongate.concept import FORMAT, Concept
+from moongate.errors import OptionError
+from moongate.interop import full_weights, lora, tokens
+from moongate.interop.content import Content
+from moongate.interop.format import Format, Parts, Rendered, WriteOptions
 
 __all__ = ["FORMATS", "named_format", "table"]
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..concept import Concept, LowRank, listed, safetensors_bytes
-from ..errors import ConceptFileError, OptionError
-from .content import Content, flat_tensors, mapping_in, to_pickle
-from .format import Parts, Rendered, WriteOptions, header_of, provenance_in
-from .names import COMPVIS_PREFIX, blocks_per_level, from_compvis, to_compvis, unambiguous_levels
-from .products import products
-from .tokens import diffusers_token_files, numbered_rows, rows_of
+from moongate.backbone import Backbone
+from moongate.concept import Concept, LowRank, safetensors_bytes
+from moongate.errors import ConceptFileError, OptionError, listed
+from moongate.interop.content import Content, flat_tensors, mapping_in, to_pickle
+from moongate.interop.format import Parts, Rendered, WriteOptions, header_of, provenance_in
+from moongate.interop.layers import COMPVIS_PREFIX, blocks_per_level, from_compvis, to_compvis, unambiguous_levels
+from moongate.interop.products import products
+from moongate.interop.tokens import diffusers_token_files, numbered_rows, rows_of
 
 __all__ = [
     "TEXT_PREFIX",

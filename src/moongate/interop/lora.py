@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..concept import Concept, Dense, LowRank, listed, safetensors_bytes
-from ..errors import ConceptFileError, OptionError
-from .content import Content, flat_tensors, read_json
-from .format import Parts, Rendered, WriteOptions, header_of, provenance_in
-from .names import KOHYA_PREFIX, blocks_per_level, kohya_name, kv_layer, unambiguous_levels
-from .products import products
-from .tokens import ENCODERS, diffusers_token_files, embedding_files, named_rows
+from moongate.concept import Concept, Dense, LowRank, safetensors_bytes
+from moongate.errors import ConceptFileError, OptionError, listed
+from moongate.interop.content import Content, flat_tensors, read_json
+from moongate.interop.format import Parts, Rendered, WriteOptions, header_of, provenance_in
+from moongate.interop.layers import KOHYA_PREFIX, blocks_per_level, kohya_name, kv_layer, unambiguous_levels
+from moongate.interop.products import products
+from moongate.interop.tokens import ENCODERS, diffusers_token_files, embedding_files, named_rows
 
 __all__ = ["is_kohya", "is_lora", "kinds", "parse_lora", "render_kohya", "render_lora"]
 

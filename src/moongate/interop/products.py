@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from ..compression import low_rank
-from ..concept import Dense, LowRank
-from ..errors import OptionError
+from moongate.compression import low_rank
+from moongate.concept import Dense, LowRank
+from moongate.errors import OptionError
 
 __all__ = ["DEFAULT_RANK", "products"]
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone, Fingerprint
-from ..concept import Concept, Dense, LowRank, SubjectRecord, check_finite, listed, mismatches, read_provenance
-from ..errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
-from .content import open_content
-from .format import Format, Parts
-from .formats import FORMATS
-from .full_weights import TEXT_PREFIX
-from .lora import kinds
-from .tokens import bracketed
+from moongate.backbone import Backbone, Fingerprint
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, mismatches, read_provenance
+from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
+from moongate.interop.content import open_content
+from moongate.interop.format import Format, Parts
+from moongate.interop.formats import FORMATS
+from moongate.interop.full_weights import TEXT_PREFIX
+from moongate.interop.lora import kinds
+from moongate.interop.tokens import bracketed
 
 __all__ = ["Found", "Imported", "look", "read"]
 

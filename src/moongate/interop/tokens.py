@@ -11,10 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..concept import Concept, safetensors_bytes
-from ..errors import ConceptFileError, OptionError
-from .content import Content, mapping_in
-from .format import Parts, Rendered, WriteOptions
+from moongate.concept import Concept, safetensors_bytes
+from moongate.errors import ConceptFileError, OptionError
+from moongate.interop.content import Content, mapping_in
+from moongate.interop.format import Parts, Rendered, WriteOptions
 
 __all__ = [
     "ENCODERS",

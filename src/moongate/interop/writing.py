@@ -4,11 +4,12 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..concept import Concept, check_writable, listed, write_atomically
-from ..errors import OptionError
-from .content import SUFFIXES
-from .format import WriteOptions
-from .formats import named_format
+from moongate.concept import Concept
+from moongate.errors import OptionError, listed
+from moongate.files import check_writable, write_atomically
+from moongate.interop.content import SUFFIXES
+from moongate.interop.format import WriteOptions
+from moongate.interop.formats import named_format
 
 __all__ = ["Written", "check_place", "write"]
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OptionError
+from moongate.errors import OptionError
 
 __all__ = ["Example", "example", "examples", "pool_folder", "recogniser_file", "weights_digest", "weights_folder"]
 

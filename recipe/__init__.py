@@ -1,0 +1,1 @@
+"""How pocket was made and how good it is; not part of the installed package."""

@@ -1,0 +1,27 @@
+"""What is taught and what must not be forgotten: subjects, regularization pictures, augmentation, picture files."""
+
+from moongate.data.subjects import (
+    PRESETS,
+    ZOOM,
+    Augmented,
+    Preset,
+    Regularisation,
+    Subject,
+    augment,
+    digest,
+    photo_of,
+    square,
+)
+
+__all__ = [
+    "PRESETS",
+    "ZOOM",
+    "Augmented",
+    "Preset",
+    "Regularisation",
+    "Subject",
+    "augment",
+    "digest",
+    "photo_of",
+    "square",
+]

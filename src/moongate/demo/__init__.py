@@ -1,0 +1,1 @@
+"""The demos, a surface beside the command line: they teach pocket its examples and show the pictures."""

@@ -1,0 +1,1 @@
+"""Where regularization pictures come from."""

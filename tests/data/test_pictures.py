@@ -1,0 +1,174 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from moongate import pocket
+from moongate.data.pictures import (
+    SAME_ABOVE,
+    as_pixels,
+    as_tensor,
+    caption_beside,
+    find_pictures,
+    looks,
+    read_alpha,
+    read_mask_beside,
+    read_picture,
+    remarks,
+)
+from moongate.errors import MissingLibrary, PictureError
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
+def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, mode: str) -> None:
+    grey = 200
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((20, 30), grey * 257, dtype=np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "F":
+        image = Image.fromarray(np.full((20, 30), grey / 255, dtype=np.float32))
+    else:
+        plain = Image.new("RGB", (30, 20), (grey,) * 3)
+        image = plain.quantize(2) if mode == "P" else plain.convert(mode)
+    path = tmp_path / ("picture.jpg" if mode in ("CMYK", "YCbCr") else "picture.tiff")
+    image.save(path)
+    read = read_picture(path)
+    assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
+    if mode != "1":
+        assert np.abs(read.astype(int) - grey).max() <= 2
+
+
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    palette = Image.new("P", (20, 20), 0)
+    palette.save(tmp_path / "clear.gif", transparency=0)
+    assert (read_picture(tmp_path / "clear.png") == 255).all()
+    assert (read_picture(tmp_path / "clear.gif") == 255).all()
+
+
+def test_pictures_stand_upright_by_their_exif_tag(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (40, 20, 3)
+
+
+def test_pictures_may_come_as_bytes(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
+    content = (tmp_path / "red.png").read_bytes()
+    assert (read_picture(content) == read_picture(tmp_path / "red.png")).all()
+    with pytest.raises(PictureError, match="https://host/red.png is damaged"):
+        read_picture(content[:60], name="https://host/red.png")
+
+
+def test_heic_photos_are_read_with_the_extra_and_named_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 40))).save(tmp_path / "photo.heic")
+    assert find_pictures(tmp_path) == [tmp_path / "photo.heic"]
+    read = read_picture(tmp_path / "photo.heic")
+    assert read.shape == (48, 64, 3)
+    assert np.abs(read.mean((0, 1)) - (200, 40, 40)).max() < 6
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MissingLibrary, match=r"pip install 'moongate\[heic\]'"):
+        read_picture(tmp_path / "photo.heic")
+
+
+def test_masks_are_no_pictures_and_are_read_beside_theirs(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
+    mask = np.zeros((20, 40), dtype=np.uint8)
+    mask[:, 30:] = 255
+    Image.fromarray(mask).save(tmp_path / "photo.mask.png")
+    assert find_pictures(tmp_path) == [tmp_path / "photo.jpg"]
+    assert find_pictures([tmp_path / "photo.jpg", tmp_path / "photo.mask.png"]) == [tmp_path / "photo.jpg"]
+    assert np.array_equal(read_mask_beside(tmp_path / "photo.jpg"), mask)
+    (tmp_path / "photo.mask.png").unlink()
+    assert read_mask_beside(tmp_path / "photo.jpg") is None
+
+
+def test_a_mask_that_is_no_png_or_belongs_to_no_picture_was_passed_over(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "photo[1].jpg")
+    Image.new("L", (40, 20), "white").save(tmp_path / "photo[1].mask.jpg")
+    assert read_mask_beside(tmp_path / "photo[1].jpg").min() == 255
+    Image.new("L", (40, 20), "white").save(tmp_path / "phot.mask.png")
+    with pytest.raises(PictureError, match=r"mask .*phot.mask.png has no picture of its name"):
+        find_pictures(tmp_path)
+    assert find_pictures(tmp_path, strict=False) == [tmp_path / "photo[1].jpg"]
+
+
+def test_a_mask_beside_a_heic_photo_or_a_broken_one_ended_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(tmp_path / "photo.heic")
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])  # as before the first HEIC photo
+    Image.new("L", (64, 48), "white").save(tmp_path / "photo.mask.png")
+    assert read_mask_beside(tmp_path / "photo.heic").shape == (48, 64)
+    (tmp_path / "broken.jpg").write_text("broken")
+    Image.new("L", (64, 48), "white").save(tmp_path / "broken.mask.png")
+    with pytest.raises(PictureError, match=r"broken.jpg is not a picture"):
+        read_mask_beside(tmp_path / "broken.jpg")
+
+
+def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
+    Image.new("L", (20, 40), "white").save(tmp_path / "photo.mask.png")
+    with pytest.raises(PictureError, match=r"mask .* has 20 x 40 pixels and photo.jpg 40 x 20"):
+        read_mask_beside(tmp_path / "photo.jpg")
+    Image.new("L", (80, 40), "black").save(tmp_path / "photo.mask.png")
+    with pytest.raises(PictureError, match="hides the whole picture"):
+        read_mask_beside(tmp_path / "photo.jpg")
+
+
+def test_the_alpha_channel_is_a_mask_where_something_is_transparent(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (20, 20), (9, 9, 9, 255))
+    image.save(tmp_path / "solid.png")
+    image.paste((0, 0, 0, 0), (0, 0, 20, 5))
+    image.save(tmp_path / "cut.png")
+    assert read_alpha(tmp_path / "solid.png") is None
+    assert (read_alpha(tmp_path / "cut.png").mean(1) == [0] * 5 + [255] * 15).all()
+
+
+def example_pictures() -> list[np.ndarray]:
+    return [read_picture(path) for path in find_pictures(pocket.example("teddyBear").training)]
+
+
+def test_the_same_picture_in_another_size_and_format_is_told_from_other_views(tmp_path: Path) -> None:
+    pictures = example_pictures()
+    Image.fromarray(pictures[0]).resize((90, 90)).save(tmp_path / "again.jpg", quality=60)
+    again = read_picture(tmp_path / "again.jpg")
+    assert looks(pictures[0]) @ looks(again) > SAME_ABOVE
+    assert max(looks(pictures[0]) @ looks(other) for other in pictures[1:]) < SAME_ABOVE
+    names = [f"{index}.webp" for index in range(len(pictures))]
+    assert remarks([*pictures, again], [*names, "again.jpg"]) == [
+        "again.jpg shows the same as 0.webp. Different views teach more."
+    ]
+
+
+def test_blurred_pictures_are_pointed_out_and_sharp_ones_are_not() -> None:
+    pictures = example_pictures()
+    blurred = [np.array(Image.fromarray(p).filter(ImageFilter.GaussianBlur(3))) for p in pictures]
+    names = [f"{index}.webp" for index in range(len(pictures))]
+    assert remarks(pictures, names) == []
+    assert sum("is blurred" in remark for remark in remarks(blurred, names)) == len(pictures)
+
+
+def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(PictureError, match=r"0.txt is not in UTF-8"):
+        caption_beside(tmp_path / "0.png")
+
+
+def test_pixels_become_floats_between_minus_one_and_one_and_the_same_pixels_again() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    pictures = np.stack([np.broadcast_to(levels[:, None], (2, 256, 3)), np.zeros((2, 256, 3), np.uint8)])
+    pictures.flags.writeable = False  # as numpy reads a picture from PIL
+    images = as_tensor(pictures)
+    assert images.shape == (2, 3, 2, 256)
+    assert torch.equal(images[0, 1, 1], torch.arange(256) / 127.5 - 1)
+    assert (images[0].min(), images[0].max(), images[1].max()) == (-1, 1, -1)
+    assert (as_pixels(images) == pictures).all()
+    assert torch.equal(as_tensor(pictures[0]), images[0])
+    assert as_pixels(torch.full((3, 1, 2), 0.004)).tolist() == [[[128, 128, 128]] * 2]  # the nearest, not the one below

@@ -1,0 +1,151 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import write_pictures
+from moongate import pocket
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.data.pictures import find_pictures, read_picture
+from moongate.demo import pair as compose_demo
+from moongate.demo import single as demo
+from moongate.demo.pair import Composition, Way, make_compose_demo
+from moongate.demo.recognizer import Classes, Recogniser, recognised
+from moongate.errors import OptionError
+from moongate.sampling import SampleOptions
+
+PAIR = ("bulldog", "siameseCat")  # a dog and a cat, words that the tiny tokenizer knows
+WAYS = ["pocket itself", "joint", "merge", "sequential", "addition"]
+
+
+@pytest.fixture
+def recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recogniser:
+    """A random one in the place of the one that is shipped."""
+    torch.manual_seed(3)
+    made = Recogniser(Classes(("dog", "cat", "chair"), ("here",), ("photo",)), (4, 4, 4, 4)).eval()
+    made.save(tmp_path / "recogniser.safetensors")
+    monkeypatch.setattr("moongate.demo.recognizer.recogniser_file", lambda: tmp_path / "recogniser.safetensors")
+    return Recogniser.load()
+
+
+@pytest.fixture
+def compose(
+    tiny: Backbone, recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Composition]:
+    """Runs the demo with the tiny backbone, a tiny pool and two denoising steps, into the folder `out`."""
+    write_pictures(tmp_path / "pool", count=4, seed=0)
+    for index, category in enumerate(("dog", "cat", "dog", "cat")):
+        (tmp_path / "pool" / f"{index}.txt").write_text(f"photo of a {category}")
+    monkeypatch.setattr(compose_demo, "pool_folder", lambda: tmp_path / "pool")
+    monkeypatch.setattr(Backbone, "load", lambda *_arguments, **_options: tiny)
+    monkeypatch.setattr(demo, "DRAWING", SampleOptions(steps=2))
+    return lambda **options: make_compose_demo(PAIR, out=tmp_path / "out", **{"steps": 2, "count": 1, **options})
+
+
+def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Composition], tmp_path: Path) -> None:
+    stages: list[str] = []
+    steps: list[int] = []
+    made = compose(on_stage=stages.append, on_step=lambda step: steps.append(step.steps))
+    text = made.page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count("<img") == 2 * 6 + 5 * 8  # what was taught, then every way and prompt
+    assert made.head == ("way", "both", "dog", "cat", "seconds")
+    for part in (*WAYS, "Composing &lt;bulldog&gt; dog and &lt;siamesecat&gt; cat", "Neutral captions drift"):
+        assert part in text
+    assert steps == [2] * 2 + [2] * 2 + [4] * 4 + [2] * 2  # alone, alone, joint, sequential
+    assert [stage for stage in stages if stage.startswith("Drawing")] == [f"Drawing 8 pictures: {way}" for way in WAYS]
+    with Image.open(tmp_path / "out" / "overview.png") as overview:
+        assert overview.width > 8 * 64
+        assert overview.height > 6 * 64
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "index.html",
+        "overview.png",
+        "figures.json",
+        *(f"{name}.safetensors" for name in (*PAIR, "merged")),
+    }
+
+
+def test_figures_are_what_the_recogniser_sees_in_the_pictures(
+    compose: Callable[..., Composition], recogniser: Recogniser, tmp_path: Path
+) -> None:
+    made = compose(count=2)
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert list(figures["recognised"]) == WAYS
+    assert figures["pictures_of_each_way"] == 16
+    for name, number in zip(PAIR, (0, 1), strict=True):
+        real = np.stack([read_picture(path) for path in find_pictures(pocket.example(name).evaluation)])
+        known = (recogniser.scores(real)[:, :3].topk(2).indices == number).any(1).double().mean()
+        assert figures["recognised_in_real_pictures"][pocket.example(name).category] == pytest.approx(float(known))
+    for way in made.ways:
+        every = np.stack([picture for some in way.pictures.values() for picture in some])
+        scores = recogniser.scores(every)[:, :3]
+        both = recognised(scores, [{0, 1}] * 16).double().mean()
+        first = (scores.argsort(1, descending=True)[:, :2] == 0).any(1).double().mean()
+        shares = figures["recognised"][way.name]
+        assert (shares["both"], shares["first"]) == pytest.approx((float(both), float(first)), abs=1e-4)
+        assert way.row[1] == f"{float(both):.0%}"
+
+
+def test_each_way_draws_with_what_its_name_says(
+    compose: Callable[..., Composition], tiny: Backbone, tmp_path: Path
+) -> None:
+    ways = {way.name: way for way in compose().ways}
+    first, second, merged = (Concept.load(tmp_path / "out" / f"{name}.safetensors") for name in (*PAIR, "merged"))
+    prompts = list(ways["merge"].pictures)
+    with merged.applied(tiny):
+        assert_drawn(tiny, ways["merge"], prompts)
+    with first.applied(tiny), second.applied(tiny):
+        assert_drawn(tiny, ways["addition"], prompts)
+    plain = [re.sub(r"<\w+> ", "", prompt) for prompt in prompts]
+    assert_drawn(tiny, ways["pocket itself"], plain)
+    for name in ("joint", "merge", "sequential", "addition"):
+        assert list(ways[name].pictures) == prompts
+    assert merged.tokens.keys() == {"<bulldog>", "<siamesecat>"}
+    assert (first.record["rare_token"], second.record["rare_token"]) == (0, 1)
+
+
+def assert_drawn(tiny: Backbone, way: Way, prompts: list[str]) -> None:
+    again = demo.drawn(tiny, prompts, count=1)
+    for prompt in prompts:
+        np.testing.assert_array_equal(way.pictures[prompt], again[prompt])
+
+
+def test_prompts_name_the_two_in_both_orders_as_the_corpus_does() -> None:
+    prompts = compose_demo._prompts(["<a> armchair", "vase"], style="photo")
+    assert len(prompts) == len(set(prompts)) == 8
+    assert prompts[0] == "photo of a <a> armchair and a vase in a garden"
+    assert prompts[1] == "photo of a vase and a <a> armchair on the beach"
+    assert prompts[6] == "watercolor painting of a <a> armchair and a vase in a forest"
+    assert compose_demo._prompts(["owl", "cat"], style="drawing")[0] == "drawing of an owl and a cat in a garden"
+
+
+def test_what_cannot_be_composed_is_refused_before_anything_is_written(
+    compose: Callable[..., Composition], recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backbone, "load", None)
+    out = tmp_path / "out"
+    name = next(iter(pocket.examples()))
+    with pytest.raises(OptionError, match="1 examples were given; two are composed"):
+        make_compose_demo([name], out=out)
+    with pytest.raises(OptionError, match="are both a .* Choose examples of two categories"):
+        make_compose_demo([name, name], out=out)
+    with pytest.raises(OptionError, match="no example 'unicorn'"):
+        make_compose_demo([name, "unicorn"], out=out)
+    with pytest.raises(OptionError, match="count is 0"):
+        compose(count=0)
+    with pytest.raises(OptionError, match="does not know the category 'vase'"):
+        make_compose_demo(("bulldog", "jar"), out=out)
+    (tmp_path / "recogniser.safetensors").unlink()
+    with pytest.raises(OptionError, match="There is no recogniser .*--ship"):
+        compose()
+    assert not out.exists()
+
+
+def test_the_default_examples_exist() -> None:
+    assert {*compose_demo.EXAMPLES, demo.EXAMPLE} <= set(pocket.examples())

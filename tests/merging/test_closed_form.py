@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from moongate.errors import OptionError
+from moongate.merging.closed_form import ClosedForm
+
+
+def random_problem(
+    *, constraints: int, width: int = 24, out: int = 7, seed: int = 0, spread: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, a Gram matrix whose eigenvalues span 10^spread, and values."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(constraints, width, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    eigenvalues = torch.logspace(0, -spread, width, dtype=torch.float64)
+    gram = (basis * eigenvalues) @ basis.T
+    return rows, (gram + gram.T) / 2, torch.randn(constraints, out, generator=generator, dtype=torch.float64)
+
+
+def solution(rows: torch.Tensor, gram: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    form = ClosedForm(rows, gram)
+    return form.solve(values) @ form.down
+
+
+@pytest.mark.parametrize("constraints", [1, 5, 20])
+@pytest.mark.parametrize("spread", [0.0, 6.0])
+def test_it_meets_the_constraints_and_is_stationary(constraints: int, spread: float) -> None:
+    rows, gram, values = random_problem(constraints=constraints, spread=spread)
+    change = solution(rows, gram, values)
+    assert (change @ rows.T - values.T).norm() <= 1e-9 * values.norm()
+    gradient = change @ gram  # of the cost; at the minimum it is a combination of the constraint rows
+    free = torch.from_numpy(scipy.linalg.null_space(rows.numpy()))
+    assert (gradient @ free).norm() <= 1e-9 * gradient.norm()
+
+
+@pytest.mark.parametrize("spread", [0.0, 4.0])
+def test_it_agrees_with_the_optimality_conditions_solved_at_once(spread: float) -> None:
+    """The KKT system of Eq. 4, solved by LAPACK through scipy without any of our factorisations."""
+    rows, gram, values = random_problem(constraints=9, spread=spread)
+    width, count = gram.shape[0], len(rows)
+    system = np.block([[gram.numpy(), rows.numpy().T], [rows.numpy(), np.zeros((count, count))]])
+    right = np.concatenate([np.zeros((width, values.shape[1])), values.numpy()])
+    expected = scipy.linalg.solve(system, right, assume_a="sym")[:width].T
+    found = solution(rows, gram, values).numpy()
+    assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
+def test_it_agrees_with_the_papers_formula() -> None:
+    """Eq. 5, W = W0 + v^T d with d = C (G^-1)^T and v = (d C^T)^-1 (V - C W0^T), for the change W - W0."""
+    rows, gram, values = random_problem(constraints=6)
+    d = rows @ torch.linalg.inv(gram)
+    v = torch.linalg.inv(d @ rows.T) @ values
+    torch.testing.assert_close(solution(rows, gram, values), v.T @ d, rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_the_constraints_does_not_matter() -> None:
+    rows, gram, values = random_problem(constraints=8)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    shuffled = solution(rows[order], gram, values[order])
+    torch.testing.assert_close(shuffled, solution(rows, gram, values), rtol=1e-10, atol=1e-12)
+
+
+def test_a_repeated_constraint_changes_nothing_but_is_not_counted() -> None:
+    rows, gram, values = random_problem(constraints=5)
+    once = solution(rows, gram, values)
+    form = ClosedForm(torch.cat([rows, rows[:2]]), gram)
+    assert form.rank == 5
+    up = form.solve(torch.cat([values, values[:2]]))
+    torch.testing.assert_close(up @ form.down, once, rtol=1e-9, atol=1e-12)
+    assert form.residual(up, torch.cat([values, values[:2]])) < 1e-12
+    assert form.cosines[0, 5] == pytest.approx(1.0)
+
+
+def test_contradicting_constraints_are_met_half_way_and_reported() -> None:
+    rows, gram, values = random_problem(constraints=3)
+    form = ClosedForm(torch.cat([rows, rows[:1]]), gram)
+    both = torch.cat([values, -values[:1]])
+    up = form.solve(both)
+    assert form.residual(up, both) > 0.1
+    assert (up @ form.down @ rows[0]).norm() < 1e-9  # half way between v and -v
+
+
+@pytest.mark.parametrize("concepts", [2, 10, 50])
+def test_many_concepts_of_four_rows_each(concepts: int) -> None:
+    rows, gram, values = random_problem(constraints=4 * concepts, width=256, spread=5.0)
+    form = ClosedForm(rows, gram)
+    assert form.rank == 4 * concepts
+    assert form.residual(form.solve(values), values) < 1e-10
+
+
+def test_the_ridge_is_a_cost_of_all_change() -> None:
+    rows, gram, values = random_problem(constraints=4)
+    with_ridge = gram + 0.3 * gram.diagonal().mean() * torch.eye(24, dtype=torch.float64)
+    form = ClosedForm(rows, gram, ridge=0.3)
+    torch.testing.assert_close(form.solve(values) @ form.down, solution(rows, with_ridge, values))
+
+
+def test_rounding_in_a_direction_that_no_feature_uses_is_not_amplified() -> None:
+    """Layer normalisation makes all features sum to nothing; float32 leaves 1e-7, which was divided by itself."""
+    rows, gram, values = random_problem(constraints=4)
+    centre = torch.eye(24, dtype=torch.float64) - 1 / 24
+    noisy = (rows @ centre).float().double() + 1e-7 * rows.mean(1, keepdim=True)
+    form = ClosedForm(noisy, centre @ gram @ centre, ridge=1e-6)
+    clean = ClosedForm(rows @ centre, centre @ gram @ centre, ridge=1e-6)
+    expected = clean.solve(values) @ clean.down
+    assert (form.solve(values) @ form.down - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_singular_gram_matrix_is_given_jitter() -> None:
+    rows, gram, values = random_problem(constraints=3, spread=0.0)
+    features = torch.linalg.cholesky(gram).T[:10]  # ten captions cannot fill 24 dimensions
+    form = ClosedForm(rows, features.T @ features)
+    assert form.residual(form.solve(values), values) < 1e-9
+
+
+def test_the_solution_has_the_rank_of_the_constraints() -> None:
+    rows, gram, values = random_problem(constraints=4)
+    form = ClosedForm(rows, gram)
+    assert form.down.shape == (4, 24)
+    torch.testing.assert_close(form.down @ form.down.T, torch.eye(4, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(form.solve(values) @ form.down) == 4
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    rows, gram, _ = random_problem(constraints=3)
+    with pytest.raises(OptionError, match=r"\(3, 23\).*\(24, 24\)"):
+        ClosedForm(rows[:, 1:], gram)
+    with pytest.raises(OptionError, match="not finite"):
+        ClosedForm(rows / 0, gram)
+    with pytest.raises(OptionError, match="Give captions"):
+        ClosedForm(rows, torch.zeros_like(gram))

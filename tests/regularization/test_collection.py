@@ -1,0 +1,191 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_embedding import make_clip
+
+from moongate.backbone import Backbone
+from moongate.errors import CollectionError, MissingLibrary, OptionError
+from moongate.evaluation.networks.embedding import Encoder
+from moongate.regularization import collection as module
+from moongate.regularization.collection import Collection, Hit, nearest
+from moongate.regularization.sources import Record, Skipped
+
+WORDS = ("dog", "cat", "chair", "bear", "beach", "red dog", "red cat", "very small chair", "teddy bear", "photo")
+
+
+def records(count: int = 60) -> list[Record]:
+    """Captions of which each differs from the others."""
+    captions = [f"{first} in {second} {place}" for first in WORDS for second in WORDS for place in WORDS]
+    return [Record(caption=c, picture=f"/{n}.png", key=f"{n:024x}") for n, c in enumerate(captions[:count])]
+
+
+@pytest.fixture
+def encoder(tiny: Backbone) -> Encoder:
+    return Encoder.of_backbone(tiny)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    return str(tmp_path / "collection")
+
+
+def build(given: list[Record], encoder: Encoder, place: str, **options: object) -> Collection:
+    return Collection.index(given, encoder, place=place, skipped=Skipped(), **options)
+
+
+def keys(hits: Iterator[Hit]) -> list[str]:
+    return [hit.record.key for hit in hits]
+
+
+def test_a_search_gives_every_record_by_falling_cosine(
+    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_ASKED_FOR", 3)  # so that it looks up several times
+    given = records()
+    build(given, encoder, place)
+    query = encoder.captions(["red dog"])[0]
+    found = list(Collection.open(place).search(query))
+    expected = {
+        r.key: float(v @ query) for r, v in zip(given, encoder.captions([r.caption for r in given]), strict=True)
+    }
+    assert len(found) == len(given)
+    assert [hit.similarity for hit in found] == sorted((hit.similarity for hit in found), reverse=True)
+    for hit in found:
+        assert hit.similarity == pytest.approx(expected[hit.record.key], abs=1e-5)
+    assert found[0].record == next(record for record in given if record.key == found[0].record.key)
+
+
+def test_a_search_without_an_index_finds_the_same(encoder: Encoder, place: str) -> None:
+    query = encoder.captions(["teddy bear"])[0]
+    indexed = list(build(records(), encoder, place).search(query))
+    plain = list(nearest(records(), query, encoder))
+    np.testing.assert_allclose([h.similarity for h in plain], [h.similarity for h in indexed], atol=1e-5)
+    assert keys(iter(plain[:5])) == keys(iter(indexed[:5]))
+
+
+def test_a_stopped_run_continues_without_embedding_again(
+    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ADDED_AT_ONCE", 16)
+
+    def stopping() -> Iterator[Record]:
+        yield from records()[:40]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(stopping(), encoder, place)
+    embedded: list[str] = []
+    counted = Encoder.captions
+    monkeypatch.setattr(Encoder, "captions", lambda self, texts: embedded.extend(texts) or counted(self, texts))
+    progress: list[int] = []
+    collection = build(records(), encoder, place, on_progress=progress.append)
+    assert len(collection) == 60
+    assert sum(text in {r.caption for r in records()} for text in embedded) == 60 - 32
+    assert progress == [16, 32, 48, 60]
+
+
+def test_the_same_picture_twice_counts_once(encoder: Encoder, place: str) -> None:
+    assert len(build([*records(20), *records(30)], encoder, place)) == 30
+
+
+def test_an_index_made_with_another_encoder_is_refused_by_name(
+    encoder: Encoder, other_folder: Path, tiny_folder: Path, place: str
+) -> None:
+    build(records(5), encoder, place)
+    collection = Collection.open(place)
+    collection.check(Encoder.of_backbone(Backbone.load(tiny_folder, device="cpu")))
+    other = Encoder.of_backbone(Backbone.load(other_folder, device="cpu"))
+    message = f"was made with the text encoder '{encoder.name}', not with '{other.name}'"
+    with pytest.raises(CollectionError, match=message):
+        collection.check(other)
+    with pytest.raises(CollectionError, match=message):
+        build(records(8), other, place)
+    assert len(collection) == 5
+
+
+def test_another_encoder_is_refused_before_the_source_is_read(encoder: Encoder, other_folder: Path, place: str) -> None:
+    build(records(5), encoder, place)
+    read: list[Record] = []
+    given = (read.append(record) or record for record in records())
+    with pytest.raises(CollectionError, match="was made with the text encoder"):
+        build(given, Encoder.of_backbone(Backbone.load(other_folder, device="cpu")), place)
+    assert len(read) == 1
+
+
+def test_pictures_are_embedded_on_request_and_found_by_their_looks(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PICTURES_AT_ONCE", 2)  # so that the memory holds no more
+    clip = Encoder.load(str(make_clip(tmp_path / "clip", tiny)))
+    given = []
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.linear_gradient("L").convert("RGB").resize((40, 40)).rotate(90 * number).save(tmp_path / f"{colour}.png")
+        given.append(Record(caption=f"a {colour}", picture=str(tmp_path / f"{colour}.png"), key=colour))
+    (tmp_path / "broken.png").write_text("broken")
+    given.append(Record(caption="broken", picture=str(tmp_path / "broken.png"), key="broken"))
+    skipped = Skipped()
+    collection = Collection.index(given, clip, place=str(tmp_path / "collection"), skipped=skipped, with_pictures=True)
+    assert skipped.counts["pictures that cannot be read"] == 1
+    vectors = clip.pictures([np.array(Image.open(record.picture)) for record in given[:3]])
+    assert keys(collection.search(vectors[1], by="pictures"))[0] == "green"
+    assert keys(collection.search(vectors[2], by="pictures"))[0] == "blue"
+    assert collection.made_by_clip
+
+
+def test_pictures_that_were_not_embedded_cannot_be_searched(encoder: Encoder, place: str) -> None:
+    collection = build(records(5), encoder, place)
+    with pytest.raises(CollectionError, match="has no features of pictures"):
+        next(collection.search(encoder.captions(["dog"])[0], by="pictures"))
+    with pytest.raises(OptionError, match="has no image tower"):
+        build(records(9), encoder, place, with_pictures=True)
+    assert len(collection) == 5
+
+
+def test_bytes_that_came_from_the_hub_are_kept_and_others_are_read_where_they_lie(
+    encoder: Encoder, place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"on disk")
+    here = Record(caption="a dog", picture=str(tmp_path / "a.png"), key="a")
+    hub = Record(caption="a cat", picture="hub:someone/set#7", key="b", data=b"from the hub")
+    build([here, hub], encoder, place)
+    collection = Collection.open(place)
+    found = {hit.record.key: hit.record for hit in collection.search(encoder.captions(["cat"])[0])}
+    assert collection.read(found["a"]) == b"on disk"
+    assert collection.read(found["b"]) == b"from the hub"
+
+
+def test_a_large_collection_is_searched_through_a_vector_index(
+    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VECTOR_INDEX_FROM", 500)
+    given = records(1000)
+    collection = build(given, encoder, place)
+    assert collection._table.list_indices()
+    query = encoder.captions(["red cat in chair"])[0]
+    exact = encoder.captions([record.caption for record in given]) @ query
+    found = [hit for hit, _ in zip(collection.search(query), range(20), strict=False)]
+    assert found[0].similarity == pytest.approx(exact.max(), abs=1e-5)
+    best = set(np.argsort(-exact)[:20])
+    assert len({int(hit.record.key, 16) for hit in found} & best) >= 15
+
+
+def test_nothing_to_index_and_no_collection_are_said(
+    encoder: Encoder, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
+        build([], encoder, place)
+    skipped = Skipped()
+    skipped.add("0.txt", "captions without a picture")
+    with pytest.raises(CollectionError, match="could be indexed: 1 captions without a picture, such as 0.txt"):
+        Collection.index([], encoder, place=place, skipped=skipped)
+    assert not Path(place).exists()
+    with pytest.raises(CollectionError, match="There is no collection in .*elsewhere. Make one with"):
+        Collection.open(str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(MissingLibrary, match=r"needs the library lancedb.*pip install 'moongate\[retrieve\]'"):
+        Collection.open(place)

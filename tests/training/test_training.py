@@ -1,0 +1,450 @@
+import _thread
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import all_weights
+from moongate.backbone import Backbone, Conditioning
+from moongate.concept import Concept
+from moongate.data import Regularisation, Subject
+from moongate.errors import BaseMismatchError, OptionError, TokenError, TrainingDiverged
+from moongate.training import Step, TrainOptions, train
+from moongate.training.method import METHODS
+
+METHOD = METHODS["custom-diffusion"]
+MakeSubject = Callable[..., Subject]
+
+
+def taught(tiny: Backbone, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+    return train(tiny, [subject], [prior], METHOD, options=TrainOptions(**{"steps": 4, "batch": 2, **options}))
+
+
+def test_every_key_value_and_the_token_move_and_nothing_else(
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    inside: dict[str, torch.Tensor] = {}
+    before = {name: tensor.clone() for name, tensor in all_weights(each).items()}
+
+    def look(step: Step) -> None:
+        if step.index == 4:
+            inside.update({name: tensor.clone() for name, tensor in all_weights(each).items()})
+
+    subject = make_subject()
+    concept = train(each, [subject], [prior], METHOD, options=TrainOptions(steps=4, batch=2), on_step=look)
+    kept = {name for name in before if name in inside and torch.equal(before[name], inside[name])}
+    assert set(before) - kept - {n for n in before if "token_embedding" in n} == set(concept.deltas)
+    assert all(change.full().any() for change in concept.deltas.values())
+    for name, change in concept.deltas.items():
+        torch.testing.assert_close(change.full(), inside[name] - before[name], atol=0, rtol=0)
+    for row, start in zip(concept.rows("<bear>"), each.token_row(20).split(each.token_widths), strict=True):
+        assert (row != start).any()  # in every text encoder
+    with concept.applied(each):
+        pass
+    # All other weights, the tokenizer and the table are compared bit for bit by the `each` fixture.
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_moves_its_own_weights_and_nothing_else(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, name: str
+) -> None:
+    method = METHODS[name]
+    priors = [prior] if method.prior_weight else []
+
+    def look(step: Step) -> None:
+        changed = {n for n, weight in all_weights(tiny).items() if n in before and not torch.equal(before[n], weight)}
+        if step.index == 2:
+            assert changed == (set(tiny.weights(method.weights)) if method.weights else set())
+
+    before = {name: weight.clone() for name, weight in all_weights(tiny).items()}
+    options = TrainOptions(steps=2, batch=1)
+    concept = train(tiny, [make_subject()], priors, method, options=options, on_step=look)
+    rows = [concept.tokens["<bear>"], tiny.word_row("bear") if name == "textual-inversion" else tiny.token_row(20)]
+    assert torch.equal(*rows) == (not method.trains_tokens)
+    assert set(concept.deltas) == (set(tiny.weights(method.weights)) if method.weights else set())
+    assert concept.method == name
+    with concept.applied(tiny):
+        pass
+
+
+def test_without_augmentation_every_picture_is_whole(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode_text = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode_text(captions))
+    train(tiny, [make_subject()], [], METHODS["textual-inversion"], options=TrainOptions(steps=2))
+    assert read == ["photo of a <bear>"] * 16  # eight target pictures a step, no phrase of size, no category
+
+
+def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+    subjects = [make_subject("<one>", seed=1), make_subject("<two>", category="cat", seed=2, count=5)]
+    concept = train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=3, batch=2))
+    assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
+    assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
+    assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
+
+
+def test_a_small_set_is_shown_as_often_as_a_large_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode(captions))
+    subjects = [make_subject("<one>", count=2), make_subject("<two>", category="cat", seed=2, count=9)]
+    train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=6, batch=3))
+    shown = ["<one>" if "<one>" in caption else "<two>" for caption in read if "<" in caption]
+    assert shown == ["<one>", "<two>"] * 9
+
+
+def test_each_subject_adds_its_steps(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert METHOD.steps_per_subject == 250
+    subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
+    short = replace(METHOD, steps_per_subject=2)
+    assert train(tiny, subjects, [prior] * 3, short).record["steps"] == 6
+
+
+# --- sequential training ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> Concept:
+    return taught(tiny, make_subject("<one>", seed=1), prior)
+
+
+def continued(tiny: Backbone, earlier: Concept, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+    chosen = TrainOptions(**{"steps": 4, "batch": 2, **options})
+    return train(tiny, [subject], [prior], METHOD, options=chosen, start_from=earlier)
+
+
+def test_sequential_training_holds_both_and_leaves_the_earlier_token_alone(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    both = continued(tiny, earlier, make_subject("<two>", category="cat", seed=2), prior)
+    assert [subject.words for subject in both.subjects] == ["<one> bear", "<two> cat"]
+    assert list(both.tokens) == ["<one>", "<two>"]
+    assert torch.equal(both.tokens["<one>"], earlier.tokens["<one>"])
+    assert not torch.equal(both.tokens["<two>"], tiny.token_row(30)), "it began as the next rare token and moved"
+    assert both.record["started_from"] == earlier.hash
+    with both.applied(tiny):
+        assert tiny.known_tokens == ("<one>", "<two>")
+
+
+def test_its_changes_are_relative_to_the_base(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    """At a rate of nearly nothing the weights stay where the earlier concept left them."""
+    both = continued(tiny, earlier, make_subject("<two>", category="cat"), prior, steps=1, lr_per_picture=1e-12)
+    for name, change in earlier.deltas.items():
+        torch.testing.assert_close(both.deltas[name].full(), change.full(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    subject = make_subject("<two>", category="cat")
+    whole = continued(tiny, earlier, subject, prior, steps=6)
+    continued(tiny, earlier, subject, prior, steps=2, run_folder=tmp_path)
+    resumed = continued(tiny, earlier, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+    assert resumed.hash == whole.hash
+    other = earlier.scaled(0.5)
+    with pytest.raises(OptionError, match="was started with started_from"):
+        continued(tiny, other, subject, prior, steps=6, run_folder=tmp_path, resume=True)
+
+
+def test_a_third_begins_as_a_third_rare_token_unless_told(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    second = continued(tiny, replace(earlier, record={}), make_subject("<two>", category="cat"), prior)
+    assert second.record["rare_token"] == 1
+    later = replace(earlier, record={"rare_token": 1})
+    assert continued(tiny, later, make_subject("<two>", category="cat"), prior).record["rare_token"] == 2
+    told = continued(tiny, later, make_subject("<two>", category="cat"), prior, rare_token=0)
+    assert told.record["rare_token"] == 0
+
+
+def test_what_cannot_follow_is_refused_before_any_work(
+    tiny: Backbone,
+    other_folder: Path,
+    earlier: Concept,
+    make_subject: MakeSubject,
+    prior: Regularisation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
+        continued(tiny, earlier, make_subject("<one>"), prior)
+    wide = METHODS["custom-diffusion-cross-attention"]
+    first = train(tiny, [make_subject("<one>")], [prior], wide, options=TrainOptions(steps=1))
+    monkeypatch.setattr(tiny, "encode_images", None)
+    with pytest.raises(OptionError, match="does not train. Go on with .* 'custom-diffusion-cross-attention'"):
+        continued(tiny, first, make_subject("<two>"), prior)
+    with pytest.raises(OptionError, match="1 new tokens are asked for from rare token 3 on"):
+        continued(tiny, earlier, make_subject("<two>"), prior, rare_token=3)
+    with pytest.raises(BaseMismatchError, match="Load that model"):
+        continued(Backbone.load(other_folder, device="cpu"), earlier, make_subject("<two>"), prior)
+
+
+def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+    concept = taught(tiny, make_subject(None), prior)
+    assert concept.tokens == {}
+    assert all(change.full().any() for change in concept.deltas.values())
+
+
+def test_target_and_prior_losses_weigh_one_to_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same error in every element, both losses are its square, however much of a picture is masked."""
+    error = 0.3
+    targets: list[torch.Tensor] = []
+    real_target, real_predict = tiny.target, tiny.predict
+
+    def target(*arguments: torch.Tensor) -> torch.Tensor:
+        targets.append(real_target(*arguments))
+        return torch.zeros_like(targets[-1])
+
+    def predict(*arguments: torch.Tensor) -> torch.Tensor:
+        return real_predict(*arguments) * 0 + error
+
+    monkeypatch.setattr(tiny, "target", target)
+    monkeypatch.setattr(tiny, "predict", predict)
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=5), on_step=steps.append)
+    for step in steps:
+        assert step.target_loss == pytest.approx(error**2)
+        assert step.prior_loss == pytest.approx(error**2)
+        assert step.loss == pytest.approx(2 * error**2)
+
+
+def test_the_canvas_around_a_shrunk_picture_does_not_count(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the canvas alone gives a target loss of zero."""
+    masks: list[torch.Tensor] = []
+    real = tiny.encode_images
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d((images == 0).all(1, keepdim=True).float(), 8)
+        masks.append(cells == 1)
+        return real(images)
+
+    monkeypatch.setattr(tiny, "encode_images", encode)
+    monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
+
+    def predict(noisy: torch.Tensor, _times: torch.Tensor, text: Conditioning) -> torch.Tensor:
+        canvas = torch.zeros(len(noisy), 1, 8, 8)
+        canvas[: len(masks[-1])] = masks[-1].float()
+        weight = next(iter(tiny.weights("cross-attention-kv").values()))
+        return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.features.sum()
+
+    monkeypatch.setattr(tiny, "predict", predict)
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=8), on_step=steps.append)
+    assert any(mask.any() for mask in masks[1:])
+    assert all(step.target_loss == 0 for step in steps)
+
+
+def test_the_same_seed_gives_the_same_concept_and_another_does_not(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    first = taught(tiny, make_subject(), prior)
+    assert taught(tiny, make_subject(), prior).hash == first.hash
+    assert taught(tiny, make_subject(), prior, seed=1).hash != first.hash
+
+
+def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    whole = taught(each, make_subject(), prior, steps=6)
+
+    def stop(step: Step) -> None:
+        if step.index == 2:
+            _thread.interrupt_main()  # as Ctrl-C does
+
+    options = TrainOptions(steps=6, batch=2, run_folder=tmp_path, checkpoint_steps=100)
+    with pytest.raises(KeyboardInterrupt):
+        train(each, [make_subject()], [prior], METHOD, options=options, on_step=stop)
+    done = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+    assert 2 <= done < 6
+    resumed = train(each, [make_subject()], [prior], METHOD, options=replace(options, resume=True))
+    assert resumed.hash == whole.hash
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_folder_explains_itself(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["subjects"][0]["token"] == "<bear>"
+    assert config["regularisation"][0]["pictures"] == 5
+    assert config["learning_rate"] == pytest.approx(1e-5 * 10 * 4)  # per picture, the model's scale, pictures a step
+    assert {"moongate", "torch", "diffusers", "transformers", "python"} <= set(config["versions"])
+    assert {"seed", "steps", "method", "fingerprint"} <= set(config)
+
+
+def test_resuming_other_settings_or_nothing_is_refused(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="holds no state.pt to resume from"):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True)
+    taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    with pytest.raises(OptionError, match="was started with seed = 0, not 1"):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, seed=1)
+    with pytest.raises(OptionError, match="holds another run. Continue it .--resume."):
+        taught(tiny, make_subject(), prior, run_folder=tmp_path)
+    longer = taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, steps=6)
+    assert longer.hash == taught(tiny, make_subject(), prior, steps=6).hash
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
+    tiny: Backbone,
+    make_subject: MakeSubject,
+    prior: Regularisation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = tiny.predict, []
+
+    def breaks(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments) * (math.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(tiny, "predict", breaks)
+    with pytest.raises(TrainingDiverged, match="not a finite number at step 4.*last good state is in .*state.pt"):
+        taught(tiny, make_subject(), prior, steps=6, run_folder=tmp_path)
+    monkeypatch.setattr(tiny, "predict", real)
+    resumed = taught(tiny, make_subject(), prior, steps=6, run_folder=tmp_path, resume=True)
+    assert resumed.hash == taught(tiny, make_subject(), prior, steps=6).hash
+
+
+def test_what_cannot_change_is_computed_once(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, read = [], []
+    encode_images, encode_text = tiny.encode_images, tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_images", lambda x: encoded.append(len(x)) or encode_images(x))
+    monkeypatch.setattr(tiny, "encode_text", lambda x: read.append(len(x)) or encode_text(x))
+    taught(tiny, make_subject(), prior, steps=5)
+    assert encoded == [5, *[2] * 5]  # the five regularisation pictures once, then two target pictures a step
+    assert read == [5, *[2] * 5]
+
+
+def test_half_precision_bases_train_in_float32(
+    family_folder: Path, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    half = Backbone.load(family_folder, device="cpu", dtype=torch.bfloat16)
+    name = next(iter(half.weights("cross-attention-kv")))
+    start = half.parameter(name).detach().clone()
+    seen: list[torch.dtype] = []
+    options = TrainOptions(steps=2, batch=2)
+    concept = train(
+        half,
+        [make_subject()],
+        [prior],
+        METHOD,
+        options=options,
+        on_step=lambda _: seen.append(half.parameter(name).dtype),
+    )
+    assert seen == [torch.float32] * 2
+    assert half.parameter(name).dtype == torch.bfloat16
+    assert torch.equal(half.parameter(name), start)
+    small = concept.deltas[name].full()
+    assert small.dtype == torch.float32
+    # Most of these updates are below bfloat16's resolution of the weights, and would have been lost in it.
+    assert (small != 0).float().mean() > 0.95
+    with concept.applied(half):
+        pass
+
+
+def test_activations_computed_again_give_the_same_concept(
+    each: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    plain = taught(each, make_subject(), prior)
+    assert taught(each, make_subject(), prior, recompute=True).hash == plain.hash
+    assert not each.unet.down_blocks[0].gradient_checkpointing
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("batch", 0), ("checkpoint_steps", -1)])
+def test_counts_of_zero_are_refused(name: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"{name} is {value}; it must be at least 1"):
+        TrainOptions(**{name: value})
+
+
+def test_what_does_not_fit_together_is_refused_before_any_work(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "encode_images", None)
+    subject = make_subject()
+    with pytest.raises(OptionError, match="no subject"):
+        train(tiny, [], [], METHOD)
+    with pytest.raises(OptionError, match="1 subjects need as many sets of regularisation pictures, but 0"):
+        train(tiny, [subject], [], METHOD)
+    with pytest.raises(OptionError, match="uses no regularisation pictures"):
+        train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularisation"])
+    with pytest.raises(TokenError, match="Two subjects are both called '<bear>'"):
+        train(tiny, [subject, subject], [prior, prior], METHOD)
+    with pytest.raises(TokenError, match="already a word"):
+        train(tiny, [make_subject("bear")], [prior], METHOD)
+    with pytest.raises(OptionError, match="resume needs a run_folder"):
+        TrainOptions(resume=True)
+
+
+def test_training_without_regularisation_pictures_runs(tiny: Backbone, make_subject: MakeSubject) -> None:
+    method = METHODS["custom-diffusion-without-regularisation"]
+    steps: list[Step] = []
+    train(tiny, [make_subject()], [], method, options=TrainOptions(steps=2), on_step=steps.append)
+    assert all(step.prior_loss == 0 and step.loss == step.target_loss for step in steps)
+
+
+def test_masks_limit_the_loss_and_white_ones_change_nothing(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    subject = make_subject()
+    white, left = np.full((64, 64), 255, dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
+    left[:, :32] = 255
+    plain = taught(tiny, subject, prior).deltas
+    unlimited = taught(tiny, replace(subject, masks=(white, None, white)), prior).deltas
+    limited = taught(tiny, replace(subject, masks=(left, None, left)), prior).deltas
+    assert all(torch.equal(plain[name].full(), unlimited[name].full()) for name in plain)
+    assert not all(torch.equal(plain[name].full(), limited[name].full()) for name in plain)
+
+
+def test_a_batch_that_shows_nothing_of_the_masked_thing_has_no_loss(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+) -> None:
+    corner = np.zeros((64, 64), dtype=np.uint8)
+    corner[:4, :4] = 255  # zooming in cuts it off
+    losses: list[float] = []
+    options = TrainOptions(steps=12, batch=1)
+    subject = replace(make_subject(), masks=(corner,) * 3)
+    train(tiny, [subject], [prior], METHOD, options=options, on_step=lambda step: losses.append(step.target_loss))
+    assert 0 in losses
+    assert all(map(math.isfinite, losses))
+
+
+def test_held_out_pictures_are_recorded(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    concept = taught(tiny, replace(make_subject(), held_out=("9.jpg",)), prior, run_folder=tmp_path)
+    assert concept.record["held_out"] == ["9.jpg"]
+    assert json.loads((tmp_path / "config.json").read_text())["subjects"][0]["held_out"] == ["9.jpg"]
+
+
+def test_a_line_of_the_log_that_a_full_disk_cut_short_does_not_stop_a_resumed_run(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+) -> None:
+    taught(tiny, make_subject(), prior, run_folder=tmp_path, steps=2)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"index": 3, "lo')
+    resumed = taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, steps=4)
+    assert resumed.hash == taught(tiny, make_subject(), prior, steps=4).hash
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in log] == [1, 2, 3, 4]
