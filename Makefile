@@ -24,6 +24,7 @@ check: $(VENV)/ready
 	$(RUN)/ruff check $(CODE)
 	$(RUN)/ruff format --check $(CODE)
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-logo
 
 format: $(VENV)/ready
 	$(RUN)/ruff check --fix $(CODE)
