@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moongate import Backbone, Concept, Regularisation, Subject, TrainOptions, merge, pocket, sample, train
+from moongate import Backbone, Concept, Regularization, Subject, TrainOptions, merge, pocket, sample, train
 from moongate.data import photo_of
 from moongate.data.pictures import as_tensor
 from moongate.demo.single import PLACES, shown
@@ -58,7 +58,7 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
 
 def taught(backbone: Backbone, subject: Subject, steps: int | None) -> Concept:
     """Train on the subject as `moongate demo` does."""
-    prior = Regularisation.load(pocket.pool_folder(), category=subject.category, only_category=True)
+    prior = Regularization.load(pocket.pool_folder(), category=subject.category, only_category=True)
     return train(backbone, [subject], [prior], options=TrainOptions(steps=steps))
 
 

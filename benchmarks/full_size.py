@@ -88,7 +88,7 @@ def train_once(backbone: Backbone, *, recompute: bool) -> None:
     """Train one step on one picture."""
     picture = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
     words = {"captions": ("photo of a <bear> bear",), "category": "bear", "token": "<bear>"}
-    method = METHODS["custom-diffusion-without-regularisation"]
+    method = METHODS["custom-diffusion-without-regularization"]
     options = TrainOptions(steps=1, batch=1, recompute=recompute)
     train(backbone, [Subject(pictures=(picture,), **words)], [], method, options=options)
 

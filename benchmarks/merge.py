@@ -20,7 +20,7 @@ WIDTH = 768
 OUTPUTS = (320,) * 10 + (640,) * 10 + (1280,) * 12
 """Rows of the keys and values of Stable Diffusion 1.5's sixteen cross-attention layers."""
 FEATURES_PER_CONCEPT = 8
-REGULARISATION_ROWS = 20_000
+REGULARIZATION_ROWS = 20_000
 TAIL = 4.0
 """Powers of ten between the strongest and the weakest direction."""
 
@@ -34,7 +34,7 @@ def problem(concepts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     def features(count: int) -> Tensor:
         return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64) * strength @ basis
 
-    captions, rows = features(REGULARISATION_ROWS), features(concepts * FEATURES_PER_CONCEPT)
+    captions, rows = features(REGULARIZATION_ROWS), features(concepts * FEATURES_PER_CONCEPT)
     values = [torch.randn(len(rows), out, generator=generator, dtype=torch.float64) for out in OUTPUTS]
     return rows, captions.T @ captions, values
 

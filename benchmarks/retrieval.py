@@ -64,10 +64,10 @@ def precision(encoder: Encoder) -> dict[str, float]:
 def synthetic(count: int) -> list[str]:
     """Return distinct captions of two things in a place, in an order of their own."""
     things = (*CATEGORIES, "house", "apple", "fish", "cake", "bottle", "cup", "tree", "owl", "shoe", "table")
-    colours = ("red", "green", "blue", "yellow", "brown", "black", "white", "orange", "purple", "grey")
+    colors = ("red", "green", "blue", "yellow", "brown", "black", "white", "orange", "purple", "grey")
     places = ("on the beach", "in the snow", "at night", "in a garden", "in the desert", "under water")
     kinds = ("photo", "drawing", "pixel art", "watercolor painting", "3d render")
-    every = itertools.product(kinds, colours, things, colours, things, places)
+    every = itertools.product(kinds, colors, things, colors, things, places)
     captions = [f"{k} of a {a} {x} and a {b} {y} {p}" for k, a, x, b, y, p in every if x != y]
     return random.Random(0).sample(captions, count)
 

@@ -1,6 +1,6 @@
-"""The paper's ablation of regularisation in small (Fig. 5, Table 3): none, generated, retrieved, or by the word.
+"""The paper's ablation of regularization in small (Fig. 5, Table 3): none, generated, retrieved, or by the word.
 
-    python experiments/regularisation.py [--examples bulldog sneakers] [--out docs/results/regularisation.json]
+    python experiments/regularization.py [--examples bulldog sneakers] [--out docs/results/regularization.json]
 
 Each example of pocket is taught in every way from the same seed, with as many target pictures in all; then the bare
 category word is drawn. Every row is kept in a file of its own, so that a stopped run goes on. KID compares these
@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from moongate import METHODS, Backbone, Regularisation, Subject, TrainOptions, pocket, sample, train
+from moongate import METHODS, Backbone, Regularization, Subject, TrainOptions, pocket, sample, train
 from moongate.data import photo_of, square
 from moongate.data.pictures import find_pictures, read_picture
 from moongate.errors import OptionError
@@ -41,7 +41,7 @@ from moongate.regularization.sources import Record, Skipped, read_bytes, read_so
 from moongate.sampling import SampleOptions
 
 WAYS = ("base", "none", "generated", "retrieved", "word")
-"""The backbone as it is, and where the regularisation pictures of a training come from."""
+"""The backbone as it is, and where the regularization pictures of a training come from."""
 FEWEST_PHOTOS = 10
 Row = dict[str, float | str]
 
@@ -52,7 +52,7 @@ class Pool:
 
     records: list[Record]
     """Every picture of the pool but those put aside."""
-    by_word: Regularisation
+    by_word: Regularization
     held_out: list[np.ndarray]
 
 
@@ -71,15 +71,15 @@ def split_pool(category: str, at_most: int) -> Pool:
         raise OptionError(f"The pool has {len(photos)} photos of a {category} to judge by. Take another example.")
     return Pool(
         records=[record for record in records if record.key not in apart],
-        by_word=_regularisation(named[::2][:at_most], "word"),
+        by_word=_regularization(named[::2][:at_most], "word"),
         held_out=[_picture(record) for record in photos],
     )
 
 
-def regularisation(
+def regularization(
     way: str, pool: Pool, backbone: Backbone, category: str, options: SampleOptions
-) -> list[Regularisation]:
-    """Return as many regularisation pictures as name the category, found in the given way."""
+) -> list[Regularization]:
+    """Return as many regularization pictures as name the category, found in the given way."""
     if way == "none":
         return []
     if way == "word":
@@ -88,10 +88,10 @@ def regularisation(
     if way == "generated":
         drawn = sample(backbone, [prompt] * count, seeds=range(10_000, 10_000 + count), options=options)
         pictures = tuple(each.image for each in drawn)
-        return [Regularisation(pictures=pictures, captions=(prompt,) * count, source=way)]
+        return [Regularization(pictures=pictures, captions=(prompt,) * count, source=way)]
     encoder = Encoder.of_backbone(backbone)
     hits = list(nearest(pool.records, encoder.captions([prompt])[0], encoder))[:count]
-    return [_regularisation([hit.record for hit in hits], way)]
+    return [_regularization([hit.record for hit in hits], way)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +135,8 @@ def measure(way: str, ground: Ground, backbone: Backbone, arguments: argparse.Na
     if way == "base":
         drawn = [_drawn(backbone, photo_of(category), seeds, drawing)] * 2
     else:
-        sets = regularisation(way, ground.pool, backbone, category, drawing)
-        method = METHODS["custom-diffusion" if sets else "custom-diffusion-without-regularisation"]
+        sets = regularization(way, ground.pool, backbone, category, drawing)
+        method = METHODS["custom-diffusion" if sets else "custom-diffusion-without-regularization"]
         steps = arguments.steps if sets else arguments.steps // 2  # of twice as many target pictures each
         subject = Subject.load(ground.example.training, category=category, token="<new>")
         options = TrainOptions(steps=steps, seed=arguments.seed)
@@ -222,9 +222,9 @@ def _drawn(backbone: Backbone, prompt: str, seeds: Sequence[int], options: Sampl
     return [each.image for each in sample(backbone, [prompt] * len(seeds), seeds=seeds, options=options)]
 
 
-def _regularisation(records: Sequence[Record], source: str) -> Regularisation:
+def _regularization(records: Sequence[Record], source: str) -> Regularization:
     pictures = tuple(_picture(record) for record in records)
-    return Regularisation(pictures=pictures, captions=tuple(record.caption for record in records), source=source)
+    return Regularization(pictures=pictures, captions=tuple(record.caption for record in records), source=source)
 
 
 def _picture(record: Record) -> np.ndarray:
@@ -250,14 +250,14 @@ def main() -> None:
     """Measure, print the table, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", nargs="+", default=["bulldog", "siameseCat", "sneakers", "winchesterArmchair"])
-    parser.add_argument("--steps", type=int, default=250, help="training steps; half as many without regularisation")
-    parser.add_argument("--count", type=int, default=200, help="regularisation pictures at most")
+    parser.add_argument("--steps", type=int, default=250, help="training steps; half as many without regularization")
+    parser.add_argument("--count", type=int, default=200, help="regularization pictures at most")
     parser.add_argument("--pictures", type=int, default=100, help="pictures drawn for each prompt")
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/regularisation"), help="folder of the single rows")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/regularisation.json"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/regularization"), help="folder of the single rows")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/regularization.json"))
     arguments = parser.parse_args()
     for name in arguments.examples:
         split_pool(pocket.example(name).category, arguments.count)  # what cannot be judged is an error before the work

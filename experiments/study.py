@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from moongate import METHODS, Backbone, Concept, Method, Regularisation, Subject, TrainOptions, merge, pocket, train
+from moongate import METHODS, Backbone, Concept, Method, Regularization, Subject, TrainOptions, merge, pocket, train
 from moongate.data import photo_of
 from moongate.data.pictures import read_picture
 from moongate.evaluation import Network, Reference, Targets, load_network
@@ -90,7 +90,7 @@ class Size:
 class Pool:
     """Pocket's pictures of a category: half to train against, half to judge by."""
 
-    regularisation: Regularisation
+    regularization: Regularization
     reference: Reference
 
 
@@ -130,10 +130,10 @@ class Study:
 
     def pool(self, category: str) -> Pool:
         """Split the pool's pictures that name the category: every second one is kept from training."""
-        named = Regularisation.load(pocket.pool_folder(), category=category, only_category=True)
+        named = Regularization.load(pocket.pool_folder(), category=category, only_category=True)
         aside = slice(1, 2 * self.size.references, 2)
         return Pool(
-            regularisation=_regularisation(named.pictures[::2], named.captions[::2], "pool"),
+            regularization=_regularization(named.pictures[::2], named.captions[::2], "pool"),
             reference=Reference(pictures=named.pictures[aside], captions=named.captions[aside]),
         )
 
@@ -182,7 +182,7 @@ class Study:
         if path.exists():
             return Concept.load(path)
         subjects = [self.subject(example) for example in examples]
-        prior = [self._regularisation(each.category, method) for each in subjects] if method.prior_weight else []
+        prior = [self._regularization(each.category, method) for each in subjects] if method.prior_weight else []
         began = time.monotonic()
         concept = train(
             self.backbone,
@@ -197,8 +197,8 @@ class Study:
         concept.save(path, overwrite=True)
         return concept
 
-    def _regularisation(self, category: str, method: Method) -> Regularisation:
-        real = self.pool(category).regularisation
+    def _regularization(self, category: str, method: Method) -> Regularization:
+        real = self.pool(category).regularization
         if not method.generates_prior:
             return real
         prompt, folder = photo_of(category), self.folder / "generated" / category
@@ -208,16 +208,16 @@ class Study:
             for drawn in sample(self.backbone, [prompt] * len(seeds), seeds=seeds, options=self.size.sampling):
                 Image.fromarray(drawn.image).save(folder / f"{drawn.seed}.png")
         pictures = [np.asarray(Image.open(folder / f"{seed}.png")) for seed in seeds]
-        return _regularisation(pictures, [prompt] * len(seeds), "generated")
+        return _regularization(pictures, [prompt] * len(seeds), "generated")
 
 
 def real_pictures(example: str) -> tuple[np.ndarray, ...]:
-    """Return the pictures that a thing is learnt from."""
+    """Return the pictures that a thing is learned from."""
     return Subject.load(pocket.example(example).training, category=pocket.example(example).category).pictures
 
 
-def _regularisation(pictures: Sequence[np.ndarray], captions: Sequence[str], source: str) -> Regularisation:
-    return Regularisation(pictures=tuple(pictures), captions=tuple(captions), source=source)
+def _regularization(pictures: Sequence[np.ndarray], captions: Sequence[str], source: str) -> Regularization:
+    return Regularization(pictures=tuple(pictures), captions=tuple(captions), source=source)
 
 
 def _rows() -> list[dict]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Length, rate and optimiser of one training stage."""
+    """Length, rate and optimizer of one training stage."""
 
     steps: int
     batch: int
@@ -47,7 +47,7 @@ def fit(
     stage: Stage,
     keeping: Keeping,
 ) -> nn.Module:
-    """Minimise `loss_of` over the weights of `model` and load its exponential moving average into it.
+    """Minimize `loss_of` over the weights of `model` and load its exponential moving average into it.
 
     The randomness of a step depends on the seed and the step alone, so that a resumed run repeats what an
     uninterrupted one does. The rate warms up and falls to zero along a cosine.

@@ -1,4 +1,4 @@
-"""Pocket's tokenizer: byte-pair pieces learnt from captions, cut and ended as CLIP's are."""
+"""Pocket's tokenizer: byte-pair pieces learned from captions, cut and ended as CLIP's are."""
 
 import json
 import re

@@ -328,8 +328,8 @@ def train_unet(options: PretrainOptions, corpus: Corpus) -> None:
         noise = torch.randn(clean.shape, generator=generator).to(options.device)
         # Stratified timesteps: every batch covers the whole range, which lowers the variance of its gradient.
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        favoured = torch.sigmoid(NOISE_CENTRE + NOISE_SPREAD * torch.special.ndtri(strata))
-        levels = torch.where(torch.arange(batch) % 4 == 0, strata, favoured)
+        favored = torch.sigmoid(NOISE_CENTRE + NOISE_SPREAD * torch.special.ndtri(strata))
+        levels = torch.where(torch.arange(batch) % 4 == 0, strata, favored)
         times = (levels * scheduler.config.num_train_timesteps).long().to(options.device)
         noisy = scheduler.add_noise(clean, noise, times)
         target = scheduler.get_velocity(clean, noise, times)

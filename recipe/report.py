@@ -2,7 +2,7 @@
 
 Fixed prompts are drawn with fixed seeds. A classifier trained on the corpus alone, which never
 sees the denoiser, tells whether the named objects, place and style are in the pictures. Beside
-each figure stands how much it recognises of real held-out pictures, as they are and as the
+each figure stands how much it recognizes of real held-out pictures, as they are and as the
 autoencoder gives them back, which is the most that a denoiser can reach. The pictures, and a newly
 trained classifier, are kept below `--work`, so that a stopped run continues. The library never
 imports this module.
@@ -30,24 +30,24 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.data.pictures import as_tensor
-from moongate.demo.recognizer import WIDTHS, Classes, Recogniser, recognised
+from moongate.demo.recognizer import WIDTHS, Classes, Recognizer, recognized
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid
 from moongate.evaluation.networks import lite0_features
 from moongate.files import write_atomically
 from moongate.pages import contact_sheet
-from moongate.pocket import recogniser_file, weights_digest, weights_folder
+from moongate.pocket import recognizer_file, weights_digest, weights_folder
 from recipe.corpus import scenes as compose
-from recipe.corpus.build import CATALOGUE, HELD_OUT_MODELS
-from recipe.corpus.places import PLACES, PLAIN_COLOURS
+from recipe.corpus.build import CATALOG, HELD_OUT_MODELS
+from recipe.corpus.places import PLACES, PLAIN_COLORS
 from recipe.pretrain import Corpus, PretrainOptions, Stage, fit, native_autocast
 
 BARS = {
     "autoencoder_psnr_db": (26.0, 30.0),
-    "single_object_recognised": (0.70, 0.90),
-    "both_objects_recognised": (0.35, 0.70),
-    "place_recognised": (0.85, 0.97),
-    "style_recognised": (0.80, 0.95),
+    "single_object_recognized": (0.70, 0.90),
+    "both_objects_recognized": (0.35, 0.70),
+    "place_recognized": (0.85, 0.97),
+    "style_recognized": (0.80, 0.95),
 }
 """What the weights must reach, and what they should reach for."""
 ON_REAL, ON_DECODED = "_on_real_pictures", "_on_decoded_pictures"
@@ -59,8 +59,8 @@ SHEET_PICTURES, SHEET_COLUMNS = 64, 8
 KID_PICTURES = 500
 DRAWN_AT_ONCE, SEEN_AT_ONCE = 16, 100
 CROP_PX = 112
-PLAIN_PLACES = tuple(f"on {compose.article(colour)} background" for colour in PLAIN_COLOURS)
-CLASSES = Classes(tuple(CATALOGUE), (*PLACES, *PLAIN_PLACES), compose.STYLES)
+PLAIN_PLACES = tuple(f"on {compose.article(color)} background" for color in PLAIN_COLORS)
+CLASSES = Classes(tuple(CATALOG), (*PLACES, *PLAIN_PLACES), compose.STYLES)
 CLASS_COUNTS = CLASSES.counts
 
 
@@ -81,7 +81,7 @@ class ReportOptions:
     classifier_steps: int = 0
     """Train a new classifier for so many steps; with 0 the package's is the judge."""
     ship: Path | None = None
-    """Folder to write the classifier into; the package's is `src/moongate/pocket/recogniser`."""
+    """Folder to write the classifier into; the package's is `src/moongate/pocket/recognizer`."""
     device: str = "cpu"
     sheet_only: bool = False
     """Draw the pictures of the contact sheet and measure nothing."""
@@ -105,7 +105,7 @@ class Content:
 
     @property
     def caption(self) -> str:
-        """The corpus's caption of it, with no size, colour or maker's name."""
+        """The corpus's caption of it, with no size, color or maker's name."""
         return f"{self.style} of {' and '.join(map(compose.article, self.categories))} {self.place}"
 
     @property
@@ -131,12 +131,12 @@ def report(options: ReportOptions) -> dict[str, float]:
     if needed is None:
         return {}
     features, corpus = needed
-    recogniser = train_recogniser(corpus, options) if options.classifier_steps else Recogniser.load().to(device)
+    recognizer = train_recognizer(corpus, options) if options.classifier_steps else Recognizer.load().to(device)
     if options.ship:
-        recogniser.save(options.ship / recogniser_file().name)
+        recognizer.save(options.ship / recognizer_file().name)
     backbone = Backbone(name="pocket", pipeline=pipeline, settings={})
     figures = {
-        **measure(backbone, recogniser, features, corpus=corpus, drawn=drawn, prompts=prompts),
+        **measure(backbone, recognizer, features, corpus=corpus, drawn=drawn, prompts=prompts),
         "parameters": sum(weight.numel() for weight in pipeline.unet.parameters()),
         "shipped_bytes": shipped_bytes(options.weights),
         "prompts": options.prompts,
@@ -157,12 +157,12 @@ def make_prompts(count: int) -> list[Content]:
     in the kinds that the corpus shows it in. Categories come round equally often.
     """
     rng = np.random.default_rng(PROMPT_SEED)
-    kinds = {category: _kinds(category) for category in CATALOGUE}
+    kinds = {category: _kinds(category) for category in CATALOG}
     two_every = round(1 / compose.TWO_OBJECT_SHARE)
     queue: list[str] = []
     prompts = []
     for index in range(count):
-        queue = queue or rng.permutation(list(CATALOGUE)).tolist()
+        queue = queue or rng.permutation(list(CATALOG)).tolist()
         categories = [queue.pop()]
         kind = str(rng.choice(kinds[categories[0]]))
         if "photo" in kinds[categories[0]] and rng.random() < PHOTO_SHARE:
@@ -179,9 +179,9 @@ def make_prompts(count: int) -> list[Content]:
 
 def _kinds(category: str) -> list[str]:
     """Return the kinds of pictures in which the corpus shows a category."""
-    entry = CATALOGUE[category]
-    modelled = ["photo"] if set(entry["models"]) - HELD_OUT_MODELS else []
-    return modelled + (["drawing", "3d render"] if entry["drawings"] else [])
+    entry = CATALOG[category]
+    modeled = ["photo"] if set(entry["models"]) - HELD_OUT_MODELS else []
+    return modeled + (["drawing", "3d render"] if entry["drawings"] else [])
 
 
 def draw(pipeline: Pipeline, captions: Sequence[str], *, steps: int, folder: Path) -> np.ndarray:
@@ -214,10 +214,10 @@ def draw(pipeline: Pipeline, captions: Sequence[str], *, steps: int, folder: Pat
 # --- the classifier -------------------------------------------------------------------------------
 
 
-def train_recogniser(corpus: Corpus, options: ReportOptions) -> Recogniser:
+def train_recognizer(corpus: Corpus, options: ReportOptions) -> Recognizer:
     """Train on the training pictures, or load what `options.work` holds."""
     torch.manual_seed(0)
-    recogniser = Recogniser(CLASSES, WIDTHS)
+    recognizer = Recognizer(CLASSES, WIDTHS)
     stage = Stage(steps=options.classifier_steps, batch=128, rate=3e-3)
     truth = torch.stack([_target(_content(scene)) for scene in corpus.scenes[: corpus.training]])
 
@@ -226,14 +226,14 @@ def train_recogniser(corpus: Corpus, options: ReportOptions) -> Recogniser:
         chosen = chosen.sort().values  # the order in which the corpus returns images
         images = _augmented(corpus.images(chosen), generator).to(options.device)
         with native_autocast(options.device):
-            scores = recogniser(images.contiguous(memory_format=torch.channels_last))
+            scores = recognizer(images.contiguous(memory_format=torch.channels_last))
         both = scores.split(CLASS_COUNTS, 1), truth[chosen].to(scores).split(CLASS_COUNTS, 1)
         return torch.stack(list(map(F.cross_entropy, *both))).sum()
 
     scenes = hashlib.sha256((options.corpus / "scenes.jsonl").read_bytes()).hexdigest()[:12]
     name = f"classifier-{stage.steps}-{scenes}"
-    fit(name, recogniser, loss_of, stage, PretrainOptions(out=options.work, device=options.device))
-    return recogniser.eval().requires_grad_(False)
+    fit(name, recognizer, loss_of, stage, PretrainOptions(out=options.work, device=options.device))
+    return recognizer.eval().requires_grad_(False)
 
 
 def _content(scene: dict[str, Any]) -> Content:
@@ -260,16 +260,16 @@ def _augmented(images: Float[Tensor, "n 3 h w"], generator: torch.Generator) -> 
     return torch.where(mirrored, cropped.flip(-1), cropped)
 
 
-def shares_recognised(scores: Tensor, contents: Sequence[Content]) -> dict[str, float]:
+def shares_recognized(scores: Tensor, contents: Sequence[Content]) -> dict[str, float]:
     """Return in what share of pictures the object, both objects, the place and the style are."""
     truth = zip(*(content.classes for content in contents), strict=True)
-    objects, places, styles = map(recognised, scores.split(CLASS_COUNTS, 1), truth)
+    objects, places, styles = map(recognized, scores.split(CLASS_COUNTS, 1), truth)
     two = torch.tensor([len(content.categories) == 2 for content in contents])
     return {
-        "single_object_recognised": _mean(objects[~two], 4),
-        "both_objects_recognised": _mean(objects[two], 4),
-        "place_recognised": _mean(places, 4),
-        "style_recognised": _mean(styles, 4),
+        "single_object_recognized": _mean(objects[~two], 4),
+        "both_objects_recognized": _mean(objects[two], 4),
+        "place_recognized": _mean(places, 4),
+        "style_recognized": _mean(styles, 4),
     }
 
 
@@ -278,7 +278,7 @@ def shares_recognised(scores: Tensor, contents: Sequence[Content]) -> dict[str, 
 
 def measure(
     backbone: Backbone,
-    recogniser: Recogniser,
+    recognizer: Recognizer,
     features: Callable[[Tensor], Tensor],
     *,
     corpus: Corpus,
@@ -297,7 +297,7 @@ def measure(
 
     def fidelity_and_scores(images: Tensor) -> Tensor:
         decoded = backbone.decode_latents(backbone.encode_images(images))
-        return torch.cat([psnr_db(decoded, images)[:, None], recogniser(decoded)], 1)
+        return torch.cat([psnr_db(decoded, images)[:, None], recognizer(decoded)], 1)
 
     def over(pictures: np.ndarray, function: Callable[[Tensor], Tensor], *, name: str) -> Tensor:
         def batch(part: np.ndarray) -> np.ndarray:
@@ -308,9 +308,9 @@ def measure(
 
     through = over(corpus.pictures[held_out.start :], fidelity_and_scores, name="autoencoder")
     psnr, decoded_scores = through[:, 0], through[:, 1:]
-    shares = shares_recognised(over(drawn, recogniser, name="recognising"), prompts)
-    on_real = shares_recognised(over(real, recogniser, name="recognising real ones"), contents)
-    decoded = shares_recognised(decoded_scores[[index - held_out.start for index in alike]], contents)
+    shares = shares_recognized(over(drawn, recognizer, name="recognizing"), prompts)
+    on_real = shares_recognized(over(real, recognizer, name="recognizing real ones"), contents)
+    decoded = shares_recognized(decoded_scores[[index - held_out.start for index in alike]], contents)
     drawn_features = over(drawn[:KID_PICTURES], features, name="features")
     real_features = over(real[:KID_PICTURES], features, name="features of real ones")
     figures = {"autoencoder_psnr_db": _mean(psnr, 2)}
@@ -325,8 +325,8 @@ def psnr_db(images: Float[Tensor, "n 3 h w"], references: Float[Tensor, "n 3 h w
 
 
 def shipped_bytes(weights: Path) -> int:
-    """Return the size of the weights, and of the concepts, the pool and the recogniser beside them."""
-    folders = (weights, *(weights.parent / name for name in ("concepts", "pool", "recogniser")))
+    """Return the size of the weights, and of the concepts, the pool and the recognizer beside them."""
+    folders = (weights, *(weights.parent / name for name in ("concepts", "pool", "recognizer")))
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
@@ -356,8 +356,8 @@ def _table(figures: dict[str, float]) -> Table:
         if not name.endswith((ON_REAL, ON_DECODED)):
             bars = BARS.get(name, ())
             real, decoded = (str(figures.get(name + end, "")) for end in (ON_REAL, ON_DECODED))
-            colour = "red" if bars and value < bars[0] else ""
-            measured = Text(f"{value:,}", colour)
+            color = "red" if bars and value < bars[0] else ""
+            measured = Text(f"{value:,}", color)
             bar, goal = map(str, bars or ("", ""))
             table.add_row(name.replace("_", " "), bar, goal, measured, real, decoded)
     return table

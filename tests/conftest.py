@@ -24,7 +24,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from moongate.backbone import Backbone
-from moongate.data import Regularisation, Subject
+from moongate.data import Regularization, Subject
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = "photo of a an teddy bear dog cat chair red on the beach in drawing far away very small".split()  # noqa: SIM905
@@ -196,7 +196,7 @@ def assert_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three coloured pictures."""
+    """A folder of three colored pictures."""
     folder = tmp_path / "pictures"
     write_pictures(folder, count=3, seed=0)
     return folder
@@ -226,9 +226,9 @@ def make_subject() -> Callable[..., Subject]:
 
 
 @pytest.fixture
-def prior() -> Regularisation:
+def prior() -> Regularization:
     rng = np.random.default_rng(5)
-    return Regularisation(
+    return Regularization(
         pictures=tuple(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(5)),
-        captions=tuple(f"photo of a {colour} bear" for colour in ("red", "dog", "cat", "chair", "small")),
+        captions=tuple(f"photo of a {color} bear" for color in ("red", "dog", "cat", "chair", "small")),
     )

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from making import invented
 from moongate.backbone import Backbone
 from moongate.compression import compress
 from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import OptionError
-from test_merging import invented
 
 
 def with_delta(concept: Concept, delta: torch.Tensor) -> Concept:

@@ -153,7 +153,7 @@ def test_methods_on_pocket_take_fewer_steps_and_never_go_further(name: str) -> N
 
 def test_pictures_to_judge_by_are_not_those_to_train_against(tmp_path: Path) -> None:
     pool = Study(folder=tmp_path).pool("dog")
-    trained = {picture.tobytes() for picture in pool.regularisation.pictures}
+    trained = {picture.tobytes() for picture in pool.regularization.pictures}
     assert not trained & {picture.tobytes() for picture in pool.reference.pictures}
     assert len(pool.reference.pictures) == Size().references
 

@@ -21,7 +21,7 @@ from conftest import make_tiny_model
 from moongate.backbone import Backbone
 from moongate.compression import compress
 from moongate.concept import Concept
-from moongate.data import Regularisation, Subject
+from moongate.data import Regularization, Subject
 from moongate.merging import MergeOptions, merge
 from moongate.sampling import SampleOptions, sample
 from moongate.training import TrainOptions, train
@@ -48,9 +48,9 @@ def subject(token: str, category: str, seed: int) -> Subject:
     )
 
 
-def prior(category: str, seed: int) -> Regularisation:
+def prior(category: str, seed: int) -> Regularization:
     rng = np.random.default_rng(seed)
-    return Regularisation(
+    return Regularization(
         pictures=tuple(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(4)),
         captions=tuple(f"photo of a {color} {category}" for color in ("red", "small", "dog", "cat")),
     )

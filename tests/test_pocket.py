@@ -12,7 +12,7 @@ import torch
 from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data import Regularisation, Subject, square
+from moongate.data import Regularization, Subject, square
 from moongate.data.pictures import find_pictures, read_picture
 from moongate.errors import OptionError
 from moongate.training import TrainOptions, train
@@ -64,7 +64,7 @@ def test_it_is_what_the_design_says(backbone: Backbone) -> None:
     assert len(backbone.rare_tokens) >= 4
     assert backbone.train_timesteps == 1000
     weights = pocket.weights_folder()
-    shipped = (weights, pocket.pool_folder(), weights.parent / "concepts", pocket.recogniser_file().parent)
+    shipped = (weights, pocket.pool_folder(), weights.parent / "concepts", pocket.recognizer_file().parent)
     assert sum(path.stat().st_size for folder in shipped for path in files(folder)) < SHIPPED_BYTES
 
 
@@ -74,7 +74,7 @@ def test_every_word_of_the_pool_is_one_the_tokenizer_can_spell(backbone: Backbon
     end = backbone.tokenizer.eos_token_id
     for caption in [*captions, "Wörter, die niemand kennt: 42!"]:
         ids = backbone.tokenizer(caption).input_ids
-        assert end not in ids[:-1], caption  # the end token also stands for what cannot be spelt
+        assert end not in ids[:-1], caption  # the end token also stands for what cannot be spelled
     assert backbone.tokenizer.tokenize("teddy bear") == ["teddy</w>", "bear</w>"]
 
 
@@ -97,10 +97,10 @@ def test_examples_have_pictures_to_learn_from_and_others_to_judge_by() -> None:
 
 def test_the_pool_names_every_examples_category() -> None:
     for example in pocket.examples().values():
-        regularisation = Regularisation.load(
+        regularization = Regularization.load(
             pocket.pool_folder(), category=example.category, only_category=True, at_most=20
         )
-        assert len(regularisation.pictures) == 20
+        assert len(regularization.pictures) == 20
 
 
 def denoising_loss(backbone: Backbone, pictures: list[np.ndarray], captions: list[str]) -> float:
@@ -124,7 +124,7 @@ def taught(backbone: Backbone) -> Concept:
     example = pocket.example("teddyBear")
     subject = Subject.load(example.training, category=example.category, token="<mine>")
     paper = replace(subject, captions=("photo of a <mine> teddy bear",) * len(subject.pictures))  # no place, as below
-    prior = Regularisation.load(pocket.pool_folder(), category=example.category, only_category=True)
+    prior = Regularization.load(pocket.pool_folder(), category=example.category, only_category=True)
     return train(backbone, [paper], [prior], METHODS["custom-diffusion"], options=TrainOptions(steps=60))
 
 

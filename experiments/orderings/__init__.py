@@ -15,8 +15,8 @@ TITLE = "Which of the paper's orderings hold"
 PARTIAL = True
 """It can be written while some of its records are missing."""
 OURS, BASE, KID = "custom-diffusion", "pocket itself", "KID x 1000 (Lite0)"
-WITHOUT_AUGMENTATION, WITHOUT_REGULARISATION = f"{OURS}-without-augmentation", f"{OURS}-without-regularisation"
-GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularisation", f"{OURS}-random-token", f"{OURS}-fixed-token"
+WITHOUT_AUGMENTATION, WITHOUT_REGULARIZATION = f"{OURS}-without-augmentation", f"{OURS}-without-regularization"
+GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularization", f"{OURS}-random-token", f"{OURS}-fixed-token"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ CLAIMS = (
     Claim("image", "joint", "fine-tune-all", (0.706, 0.691), PAIRS),
     Claim("text", "joint", "dreambooth", (0.801, 0.783), PAIRS),
     Claim("image", OURS, WITHOUT_AUGMENTATION, (0.775, 0.736), SOME),
-    Claim(KID, OURS, WITHOUT_REGULARISATION, (20.96, 32.64), SOME),
+    Claim(KID, OURS, WITHOUT_REGULARIZATION, (20.96, 32.64), SOME),
     Claim(KID, OURS, GENERATED, (20.96, 34.70), SOME),
     Claim("image", OURS, FIXED, (0.774, 0.733), SOME),
     Claim("text", FIXED, OURS, (0.816, 0.795), SOME),

@@ -1,4 +1,4 @@
-"""Table 3: what regularisation and augmentation are worth."""
+"""Table 3: what regularization and augmentation are worth."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,12 @@ from ..records import Record, Results, Single
 from ..rendering import MEASURES, NAMES, means, table
 from ..study import SOME
 
-TITLE = "Table 3: without augmentation, without regularisation, with generated regularisation"
+TITLE = "Table 3: without augmentation, without regularization, with generated regularization"
 METHODS = (
     "custom-diffusion",
     "custom-diffusion-without-augmentation",
-    "custom-diffusion-without-regularisation",
-    "custom-diffusion-generated-regularisation",
+    "custom-diffusion-without-regularization",
+    "custom-diffusion-generated-regularization",
 )
 
 

@@ -7,7 +7,7 @@ Writes, below the output folder:
     pictures.npy       uint8 [n, 128, 128, 3]: the training pictures, then the held-out ones
     scenes.jsonl       for each picture its caption, categories, place, style and split
     concepts/<name>/   train/ pictures with captions, and evaluation/ pictures, of each held-out object
-    pool/              captioned regularisation pictures
+    pool/              captioned regularization pictures
 """
 
 import base64
@@ -33,12 +33,12 @@ from recipe.corpus.render import fit_square, load_model, render_svg, render_view
 from recipe.corpus.scenes import PICTURE_PX, TWO_OBJECT_SHARE, Object, Scene, make_scene
 
 HERE = Path(__file__).parent
-CATALOGUE: dict[str, dict[str, Any]] = json.loads((HERE / "catalogue.json").read_text())
+CATALOG: dict[str, dict[str, Any]] = json.loads((HERE / "catalog.json").read_text())
 SPLIT: dict[str, dict[str, Any]] = json.loads((HERE / "split.json").read_text())
 HELD_OUT_MODELS = {key for keys in SPLIT["models"].values() for key in keys}
 PANORAMA_EXPOSURE_LIMIT = 60.0
 TURN_DEGREES = 35
-"""How far a view is turned from the category's own, which the catalogue gives as `azimuth` (0: the front)."""
+"""How far a view is turned from the category's own, which the catalog gives as `azimuth` (0: the front)."""
 DRAWN_CONCEPTS = ("cat", "house", "owl", "penguin", "snowman", "teapot")
 """Categories whose held-out drawings become example concepts."""
 
@@ -54,7 +54,7 @@ class CorpusOptions:
     held_out: int = 2_000
     """Pictures of seen objects kept out of training, for the report."""
     pool: int = 2_000
-    """Regularisation pictures."""
+    """Regularization pictures."""
     views: int = 24
     """Views of each 3-D model."""
     training_views: int = 6
@@ -110,7 +110,7 @@ def _write_cutouts(archives: Path, path: Path, options: CorpusOptions) -> None:
 
 
 def _model_jobs(archives: Path, scratch: Path, options: CorpusOptions) -> list[tuple[dict[str, str], Path, int, int]]:
-    wanted = {key: category for category, entry in CATALOGUE.items() for key in entry["models"]}
+    wanted = {key: category for category, entry in CATALOG.items() for key in entry["models"]}
     jobs = []
     for name, content in packages.members(archives / packages.FURNITURE.archive):
         if not name.endswith(".sh3f"):
@@ -141,7 +141,7 @@ def _render_model(job: tuple[dict[str, str], Path, int, int]) -> tuple[dict[str,
     rng = np.random.default_rng(seed)
     model = load_model(path)
     turns = (np.arange(views) + rng.uniform(0.1, 0.9, views)) / views * 2 - 1
-    azimuths = CATALOGUE[row["category"]].get("azimuth", 0) + turns * TURN_DEGREES
+    azimuths = CATALOG[row["category"]].get("azimuth", 0) + turns * TURN_DEGREES
     return row, np.stack([render_view(model, azimuth=a, elevation=rng.uniform(4, 28)) for a in azimuths])
 
 
@@ -150,7 +150,7 @@ def _drawings(archives: Path) -> list[tuple[dict[str, str], np.ndarray]]:
     for family, package in packages.DRAWN_FAMILIES.items():
         files = dict(packages.members(archives / package.archive))
         icons = json.loads(files["package/icons.json"])
-        for category, entry in CATALOGUE.items():
+        for category, entry in CATALOG.items():
             for slug in entry["drawings"]:
                 if icon := icons["icons"].get(slug) or icons["icons"].get(slug.replace("-", "")):
                     box = tuple(
@@ -162,7 +162,7 @@ def _drawings(archives: Path) -> list[tuple[dict[str, str], np.ndarray]]:
     renders = dict(packages.members(archives / packages.FLUENT_3D.archive))
     names = json.loads(dict(packages.members(archives / packages.EMOJI_NAMES.archive))["package/data-by-emoji.json"])
     emoji_of = {entry["slug"].replace("_", "-"): emoji for emoji, entry in names.items()}
-    for category, entry in CATALOGUE.items():
+    for category, entry in CATALOG.items():
         for slug in entry["drawings"]:
             points = "-".join(f"{ord(c):04x}" for c in emoji_of.get(slug, ""))
             if content := renders.get(f"package/assets/{points}.webp"):
@@ -206,7 +206,7 @@ def _read_exr(content: bytes) -> Panorama:
     else:
         pixels = np.stack([channels[c].pixels for c in "RGB"], -1)
     pixels = np.nan_to_num(pixels.astype(np.float32), nan=np.inf)
-    overflown = (pixels > PANORAMA_EXPOSURE_LIMIT).any(-1, keepdims=True)  # the sun: white, not one channel's colour
+    overflown = (pixels > PANORAMA_EXPOSURE_LIMIT).any(-1, keepdims=True)  # the sun: white, not one channel's color
     return np.where(overflown, PANORAMA_EXPOSURE_LIMIT, pixels).clip(0)
 
 
@@ -303,7 +303,7 @@ def _write_pool(seen: list[Object], panoramas: dict[str, Panorama], options: Cor
     folder.mkdir()
     _share(seen, panoramas, options.seed + 1)
     with (folder / "metadata.jsonl").open("w") as lines:
-        for index in track(range(options.pool), "Regularisation pool"):
+        for index in track(range(options.pool), "Regularization pool"):
             scene = _random_scene(index)
             name = f"{index:04d}.webp"
             Image.fromarray(scene.picture).save(folder / name, quality=85, method=4)

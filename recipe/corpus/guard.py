@@ -75,7 +75,7 @@ def likeness_of_views(objects: dict[str, Float[Tensor, "views features"]], quant
 def features_of(
     items: Sequence[Object], network: Callable[[Tensor], Tensor], *, views: int, device: str
 ) -> dict[str, Float[Tensor, "views features"]]:
-    """Return the normalised features of evenly chosen views of each object."""
+    """Return the normalized features of evenly chosen views of each object."""
     found = {}
     for item in track(items, "Features"):
         chosen = np.linspace(0, len(item.views) - 1, min(views, len(item.views))).round().astype(int)

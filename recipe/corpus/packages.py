@@ -28,17 +28,17 @@ class Package:
     archive: str
     """File name under which the registry's client stores it."""
     sha256: str
-    licence: str
+    license: str
 
 
-def _npm(name: str, version: str, sha256: str, licence: str) -> Package:
+def _npm(name: str, version: str, sha256: str, license: str) -> Package:
     archive = f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
-    return Package(registry="npm", name=name, version=version, archive=archive, sha256=sha256, licence=licence)
+    return Package(registry="npm", name=name, version=version, archive=archive, sha256=sha256, license=license)
 
 
-def _debian(name: str, version: str, sha256: str, licence: str) -> Package:
+def _debian(name: str, version: str, sha256: str, license: str) -> Package:
     archive = f"{name}_{version}_all.deb"
-    return Package(registry="debian", name=name, version=version, archive=archive, sha256=sha256, licence=licence)
+    return Package(registry="debian", name=name, version=version, archive=archive, sha256=sha256, license=license)
 
 
 FURNITURE = _debian(

@@ -20,7 +20,7 @@ PANORAMAS_OF = {
     "in a room": ("apartment", "blender-interior", "lobby"),
     "in a workshop": ("workshop", "warehouse"),
 }
-PLAIN_COLOURS = {
+PLAIN_COLORS = {
     "white": (0.95, 0.95, 0.95),
     "grey": (0.55, 0.55, 0.55),
     "black": (0.08, 0.08, 0.09),
@@ -70,12 +70,12 @@ def _gradient(px: int, top: tuple[float, ...], bottom: tuple[float, ...]) -> np.
     return np.broadcast_to(_rgb(top) * (1 - t) + _rgb(bottom) * t, (px, px, 3)).copy()
 
 
-def _rgb(colours: object) -> np.ndarray:
-    return np.array(colours, dtype=np.float32)
+def _rgb(colors: object) -> np.ndarray:
+    return np.array(colors, dtype=np.float32)
 
 
-def _jitter(colour: tuple[float, ...], rng: Rng, amount: float = 0.06) -> tuple[float, ...]:
-    return tuple(np.clip(np.array(colour) + rng.uniform(-amount, amount, 3), 0, 1))
+def _jitter(color: tuple[float, ...], rng: Rng, amount: float = 0.06) -> tuple[float, ...]:
+    return tuple(np.clip(np.array(color) + rng.uniform(-amount, amount, 3), 0, 1))
 
 
 def _horizon(px: int, rng: Rng, low: float = 0.38, high: float = 0.55, *, roughness: float = 0.0) -> np.ndarray:
@@ -167,8 +167,8 @@ def underwater(px: int, rng: Rng) -> np.ndarray:
     return np.where(_horizon(px, rng, 0.78, 0.9, roughness=0.04), bottom, picture)
 
 
-def plain(colour: str, px: int, rng: Rng) -> np.ndarray:
-    base = _jitter(PLAIN_COLOURS[colour], rng, 0.05)
+def plain(color: str, px: int, rng: Rng) -> np.ndarray:
+    base = _jitter(PLAIN_COLORS[color], rng, 0.05)
     return _gradient(px, base, tuple(np.array(base) * rng.uniform(0.82, 1.0)))
 
 
@@ -182,7 +182,7 @@ PROCEDURAL: dict[str, Callable[[int, Rng], np.ndarray]] = {
     "under water": underwater,
 }
 PLACES = (*PROCEDURAL, *PANORAMAS_OF)
-"""The phrases that name a place in a caption (plain backgrounds are "on a {colour} background")."""
+"""The phrases that name a place in a caption (plain backgrounds are "on a {color} background")."""
 
 
 def draw_place(phrase: str, px: int, rng: Rng, panoramas: Mapping[str, Panorama]) -> np.ndarray:
@@ -192,6 +192,6 @@ def draw_place(phrase: str, px: int, rng: Rng, panoramas: Mapping[str, Panorama]
     elif phrase in PANORAMAS_OF:
         picture = panorama_view(panoramas[str(rng.choice(PANORAMAS_OF[phrase]))], px, rng)
     else:
-        colour = phrase.removesuffix(" background").split()[-1]
-        picture = plain(colour, px, rng)
+        color = phrase.removesuffix(" background").split()[-1]
+        picture = plain(color, px, rng)
     return np.clip(picture, 0, 1).astype(np.float32)

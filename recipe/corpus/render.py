@@ -18,7 +18,7 @@ MAX_TRANSPARENT_LAYERS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A triangle soup with materials, centred and scaled to fit the unit sphere."""
+    """A triangle soup with materials, centerd and scaled to fit the unit sphere."""
 
     mesh: Any
     """The `trimesh.Trimesh` that rays are cast at."""
@@ -29,7 +29,7 @@ class Model:
     material: np.ndarray
     """int [faces]: index into `textures`."""
     textures: list[np.ndarray]
-    """One float32 [height, width, 4] picture for each material, 0..1; 1x1 for a plain colour."""
+    """One float32 [height, width, 4] picture for each material, 0..1; 1x1 for a plain color."""
 
 
 def load_model(path: Path) -> Model:
@@ -68,10 +68,10 @@ def load_model(path: Path) -> Model:
 
 
 def _texture(material: Any) -> np.ndarray:
-    colour = np.array(getattr(material, "diffuse", [178, 178, 178, 255]), dtype=np.float32) / 255
+    color = np.array(getattr(material, "diffuse", [178, 178, 178, 255]), dtype=np.float32) / 255
     image = getattr(material, "image", None)
     if image is None:
-        return colour.reshape(1, 1, 4)
+        return color.reshape(1, 1, 4)
     image.thumbnail((512, 512))
     return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
 
@@ -119,7 +119,7 @@ def _trace(model: Model, origins: np.ndarray, directions: np.ndarray, light: np.
         v = np.einsum("ij,ij->i", d, q) / determinant
         t = np.einsum("ij,ij->i", edge2, q) / determinant
         weights = np.stack([1 - u - v, u, v], 1)[..., None]
-        colour = _sample(model, face, (model.uv[face] * weights).sum(1))
+        color = _sample(model, face, (model.uv[face] * weights).sum(1))
         normal = (model.normals[face] * weights).sum(1)
         length = np.linalg.norm(normal, axis=1, keepdims=True)
         flat = model.mesh.face_normals[face]  # some files carry no usable corner normals
@@ -127,23 +127,23 @@ def _trace(model: Model, origins: np.ndarray, directions: np.ndarray, light: np.
         normal *= -np.sign(np.einsum("ij,ij->i", normal, d))[:, None]
         shade = 0.55 + 0.5 * np.clip(normal @ light, 0, 1)
         remaining = 1 - rgba[active, 3:]
-        rgba[active, :3] += remaining * colour[:, 3:] * np.clip(colour[:, :3] * shade[:, None], 0, 1)
-        rgba[active, 3:] += remaining * colour[:, 3:]
+        rgba[active, :3] += remaining * color[:, 3:] * np.clip(color[:, :3] * shade[:, None], 0, 1)
+        rgba[active, 3:] += remaining * color[:, 3:]
         origins[active] += d * (t[:, None] + 1e-4)
         active = active[rgba[active, 3] < 0.95]
     return rgba
 
 
 def _sample(model: Model, face: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    colour = np.empty((len(face), 4), np.float32)
+    color = np.empty((len(face), 4), np.float32)
     materials = model.material[face]
     for index in np.unique(materials):
         texture, chosen = model.textures[index], materials == index
         height, width = texture.shape[:2]
         column = (uv[chosen, 0] % 1 * width).astype(int) % width
         row = ((1 - uv[chosen, 1] % 1) * height).astype(int) % height
-        colour[chosen] = texture[row, column]
-    return colour
+        color[chosen] = texture[row, column]
+    return color
 
 
 def render_svg(body: str, *, box: tuple[float, float, float, float]) -> np.ndarray:

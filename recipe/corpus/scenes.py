@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from recipe.corpus.places import PLACES, PLAIN_COLOURS, Panorama, draw_place
+from recipe.corpus.places import PLACES, PLAIN_COLORS, Panorama, draw_place
 
 PICTURE_PX = 128
 STYLES = ("photo", "drawing", "3d render", "watercolor painting", "pencil sketch", "pixel art")
@@ -25,7 +25,7 @@ JITTER = 0.04
 pictures so that a small model learns their shapes soon, as with faces that are cropped alike."""
 TWO_OBJECT_SHARE = 0.3
 PLAIN_SHARE = 0.15
-COLOUR_WORD_SHARE = 0.3
+COLOR_WORD_SHARE = 0.3
 OWN_NAME_SHARE = 0.12
 FILTER_SHARE = 0.2
 
@@ -63,18 +63,18 @@ def article(noun_phrase: str) -> str:
     return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
 
 
-def dominant_colour(cutout: np.ndarray) -> str | None:
-    """Name the colour that covers most of a cut-out, or None where no colour does."""
+def dominant_color(cutout: np.ndarray) -> str | None:
+    """Name the color that covers most of a cut-out, or None where no color does."""
     small = np.asarray(Image.fromarray(cutout).resize((16, 16), Image.Resampling.BOX))
     pixels = small[small[..., 3] > 160][:, :3] / 255
     if len(pixels) < 8:
         return None
-    names = [_colour_name(*colorsys.rgb_to_hsv(*pixel)) for pixel in pixels]
+    names = [_color_name(*colorsys.rgb_to_hsv(*pixel)) for pixel in pixels]
     best = max(set(names), key=names.count)
     return best if names.count(best) >= 0.55 * len(names) else None
 
 
-def _colour_name(hue: float, saturation: float, value: float) -> str:
+def _color_name(hue: float, saturation: float, value: float) -> str:
     if value < 0.22:
         return "black"
     if saturation < 0.18:
@@ -103,7 +103,7 @@ def make_scene(
     """
     if place is None:
         if rng.random() < PLAIN_SHARE:
-            place = f"on {article(str(rng.choice(list(PLAIN_COLOURS))))} background"
+            place = f"on {article(str(rng.choice(list(PLAIN_COLORS))))} background"
         else:
             place = str(rng.choice(PLACES))
     if style is None:
@@ -136,8 +136,8 @@ def _noun(item: Object, cutout: np.ndarray, rng: np.random.Generator) -> str:
     noun = item.category
     if item.name != noun and rng.random() < OWN_NAME_SHARE:
         return item.name if rng.random() < 0.4 or noun in item.name else f"{item.name} {noun}"
-    if rng.random() < COLOUR_WORD_SHARE and (colour := dominant_colour(cutout)):
-        noun = f"{colour} {noun}"
+    if rng.random() < COLOR_WORD_SHARE and (color := dominant_color(cutout)):
+        noun = f"{color} {noun}"
     return noun
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from moongate.backbone import Backbone, Fingerprint
     from moongate.compression import Compressed, CompressionReport, compress
     from moongate.concept import Concept, Dense, LowRank, SubjectRecord
-    from moongate.data import PRESETS, Preset, Regularisation, Subject
+    from moongate.data import PRESETS, Preset, Regularization, Subject
     from moongate.evaluation.networks.embedding import Encoder
     from moongate.merging import Merged, MergeOptions, merge
     from moongate.merging.report import MergeReport
@@ -41,7 +41,7 @@ __all__ = [
     "Merged",
     "Method",
     "Preset",
-    "Regularisation",
+    "Regularization",
     "RetrieveOptions",
     "Retrieved",
     "Sample",
@@ -62,7 +62,7 @@ _HOMES = {
     "backbone": ("Backbone", "Fingerprint"),
     "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
-    "data": ("PRESETS", "Preset", "Regularisation", "Subject"),
+    "data": ("PRESETS", "Preset", "Regularization", "Subject"),
     "evaluation.networks.embedding": ("Encoder",),
     "merging": ("MergeOptions", "Merged", "merge"),
     "merging.report": ("MergeReport",),

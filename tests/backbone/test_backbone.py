@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from original_layout import original_weights, write_configuration, write_single_file
 from safetensors.torch import load_file, save_file
 
 from conftest import FAMILIES, all_weights, assert_same, make_tiny_model
@@ -19,6 +18,7 @@ from moongate.errors import BackboneError, OptionError, TokenError
 from moongate.sampling import SampleOptions, sample
 from moongate.training import TrainOptions, train
 from moongate.training.method import METHODS
+from original_layout import original_weights, write_configuration, write_single_file
 
 
 def test_the_weights_of_the_paper_are_all_cross_attention_keys_and_values(tiny: Backbone) -> None:
@@ -307,7 +307,7 @@ def test_stable_diffusion_in_full_size_trains_and_draws_on_a_cpu(make_subject: C
     assert (len(weights), sum(weight.numel() for weight in weights.values())) == KV["sd1"]
     assert sum(weight.numel() for weight in backbone.unet.parameters()) == 859_520_964
     assert sum(weight.numel() for weight in backbone.text_encoder.parameters()) == 123_060_480
-    method = METHODS["custom-diffusion-without-regularisation"]
+    method = METHODS["custom-diffusion-without-regularization"]
     options = TrainOptions(steps=1, batch=1, recompute=True)
     concept = train(backbone, [make_subject("<bear>", count=1)], [], method, options=options)
     assert all(change.full().any() for change in concept.deltas.values())

@@ -5,7 +5,7 @@ from moongate.backbone.rare_tokens import latest, suggest
 from moongate.training.method import METHODS, initial_rows
 
 
-def spelt(tiny: Backbone, token: int) -> str:
+def spelled(tiny: Backbone, token: int) -> str:
     return tiny.tokenizer.convert_ids_to_tokens(token)
 
 
@@ -13,7 +13,7 @@ def test_tokens_are_suggested_by_the_papers_rule(tiny: Backbone) -> None:
     often, rare, never = ["photo dog"] * 11, ["cat chair!"] * 6 + ["cat"] * 4, ["red"] * 4
     found = suggest(tiny, [*often, *rare, *never, "a a a a a a"])
     assert [(token.text, token.count) for token in found] == [("chair", 6), ("cat", 10)]
-    assert [spelt(tiny, token.id) for token in found] == ["chair</w>", "cat</w>"]
+    assert [spelled(tiny, token.id) for token in found] == ["chair</w>", "cat</w>"]
 
 
 def test_parts_of_other_tokens_and_what_is_no_word_are_left_out(tiny: Backbone) -> None:
@@ -23,14 +23,14 @@ def test_parts_of_other_tokens_and_what_is_no_word_are_left_out(tiny: Backbone) 
     assert not found & {"a", "!", "in"}
 
 
-def test_words_learnt_last_come_first(tiny: Backbone) -> None:
-    words = [spelt(tiny, token) for token in latest(tiny)]
+def test_words_learned_last_come_first(tiny: Backbone) -> None:
+    words = [spelled(tiny, token) for token in latest(tiny)]
     assert words[0] == "small</w>"
     assert words.index("drawing</w>") < words.index("photo</w>")
     assert "a</w>" not in words
 
 
-def test_more_tokens_than_are_listed_begin_as_words_learnt_late(
+def test_more_tokens_than_are_listed_begin_as_words_learned_late(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny, "_settings", {})

@@ -7,27 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_layout import write_configuration, write_single_file
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
+from command_line import fails, run
 from conftest import make_tokenizer, text_config, write_pictures
-from moongate import cli, training
+from moongate import training
 from moongate.concept import Concept
 from moongate.data.pictures import read_picture
 from moongate.demo.pair import EXAMPLES, Composition, Way
-
-
-def run(*arguments: object) -> None:
-    cli.main([str(argument) for argument in arguments])
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must end with status 2 and return its message."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == 2
-    return " ".join(capsys.readouterr().err.split())
+from original_layout import write_configuration, write_single_file
 
 
 @pytest.fixture
@@ -103,7 +92,7 @@ def test_ctrl_c_before_the_first_step_promises_no_state(
     assert "No step was done, nothing is kept." in capsys.readouterr().out
 
 
-def test_generated_regularisation_pictures_are_drawn_once(
+def test_generated_regularization_pictures_are_drawn_once(
     pictures: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bear.safetensors"
@@ -143,7 +132,7 @@ def two(pictures: Path, tmp_path: Path) -> list[object]:
 def test_repeated_options_and_a_file_teach_the_same_things_together(
     two: list[object], arguments: list[object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = arguments[6:10] + arguments[12:]  # the model, the regularisation pictures, steps and device
+    rest = arguments[6:10] + arguments[12:]  # the model, the regularization pictures, steps and device
     monkeypatch.chdir(tmp_path)
     run(*two, *rest)
     joint = Concept.load("bear-dog.safetensors")
@@ -180,7 +169,7 @@ def test_each_category_has_its_own_generated_pictures(two: list[object], tiny_fo
 def test_what_cannot_be_taught_together_stops_before_pictures_are_drawn(
     two: list[object], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("moongate.cli.regularisation._draw", None)
+    monkeypatch.setattr("moongate.cli.regularization._draw", None)
     alike = [*two[:-1], "<bear>"]
     assert "Two subjects are both called '<bear>'" in fails(capsys, *alike, "--model", tiny_folder)
 
@@ -283,11 +272,11 @@ def test_bad_input_to_train_is_named_before_any_work(
     assert (tmp_path / "bear.safetensors").read_text() == "mine"
 
 
-def test_an_existing_run_stops_before_regularisation_pictures_are_drawn(
+def test_an_existing_run_stops_before_regularization_pictures_are_drawn(
     concept: Path, arguments: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     concept.unlink()
-    monkeypatch.setattr("moongate.cli.regularisation._draw", None)
+    monkeypatch.setattr("moongate.cli.regularization._draw", None)
     generated = [*arguments[:-8], "--regularization", "generated", "--out", concept]
     assert "holds another run" in fails(capsys, *generated)
 
@@ -559,7 +548,7 @@ def test_train_retrieves_in_passing_and_once(
     assert facts["query"] == "photo of a teddy bear"
     assert facts["found"] == 4
     config = json.loads((tmp_path / "bear.run" / "config.json").read_text())
-    assert config["regularisation"][0]["pictures"] == 4
+    assert config["regularization"][0]["pictures"] == 4
     before = (folder / "0000.png").stat().st_mtime_ns
     run(*auto, "--regularization-count", 4, "--overwrite")
     assert (folder / "0000.png").stat().st_mtime_ns == before
@@ -580,7 +569,7 @@ def test_a_collection_of_another_model_is_refused_by_train(
 def test_regularization_none_trains_without(arguments: list[object], tmp_path: Path) -> None:
     at = arguments.index("--regularization") + 1
     run(*arguments[:at], "none", *arguments[at + 1 :])
-    assert Concept.load(tmp_path / "bear.safetensors").method == "custom-diffusion-without-regularisation"
+    assert Concept.load(tmp_path / "bear.safetensors").method == "custom-diffusion-without-regularization"
 
 
 def test_train_points_out_poor_pictures_and_keeps_some_out(
@@ -618,7 +607,7 @@ def test_the_baselines_train_by_name(
     run("generate", "a <bear>", "--concept", file, "--count", 1, "--steps", 1, "--out", tmp_path / "drawn")
 
 
-def test_a_method_that_wants_its_regularisation_generated_gets_it_so(
+def test_a_method_that_wants_its_regularization_generated_gets_it_so(
     arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
@@ -627,7 +616,7 @@ def test_a_method_that_wants_its_regularisation_generated_gets_it_so(
         drawn.append(count)
         write_pictures(folder, count=2, seed=0)
 
-    monkeypatch.setattr("moongate.cli.regularisation._draw", draw)
+    monkeypatch.setattr("moongate.cli.regularization._draw", draw)
     (tmp_path / "bear.run" / "regularization").mkdir(parents=True)
     index = arguments.index("--regularization")
     alone = [*arguments[:index], *arguments[index + 2 :]]

@@ -8,9 +8,9 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from PIL import Image
-from test_cli import fails, run
-from test_interop import make_concept
 
+from command_line import fails, run
+from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import Concept

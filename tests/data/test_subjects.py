@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moongate.data import PHRASES, PRESETS, ZOOM, Augmented, Regularisation, Subject, augment, photo_of, square
+from moongate.data.subjects import PHRASES, PRESETS, ZOOM, Augmented, Regularization, Subject, augment, photo_of, square
 from moongate.errors import OptionError, PictureError, TokenError
 
 SIDE, CELL = 128, 8
@@ -79,13 +79,13 @@ def test_flips_happen_only_when_asked_for() -> None:
     assert 5 < sum(falls(seed, flips=True) for seed in range(40)) < 35
 
 
-def test_the_centre_is_cut_out_and_never_squashed() -> None:
+def test_the_center_is_cut_out_and_never_squashed() -> None:
     wide = np.zeros((40, 100, 3), dtype=np.uint8)
     wide[:, 30:70] = 255
     assert square(wide, 20).mean() > 0.95
 
 
-def test_a_masked_thing_above_the_centre_of_a_portrait_was_cut_off() -> None:
+def test_a_masked_thing_above_the_center_of_a_portrait_was_cut_off() -> None:
     portrait = np.zeros((90, 30, 3), dtype=np.uint8)
     portrait[:20, 5:25] = 255
     cut = square(portrait, 30, mask=portrait[..., 0])
@@ -154,7 +154,7 @@ def test_captions_come_from_the_preset(pictures: Path) -> None:
     assert set(style.captions) == {"painting in the style of <van> art"}
 
 
-def test_held_out_pictures_are_named_and_not_learnt_from(pictures: Path) -> None:
+def test_held_out_pictures_are_named_and_not_learned_from(pictures: Path) -> None:
     subject = Subject.load(pictures, category="bear", holdout=1)
     assert (subject.names, subject.held_out) == (("0.png", "1.png"), ("2.png",))
     assert len(subject.pictures) == len(subject.captions) == 2
@@ -205,23 +205,23 @@ def test_the_article_fits_the_word() -> None:
     assert photo_of("bear", "armchair") == "photo of a bear and an armchair"
 
 
-def test_regularisation_takes_the_pictures_that_name_the_category(tmp_path: Path) -> None:
+def test_regularization_takes_the_pictures_that_name_the_category(tmp_path: Path) -> None:
     captions = ["photo of a horse", "two horses", "photo of a seahorse", "a cat"]
     lines = []
     for index, caption in enumerate(captions):
         Image.new("RGB", (20, 20)).save(tmp_path / f"{index}.png")
         lines.append(f'{{"file_name": "{index}.png", "caption": "{caption}"}}')
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    chosen = Regularisation.load(tmp_path, category="rocking horse", only_category=True)
+    chosen = Regularization.load(tmp_path, category="rocking horse", only_category=True)
     assert chosen.captions == ("photo of a horse", "two horses")
-    everything = Regularisation.load(tmp_path, category="horse", at_most=3)
+    everything = Regularization.load(tmp_path, category="horse", at_most=3)
     assert everything.captions == tuple(captions[:3])
     with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
-        Regularisation.load(tmp_path, category="car", only_category=True)
+        Regularization.load(tmp_path, category="car", only_category=True)
 
 
 def test_a_broken_line_of_a_listing_ended_in_a_traceback(pictures: Path) -> None:
     for line in ('{"file_name": ', '{"text": "a dog"}', "[1]", '"0.png"'):
         (pictures / "metadata.jsonl").write_text(f'{{"file_name": "0.png", "text": "a bear"}}\n\n{line}\n')
         with pytest.raises(PictureError, match=r"Line 3 of .*metadata.jsonl cannot be read. Write"):
-            Regularisation.load(pictures, category="bear")
+            Regularization.load(pictures, category="bear")

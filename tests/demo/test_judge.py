@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from moongate import pocket
-from moongate.data import Regularisation
+from moongate.data import Regularization
 from moongate.data.pictures import find_pictures, read_picture
 from moongate.demo.judge import Judge
 from moongate.evaluation.networks.clip import PocketClip
@@ -17,8 +17,8 @@ class Brightness:
         return images.mean((2, 3))[:, :2]
 
 
-def pool(example: pocket.Example) -> Regularisation:
-    return Regularisation.load(pocket.pool_folder(), category=example.category, only_category=True)
+def pool(example: pocket.Example) -> Regularization:
+    return Regularization.load(pocket.pool_folder(), category=example.category, only_category=True)
 
 
 def test_a_picture_is_seen_as_what_its_features_are_nearer_to() -> None:

@@ -16,7 +16,7 @@ from moongate.data.pictures import find_pictures, read_picture
 from moongate.demo import pair as compose_demo
 from moongate.demo import single as demo
 from moongate.demo.pair import Composition, Way, make_compose_demo
-from moongate.demo.recognizer import Classes, Recogniser, recognised
+from moongate.demo.recognizer import Classes, Recognizer, recognized
 from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
 
@@ -25,18 +25,18 @@ WAYS = ["pocket itself", "joint", "merge", "sequential", "addition"]
 
 
 @pytest.fixture
-def recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recogniser:
+def recognizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recognizer:
     """A random one in the place of the one that is shipped."""
     torch.manual_seed(3)
-    made = Recogniser(Classes(("dog", "cat", "chair"), ("here",), ("photo",)), (4, 4, 4, 4)).eval()
-    made.save(tmp_path / "recogniser.safetensors")
-    monkeypatch.setattr("moongate.demo.recognizer.recogniser_file", lambda: tmp_path / "recogniser.safetensors")
-    return Recogniser.load()
+    made = Recognizer(Classes(("dog", "cat", "chair"), ("here",), ("photo",)), (4, 4, 4, 4)).eval()
+    made.save(tmp_path / "recognizer.safetensors")
+    monkeypatch.setattr("moongate.demo.recognizer.recognizer_file", lambda: tmp_path / "recognizer.safetensors")
+    return Recognizer.load()
 
 
 @pytest.fixture
 def compose(
-    tiny: Backbone, recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, recognizer: Recognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Composition]:
     """Runs the demo with the tiny backbone, a tiny pool and two denoising steps, into the folder `out`."""
     write_pictures(tmp_path / "pool", count=4, seed=0)
@@ -71,23 +71,23 @@ def test_the_page_shows_everything_and_needs_nothing(compose: Callable[..., Comp
     }
 
 
-def test_figures_are_what_the_recogniser_sees_in_the_pictures(
-    compose: Callable[..., Composition], recogniser: Recogniser, tmp_path: Path
+def test_figures_are_what_the_recognizer_sees_in_the_pictures(
+    compose: Callable[..., Composition], recognizer: Recognizer, tmp_path: Path
 ) -> None:
     made = compose(count=2)
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert list(figures["recognised"]) == WAYS
+    assert list(figures["recognized"]) == WAYS
     assert figures["pictures_of_each_way"] == 16
     for name, number in zip(PAIR, (0, 1), strict=True):
         real = np.stack([read_picture(path) for path in find_pictures(pocket.example(name).evaluation)])
-        known = (recogniser.scores(real)[:, :3].topk(2).indices == number).any(1).double().mean()
-        assert figures["recognised_in_real_pictures"][pocket.example(name).category] == pytest.approx(float(known))
+        known = (recognizer.scores(real)[:, :3].topk(2).indices == number).any(1).double().mean()
+        assert figures["recognized_in_real_pictures"][pocket.example(name).category] == pytest.approx(float(known))
     for way in made.ways:
         every = np.stack([picture for some in way.pictures.values() for picture in some])
-        scores = recogniser.scores(every)[:, :3]
-        both = recognised(scores, [{0, 1}] * 16).double().mean()
+        scores = recognizer.scores(every)[:, :3]
+        both = recognized(scores, [{0, 1}] * 16).double().mean()
         first = (scores.argsort(1, descending=True)[:, :2] == 0).any(1).double().mean()
-        shares = figures["recognised"][way.name]
+        shares = figures["recognized"][way.name]
         assert (shares["both"], shares["first"]) == pytest.approx((float(both), float(first)), abs=1e-4)
         assert way.row[1] == f"{float(both):.0%}"
 
@@ -126,7 +126,7 @@ def test_prompts_name_the_two_in_both_orders_as_the_corpus_does() -> None:
 
 
 def test_what_cannot_be_composed_is_refused_before_anything_is_written(
-    compose: Callable[..., Composition], recogniser: Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose: Callable[..., Composition], recognizer: Recognizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Backbone, "load", None)
     out = tmp_path / "out"
@@ -141,8 +141,8 @@ def test_what_cannot_be_composed_is_refused_before_anything_is_written(
         compose(count=0)
     with pytest.raises(OptionError, match="does not know the category 'vase'"):
         make_compose_demo(("bulldog", "jar"), out=out)
-    (tmp_path / "recogniser.safetensors").unlink()
-    with pytest.raises(OptionError, match="There is no recogniser .*--ship"):
+    (tmp_path / "recognizer.safetensors").unlink()
+    with pytest.raises(OptionError, match="There is no recognizer .*--ship"):
         compose()
     assert not out.exists()
 

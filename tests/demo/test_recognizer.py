@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from moongate.demo.recognizer import Classes, Recogniser, recognised
+from moongate.demo.recognizer import Classes, Recognizer, recognized
 from moongate.errors import OptionError
 
 CLASSES = Classes(("red", "green", "blue"), ("here", "there"), ("photo", "drawing"))
 
 
 @pytest.fixture
-def recogniser() -> Recogniser:
+def recognizer() -> Recognizer:
     torch.manual_seed(0)
-    made = Recogniser(CLASSES, (4, 4, 8, 8))
+    made = Recognizer(CLASSES, (4, 4, 8, 8))
     made(torch.randn(4, 3, 64, 64))  # moves the running statistics, so that they are not those of a new network
     return made.eval().requires_grad_(False)
 
@@ -25,59 +25,59 @@ def pictures(count: int) -> np.ndarray:
 def test_one_object_must_score_highest_and_two_must_be_the_first_two() -> None:
     scores = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [3, 2, 1, 0], [0, 2, 1, 3], [0, 2, 1, 3]])
     truth = [{0}, {1}, {1, 0}, {1, 3}, {1, 2}]
-    assert recognised(scores, truth).tolist() == [True, False, True, True, False]
+    assert recognized(scores, truth).tolist() == [True, False, True, True, False]
 
 
-def test_a_saved_one_scores_the_same_to_half_precision(recogniser: Recogniser, tmp_path: Path) -> None:
+def test_a_saved_one_scores_the_same_to_half_precision(recognizer: Recognizer, tmp_path: Path) -> None:
     file = tmp_path / "shipped" / "model.safetensors"
-    recogniser.save(file)
-    again = Recogniser.load(file)
+    recognizer.save(file)
+    again = Recognizer.load(file)
     assert again.classes == CLASSES
     assert not again.training
     assert {value.dtype for value in again.parameters()} == {torch.float32}
-    torch.testing.assert_close(again.scores(pictures(3)), recogniser.scores(pictures(3)), atol=0.02, rtol=0.01)
-    weights = sum(value.numel() for value in recogniser.state_dict().values())
+    torch.testing.assert_close(again.scores(pictures(3)), recognizer.scores(pictures(3)), atol=0.02, rtol=0.01)
+    weights = sum(value.numel() for value in recognizer.state_dict().values())
     assert file.stat().st_size < 2 * weights + 8000
 
 
-def test_scores_are_those_of_images_in_minus_one_to_one(recogniser: Recogniser) -> None:
+def test_scores_are_those_of_images_in_minus_one_to_one(recognizer: Recognizer) -> None:
     given = pictures(101)  # more than are seen at once
     images = torch.from_numpy(given).permute(0, 3, 1, 2) / 127.5 - 1
-    torch.testing.assert_close(recogniser.scores(given), recogniser(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(recognizer.scores(given), recognizer(images), atol=1e-5, rtol=1e-5)
 
 
-def test_what_it_sees_agrees_with_what_is_recognised(recogniser: Recogniser) -> None:
-    scores = recogniser.scores(pictures(50))[:, :3]
+def test_what_it_sees_agrees_with_what_is_recognized(recognizer: Recognizer) -> None:
+    scores = recognizer.scores(pictures(50))[:, :3]
     for names, numbers in ((("red",), {0}), (("blue", "red"), {2, 0})):
-        seen = recogniser.sees(pictures(50), names)
+        seen = recognizer.sees(pictures(50), names)
         assert seen.shape == (50, len(names))
-        assert torch.equal(seen.all(1), recognised(scores, [numbers] * 50))
-    assert torch.equal(recogniser.sees(pictures(50), ("red", "blue")).flip(1), seen)
+        assert torch.equal(seen.all(1), recognized(scores, [numbers] * 50))
+    assert torch.equal(recognizer.sees(pictures(50), ("red", "blue")).flip(1), seen)
 
 
-def test_an_object_is_found_wherever_it_stands(recogniser: Recogniser) -> None:
+def test_an_object_is_found_wherever_it_stands(recognizer: Recognizer) -> None:
     """Pooling by log-sum-exp scores a shifted object alike, up to the stride."""
     images = torch.zeros(2, 3, 128, 128)
     patch = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
     images[0, :, 32:64, 32:64] = patch
     images[1, :, 64:96, 64:96] = patch
-    here, there = recogniser(images)[:, :3]
+    here, there = recognizer(images)[:, :3]
     torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
 
 
-def test_an_unknown_category_is_named(recogniser: Recogniser) -> None:
+def test_an_unknown_category_is_named(recognizer: Recognizer) -> None:
     with pytest.raises(OptionError, match="does not know the category 'pink'. Known: red, green, blue"):
-        recogniser.sees(pictures(1), ("red", "pink"))
+        recognizer.sees(pictures(1), ("red", "pink"))
 
 
-def test_a_missing_or_strange_file_is_named_with_the_remedy(recogniser: Recogniser, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"no recogniser .*absent.safetensors.*pocket.report .*--ship"):
-        Recogniser.load(tmp_path / "absent.safetensors")
+def test_a_missing_or_strange_file_is_named_with_the_remedy(recognizer: Recognizer, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"no recognizer .*absent.safetensors.*pocket.report .*--ship"):
+        Recognizer.load(tmp_path / "absent.safetensors")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(OptionError, match="text is not a recogniser"):
-        Recogniser.load(tmp_path / "text")
+    with pytest.raises(OptionError, match="text is not a recognizer"):
+        Recognizer.load(tmp_path / "text")
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(OptionError, match="other.safetensors is not a recogniser"):
-        Recogniser.load(tmp_path / "other.safetensors")
+    with pytest.raises(OptionError, match="other.safetensors is not a recognizer"):
+        Recognizer.load(tmp_path / "other.safetensors")

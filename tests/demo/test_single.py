@@ -10,7 +10,7 @@ from moongate.data import Subject
 from moongate.demo import single as demo
 from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
-from recipe.corpus.build import CATALOGUE, HELD_OUT_MODELS
+from recipe.corpus.build import CATALOG, HELD_OUT_MODELS
 
 
 def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
 def test_the_unrelated_photos_are_of_things_that_pocket_saw_photos_of() -> None:
     """Of houses it saw drawings alone, so that the demo's "photo of a house" was none, before and after."""
     for category in demo.UNRELATED_CATEGORIES:
-        assert set(CATALOGUE[category]["models"]) - HELD_OUT_MODELS
+        assert set(CATALOG[category]["models"]) - HELD_OUT_MODELS
 
 
 @pytest.mark.parametrize("name", pocket.examples())

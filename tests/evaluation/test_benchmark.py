@@ -20,7 +20,7 @@ OPTIONS = EvaluationOptions(count=2, sampling=SampleOptions(steps=1, guidance=1)
 PROMPTS = ["photo of a {} on the beach", "a red {}"]
 
 
-def colours(images: Tensor) -> Tensor:
+def colors(images: Tensor) -> Tensor:
     return images.mean((2, 3))
 
 
@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.read: list[str] = []
-        self.network = Network(name="colours", image_features=colours, caption_features=self.caption_features)
+        self.network = Network(name="colors", image_features=colors, caption_features=self.caption_features)
 
     def caption_features(self, captions: Sequence[str]) -> Tensor:
         self.read += captions
@@ -88,7 +88,7 @@ def test_the_record_holds_every_setting_and_figure(
     assert reader.read == ["photo of a teddy bear on the beach", "a red teddy bear"]
     assert record["prompts"][1] == {"given": "a red {}", "drawn": said[1], "read": "a red teddy bear"}
     assert record["concept"] == {"hash": concept.hash, "method": "custom-diffusion", "things": ["<bear> teddy bear"]}
-    assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([0, 1], 1, ["colours"])
+    assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([0, 1], 1, ["colors"])
     assert [given["kind"] for given in record["targets"]] == ["held out", "training"]
     assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
     text, held_out, training = record["measures"]
@@ -97,7 +97,7 @@ def test_the_record_holds_every_setting_and_figure(
     assert held_out["value"] == training["value"]
     images = torch.stack([square(module.np.asarray(module.Image.open(path)), 64) for path in tmp_path.iterdir()])
     wanted = torch.stack([square(picture, 64) for picture in targets.pictures])
-    pairs = torch.nn.functional.cosine_similarity(colours(images)[:, None], colours(wanted)[None], dim=2)
+    pairs = torch.nn.functional.cosine_similarity(colors(images)[:, None], colors(wanted)[None], dim=2)
     assert held_out["value"] == pytest.approx(float(pairs.mean()), abs=1e-6)
     assert held_out["value"] == pytest.approx(sum(held_out["by_prompt"]) / 2)
     assert held_out["low"] <= held_out["value"] <= held_out["high"]
@@ -139,7 +139,7 @@ def test_real_pictures_give_distances_from_what_their_captions_draw(
     assert drawn[2:] == [("a bear", 0), ("a bear", 1), ("a red bear", 2)], "alike captions draw different pictures"
     kid, fid = record["measures"][1:]
     assert (kid["measure"], fid["measure"]) == ("KID", "FID")
-    assert kid["features"] == fid["features"] == "colours"
+    assert kid["features"] == fid["features"] == "colors"
     assert fid["value"] > 0
     assert "low" in kid
     assert record["references"][0]["pictures"] == 3
@@ -161,12 +161,12 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
     def refused(prompts: Sequence[str], *networks: Network, comparisons: Sequence[Targets | Reference] = ()) -> None:
         evaluate(tiny, concept, prompts, networks, folder=tmp_path, comparisons=comparisons, options=OPTIONS)
 
-    reader, blind = Reader().network, Network(name="colours", image_features=colours)
+    reader, blind = Reader().network, Network(name="colors", image_features=colors)
     with pytest.raises(OptionError, match="There is no prompt"):
         refused([], reader)
     with pytest.raises(OptionError, match="is given twice"):
         refused(["a {}", "a {}"], reader)
-    with pytest.raises(OptionError, match="Nothing can be measured: colours reads no text"):
+    with pytest.raises(OptionError, match="Nothing can be measured: colors reads no text"):
         refused(["a {}"], blind)
     with pytest.raises(OptionError, match="Pictures of thing 2 were given, but the concept has 1"):
         refused(["a {}"], reader, comparisons=[Targets(pictures=noise(1), subject=1)])

@@ -4,27 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
+from making import make_clip
 from moongate.backbone import Backbone
 from moongate.errors import BackboneError, OptionError
 from moongate.evaluation.networks.embedding import Encoder
 
 CAPTIONS = ["photo of a dog", "cat", "drawing of a red chair on the beach", "", "very " * 40]
-
-
-def make_clip(folder: Path, tiny: Backbone) -> Path:
-    """Write a CLIP model of random weights with the tiny tokenizer."""
-    torch.manual_seed(3)
-    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    pieces = tiny.tokenizer
-    special = {"bos_token_id": pieces.bos_token_id, "eos_token_id": pieces.eos_token_id}
-    special["pad_token_id"] = pieces.pad_token_id
-    text = common | special | {"vocab_size": len(tiny.tokenizer), "max_position_embeddings": 16}
-    vision = common | {"image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import foreign_files as foreign
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import foreign_files as foreign
+from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.concept import Concept, Dense, LowRank, SubjectRecord
+from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import BaseMismatchError, ConceptFileError, MoongateError, OptionError, TokenError
 from moongate.interop import FORMATS, WriteOptions
 from moongate.interop.__main__ import BLOCK
@@ -45,34 +46,6 @@ def assert_changes(concept: Concept, before: dict[str, Tensor], *, exactly: bool
             whole = before[f"{module}.weight"]
             bound = torch.finfo(torch.float32).eps * (whole.abs() + (up @ down).abs())
             assert ((change.full() - up @ down).abs() <= bound).all()
-
-
-def make_concept(backbone: Backbone, *, low_rank: bool = True, tokens: tuple[str, ...] = ("<bear>",)) -> Concept:
-    """A concept of distinct ranks by layer, or of dense changes."""
-    generator = torch.Generator().manual_seed(1)
-    deltas: dict[str, Dense | LowRank] = {}
-    for number, (name, weight) in enumerate(backbone.weights("cross-attention-kv").items()):
-        rank = 1 + number % 3
-        up = 0.02 * torch.randn(len(weight), rank, generator=generator)
-        down = torch.randn(rank, weight.shape[1], generator=generator)
-        deltas[name] = (
-            LowRank(up=up, down=down)
-            if low_rank
-            else Dense(delta=0.02 * torch.randn(weight.shape, generator=generator))
-        )
-    width = sum(backbone.token_widths)
-    return Concept(
-        deltas=deltas,
-        tokens={token: torch.randn(width, generator=generator) for token in tokens},
-        token_widths=backbone.token_widths,
-        subjects=tuple(
-            SubjectRecord(category="bear", token=token, prompts=(f"photo of a {token} bear",)) for token in tokens
-        ),
-        base=backbone.name,
-        fingerprint=backbone.fingerprint,
-        method="custom-diffusion",
-        record={"steps": 3},
-    )
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -222,19 +195,19 @@ def test_a_lora_is_read_with_its_scale(tiny: Backbone, tmp_path: Path, style: st
     assert found.notes == ()
 
 
-@pytest.mark.parametrize("rank_stabilised", [False, True])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
 @pytest.mark.parametrize("where", ["header", "file"])
-def test_the_alpha_of_peft_is_minded(tiny: Backbone, tmp_path: Path, where: str, rank_stabilised: bool) -> None:
+def test_the_alpha_of_peft_is_minded(tiny: Backbone, tmp_path: Path, where: str, rank_stabilized: bool) -> None:
     path = foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
     special = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    config = {"r": 2, "lora_alpha": 8, "alpha_pattern": {special: 4}, "use_rslora": rank_stabilised}
+    config = {"r": 2, "lora_alpha": 8, "alpha_pattern": {special: 4}, "use_rslora": rank_stabilized}
     if where == "file":
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     else:
         header = json.dumps({f"unet.{key}": value for key, value in config.items()})
         save_file(load_file(path), path, metadata={"lora_adapter_metadata": header})
     concept = interop.read(path).concept
-    by = 2**0.5 if rank_stabilised else 2
+    by = 2**0.5 if rank_stabilized else 2
     for module, (up, down) in foreign.changes(denoiser(tiny)).items():
         scale = (4 if module == special else 8) / by
         assert torch.allclose(concept.deltas[f"unet.{module}.weight"].full(), scale * up @ down, rtol=1e-5)

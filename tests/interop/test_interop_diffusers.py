@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
-from test_interop import make_concept
 
+from making import make_concept
 from moongate import interop, pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept

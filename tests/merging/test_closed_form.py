@@ -37,7 +37,7 @@ def test_it_meets_the_constraints_and_is_stationary(constraints: int, spread: fl
 
 @pytest.mark.parametrize("spread", [0.0, 4.0])
 def test_it_agrees_with_the_optimality_conditions_solved_at_once(spread: float) -> None:
-    """The KKT system of Eq. 4, solved by LAPACK through scipy without any of our factorisations."""
+    """The KKT system of Eq. 4, solved by LAPACK through scipy without any of our factorizations."""
     rows, gram, values = random_problem(constraints=9, spread=spread)
     width, count = gram.shape[0], len(rows)
     system = np.block([[gram.numpy(), rows.numpy().T], [rows.numpy(), np.zeros((count, count))]])
@@ -98,12 +98,12 @@ def test_the_ridge_is_a_cost_of_all_change() -> None:
 
 
 def test_rounding_in_a_direction_that_no_feature_uses_is_not_amplified() -> None:
-    """Layer normalisation makes all features sum to nothing; float32 leaves 1e-7, which was divided by itself."""
+    """Layer normalization makes all features sum to nothing; float32 leaves 1e-7, which was divided by itself."""
     rows, gram, values = random_problem(constraints=4)
-    centre = torch.eye(24, dtype=torch.float64) - 1 / 24
-    noisy = (rows @ centre).float().double() + 1e-7 * rows.mean(1, keepdim=True)
-    form = ClosedForm(noisy, centre @ gram @ centre, ridge=1e-6)
-    clean = ClosedForm(rows @ centre, centre @ gram @ centre, ridge=1e-6)
+    center = torch.eye(24, dtype=torch.float64) - 1 / 24
+    noisy = (rows @ center).float().double() + 1e-7 * rows.mean(1, keepdim=True)
+    form = ClosedForm(noisy, center @ gram @ center, ridge=1e-6)
+    clean = ClosedForm(rows @ center, center @ gram @ center, ridge=1e-6)
     expected = clean.solve(values) @ clean.down
     assert (form.solve(values) @ form.down - expected).norm() < 0.1 * expected.norm()
 

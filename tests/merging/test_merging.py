@@ -7,36 +7,14 @@ import pytest
 import scipy.linalg
 import torch
 
+from making import invented
 from moongate.backbone import Backbone
 from moongate.compression import compress
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
 from moongate.merging import CONTEXTS, MergeOptions, merge
-from moongate.merging.neutral import neutral_captions, regularisation_gram
+from moongate.merging.neutral import neutral_captions, regularization_gram
 from moongate.merging.page import verdict, write_report
-
-
-def invented(backbone: Backbone, *subjects: tuple[str | None, str], seed: int = 0, rank: int | None = None) -> Concept:
-    """A concept with random changes and token rows."""
-    generator = torch.Generator().manual_seed(seed)
-    deltas: dict[str, Dense | LowRank] = {}
-    for name, weight in backbone.weights("cross-attention-kv").items():
-        change = 0.1 * torch.randn(weight.shape, generator=generator)
-        if rank:
-            down = torch.randn(rank, weight.shape[1], generator=generator)
-            deltas[name] = LowRank(up=change[:, :rank].clone(), down=down)
-        else:
-            deltas[name] = Dense(delta=change)
-    rows = {token: torch.randn(sum(backbone.token_widths), generator=generator) for token, _ in subjects if token}
-    return Concept(
-        deltas=deltas,
-        tokens=rows,
-        token_widths=backbone.token_widths,
-        subjects=tuple(SubjectRecord(category=category, token=token) for token, category in subjects),
-        base=backbone.name,
-        fingerprint=backbone.fingerprint,
-        method="custom-diffusion",
-    )
 
 
 def values_of_words(backbone: Backbone, concept: Concept, words: str, caption: str) -> torch.Tensor:
@@ -237,18 +215,18 @@ def test_another_base_and_other_weights_are_refused(
 
 def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp_path: Path) -> None:
     captions = ["photo of a dog", "a red chair", "teddy bear on the beach"]
-    first = regularisation_gram(tiny, captions, cache=tmp_path)
+    first = regularization_gram(tiny, captions, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    torch.testing.assert_close(regularisation_gram(tiny, captions, cache=tmp_path), first)
-    torch.testing.assert_close(regularisation_gram(tiny, captions), first)
-    regularisation_gram(tiny, [*captions, "a cat"], cache=tmp_path)
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=tmp_path), first)
+    torch.testing.assert_close(regularization_gram(tiny, captions), first)
+    regularization_gram(tiny, [*captions, "a cat"], cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_padding_counts_once_whatever_its_length(tiny: Backbone) -> None:
     """By hand, for one caption: start, words and end in full, the padding by its mean square, then the empty prompt."""
     caption = "a red chair"
-    gram = regularisation_gram(tiny, ["left out", caption])
+    gram = regularization_gram(tiny, ["left out", caption])
     with torch.no_grad():
         text, empty = tiny.encode_text([caption, ""]).features.double()
     expected = text[:5].T @ text[:5] + text[5:].T @ text[5:] / 11
@@ -278,7 +256,7 @@ def test_of_all_changes_that_keep_the_words_it_moves_neutral_captions_least(
     with tiny.tokens(merged.tokens), torch.no_grad():
         captions = ["photo of a <one> bear", "photo of a <two> cat"]
         rows = tiny.encode_text(captions).features[:, 4:7].double()
-    gram = regularisation_gram(tiny, neutral_captions())
+    gram = regularization_gram(tiny, neutral_captions())
     cost = gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))
     free = torch.from_numpy(scipy.linalg.null_space(rows.flatten(0, 1).numpy()))
     for name, change in merged.deltas.items():
@@ -342,10 +320,10 @@ def test_a_concept_of_tokens_alone_is_refused_with_what_to_do(tiny: Backbone, pa
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_does_not_stop_a_merge(tiny: Backbone, tmp_path: Path) -> None:
     captions = ["photo of a dog", "a red chair"]
-    expected = regularisation_gram(tiny, captions, cache=tmp_path / "cache")
+    expected = regularization_gram(tiny, captions, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    torch.testing.assert_close(regularisation_gram(tiny, captions, cache=tmp_path / "cache"), expected)
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=tmp_path / "cache"), expected)
     assert file.read_bytes() == whole
-    torch.testing.assert_close(regularisation_gram(tiny, captions, cache=file / "below"), expected)
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=file / "below"), expected)

@@ -13,7 +13,7 @@ from recipe.corpus import scenes as compose
 from recipe.corpus.places import PROCEDURAL
 
 FOLDER = Path(compose.__file__).parent
-CATALOGUE = json.loads((FOLDER / "catalogue.json").read_text())
+CATALOG = json.loads((FOLDER / "catalog.json").read_text())
 SPLIT = json.loads((FOLDER / "split.json").read_text())
 
 
@@ -53,15 +53,15 @@ def test_an_altered_archive_is_refused(tmp_path: Path) -> None:
 
 def test_the_split_holds_out_whole_objects_that_exist() -> None:
     for category, models in SPLIT["models"].items():
-        assert set(models) <= set(CATALOGUE[category]["models"])
-    assert set(SPLIT["drawing_families"]) <= set(CATALOGUE)
+        assert set(models) <= set(CATALOG[category]["models"])
+    assert set(SPLIT["drawing_families"]) <= set(CATALOG)
     assert set(SPLIT["drawing_families"].values()) <= {*packages.DRAWN_FAMILIES, "fluent-emoji-3d"}
     held_out = [model for models in SPLIT["models"].values() for model in models]
     assert len(held_out) == len(set(held_out)) >= 17
 
 
 def test_every_category_is_still_seen_after_the_split() -> None:
-    for category, sources in CATALOGUE.items():
+    for category, sources in CATALOG.items():
         seen = set(sources["models"]) - set(SPLIT["models"].get(category, []))
         assert seen or sources["drawings"], category
 
@@ -87,7 +87,7 @@ def test_a_scene_is_what_its_caption_says_and_follows_from_its_seed() -> None:
 def test_pictures_to_learn_from_say_in_a_caption_where_the_thing_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without, the new word learnt the places of the pictures before it learnt the thing."""
+    """Without, the new word learned the places of the pictures before it learned the thing."""
     monkeypatch.setattr(builder, "PLACES", tuple(PROCEDURAL))
     asked: list[str] = []
     make_scene = compose.make_scene

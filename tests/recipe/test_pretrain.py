@@ -23,7 +23,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def test_pieces_are_words_and_everything_can_be_spelt(corpus: Corpus, tmp_path: Path) -> None:
-    """The first tokenizer cut "dog" into letters, because it had learnt its pieces with a space before them."""
+    """The first tokenizer cut "dog" into letters, because it had learned its pieces with a space before them."""
     options = PretrainOptions(out=tmp_path)
     train_tokenizer(options, corpus)
     tokenizer = load_tokenizer(options)

@@ -10,18 +10,18 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from moongate.demo.recognizer import Recogniser
+from moongate.demo.recognizer import Recognizer
 from moongate.errors import OptionError
 from recipe import report as module
-from recipe.corpus.build import CATALOGUE
+from recipe.corpus.build import CATALOG
 from recipe.corpus.scenes import FILTERED_STYLES, STYLES
-from recipe.report import CLASS_COUNTS, Content, ReportOptions, draw, make_prompts, psnr_db, report, shares_recognised
+from recipe.report import CLASS_COUNTS, Content, ReportOptions, draw, make_prompts, psnr_db, report, shares_recognized
 
 SHARES = ("single_object", "both_objects", "place", "style")
 KEYS = {
     "autoencoder_psnr_db",
-    *(f"{name}_recognised" for name in SHARES),
-    *(f"{name}_recognised_on_{kind}_pictures" for name in SHARES for kind in ("real", "decoded")),
+    *(f"{name}_recognized" for name in SHARES),
+    *(f"{name}_recognized_on_{kind}_pictures" for name in SHARES for kind in ("real", "decoded")),
     "kid_x1000",
     "parameters",
     "shipped_bytes",
@@ -45,15 +45,15 @@ def test_every_third_prompt_holds_two_different_objects() -> None:
 
 def test_prompts_cover_everything_and_ask_for_photos_only_where_a_model_was_seen() -> None:
     prompts = make_prompts(1000)
-    assert {name for content in prompts for name in content.categories} == set(CATALOGUE)
+    assert {name for content in prompts for name in content.categories} == set(CATALOG)
     assert {content.style for content in prompts} == set(STYLES)
     assert len({content.place for content in prompts}) == CLASS_COUNTS[1]
     photos = [content for content in prompts if content.style == "photo"]
     photographed = {name for content in photos for name in content.categories}
-    assert all(CATALOGUE[name]["models"] for name in photographed)
+    assert all(CATALOG[name]["models"] for name in photographed)
     assert "teddy bear" not in photographed, "its only model is held out"
     drawn = [content for content in prompts if content.style not in ("photo", *FILTERED_STYLES)]
-    assert all(CATALOGUE[name]["drawings"] for content in drawn for name in content.categories)
+    assert all(CATALOG[name]["drawings"] for content in drawn for name in content.categories)
 
 
 def test_captions_follow_the_grammar_of_the_corpus() -> None:
@@ -77,11 +77,11 @@ def test_shares_are_split_by_the_number_of_objects() -> None:
     scores = torch.stack([scores_of(content) for content in contents])
     scores[1] = scores_of(Content(categories=("cat",), place="at night", style="photo"))
     scores[3] = scores_of(Content(categories=("cat", "chair"), place="at night", style="photo"))
-    assert shares_recognised(scores, contents) == {
-        "single_object_recognised": 0.5,
-        "both_objects_recognised": 1.0,
-        "place_recognised": 0.75,
-        "style_recognised": 0.75,
+    assert shares_recognized(scores, contents) == {
+        "single_object_recognized": 0.5,
+        "both_objects_recognized": 1.0,
+        "place_recognized": 0.75,
+        "style_recognized": 0.75,
     }
 
 
@@ -185,7 +185,7 @@ def test_figures_are_flat_and_repeatable(
         assert sheet.width > 8 * 64
         assert sheet.height > 8 * 64
     assert report(replace(options, ship=tmp_path / "shipped")) == figures
-    shipped = Recogniser.load(tmp_path / "shipped" / "model.safetensors")
+    shipped = Recognizer.load(tmp_path / "shipped" / "model.safetensors")
     assert (shipped.classes, shipped.widths) == (module.CLASSES, (4, 4, 4, 4))
 
 
@@ -206,15 +206,15 @@ def test_the_sheet_alone_needs_neither_corpus_nor_features(
     assert not (options.out / "pocket.json").exists()
 
 
-def test_the_packages_recogniser_judges_unless_one_is_trained(
+def test_the_packages_recognizer_judges_unless_one_is_trained(
     options: ReportOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
-    monkeypatch.setattr(module, "train_recogniser", lambda corpus, options: pytest.fail("not asked for"))
-    monkeypatch.setattr(module, "measure", lambda backbone, recogniser, *_, **__: seen.append(recogniser) or {})
+    monkeypatch.setattr(module, "train_recognizer", lambda corpus, options: pytest.fail("not asked for"))
+    monkeypatch.setattr(module, "measure", lambda backbone, recognizer, *_, **__: seen.append(recognizer) or {})
     report(replace(options, classifier_steps=0))
-    shipped = Recogniser.load()
+    shipped = Recognizer.load()
     assert all(map(torch.equal, seen[0].state_dict().values(), shipped.state_dict().values()))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_embedding import make_clip
 
+from making import make_clip
 from moongate.backbone import Backbone
 from moongate.errors import CollectionError, MissingLibrary, OptionError
 from moongate.evaluation.networks.embedding import Encoder
@@ -122,9 +122,9 @@ def test_pictures_are_embedded_on_request_and_found_by_their_looks(
     monkeypatch.setattr(module, "PICTURES_AT_ONCE", 2)  # so that the memory holds no more
     clip = Encoder.load(str(make_clip(tmp_path / "clip", tiny)))
     given = []
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.linear_gradient("L").convert("RGB").resize((40, 40)).rotate(90 * number).save(tmp_path / f"{colour}.png")
-        given.append(Record(caption=f"a {colour}", picture=str(tmp_path / f"{colour}.png"), key=colour))
+    for number, color in enumerate(("red", "green", "blue")):
+        Image.linear_gradient("L").convert("RGB").resize((40, 40)).rotate(90 * number).save(tmp_path / f"{color}.png")
+        given.append(Record(caption=f"a {color}", picture=str(tmp_path / f"{color}.png"), key=color))
     (tmp_path / "broken.png").write_text("broken")
     given.append(Record(caption="broken", picture=str(tmp_path / "broken.png"), key="broken"))
     skipped = Skipped()

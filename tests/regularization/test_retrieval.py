@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moongate.data import Regularisation
+from moongate.data import Regularization
 from moongate.data.pictures import read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
 from moongate.regularization.collection import Hit
@@ -39,7 +39,7 @@ def stored(record: Record) -> bytes:
 def hits(pictures: str, *, step: float = 0.05) -> Iterator[Hit]:
     """The similarities fall from 0.95 on."""
     for index, picture in enumerate(pictures.split()):
-        record = Record(caption=f"dog number {picture}", picture=picture, key=picture, licence="CC0")
+        record = Record(caption=f"dog number {picture}", picture=picture, key=picture, license="CC0")
         yield Hit(record=record, similarity=0.95 - index * step)
 
 
@@ -52,11 +52,11 @@ def test_the_nearest_above_the_threshold_are_written_with_all_that_is_known(tmp_
     options = RetrieveOptions(threshold=0.7, count=3, side_px=20)
     found = retrieve(hits("0 1 2 3 4 5"), stored, facts=FACTS, out=out, options=options)
     assert [row["caption"] for row in rows(out)] == ["dog number 0", "dog number 1", "dog number 2"]
-    first = {"source": "0", "licence": "CC0", "similarity": 0.95, "file_name": "0000.png", "caption": "dog number 0"}
+    first = {"source": "0", "license": "CC0", "similarity": 0.95, "file_name": "0000.png", "caption": "dog number 0"}
     assert rows(out)[0] == first
     assert read_picture(out / "0000.png").shape == (20, 30, 3)  # its shorter side, and not squashed
     assert str(found) == "3 pictures with similarities from 0.950 to 0.850."
-    read = Regularisation.load(out, category="dog")
+    read = Regularization.load(out, category="dog")
     assert read.captions == ("dog number 0", "dog number 1", "dog number 2")
 
 

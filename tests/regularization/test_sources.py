@@ -79,12 +79,12 @@ def test_a_folder_with_text_beside_each_picture(tmp_path: Path) -> None:
 
 
 def test_listings_as_json_lines_and_csv(tmp_path: Path) -> None:
-    lines = [json.dumps({"file_name": f"{n}.png", "text": c, "licence": "CC0"}) for n, c in enumerate(CAPTIONS)]
+    lines = [json.dumps({"file_name": f"{n}.png", "text": c, "license": "CC0"}) for n, c in enumerate(CAPTIONS)]
     folder = write_files(tmp_path / "jsonl")
     broken = ['{"file_name": "gone.png", "text": "gone"}', '{"file_name": ', ""]
     (folder / "metadata.jsonl").write_text("\n".join([*lines, *broken]))
     records, skipped = check(folder)
-    assert {record.licence for record in records} == {"CC0"}
+    assert {record.license for record in records} == {"CC0"}
     assert skipped.counts["lines that are no JSON"] == 1
     assert any("metadata.jsonl, line 5" in name for name, _ in skipped.names)
     folder = write_files(tmp_path / "csv")
@@ -133,7 +133,7 @@ def test_a_caption_that_is_not_utf8_stopped_the_whole_folder(tmp_path: Path) -> 
 
 def test_webdataset_shards_are_read_where_they_lie(tmp_path: Path) -> None:
     records, _ = check(write_shard(tmp_path / "00000.tar"))
-    assert [record.licence for record in records] == ["", "CC0", "CC0"]
+    assert [record.license for record in records] == ["", "CC0", "CC0"]
     check(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_parquet_with_bytes_in_either_layout(tmp_path: Path) -> None:
     flat = pa.table({"TEXT": [*CAPTIONS, "gone"], "image": [*pictures, None], "LICENSE": ["CC0"] * 4})
     pq.write_table(flat, tmp_path / "flat.parquet", row_group_size=2)
     records, _ = check(tmp_path / "flat.parquet")
-    assert records[0].licence == "CC0"
+    assert records[0].license == "CC0"
     nested = [{"bytes": picture, "path": "x.png"} for picture in pictures]
     pq.write_table(pa.table({"caption": [*CAPTIONS, "gone"], "image": [*nested, None]}), tmp_path / "nested.parquet")
     check(tmp_path / "nested.parquet")

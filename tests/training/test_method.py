@@ -96,13 +96,13 @@ def test_a_token_can_begin_as_the_word_of_its_category(tiny: Backbone) -> None:
 
 
 def test_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
-    """Appendix D; without regularisation half the steps with as many target pictures (Sec. 4.4)."""
+    """Appendix D; without regularization half the steps with as many target pictures (Sec. 4.4)."""
     paper = {
         "custom-diffusion": (8e-5, 250),
         "fine-tune-all": (8e-6, 500),
         "dreambooth": (1e-6, 2500),
         "textual-inversion": (0.04, 5000),
-        "custom-diffusion-without-regularisation": (8e-5, 125),
+        "custom-diffusion-without-regularization": (8e-5, 125),
     }
     for name, (rate, steps) in paper.items():
         method = METHODS[name]
@@ -110,7 +110,7 @@ def test_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
         assert pictures == 8
         assert method.lr_per_picture * pictures == pytest.approx(rate)
         assert method.steps_per_subject == steps
-    with_prior, without = METHODS["custom-diffusion"], METHODS["custom-diffusion-without-regularisation"]
+    with_prior, without = METHODS["custom-diffusion"], METHODS["custom-diffusion-without-regularization"]
     seen = [method.targets_per_step * method.steps_per_subject for method in (with_prior, without)]
     assert seen[0] == seen[1]
 

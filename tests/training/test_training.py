@@ -12,7 +12,7 @@ import torch
 from conftest import all_weights
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
-from moongate.data import Regularisation, Subject
+from moongate.data import Regularization, Subject
 from moongate.errors import BaseMismatchError, OptionError, TokenError, TrainingDiverged
 from moongate.training import Step, TrainOptions, train
 from moongate.training.method import METHODS
@@ -21,12 +21,12 @@ METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]
 
 
-def taught(tiny: Backbone, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+def taught(tiny: Backbone, subject: Subject, prior: Regularization, **options: object) -> Concept:
     return train(tiny, [subject], [prior], METHOD, options=TrainOptions(**{"steps": 4, "batch": 2, **options}))
 
 
 def test_every_key_value_and_the_token_move_and_nothing_else(
-    each: Backbone, make_subject: MakeSubject, prior: Regularisation
+    each: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     inside: dict[str, torch.Tensor] = {}
     before = {name: tensor.clone() for name, tensor in all_weights(each).items()}
@@ -51,7 +51,7 @@ def test_every_key_value_and_the_token_move_and_nothing_else(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_moves_its_own_weights_and_nothing_else(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, name: str
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, name: str
 ) -> None:
     method = METHODS[name]
     priors = [prior] if method.prior_weight else []
@@ -82,7 +82,7 @@ def test_without_augmentation_every_picture_is_whole(
     assert read == ["photo of a <bear>"] * 16  # eight target pictures a step, no phrase of size, no category
 
 
-def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
     subjects = [make_subject("<one>", seed=1), make_subject("<two>", category="cat", seed=2, count=5)]
     concept = train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=3, batch=2))
     assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
@@ -91,7 +91,7 @@ def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, pr
 
 
 def test_a_small_set_is_shown_as_often_as_a_large_one(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
     encode = tiny.encode_text
@@ -103,7 +103,7 @@ def test_a_small_set_is_shown_as_often_as_a_large_one(
 
 
 def test_each_subject_adds_its_steps(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert METHOD.steps_per_subject == 250
     subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
@@ -115,17 +115,17 @@ def test_each_subject_adds_its_steps(
 
 
 @pytest.fixture
-def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> Concept:
+def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> Concept:
     return taught(tiny, make_subject("<one>", seed=1), prior)
 
 
-def continued(tiny: Backbone, earlier: Concept, subject: Subject, prior: Regularisation, **options: object) -> Concept:
+def continued(tiny: Backbone, earlier: Concept, subject: Subject, prior: Regularization, **options: object) -> Concept:
     chosen = TrainOptions(**{"steps": 4, "batch": 2, **options})
     return train(tiny, [subject], [prior], METHOD, options=chosen, start_from=earlier)
 
 
 def test_sequential_training_holds_both_and_leaves_the_earlier_token_alone(
-    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     both = continued(tiny, earlier, make_subject("<two>", category="cat", seed=2), prior)
     assert [subject.words for subject in both.subjects] == ["<one> bear", "<two> cat"]
@@ -138,7 +138,7 @@ def test_sequential_training_holds_both_and_leaves_the_earlier_token_alone(
 
 
 def test_its_changes_are_relative_to_the_base(
-    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     """At a rate of nearly nothing the weights stay where the earlier concept left them."""
     both = continued(tiny, earlier, make_subject("<two>", category="cat"), prior, steps=1, lr_per_picture=1e-12)
@@ -147,7 +147,7 @@ def test_its_changes_are_relative_to_the_base(
 
 
 def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
-    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     subject = make_subject("<two>", category="cat")
     whole = continued(tiny, earlier, subject, prior, steps=6)
@@ -160,7 +160,7 @@ def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
 
 
 def test_a_third_begins_as_a_third_rare_token_unless_told(
-    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     second = continued(tiny, replace(earlier, record={}), make_subject("<two>", category="cat"), prior)
     assert second.record["rare_token"] == 1
@@ -175,7 +175,7 @@ def test_what_cannot_follow_is_refused_before_any_work(
     other_folder: Path,
     earlier: Concept,
     make_subject: MakeSubject,
-    prior: Regularisation,
+    prior: Regularization,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
@@ -191,14 +191,14 @@ def test_what_cannot_follow_is_refused_before_any_work(
         continued(Backbone.load(other_folder, device="cpu"), earlier, make_subject("<two>"), prior)
 
 
-def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularisation) -> None:
+def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
     concept = taught(tiny, make_subject(None), prior)
     assert concept.tokens == {}
     assert all(change.full().any() for change in concept.deltas.values())
 
 
 def test_target_and_prior_losses_weigh_one_to_one(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same error in every element, both losses are its square, however much of a picture is masked."""
     error = 0.3
@@ -223,7 +223,7 @@ def test_target_and_prior_losses_weigh_one_to_one(
 
 
 def test_the_canvas_around_a_shrunk_picture_does_not_count(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error on the canvas alone gives a target loss of zero."""
     masks: list[torch.Tensor] = []
@@ -251,7 +251,7 @@ def test_the_canvas_around_a_shrunk_picture_does_not_count(
 
 
 def test_the_same_seed_gives_the_same_concept_and_another_does_not(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     first = taught(tiny, make_subject(), prior)
     assert taught(tiny, make_subject(), prior).hash == first.hash
@@ -259,7 +259,7 @@ def test_the_same_seed_gives_the_same_concept_and_another_does_not(
 
 
 def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
-    each: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    each: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     whole = taught(each, make_subject(), prior, steps=6)
 
@@ -279,19 +279,19 @@ def test_a_resumed_run_gives_the_concept_of_an_uninterrupted_one(
 
 
 def test_a_run_folder_explains_itself(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     taught(tiny, make_subject(), prior, run_folder=tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["subjects"][0]["token"] == "<bear>"
-    assert config["regularisation"][0]["pictures"] == 5
+    assert config["regularization"][0]["pictures"] == 5
     assert config["learning_rate"] == pytest.approx(1e-5 * 10 * 4)  # per picture, the model's scale, pictures a step
     assert {"moongate", "torch", "diffusers", "transformers", "python"} <= set(config["versions"])
     assert {"seed", "steps", "method", "fingerprint"} <= set(config)
 
 
 def test_resuming_other_settings_or_nothing_is_refused(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match="holds no state.pt to resume from"):
         taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True)
@@ -307,7 +307,7 @@ def test_resuming_other_settings_or_nothing_is_refused(
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     tiny: Backbone,
     make_subject: MakeSubject,
-    prior: Regularisation,
+    prior: Regularization,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -326,19 +326,19 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
 
 
 def test_what_cannot_change_is_computed_once(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded, read = [], []
     encode_images, encode_text = tiny.encode_images, tiny.encode_text
     monkeypatch.setattr(tiny, "encode_images", lambda x: encoded.append(len(x)) or encode_images(x))
     monkeypatch.setattr(tiny, "encode_text", lambda x: read.append(len(x)) or encode_text(x))
     taught(tiny, make_subject(), prior, steps=5)
-    assert encoded == [5, *[2] * 5]  # the five regularisation pictures once, then two target pictures a step
+    assert encoded == [5, *[2] * 5]  # the five regularization pictures once, then two target pictures a step
     assert read == [5, *[2] * 5]
 
 
 def test_half_precision_bases_train_in_float32(
-    family_folder: Path, make_subject: MakeSubject, prior: Regularisation
+    family_folder: Path, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     half = Backbone.load(family_folder, device="cpu", dtype=torch.bfloat16)
     name = next(iter(half.weights("cross-attention-kv")))
@@ -365,7 +365,7 @@ def test_half_precision_bases_train_in_float32(
 
 
 def test_activations_computed_again_give_the_same_concept(
-    each: Backbone, make_subject: MakeSubject, prior: Regularisation
+    each: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     plain = taught(each, make_subject(), prior)
     assert taught(each, make_subject(), prior, recompute=True).hash == plain.hash
@@ -379,16 +379,16 @@ def test_counts_of_zero_are_refused(name: str, value: int) -> None:
 
 
 def test_what_does_not_fit_together_is_refused_before_any_work(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny, "encode_images", None)
     subject = make_subject()
     with pytest.raises(OptionError, match="no subject"):
         train(tiny, [], [], METHOD)
-    with pytest.raises(OptionError, match="1 subjects need as many sets of regularisation pictures, but 0"):
+    with pytest.raises(OptionError, match="1 subjects need as many sets of regularization pictures, but 0"):
         train(tiny, [subject], [], METHOD)
-    with pytest.raises(OptionError, match="uses no regularisation pictures"):
-        train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularisation"])
+    with pytest.raises(OptionError, match="uses no regularization pictures"):
+        train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularization"])
     with pytest.raises(TokenError, match="Two subjects are both called '<bear>'"):
         train(tiny, [subject, subject], [prior, prior], METHOD)
     with pytest.raises(TokenError, match="already a word"):
@@ -397,15 +397,15 @@ def test_what_does_not_fit_together_is_refused_before_any_work(
         TrainOptions(resume=True)
 
 
-def test_training_without_regularisation_pictures_runs(tiny: Backbone, make_subject: MakeSubject) -> None:
-    method = METHODS["custom-diffusion-without-regularisation"]
+def test_training_without_regularization_pictures_runs(tiny: Backbone, make_subject: MakeSubject) -> None:
+    method = METHODS["custom-diffusion-without-regularization"]
     steps: list[Step] = []
     train(tiny, [make_subject()], [], method, options=TrainOptions(steps=2), on_step=steps.append)
     assert all(step.prior_loss == 0 and step.loss == step.target_loss for step in steps)
 
 
 def test_masks_limit_the_loss_and_white_ones_change_nothing(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     subject = make_subject()
     white, left = np.full((64, 64), 255, dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8)
@@ -418,7 +418,7 @@ def test_masks_limit_the_loss_and_white_ones_change_nothing(
 
 
 def test_a_batch_that_shows_nothing_of_the_masked_thing_has_no_loss(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     corner = np.zeros((64, 64), dtype=np.uint8)
     corner[:4, :4] = 255  # zooming in cuts it off
@@ -431,7 +431,7 @@ def test_a_batch_that_shows_nothing_of_the_masked_thing_has_no_loss(
 
 
 def test_held_out_pictures_are_recorded(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     concept = taught(tiny, replace(make_subject(), held_out=("9.jpg",)), prior, run_folder=tmp_path)
     assert concept.record["held_out"] == ["9.jpg"]
@@ -439,7 +439,7 @@ def test_held_out_pictures_are_recorded(
 
 
 def test_a_line_of_the_log_that_a_full_disk_cut_short_does_not_stop_a_resumed_run(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularisation, tmp_path: Path
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     taught(tiny, make_subject(), prior, run_folder=tmp_path, steps=2)
     with (tmp_path / "log.jsonl").open("a") as file:

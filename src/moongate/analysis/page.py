@@ -83,7 +83,7 @@ def write_attention(found: Sequence[WordMaps], folder: Path) -> Path:
     _write_json(folder / "attention.json", facts)
     page = Page(title="Moongate: attention")
     page.text("h1", "Where each word was attended to")
-    page.text("p", "Mean over heads, layers and steps, from each word's own least value (grey) to its largest (red).")
+    page.text("p", "Mean over heads, layers and steps, from each word's own least value (gray) to its largest (red).")
     images, labels = [], []
     for maps in found:
         shown = [maps.picture.image, *(_heat(maps.picture.image, where) for _, where in maps.words)]
@@ -100,13 +100,13 @@ def write_attention(found: Sequence[WordMaps], folder: Path) -> Path:
 
 
 def _heat(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Return the picture in grey, and red where the word looked."""
+    """Return the picture in gray, and red where the word looked."""
     height, width = image.shape[:2]
     spread = (where - where.min()) / max(float(where.max() - where.min()), 1e-9)
     mask = Image.fromarray((spread * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     strength = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    grey = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.6
-    return (grey * (1 - strength) + np.array([255, 60, 20], dtype=np.float32) * strength).clip(0, 255).astype(np.uint8)
+    gray = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.6
+    return (gray * (1 - strength) + np.array([255, 60, 20], dtype=np.float32) * strength).clip(0, 255).astype(np.uint8)
 
 
 def _bar(share: float) -> str:

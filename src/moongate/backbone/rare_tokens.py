@@ -37,9 +37,9 @@ def suggest(
 
 
 def latest(backbone: Backbone) -> list[int]:
-    """Return the ids of alphabetic words that are not part of another token, those learnt last first.
+    """Return the ids of alphabetic words that are not part of another token, those learned last first.
 
-    Byte-pair pieces are learnt in the order of their frequency, so that the vocabulary itself tells what is rare where
+    Byte-pair pieces are learned in the order of their frequency, so that the vocabulary itself tells what is rare where
     there are no captions to count.
     """
     return sorted(_whole_words(backbone), reverse=True)
@@ -48,12 +48,14 @@ def latest(backbone: Backbone) -> list[int]:
 def _whole_words(backbone: Backbone) -> dict[int, str]:
     """Return the tokens that are alphabetic words and occur in no other token's spelling, by id."""
     vocabulary = backbone.tokenizer.get_vocab()
-    spelt = {token: piece.removesuffix(WORD_END) for piece, token in vocabulary.items()}
-    times = Counter(spelt.values())
+    spelled = {token: piece.removesuffix(WORD_END) for piece, token in vocabulary.items()}
+    times = Counter(spelled.values())
     words = {text for text, count in times.items() if count == 1 and text.isascii() and text.isalpha()}
-    for text in spelt.values():
+    for text in spelled.values():
         parts = (text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1))
         words.difference_update(part for part in parts if part != text)
     return {
-        token: spelt[token] for piece, token in vocabulary.items() if piece.endswith(WORD_END) and spelt[token] in words
+        token: spelled[token]
+        for piece, token in vocabulary.items()
+        if piece.endswith(WORD_END) and spelled[token] in words
     }

@@ -61,7 +61,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.model = model
         self.reads_penultimate = reads_penultimate
-        """Whether features are the state before the last layer, without the final normalisation."""
+        """Whether features are the state before the last layer, without the final normalization."""
 
     @property
     def table(self) -> nn.Embedding:

@@ -40,7 +40,7 @@ class Convert:
     category: tuple[str, ...] = ()
     """Class words of the subjects, in the file's order; merging needs them, and most formats do not keep them."""
     license: str = "other"
-    """The licence named in the model card."""
+    """The license named in the model card."""
     pictures: int = 4
     """Sample pictures to draw for the model card when --base is given."""
     push: str | None = None
@@ -92,7 +92,7 @@ class Convert:
             pictures.append((prompt, f"sample-{number}.png"))
             write_atomically(self.out / pictures[-1][1], png)
         title = self.push.split("/")[-1] if self.push else self.out.name
-        card = model_card(concept, target, title=title, licence=self.license, pictures=pictures)
+        card = model_card(concept, target, title=title, license=self.license, pictures=pictures)
         write_atomically(self.out / CARD, card.encode())
 
 

@@ -27,7 +27,7 @@ class Demo:
     """Folder for index.html and the concept files, demo or demo/compose by default; an earlier demo there is
     replaced."""
     steps: int | None = None
-    """Optimiser steps for each thing; 250 by default."""
+    """Optimizer steps for each thing; 250 by default."""
     count: int = 8
     """Pictures for each of the eight joint prompts and each way (compose)."""
     seed: int = 0
@@ -67,7 +67,7 @@ class Demo:
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )
-        table = Table(*made.head, title="Recognised in the pictures", title_justify="left")
+        table = Table(*made.head, title="Recognized in the pictures", title_justify="left")
         for way in made.ways:
             table.add_row(*way.row)
         console.print(table, markup=False)

@@ -107,7 +107,7 @@ class Evaluate:
         return read_prompts(self.prompts or usual[things > 1])
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":
-        from moongate.data import Regularisation, Subject
+        from moongate.data import Regularization, Subject
         from moongate.evaluation import Reference, Targets
 
         subjects = [subject for concept in concepts for subject in concept.subjects]
@@ -124,7 +124,7 @@ class Evaluate:
                 found.append(Targets(pictures=pictures, kind=kind, subject=index))
         if self.reference:
             category = subjects[0].category if subjects else "thing"
-            real = Regularisation.load(self.reference, category=category, at_most=1_000_000)
+            real = Regularization.load(self.reference, category=category, at_most=1_000_000)
             found.append(Reference(pictures=real.pictures, captions=real.captions))
         return found
 

@@ -1,4 +1,4 @@
-"""Where regularisation pictures come from: retrieved, shipped with pocket, drawn, or the user's own."""
+"""Where regularization pictures come from: retrieved, shipped with pocket, drawn, or the user's own."""
 
 import json
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from moongate.errors import OptionError
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
-    from moongate.data import Preset, Regularisation
+    from moongate.data import Preset, Regularization
     from moongate.evaluation.networks.embedding import Encoder
     from moongate.regularization.collection import Collection
     from moongate.regularization.retrieval import RetrieveOptions
     from moongate.regularization.sources import Skipped
 
-__all__ = ["POOL", "Wanted", "regularisation_pictures", "retrieve_into", "say_skipped"]
+__all__ = ["POOL", "Wanted", "regularization_pictures", "retrieve_into", "say_skipped"]
 
 POOL = "pool"
 """What stands for pocket's own pictures, which are few enough to be searched without an index."""
@@ -34,7 +34,7 @@ AUTO_FOR_POCKET = POOL
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which regularisation pictures: a choice (auto, retrieved, pool, generated) or a folder; how many, how near."""
+    """Which regularization pictures: a choice (auto, retrieved, pool, generated) or a folder; how many, how near."""
 
     choice: str = "auto"
     count: int = 200
@@ -46,7 +46,7 @@ class Wanted:
             raise OptionError(f"regularization-count is {self.count}; it must be at least 1.")
         if self.choice not in CHOICES and not Path(self.choice).exists():
             raise OptionError(
-                f"There is no picture or folder {self.choice} to regularise with. Give one, or {', '.join(CHOICES)}."
+                f"There is no picture or folder {self.choice} to regularize with. Give one, or {', '.join(CHOICES)}."
             )
 
     @property
@@ -63,12 +63,12 @@ class Wanted:
         return AUTO_FOR_POCKET if backbone.name == "pocket" else "generated"
 
 
-def regularisation_pictures(
+def regularization_pictures(
     backbone: "Backbone", category: str, wanted: Wanted, *, preset: "Preset", folder: Path, console: Console
-) -> "Regularisation":
-    """Return regularisation pictures of a category; what is drawn or retrieved is kept in `folder`."""
+) -> "Regularization":
+    """Return regularization pictures of a category; what is drawn or retrieved is kept in `folder`."""
     from moongate import pocket
-    from moongate.data import Regularisation
+    from moongate.data import Regularization
 
     choice, retrieved = wanted.resolved(backbone), folder / "retrieved"
     if choice == "generated":
@@ -76,7 +76,7 @@ def regularisation_pictures(
     elif choice == "retrieved":
         _retrieve(backbone, preset.describe(category), retrieved, wanted, console)
     kept = {POOL: pocket.pool_folder(), "generated": folder, "retrieved": retrieved}.get(choice, Path(choice))
-    return Regularisation.load(kept, category=category, only_category=choice == POOL, at_most=wanted.count)
+    return Regularization.load(kept, category=category, only_category=choice == POOL, at_most=wanted.count)
 
 
 def retrieve_into(
@@ -175,7 +175,7 @@ def _draw(backbone: "Backbone", prompt: str, folder: Path, count: int, console: 
     missing = [seed for seed in range(count) if not (folder / f"{seed:04d}.png").exists()]
     with progress_bar(console) as progress:
         task = progress.add_task(
-            "Drawing regularisation pictures", total=count, completed=count - len(missing), note=""
+            "Drawing regularization pictures", total=count, completed=count - len(missing), note=""
         )
         for drawn in sample(backbone, [prompt] * len(missing), seeds=missing):
             path = folder / f"{drawn.seed:04d}.png"

@@ -60,7 +60,7 @@ class RetrieveIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:
-    """Fetch the pictures whose captions are nearest to a query, as regularisation pictures for `moongate train`."""
+    """Fetch the pictures whose captions are nearest to a query, as regularization pictures for `moongate train`."""
 
     query: Annotated[str, tyro.conf.Positional]
     """What the captions should say, such as "photo of a teddy bear"."""

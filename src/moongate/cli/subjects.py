@@ -14,7 +14,7 @@ from moongate.errors import OptionError
 __all__ = ["CHOICES", "Lesson", "lessons_from_file", "lessons_from_options"]
 
 CHOICES = ("auto", "retrieved", "pool", "generated", "none")
-"""What may stand for regularisation pictures instead of a folder."""
+"""What may stand for regularization pictures instead of a folder."""
 EXAMPLES = {"pictures": "bear-photos", "category": "teddy bear", "token": "<bear>", "regularization": "generated"}
 """The keys of an entry in a file, with values they may have."""
 NO_TOKEN = "none"
@@ -23,7 +23,7 @@ NO_TOKEN = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One thing to teach, and where its regularisation pictures come from: a folder, one of `CHOICES`, or as usual."""
+    """One thing to teach, and where its regularization pictures come from: a folder, one of `CHOICES`, or as usual."""
 
     pictures: tuple[Path, ...]
     category: str
@@ -42,7 +42,7 @@ class Lesson:
 
     @property
     def folder_name(self) -> str:
-        """The category as the name of a folder, in which its regularisation pictures are kept."""
+        """The category as the name of a folder, in which its regularization pictures are kept."""
         return self.category.strip().replace(" ", "-")
 
     @classmethod
@@ -77,7 +77,7 @@ def lessons_from_options(
     """Pair what was given on the command line, in order.
 
     With one category all pictures are of it; with several each has one folder. Tokens are as many as categories or
-    none at all. Regularisation pictures that are not as many are for all, and left to the caller. Raises OptionError
+    none at all. Regularization pictures that are not as many are for all, and left to the caller. Raises OptionError
     when the numbers do not fit.
     """
     if not categories:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from moongate.cli.regularization import Wanted, regularisation_pictures
+from moongate.cli.regularization import Wanted, regularization_pictures
 from moongate.cli.subjects import Lesson, lessons_from_file, lessons_from_options
 from moongate.cli.terminal import open_concepts, readable, say, size_of, training_bar
 from moongate.errors import OptionError
@@ -65,7 +65,7 @@ class Train:
     where there is a --collection, else pool for pocket and generated for other models
     and for methods that want them so."""
     regularization_count: int = 200
-    """At most so many regularisation pictures of each category."""
+    """At most so many regularization pictures of each category."""
     collection: str | None = None
     """Collection to retrieve from, made by `moongate retrieve index`."""
     threshold: float | None = None
@@ -78,9 +78,9 @@ class Train:
     """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant or ablation, all of which a wrong
     name lists; the preset's by default."""
     steps: int | None = None
-    """Optimiser steps; as many for each thing as the method wants by default, 250 for custom-diffusion."""
+    """Optimizer steps; as many for each thing as the method wants by default, 250 for custom-diffusion."""
     batch: int | None = None
-    """Target pictures per step, of all things in turn, 4 by default; as many regularisation pictures join them.
+    """Target pictures per step, of all things in turn, 4 by default; as many regularization pictures join them.
     Methods without take 8."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step; the method's (1e-5 for custom-diffusion), scaled for the model."""
@@ -135,7 +135,7 @@ class Train:
         for lesson, each in zip(lessons, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / lesson.folder_name
             sets.append(
-                regularisation_pictures(backbone, lesson.category, each, preset=preset, folder=folder, console=console)
+                regularization_pictures(backbone, lesson.category, each, preset=preset, folder=folder, console=console)
             )
         prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
@@ -219,12 +219,12 @@ class Train:
         for name, value in (("--collection", self.collection), ("--threshold", self.threshold)):
             if value is not None:
                 raise OptionError(
-                    f"{name} {value} would be ignored, because no regularisation pictures are retrieved. Leave it "
+                    f"{name} {value} would be ignored, because no regularization pictures are retrieved. Leave it "
                     "out, or take --regularization retrieved and a method that uses such pictures."
                 )
 
     def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
-        """Return the method, or its variant without regularisation where no thing is to have any."""
+        """Return the method, or its variant without regularization where no thing is to have any."""
         from moongate.training.method import METHODS
 
         name = self.method or usual
@@ -235,10 +235,10 @@ class Train:
             return METHODS[name]
         if len(without) < len(lessons):
             raise OptionError(
-                f"The {without[0].category} is to have no regularisation pictures, but others are. Give all of them "
+                f"The {without[0].category} is to have no regularization pictures, but others are. Give all of them "
                 "some, or take --regularization none for all."
             )
-        return METHODS[name].without_regularisation()
+        return METHODS[name].without_regularization()
 
 
 def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:

@@ -47,7 +47,7 @@ SHARPNESS_SIDE_PX = 256
 MASK = ".mask"
 """How the name of a mask ends: photo.mask.png is that of photo.jpg."""
 
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _HEIC = (".heic", ".heif")
 
 
@@ -83,7 +83,7 @@ def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool =
 def read_picture(file: Path | bytes, *, name: str | None = None) -> np.ndarray:
     """Read any picture as uint8 [height, width, 3]: upright by its EXIF tag, transparent parts on white.
 
-    CMYK, palette, grey, alpha and 16-bit files are converted; errors call it `name`. Raises PictureError when the
+    CMYK, palette, gray, alpha and 16-bit files are converted; errors call it `name`. Raises PictureError when the
     file is damaged, is no picture, or is smaller than 16 pixels, and MissingLibrary for HEIC without its extra.
     """
     picture = _as_rgb(_upright(file, name or str(file)))
@@ -160,17 +160,17 @@ def remarks(pictures: Sequence[np.ndarray], names: Sequence[str]) -> list[str]:
         if earlier:
             found.append(f"{name} shows the same as {earlier[0]}. Different views teach more.")
         if _sharpness(pictures[index]) < SHARP_ABOVE:
-            found.append(f"{name} is blurred, and so will be what is learnt from it. Leave it out if you can.")
+            found.append(f"{name} is blurred, and so will be what is learned from it. Leave it out if you can.")
     return found
 
 
 def _sharpness(picture: np.ndarray) -> float:
-    """Return the variance of the Laplacian of the brightness, in grey levels squared."""
+    """Return the variance of the Laplacian of the brightness, in gray levels squared."""
     image = Image.fromarray(picture).convert("L")
     image.thumbnail((SHARPNESS_SIDE_PX, SHARPNESS_SIDE_PX), Image.Resampling.LANCZOS)
-    grey = np.asarray(image, dtype=np.float64)
-    neighbours = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1]
-    return float((neighbours - 4 * grey[1:-1, 1:-1]).var())
+    gray = np.asarray(image, dtype=np.float64)
+    neighbors = gray[1:-1, :-2] + gray[1:-1, 2:] + gray[:-2, 1:-1] + gray[2:, 1:-1]
+    return float((neighbors - 4 * gray[1:-1, 1:-1]).var())
 
 
 def _upright(file: Path | bytes, name: str) -> Image.Image:
@@ -196,12 +196,12 @@ def _usable(mask: Image.Image, file: Path) -> np.ndarray:
     mask.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
     values = np.array(mask)
     if values.max() < 128:
-        raise PictureError(f"The mask of {file} hides the whole picture. Paint what is to be learnt white.")
+        raise PictureError(f"The mask of {file} hides the whole picture. Paint what is to be learned white.")
     return values
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_GREY:
+    if image.mode in _DEEP_GRAY:
         values = np.asarray(image).astype(np.float64)
         image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode == "F":

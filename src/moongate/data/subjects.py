@@ -1,4 +1,4 @@
-"""Pictures and captions: what is taught (Subject), what must not be forgotten (Regularisation), and augmentation.
+"""Pictures and captions: what is taught (Subject), what must not be forgotten (Regularization), and augmentation.
 
 Pictures are uint8 arrays [height, width, 3] outside and float tensors [3, side, side] in -1..1 inside. The module
 knows nothing of models: latents are made by whoever trains.
@@ -34,7 +34,7 @@ __all__ = [
     "ZOOM",
     "Augmented",
     "Preset",
-    "Regularisation",
+    "Regularization",
     "Subject",
     "augment",
     "digest",
@@ -100,7 +100,7 @@ class Subject:
         for caption in self.captions:
             if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
-                    f"The caption {caption!r} lacks the token {self.token!r}, which could then not be learnt from "
+                    f"The caption {caption!r} lacks the token {self.token!r}, which could then not be learned from "
                     f"it. Write for example {photo_of(f'{self.token} {self.category}')!r}, or {{}} for these words."
                 )
 
@@ -146,7 +146,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularisation:
+class Regularization:
     """Pictures of the same category with captions, which keep the model's knowledge of it (paper, Sec. 3.2)."""
 
     pictures: tuple[np.ndarray, ...]
@@ -155,7 +155,7 @@ class Regularisation:
 
     def __post_init__(self) -> None:
         if not self.pictures:
-            raise PictureError("There are no regularisation pictures. Give a folder that has some, or 'generated'.")
+            raise PictureError("There are no regularization pictures. Give a folder that has some, or 'generated'.")
 
     @classmethod
     def load(cls, folder: str | Path, *, category: str, only_category: bool = False, at_most: int = 200) -> Self:
@@ -204,7 +204,7 @@ def augment(
     """Zoom in (one picture in three) or shrink and place at random, and say so in the caption (paper, Sec. 3.2).
 
     `cell_px` is the side of a latent cell in pixels. A shrunk picture is cut to whole cells, so that the mask is
-    exactly the region it covers; the rest of the canvas is mid-grey and must not count in the loss. A fourth channel,
+    exactly the region it covers; the rest of the canvas is mid-gray and must not count in the loss. A fourth channel,
     where there is one, is the user's mask: it moves with the picture, and a cell counts when at least half of it is
     masked in, or, where none is, when no other cell has more of it. Without `resizes` the
     whole picture fills the canvas.
@@ -238,12 +238,12 @@ def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None)
 
     It is the central one, or, where that misses some of what is masked in, the one that shows most of it.
     """
-    centring = (0.5, 0.5) if mask is None else _centring(mask)
+    centering = (0.5, 0.5) if mask is None else _centering(mask)
     layers = [picture] if mask is None else [picture, mask[..., None]]
     fitted = [
         np.array(
             ImageOps.fit(
-                Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS, centering=centring
+                Image.fromarray(layer.squeeze()), (side_px, side_px), Image.Resampling.LANCZOS, centering=centering
             )
         )
         for layer in layers
@@ -251,7 +251,7 @@ def square(picture: np.ndarray, side_px: int, *, mask: np.ndarray | None = None)
     return as_tensor(np.concatenate([layer.reshape(side_px, side_px, -1) for layer in fitted], axis=2))
 
 
-def digest(given: Subject | Regularisation) -> str:
+def digest(given: Subject | Regularization) -> str:
     """Return sixteen hexadecimal digits that tell pictures with their captions and masks from others."""
     found = hashlib.sha256()
     for picture, caption in zip(given.pictures, given.captions, strict=True):
@@ -266,7 +266,7 @@ def photo_of(*things: str) -> str:
     return PRESETS["object"].describe(*things)
 
 
-def _centring(mask: np.ndarray) -> tuple[float, float]:
+def _centering(mask: np.ndarray) -> tuple[float, float]:
     """Return where the square with most of the mask lies, from 0 (left, top) to 1; in the middle where that will do."""
     found = []
     for axis in (0, 1):
@@ -304,7 +304,7 @@ def _naming(category: str, listed: Sequence[tuple[Path, str]], folder: Path) -> 
             return named
     raise PictureError(
         f"None of the {len(listed)} captions in {folder.name!r} names {category!r}. Choose 'generated' "
-        "regularisation pictures, a folder of your own, or a more common category word."
+        "regularization pictures, a folder of your own, or a more common category word."
     )
 
 

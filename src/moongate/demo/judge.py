@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moongate.data import Regularisation
+from moongate.data import Regularization
 from moongate.data.pictures import as_tensor, find_pictures, read_picture
 from moongate.evaluation.networks.clip import PocketClip
 from moongate.pocket import Example
@@ -30,7 +30,7 @@ class Judge:
     """Share of real pictures that are told right, none of which is in the means; the mean over both kinds."""
 
     @classmethod
-    def of(cls, example: Example, pool: Regularisation) -> Self | None:
+    def of(cls, example: Example, pool: Regularization) -> Self | None:
         """Learn from the example's held-out pictures and a pool of its category; None with too few in its style."""
         begins = f"{example.style} of a"
         others = [

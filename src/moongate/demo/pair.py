@@ -1,7 +1,7 @@
 """The demo of composing: two held-out examples in one picture, by each of the ways there are.
 
 Each is taught alone, and the two concepts are merged, or simply added up; they are also taught together (joint
-training) and one after the other (sequential training). What came of it is counted by the recogniser, which knows
+training) and one after the other (sequential training). What came of it is counted by the recognizer, which knows
 categories and not the very things; whether it is the very thing, the page lets everyone judge.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data import Preset, Regularisation, Subject
+from moongate.data import Preset, Regularization, Subject
 from moongate.data.pictures import find_pictures, read_picture
-from moongate.demo.recognizer import Recogniser
+from moongate.demo.recognizer import Recognizer
 from moongate.demo.single import METHOD, drawn, shown
 from moongate.errors import OptionError
 from moongate.files import write_atomically
@@ -35,7 +35,7 @@ from moongate.training import Step, TrainOptions, train
 __all__ = ["EXAMPLES", "Composition", "Way", "make_compose_demo"]
 
 EXAMPLES = ("drawn-penguin", "drawn-snowman-without-snow")
-"""Two that the recogniser knows for what they are; of most held-out objects it does not."""
+"""Two that the recognizer knows for what they are; of most held-out objects it does not."""
 SCENES = (
     ("", "in a garden"),
     ("", "on the beach"),
@@ -53,7 +53,7 @@ PAGE_PICTURES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to compose: its pictures, and which of the two things the recogniser sees in each of them."""
+    """One way to compose: its pictures, and which of the two things the recognizer sees in each of them."""
 
     name: str
     seconds: float
@@ -120,17 +120,17 @@ def make_compose_demo(
 
     Writes `index.html` (self-contained), `overview.png`, `figures.json`, the two single concepts and the merged one
     into `out`. `steps` are for each thing. Raises OptionError before any work when there are not two examples of
-    different categories that the recogniser knows, or no recogniser.
+    different categories that the recognizer knows, or no recognizer.
     """
     pair = _pair(names)
     if count < 1:
         raise OptionError(f"count is {count}; it must be at least 1.")
-    recogniser = Recogniser.load()
+    recognizer = Recognizer.load()
     categories = [each.category for each in pair]
-    recogniser.numbers(categories)
+    recognizer.numbers(categories)
     backbone = Backbone.load("pocket")
     subjects = [Subject.load(each.training, category=each.category, token=f"<{each.name.lower()}>") for each in pair]
-    real = _seen_alone(recogniser, pair)
+    real = _seen_alone(recognizer, pair)
     made = _make(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
     for each, concept in zip((*names, "merged"), (*made.singles, made.merged.concept), strict=True):
         concept.save(out / f"{each}.safetensors", overwrite=True)
@@ -143,9 +143,9 @@ def make_compose_demo(
                 stack.enter_context(concept.applied(backbone))
             pictures = drawn(backbone, _prompts(things, style=pair[0].style), count=count)
         every = np.stack([picture for some in pictures.values() for picture in some])
-        seen = recogniser.sees(every, categories)
+        seen = recognizer.sees(every, categories)
         ways.append(Way(name=name, seconds=made.seconds.get(name, 0.0), pictures=pictures, seen=seen))
-        on_stage(f"Both recognised in {ways[-1].shares['both']:.0%}")
+        on_stage(f"Both recognized in {ways[-1].shares['both']:.0%}")
     head = ("way", "both", *categories, "seconds")
     composition = Composition(page=out / "index.html", head=head, ways=tuple(ways))
     write_atomically(out / "figures.json", (json.dumps(_figures(made, ways, real), indent=1) + "\n").encode())
@@ -160,18 +160,18 @@ def _pair(names: Sequence[str]) -> tuple[Example, Example]:
     first, second = (example(name) for name in names)
     if first.category == second.category:
         raise OptionError(
-            f"{first.name} and {second.name} are both a {first.category}, which the recogniser could not tell apart. "
+            f"{first.name} and {second.name} are both a {first.category}, which the recognizer could not tell apart. "
             "Choose examples of two categories."
         )
     return first, second
 
 
-def _seen_alone(recogniser: Recogniser, pair: Sequence[Example]) -> dict[str, float]:
+def _seen_alone(recognizer: Recognizer, pair: Sequence[Example]) -> dict[str, float]:
     """Return by category in what share of an example's own held-out pictures it is among the two that score highest."""
     shares = {}
     for index, each in enumerate(pair):
         pictures = np.stack([read_picture(path) for path in find_pictures(each.evaluation)])
-        seen = recogniser.sees(pictures, [other.category for other in pair])
+        seen = recognizer.sees(pictures, [other.category for other in pair])
         shares[each.category] = float(seen[:, index].double().mean())
     return shares
 
@@ -192,7 +192,7 @@ def _make(
     on_stage: Callable[[str], None],
 ) -> _Made:
     """Train and merge; the two singles begin as different rare tokens, as do the two tokens of the other ways."""
-    priors = [Regularisation.load(pool_folder(), category=each.category, only_category=True) for each in subjects]
+    priors = [Regularization.load(pool_folder(), category=each.category, only_category=True) for each in subjects]
     seconds: dict[str, float] = {}
 
     def taught(way: str, *which: int, start_from: Concept | None = None, rare_token: int | None = None) -> Concept:
@@ -231,8 +231,8 @@ def _figures(made: _Made, ways: Sequence[Way], real: Mapping[str, float]) -> dic
         "pictures_of_each_way": len(ways[0].seen),
         "steps": {"alone": made.singles[0].record["steps"], "joint": made.joint.record["steps"]},
         "seed": made.joint.record["seed"],
-        "recognised": {way.name: {name: round(share, 4) for name, share in way.shares.items()} for way in ways},
-        "recognised_in_real_pictures": real,
+        "recognized": {way.name: {name: round(share, 4) for name, share in way.shares.items()} for way in ways},
+        "recognized_in_real_pictures": real,
         "seconds": {name: round(value, 1) for name, value in made.seconds.items()},
         "merge": {
             "drift": made.merged.report.drift,
@@ -251,14 +251,14 @@ def _page(
     page = Page(title=f"Moongate: {first} and {second}")
     page.text("h1", f"Composing {first} and {second}")
     page.text(
-        "p", "Pocket, the small backbone that comes with Moongate, has never seen these two. It learnt them from:"
+        "p", "Pocket, the small backbone that comes with Moongate, has never seen these two. It learned them from:"
     )
     for subject, words in zip(subjects, (first, second), strict=True):
         page.row(words, shown(subject, backbone))
     page.text("h2", "Are both in the picture?")
     page.text(
         "p",
-        f"{total} pictures of each way, {count} of each of {len(SCENES)} prompts. Both are counted when the recogniser "
+        f"{total} pictures of each way, {count} of each of {len(SCENES)} prompts. Both are counted when the recognizer "
         f"scores {subjects[0].category} and {subjects[1].category} above all other categories, one when it is among "
         f"the two highest, as in {known} of real pictures of the two alone. One standard error is at most "
         f"{50 / total**0.5:.0f} percentage points. The seconds are what making each took: joint training from "
@@ -286,7 +286,7 @@ def _overview(backbone: Backbone, subjects: Sequence[Subject], ways: Sequence[Wa
     for subject in subjects:
         pictures = shown(subject, backbone)[:half]
         images += pictures + [blank] * (half - len(pictures))
-        labels += [f"learnt: {subject.token} {subject.category}", *[""] * (half - 1)]
+        labels += [f"learned: {subject.token} {subject.category}", *[""] * (half - 1)]
     for way in ways:
         images += [pictures[0] for pictures in way.pictures.values()]
         first, *others = list(way.pictures) if way is ways[-1] else [""] * len(SCENES)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from moongate.data.pictures import as_tensor
 from moongate.errors import OptionError
 from moongate.files import write_atomically
-from moongate.pocket import recogniser_file
+from moongate.pocket import recognizer_file
 
-__all__ = ["WIDTHS", "Classes", "Recogniser", "recognised"]
+__all__ = ["WIDTHS", "Classes", "Recognizer", "recognized"]
 
 WIDTHS = (32, 64, 128, 256)
 """Channels of the four blocks."""
@@ -30,7 +30,7 @@ SEEN_AT_ONCE = 100
 
 
 class Classes(NamedTuple):
-    """The categories, places and styles that a recogniser tells apart, in the order of its scores."""
+    """The categories, places and styles that a recognizer tells apart, in the order of its scores."""
 
     categories: tuple[str, ...]
     places: tuple[str, ...]
@@ -42,7 +42,7 @@ class Classes(NamedTuple):
         return [len(names) for names in self]
 
 
-class Recogniser(nn.Module):
+class Recognizer(nn.Module):
     """Images [n, 3, height, width] in -1..1 to scores [n, categories + places + styles].
 
     Categories are scored everywhere and pooled by log-sum-exp: a small object counts like a large.
@@ -63,10 +63,10 @@ class Recogniser(nn.Module):
 
         Raises OptionError when there is no such file, or it holds something else.
         """
-        path = path or recogniser_file()
+        path = path or recognizer_file()
         if not path.is_file():
             raise OptionError(
-                f"There is no recogniser {path}, which tells what is in a picture. Write one with "
+                f"There is no recognizer {path}, which tells what is in a picture. Write one with "
                 f"`python -m moongate.pocket.report --classifier-steps 3000 --ship {path.parent}`, or install "
                 f"Moongate again."
             )
@@ -75,11 +75,11 @@ class Recogniser(nn.Module):
                 header = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             names = Classes(*(tuple(json.loads(header[group])) for group in Classes._fields))
-            recogniser = cls(names, json.loads(header["widths"]))
-            recogniser.load_state_dict(tensors)
+            recognizer = cls(names, json.loads(header["widths"]))
+            recognizer.load_state_dict(tensors)
         except (SafetensorError, KeyError, RuntimeError) as error:
-            raise OptionError(f"{path} is not a recogniser ({error}). Give one that `--ship` wrote.") from error
-        return recogniser.eval().requires_grad_(False)
+            raise OptionError(f"{path} is not a recognizer ({error}). Give one that `--ship` wrote.") from error
+        return recognizer.eval().requires_grad_(False)
 
     def save(self, path: Path) -> None:
         """Write the weights in float16 and the names of the classes, whole or not at all."""
@@ -106,13 +106,13 @@ class Recogniser(nn.Module):
         """Return the places of categories among the scores. Raises OptionError for one that it was not trained on."""
         known = self.classes.categories
         if unknown := [name for name in categories if name not in known]:
-            raise OptionError(f"The recogniser does not know the category {unknown[0]!r}. Known: {', '.join(known)}.")
+            raise OptionError(f"The recognizer does not know the category {unknown[0]!r}. Known: {', '.join(known)}.")
         return [known.index(name) for name in categories]
 
     def sees(
         self, pictures: UInt8[np.ndarray, "n height width 3"], categories: Sequence[str]
     ) -> Bool[Tensor, "n categories"]:
-        """Tell which of k categories are among the k that score highest: all are, where a picture is `recognised`."""
+        """Tell which of k categories are among the k that score highest: all are, where a picture is `recognized`."""
         best = self.scores(pictures)[:, : self.classes.counts[0]].topk(len(categories)).indices
         return torch.stack([(best == number).any(1) for number in self.numbers(categories)], 1)
 
@@ -136,7 +136,7 @@ class _HalvingBlock(nn.Module):
         return F.relu(self.straight(inputs) + self.residual(inputs))
 
 
-def recognised(scores: Float[Tensor, "n classes"], truth: Sequence[set[int]]) -> Bool[Tensor, " n"]:
+def recognized(scores: Float[Tensor, "n classes"], truth: Sequence[set[int]]) -> Bool[Tensor, " n"]:
     """Tell for each row whether its k true classes are the k that score highest."""
     pairs = zip(scores, truth, strict=True)
     return torch.tensor([set(row.topk(len(true)).indices.tolist()) == true for row, true in pairs])

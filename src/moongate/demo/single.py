@@ -10,7 +10,7 @@ from PIL import Image
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data import Preset, Regularisation, Subject, square
+from moongate.data import Preset, Regularization, Subject, square
 from moongate.data.pictures import as_pixels
 from moongate.demo.judge import Judge
 from moongate.pages import Page, contact_sheet
@@ -26,7 +26,7 @@ METHOD = replace(METHODS["custom-diffusion-without-augmentation"], lr_per_pictur
 """What teaches pocket most: its cross-attention sees 8 x 8 cells, in which nothing is left of a thing that was shrunk,
 and it bears three times the paper's rate (docs/log.md)."""
 DRAWING = SampleOptions(guidance=3.0)
-"""At the paper's 6 pocket drives colours to their ends."""
+"""At the paper's 6 pocket drives colors to their ends."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
           "in a garden", "in a forest", "at night", "under water")  # fmt: skip
 CONTEXTS = 5
@@ -53,7 +53,7 @@ def make_demo(
     chosen = example(name)
     token = f"<{name.lower()}>"
     subject = Subject.load(chosen.training, category=chosen.category, token=token)
-    regularisation = Regularisation.load(pool_folder(), category=chosen.category, only_category=True)
+    regularization = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
     backbone = Backbone.load("pocket")
     scenes = contexts(chosen, subject)
     plain = [scene.describe(chosen.category) for scene in scenes]
@@ -72,16 +72,16 @@ def make_demo(
             on_step(step)
 
     options = TrainOptions(seed=seed, steps=steps)
-    concept = train(backbone, [subject], [regularisation], METHOD, options=options, on_step=record)
+    concept = train(backbone, [subject], [regularization], METHOD, options=options, on_step=record)
     clock["trained"] = time.monotonic()
     on_stage("Drawing it in new contexts")
-    learnt = [scene.describe(f"{token} {chosen.category}") for scene in scenes]
+    learned = [scene.describe(f"{token} {chosen.category}") for scene in scenes]
     with concept.applied(backbone):
-        after = drawn(backbone, [*learnt, *unrelated], count=PICTURES_PER_PROMPT)
+        after = drawn(backbone, [*learned, *unrelated], count=PICTURES_PER_PROMPT)
     concept.save(out / f"{name}.safetensors", overwrite=True)
     clock["ended"] = time.monotonic()
-    judge = Judge.of(chosen, regularisation)
-    judged = _judged(judge, [before[prompt] for prompt in plain], [after[prompt] for prompt in learnt])
+    judge = Judge.of(chosen, regularization)
+    judged = _judged(judge, [before[prompt] for prompt in plain], [after[prompt] for prompt in learned])
     on_stage(judged)
     taught = shown(subject, backbone)
     _compose(taught, concept, before, after, unrelated, judged, curve, clock).save(out / "index.html")
@@ -115,7 +115,7 @@ def _compose(
     page = Page(title=f"Moongate: {words}")
     page.text("h1", f"Teaching pocket {words}")
     page.text(
-        "p", "Pocket, the small backbone that comes with Moongate, has never seen this object. It learnt it from:"
+        "p", "Pocket, the small backbone that comes with Moongate, has never seen this object. It learned it from:"
     )
     page.row("", taught)
     page.text("h2", "Before: what pocket draws for the category")
@@ -142,7 +142,7 @@ def _overview(
     """Return one picture: what was taught, then each prompt before (left) and after (right)."""
     columns = 2 * PICTURES_PER_PROMPT
     images = [*taught[:columns], *[np.full_like(taught[0], 255)] * (columns - len(taught))]
-    labels = ["learnt from these", *[""] * (columns - 1)]
+    labels = ["learned from these", *[""] * (columns - 1)]
     for old, new in zip(before, after, strict=True):
         images += [*before[old], *after[new]]
         labels += [old, *[""] * (PICTURES_PER_PROMPT - 1), new, *[""] * (PICTURES_PER_PROMPT - 1)]
@@ -174,7 +174,7 @@ def _curve(steps: Sequence[Step], width: int = 640, height: int = 180) -> str:
     """Return the running means of both losses as an SVG drawing."""
     lines = []
     top = max(max(step.target_loss, step.prior_loss) for step in steps[: 2 * CURVE_WINDOW])
-    for name, colour in (("target_loss", "#c0392b"), ("prior_loss", "#2471a3")):
+    for name, color in (("target_loss", "#c0392b"), ("prior_loss", "#2471a3")):
         values = np.array([getattr(step, name) for step in steps])
         window = min(CURVE_WINDOW, len(values))
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -182,8 +182,8 @@ def _curve(steps: Sequence[Step], width: int = 640, height: int = 180) -> str:
         points = " ".join(
             f"{x:.1f},{height - 20 - y / top * (height - 30):.1f}" for x, y in zip(across, mean, strict=True)
         )
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
-        lines.append(f'<text x="{width - 150}" y="{20 if name == "target_loss" else 36}" fill="{colour}" '
+        lines.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{points}"/>')
+        lines.append(f'<text x="{width - 150}" y="{20 if name == "target_loss" else 36}" fill="{color}" '
                      f'font-size="12">{name.replace("_", " ")}</text>')  # fmt: skip
     axis = f'<text x="4" y="14" font-size="11">{top:.2f}</text><text x="4" y="{height - 18}" font-size="11">0</text>'
     end = f'<text x="{width - 60}" y="{height - 4}" font-size="11">step {len(steps)}</text>'

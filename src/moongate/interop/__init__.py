@@ -1,4 +1,4 @@
-"""Everybody's file formats: recognise, read and write them (Custom Diffusion's own, LoRA, embeddings).
+"""Everybody's file formats: recognize, read and write them (Custom Diffusion's own, LoRA, embeddings).
 
 `read` makes a concept of any file, `write` a file of any concept; `FORMATS` says what each format keeps.
 """

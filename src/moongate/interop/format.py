@@ -1,4 +1,4 @@
-"""What a format is: how it is recognised, read and written, and what it does not keep."""
+"""What a format is: how it is recognized, read and written, and what it does not keep."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -63,7 +63,7 @@ class Format:
     title: str
     layout: str
     """What its files hold, for people."""
-    recognises: Callable[[Content], bool]
+    recognizes: Callable[[Content], bool]
     parse: Callable[[Content], Parts]
     render: Callable[[Concept, WriteOptions], Rendered]
     is_folder: bool = False

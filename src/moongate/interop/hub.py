@@ -31,9 +31,9 @@ def card_prompts(concept: Concept, count: int) -> list[str]:
 
 
 def model_card(
-    concept: Concept, form: Format, *, title: str, licence: str = "other", pictures: Sequence[tuple[str, str]] = ()
+    concept: Concept, form: Format, *, title: str, license: str = "other", pictures: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """Return the README of a folder: what it holds, for which base, how it is used, under which licence.
+    """Return the README of a folder: what it holds, for which base, how it is used, under which license.
 
     `pictures` are pairs of a prompt and the name of its picture in the folder.
     """
@@ -41,7 +41,7 @@ def model_card(
     named = Path(concept.base).name or "not stated"  # never a path of the author's machine
     words = [subject.words for subject in concept.subjects if subject.words] or list(concept.tokens)
     prompts = list(dict.fromkeys(prompt for subject in concept.subjects for prompt in subject.prompts))
-    lines = _front_matter(concept, form, base=base, licence=licence, prompts=prompts or card_prompts(concept, 1))
+    lines = _front_matter(concept, form, base=base, license=license, prompts=prompts or card_prompts(concept, 1))
     lines += [f"# {title}", ""]
     lines += [f"![{prompt}]({name})" for prompt, name in pictures] + [""] * bool(pictures)
     lines += [
@@ -51,7 +51,7 @@ def model_card(
         f"- Words that call it up: {', '.join(f'`{each}`' for each in words) or 'none of its own'}",
         f"- Tokens: {', '.join(f'`{token}`' for token in concept.tokens) or 'none'}",
         f"- Changed weights: {len(concept.deltas)}",
-        f"- Licence: {licence}; the licence of the base also applies to what is made with it.",
+        f"- License: {license}; the license of the base also applies to what is made with it.",
     ]
     if prompts:
         lines += ["", "## Prompts it was taught with", "", *(f"- `{prompt}`" for prompt in prompts)]
@@ -87,10 +87,10 @@ def _refused(repo: str, error: Exception) -> PublishError:
     )
 
 
-def _front_matter(concept: Concept, form: Format, *, base: str, licence: str, prompts: Sequence[str]) -> list[str]:
+def _front_matter(concept: Concept, form: Format, *, base: str, license: str, prompts: Sequence[str]) -> list[str]:
     tags = ["text-to-image", "custom-diffusion", "moongate", *(["lora"] if form.name in ("lora", "kohya") else [])]
     lines = ["---", *([f"base_model: {base}"] if base else []), "library_name: diffusers"]
-    lines += ["pipeline_tag: text-to-image", f"license: {licence}"]
+    lines += ["pipeline_tag: text-to-image", f"license: {license}"]
     lines += [f"instance_prompt: {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts[:1]]
     return [*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 

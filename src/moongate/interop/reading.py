@@ -154,21 +154,21 @@ class Found:
 
 
 def look(path: str | Path) -> Found:
-    """Open a file, or a folder of files that belong together, and recognise its format by what it holds.
+    """Open a file, or a folder of files that belong together, and recognize its format by what it holds.
 
     Raises ConceptFileError for a file that cannot be read, that holds code, or that is of no known format.
     """
     path = Path(path)
     contents = open_content(path)
-    known = [(content, each) for content in contents for each in FORMATS.values() if each.recognises(content)]
+    known = [(content, each) for content in contents for each in FORMATS.values() if each.recognizes(content)]
     if not known:
         keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
         raise ConceptFileError(
             f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
         )
-    recognised = {content.path for content, _ in known}
+    recognized = {content.path for content, _ in known}
     parts = [each.parse(content) for content, each in known]
-    strangers = tuple(f"{content.path.name} was not read." for content in contents if content.path not in recognised)
+    strangers = tuple(f"{content.path.name} was not read." for content in contents if content.path not in recognized)
     weights_first = sorted((each for _, each in known), key=lambda each: each.keeps_changes == "no")
     united = Parts(
         weights=_united(path, [each.weights for each in parts]),

@@ -23,7 +23,7 @@ from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import OptionError, TokenError
 from moongate.extras import versions
 from moongate.merging.closed_form import ClosedForm
-from moongate.merging.neutral import HELD_OUT_EVERY, encoded, neutral_captions, regularisation_gram
+from moongate.merging.neutral import HELD_OUT_EVERY, encoded, neutral_captions, regularization_gram
 from moongate.merging.report import INFEASIBLE, Conflict, MergeReport, SubjectFit
 
 __all__ = ["MergeOptions", "Merged", "merge"]
@@ -119,7 +119,7 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
     tokens = {token: row for concept in concepts for token, row in concept.tokens.items()}
     kept = {token: row for token, row in tokens.items() if token in {part.subject.token for part in parts}}
     captions = neutral_captions(options.captions)
-    gram = regularisation_gram(backbone, captions, cache=options.cache)
+    gram = regularization_gram(backbone, captions, cache=options.cache)
     with backbone.tokens(tokens):
         problem = _Problem(backbone, parts, gram)
         deltas = problem.solution()

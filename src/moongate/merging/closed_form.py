@@ -1,11 +1,11 @@
 """The closed form of the paper's Eq. 4-5 as plain algebra: equality constraints, and a quadratic cost to keep low.
 
 Wanted is the change D of a matrix that maps every row of `rows` to given values and, among all such D, moves the
-regularisation features least:
+regularization features least:
 
-    minimise  trace(D (G + r I) D^T)   subject to   D C^T = V^T        (C = rows, G = gram, r = ridge)
+    minimize  trace(D (G + r I) D^T)   subject to   D C^T = V^T        (C = rows, G = gram, r = ridge)
 
-With G + r I = L L^T (Cholesky) and A = L^-1 C^T the minimiser is D = V^T A^+ L^-1. Everything is float64. A^+ comes
+With G + r I = L L^T (Cholesky) and A = L^-1 C^T the minimizer is D = V^T A^+ L^-1. Everything is float64. A^+ comes
 from a singular value decomposition, so that A^T A, whose condition number is the square of A's, is never formed and
 rows that depend on one another are counted rather than divided by. The module knows nothing of models or concepts.
 """
@@ -25,10 +25,10 @@ RANK_TOLERANCE = 1e-8
 
 
 class ClosedForm:
-    """The factorised left side; one `solve` for each matrix that reads the same features.
+    """The factorized left side; one `solve` for each matrix that reads the same features.
 
     rows: [constraints, width], the features whose values are prescribed. gram: [width, width], the sum of f f^T over
-    the regularisation features f. ridge: a cost of all change, as a share of the mean diagonal of the Gram matrix; it
+    the regularization features f. ridge: a cost of all change, as a share of the mean diagonal of the Gram matrix; it
     keeps directions that no caption uses, where features hold nothing but rounding, from being changed without end.
     Raises OptionError when shapes disagree or a number is not finite.
     """
@@ -74,7 +74,7 @@ class ClosedForm:
         values = values.double()
         up = (values / self._norms[:, None]).T @ self._to_up
         rest = values - self._reach @ up.T
-        return up + (rest / self._norms[:, None]).T @ self._to_up  # one refinement: the factorisation was rounded
+        return up + (rest / self._norms[:, None]).T @ self._to_up  # one refinement: the factorization was rounded
 
     def residual(self, up: Float[Tensor, "out rank"], values: Float[Tensor, "constraints out"]) -> float:
         """Return the norm of D C^T - V^T relative to that of V (0 when V is 0)."""
@@ -83,10 +83,10 @@ class ClosedForm:
 
 
 def _cholesky(gram: Float[Tensor, "width width"], ridge: float) -> Float[Tensor, "width width"]:
-    """Factorise, with more jitter where rounding has made the matrix indefinite."""
+    """Factorize, with more jitter where rounding has made the matrix indefinite."""
     mean = float(gram.diagonal().mean())
     if mean <= 0:
-        raise OptionError("The Gram matrix is zero: there are no regularisation features. Give captions.")
+        raise OptionError("The Gram matrix is zero: there are no regularization features. Give captions.")
     unit = torch.eye(len(gram), dtype=gram.dtype)
     for jitter in (0.0, *(JITTER * 10**power for power in range(8))):
         lower, failed = torch.linalg.cholesky_ex(gram + (ridge + jitter) * mean * unit)

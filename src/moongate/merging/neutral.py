@@ -15,7 +15,7 @@ from moongate.backbone import Backbone
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 
-__all__ = ["HELD_OUT_EVERY", "encoded", "neutral_captions", "regularisation_gram"]
+__all__ = ["HELD_OUT_EVERY", "encoded", "neutral_captions", "regularization_gram"]
 
 HELD_OUT_EVERY = 10
 """Every so manieth neutral caption is kept out of the cost, to measure drift on."""
@@ -43,7 +43,7 @@ def encoded(
         yield backbone.encode_text(part).features.cpu().double(), ids, ends
 
 
-def regularisation_gram(
+def regularization_gram(
     backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None
 ) -> Float[Tensor, "width width"]:
     """Return the sum of f f^T over what the model attends to in neutral captions, float64.

@@ -81,6 +81,6 @@ def verdict(report: MergeReport) -> list[str]:
             "when one of the subjects is taken out again. The conflicts below say which are concerned."
         )
     if report.predicted_to_lose:
-        lines.append(f"{report.predicted_to_lose} is likely to be lost: more than half of what it learnt is gone.")
+        lines.append(f"{report.predicted_to_lose} is likely to be lost: more than half of what it learned is gone.")
     lines += [f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}" for c in report.conflicts]
     return lines

@@ -1,4 +1,4 @@
-"""Pocket: the embedded backbone, its held-out example concepts and its captioned regularisation pictures."""
+"""Pocket: the embedded backbone, its held-out example concepts and its captioned regularization pictures."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moongate.errors import OptionError
 
-__all__ = ["Example", "example", "examples", "pool_folder", "recogniser_file", "weights_digest", "weights_folder"]
+__all__ = ["Example", "example", "examples", "pool_folder", "recognizer_file", "weights_digest", "weights_folder"]
 
 _HERE = Path(__file__).parent
 
@@ -47,13 +47,13 @@ def weights_digest(folder: Path | None = None) -> str:
     return content.hexdigest()[:12]
 
 
-def recogniser_file() -> Path:
+def recognizer_file() -> Path:
     """Return the weights of the classifier that judges pictures."""
-    return _HERE / "recogniser" / "model.safetensors"
+    return _HERE / "recognizer" / "model.safetensors"
 
 
 def pool_folder() -> Path:
-    """Return the folder of captioned regularisation pictures."""
+    """Return the folder of captioned regularization pictures."""
     return _HERE / "pool"
 
 

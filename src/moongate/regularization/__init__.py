@@ -1,1 +1,3 @@
 """Where regularization pictures come from."""
+
+__all__: list[str] = []

@@ -131,7 +131,7 @@ class Collection:
         column = {"captions": "vector", "pictures": "picture_vector"}[by]
         if by == "pictures" and not self.has_pictures:
             raise CollectionError(f"The collection {self.place} has no features of pictures. Index with --pictures.")
-        wanted = ["caption", "picture", "key", "licence", "_distance"]
+        wanted = ["caption", "picture", "key", "license", "_distance"]
         total, asked = len(self), FIRST_ASKED_FOR
         yielded: set[str] = set()
         while len(yielded) < total:
@@ -172,7 +172,7 @@ class Collection:
         probe = encoder.probe
         vector = arrow.list_(arrow.float32(), len(probe))
         columns = [("key", arrow.string()), ("caption", arrow.string()), ("picture", arrow.string())]
-        columns += [("licence", arrow.string()), ("data", arrow.large_binary()), ("vector", vector)]
+        columns += [("license", arrow.string()), ("data", arrow.large_binary()), ("vector", vector)]
         columns += [("picture_vector", vector)] if with_pictures else []
         facts = {"encoder": encoder.name, "clip": encoder.clip is not None, "probe": probe, "pictures": with_pictures}
         schema = arrow.schema(columns, metadata={"moongate": json.dumps(facts)})
@@ -196,7 +196,7 @@ class Collection:
                 columns["picture_vector"] = list(encoder.pictures(list(pictures.values())))
         if new:
             columns["vector"] = list(encoder.captions([record.caption for record in new.values()]))
-            for name in ("key", "caption", "picture", "licence", "data"):
+            for name in ("key", "caption", "picture", "license", "data"):
                 columns[name] = [getattr(record, name) for record in new.values()]
             self._table.add(library("pyarrow").table(columns, schema=self._table.schema))
 

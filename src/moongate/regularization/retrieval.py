@@ -1,4 +1,4 @@
-"""Regularisation pictures by similarity: the captions nearest to a prompt, their pictures checked and written.
+"""Regularization pictures by similarity: the captions nearest to a prompt, their pictures checked and written.
 
 The paper takes 200 whose captions are nearer than 0.85 to the prompt (Sec. 3.2).
 """
@@ -89,7 +89,7 @@ def retrieve(
     """Write the pictures of the nearest hits into the folder `out`, replacing it, and return what came of it.
 
     `hits` come nearest first. Near-identical pictures are dropped, and those that cannot be read are skipped and
-    counted. `metadata.jsonl` gives each picture its caption, source, licence and similarity; `retrieval.json` has
+    counted. `metadata.jsonl` gives each picture its caption, source, license and similarity; `retrieval.json` has
     the `facts` (what was searched for, and where), the options and what was skipped. `on_progress` gets the number of
     pictures written. Raises CollectionError when there is none, and changes nothing then.
     """
@@ -107,7 +107,7 @@ def retrieve(
             _shrunk(picture, options.side_px).save(partial / name)
             record, similarity = hit.record, round(hit.similarity, 4)
             row = {"file_name": name, "caption": record.caption, "similarity": similarity, "source": record.picture}
-            listing.write(json.dumps(row | {"licence": record.licence}) + "\n")
+            listing.write(json.dumps(row | {"license": record.license}) + "\n")
             kept.append(hit.similarity)
             on_progress(len(kept))
     short = options.count - len(kept)

@@ -36,7 +36,7 @@ __all__ = ["Record", "Skipped", "read_bytes", "read_captions", "read_source"]
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "caption_original")
 PICTURE_KEYS = ("file_name", "url", "image", "jpg", "png", "webp")
-LICENCE_KEYS = ("licence", "license")
+LICENSE_KEYS = ("license", "licence")
 TEXT_SUFFIXES = ("txt", "caption", "text")
 TIMEOUT_S = 10
 SLOWEST_S = 60
@@ -54,7 +54,7 @@ class Record:
     caption: str
     picture: str
     key: str
-    licence: str = ""
+    license: str = ""
     data: bytes | None = None
     """The picture itself where it cannot be found again by `picture`."""
 
@@ -84,7 +84,7 @@ class Skipped:
 def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     """Yield the records of a source; what cannot be used goes into `skipped`.
 
-    A folder holds `metadata.jsonl` or `metadata.csv` (file_name or url, caption, licence), or, in it or in folders
+    A folder holds `metadata.jsonl` or `metadata.csv` (file_name or url, caption, license), or, in it or in folders
     below, `.tar` shards, `.parquet` files, or pictures with a `.txt` beside each; one such file may be given alone.
     Anything else is taken for the id of a data set of the hub. Raises CollectionError when there is nothing of the
     kind.
@@ -194,11 +194,11 @@ def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         rows = _csv_rows(lines, file, skipped) if file.suffix == ".csv" else _json_rows(lines, file, skipped)
         for row in rows:
-            name, caption, licence = (_first(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENCE_KEYS))
+            name, caption, license = (_first(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENSE_KEYS))
             if not name:
                 skipped.add(caption or f"a row of {file}", "rows without file_name or url")
             elif re.match(r"https?://", name):
-                yield from _checked(caption, name, licence, None, skipped)
+                yield from _checked(caption, name, license, None, skipped)
             else:
                 path = (file.parent / name).absolute()
                 try:
@@ -206,7 +206,7 @@ def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
                 except (OSError, ValueError):  # no file, a folder, or no name that a file can have
                     skipped.add(name, "captions without a picture")
                     continue
-                yield from _checked(caption, str(path), licence, content, skipped)
+                yield from _checked(caption, str(path), license, content, skipped)
 
 
 def _csv_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
@@ -273,7 +273,7 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
         skipped.add(f"{file}: {name.lstrip('/')}", "captions without a picture")
         return
     place = f"{file.absolute()}#{picture[0]}+{len(picture[1])}"
-    yield from _checked(caption, place, _first(facts, LICENCE_KEYS), picture[1], skipped)
+    yield from _checked(caption, place, _first(facts, LICENSE_KEYS), picture[1], skipped)
 
 
 def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
@@ -286,7 +286,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
     by_lower = {name.lower(): name for name in table.schema_arrow.names}
     columns = {
         kind: next((by_lower[key] for key in keys if key in by_lower), None)
-        for kind, keys in (("caption", CAPTION_KEYS), ("picture", PICTURE_KEYS), ("licence", LICENCE_KEYS))
+        for kind, keys in (("caption", CAPTION_KEYS), ("picture", PICTURE_KEYS), ("license", LICENSE_KEYS))
     }
     if not (columns["caption"] and columns["picture"]):
         raise CollectionError(
@@ -304,7 +304,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
             if not picture:
                 skipped.add(f"{file}, row {number}", "captions without a picture")
                 continue
-            yield from _checked(_text(values["caption"]), picture, _text(values["licence"]), data, skipped)
+            yield from _checked(_text(values["caption"]), picture, _text(values["license"]), data, skipped)
     except (errors, OSError) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
 
@@ -350,7 +350,7 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             if data is None and place.startswith("hub:"):
                 skipped.add(place, "captions without a picture")
                 continue
-            for record in _checked(_first(row, CAPTION_KEYS), place, _first(row, LICENCE_KEYS), data, skipped):
+            for record in _checked(_first(row, CAPTION_KEYS), place, _first(row, LICENSE_KEYS), data, skipped):
                 yield Record(**{**vars(record), "data": data})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CollectionError(
@@ -369,7 +369,7 @@ def _opened(path: str | None) -> bytes | None:
         return None
 
 
-def _checked(caption: str, picture: str, licence: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
+def _checked(caption: str, picture: str, license: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
     """Yield the record unless its caption or picture is empty; its key is that of the bytes, where there are some."""
     caption = " ".join(caption.split())
     if not caption:
@@ -378,7 +378,7 @@ def _checked(caption: str, picture: str, licence: str, data: bytes | None, skipp
         skipped.add(picture, "empty pictures")
     else:
         key = hashlib.sha256(picture.encode() if data is None else data).hexdigest()[:24]
-        yield Record(caption=caption, picture=picture, key=key, licence=licence)
+        yield Record(caption=caption, picture=picture, key=key, license=license)
 
 
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 Subjects are taught together (joint training) or one after the other (sequential training, from a finished concept).
 The objective is the denoising loss of the target pictures over their valid region plus `prior_weight` times that of
-the regularisation pictures, each a mean per element. The loop never draws pictures: whoever wants validation hands
+the regularization pictures, each a mean per element. The loop never draws pictures: whoever wants validation hands
 in `on_step`.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept, Dense, SubjectRecord
-from moongate.data import ZOOM, Regularisation, Subject, augment, digest, square
+from moongate.data import ZOOM, Regularization, Subject, augment, digest, square
 from moongate.errors import OptionError, TokenError, TrainingDiverged
 from moongate.extras import versions
 from moongate.training.method import METHODS, Method, Trainable, initial_rows, trainable
@@ -38,9 +38,9 @@ class TrainOptions:
     """Length and size of a run, its seed, and where it keeps its records."""
 
     steps: int | None = None
-    """Optimiser steps; as many for each subject as the method wants when None."""
+    """Optimizer steps; as many for each subject as the method wants when None."""
     batch: int | None = None
-    """Target pictures per step, the method's when None; as many regularisation pictures join them."""
+    """Target pictures per step, the method's when None; as many regularization pictures join them."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step; the method's, scaled for the backbone, when None."""
     flips: bool = False
@@ -91,7 +91,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prior:
-    """Regularisation pictures as latents, captions as the denoiser reads them: they cannot change, so are made once."""
+    """Regularization pictures as latents, captions as the denoiser reads them: they cannot change, so are made once."""
 
     latents: Float[Tensor, "n c lh lw"]
     text: Conditioning
@@ -110,7 +110,7 @@ class _Batch:
 def train(
     backbone: Backbone,
     subjects: Sequence[Subject],
-    regularisation: Sequence[Regularisation],
+    regularization: Sequence[Regularization],
     method: Method = METHODS["custom-diffusion"],
     *,
     options: TrainOptions | None = None,
@@ -119,7 +119,7 @@ def train(
 ) -> Concept:
     """Train on all subjects together and return the concept; the backbone is as before when this returns.
 
-    `regularisation` has one entry for each subject, or is empty when the method's prior weight is 0. With
+    `regularization` has one entry for each subject, or is empty when the method's prior weight is 0. With
     `start_from` the weights go on from that concept, whose tokens stay as they are, and the concept returned holds
     its subjects too: the paper's sequential training, which forgets some of what came first. The same seed gives
     the same concept bit for bit on one machine, also when the run was interrupted and resumed. During `on_step` the
@@ -130,15 +130,15 @@ def train(
     """
     options = options or TrainOptions()
     check_subjects(backbone, subjects, method, options=options, start_from=start_from)
-    _check_regularisation(subjects, regularisation, method)
+    _check_regularization(subjects, regularization, method)
     subjects = [_worded(subject, method) for subject in subjects]
     steps = options.steps or method.steps_per_subject * len(subjects)
-    rate = _rate(backbone, method, options, paired=bool(regularisation))
-    config = _config(backbone, subjects, regularisation, method, options)
+    rate = _rate(backbone, method, options, paired=bool(regularization))
+    config = _config(backbone, subjects, regularization, method, options)
     config |= {"steps": steps, "learning_rate": rate, "rare_token": _first_rare_token(options, start_from)}
     config |= {"started_from": start_from.hash} if start_from else {}
     run = Run.begin(options.run_folder, config, resume=options.resume, overwrite=options.overwrite)
-    drawer = _Drawer(backbone, subjects, regularisation, method, options)
+    drawer = _Drawer(backbone, subjects, regularization, method, options)
     rows = _first_rows(backbone, subjects, method, options, start_from)
     with (
         trainable(backbone, method, rows, start_from=start_from) as moving,
@@ -179,7 +179,7 @@ def check_subjects(
 ) -> None:
     """Raise OptionError, TokenError or BaseMismatchError unless the subjects can be taught by the method.
 
-    `train` calls it; so may whoever has regularisation pictures yet to draw.
+    `train` calls it; so may whoever has regularization pictures yet to draw.
     """
     if not subjects:
         raise OptionError("There is no subject to train on. Give at least one.")
@@ -203,16 +203,16 @@ def check_subjects(
     _first_rows(backbone, subjects, method, options, start_from)
 
 
-def _check_regularisation(
-    subjects: Sequence[Subject], regularisation: Sequence[Regularisation], method: Method
+def _check_regularization(
+    subjects: Sequence[Subject], regularization: Sequence[Regularization], method: Method
 ) -> None:
-    if method.prior_weight and len(regularisation) != len(subjects):
+    if method.prior_weight and len(regularization) != len(subjects):
         raise OptionError(
-            f"{len(subjects)} subjects need as many sets of regularisation pictures, but {len(regularisation)} were "
+            f"{len(subjects)} subjects need as many sets of regularization pictures, but {len(regularization)} were "
             "given. Give one for each, or choose a method with a prior weight of 0."
         )
-    if regularisation and not method.prior_weight:
-        raise OptionError(f"The method {method.name!r} uses no regularisation pictures, but some were given.")
+    if regularization and not method.prior_weight:
+        raise OptionError(f"The method {method.name!r} uses no regularization pictures, but some were given.")
 
 
 def _worded(subject: Subject, method: Method) -> Subject:
@@ -254,7 +254,7 @@ class _Drawer:
         self,
         backbone: Backbone,
         subjects: Sequence[Subject],
-        regularisation: Sequence[Regularisation],
+        regularization: Sequence[Regularization],
         method: Method,
         options: TrainOptions,
     ) -> None:
@@ -263,13 +263,13 @@ class _Drawer:
         self.method = method
         self.options = options
         self.targets_per_step = options.targets_per_step(method)
-        self.pictures_per_step = self.targets_per_step * (2 if regularisation else 1)
+        self.pictures_per_step = self.targets_per_step * (2 if regularization else 1)
         side = round(backbone.resolution_px * ZOOM[1])
         self._sources = [
             [square(picture, side, mask=mask) for picture, mask in zip_longest(subject.pictures, subject.masks)]
             for subject in subjects
         ]
-        self._priors = [_encode_prior(given, backbone) for given in regularisation]
+        self._priors = [_encode_prior(given, backbone) for given in regularization]
 
     def batch(self, index: int) -> _Batch:
         """Return batch `index`; subjects take turns, so that a small set is shown as often as a large one."""
@@ -309,13 +309,13 @@ class _Drawer:
 
 
 @torch.no_grad()
-def _encode_prior(regularisation: Regularisation, backbone: Backbone) -> _Prior:
+def _encode_prior(regularization: Regularization, backbone: Backbone) -> _Prior:
     latents, text = [], []
-    for begin in range(0, len(regularisation.pictures), ENCODE_AT_ONCE):
+    for begin in range(0, len(regularization.pictures), ENCODE_AT_ONCE):
         chosen = slice(begin, begin + ENCODE_AT_ONCE)
-        images = [square(picture, backbone.resolution_px) for picture in regularisation.pictures[chosen]]
+        images = [square(picture, backbone.resolution_px) for picture in regularization.pictures[chosen]]
         latents.append(backbone.encode_images(torch.stack(images)))
-        text.append(backbone.encode_text(regularisation.captions[chosen]))
+        text.append(backbone.encode_text(regularization.captions[chosen]))
     return _Prior(latents=torch.cat(latents), text=Conditioning.cat(text))
 
 
@@ -409,7 +409,7 @@ def _concept(
 def _config(
     backbone: Backbone,
     subjects: Sequence[Subject],
-    regularisation: Sequence[Regularisation],
+    regularization: Sequence[Regularization],
     method: Method,
     options: TrainOptions,
 ) -> dict[str, Any]:
@@ -429,8 +429,8 @@ def _config(
             }
             for s in subjects
         ],
-        "regularisation": [
-            {"source": r.source, "pictures": len(r.pictures), "content": digest(r)} for r in regularisation
+        "regularization": [
+            {"source": r.source, "pictures": len(r.pictures), "content": digest(r)} for r in regularization
         ],
         "method": dataclasses.asdict(method),
         "batch": options.targets_per_step(method),

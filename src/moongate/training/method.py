@@ -37,15 +37,15 @@ class Method:
     augments: bool = True
     """Whether target pictures are zoomed and shrunk (Sec. 3.2)."""
     prior_weight: float = 1.0
-    """Weight of the regularisation loss beside the target loss; 0 trains without regularisation pictures."""
+    """Weight of the regularization loss beside the target loss; 0 trains without regularization pictures."""
     generates_prior: bool = False
-    """Whether the regularisation pictures are drawn by the model; the loop takes what it is given."""
+    """Whether the regularization pictures are drawn by the model; the loop takes what it is given."""
     stops_start_token: bool = True
     """Whether the keys and values of the start token send no gradient (App. D)."""
     lr_per_picture: float = 1e-5
     """Learning rate for each picture of a step: 8e-5 at the paper's eight."""
     targets_per_step: int = 4
-    """Target pictures of a step, beside as many regularisation pictures where there are any: the paper's eight."""
+    """Target pictures of a step, beside as many regularization pictures where there are any: the paper's eight."""
     steps_per_subject: int = 250
     weight_decay: float = 0.01
     """Decoupled decay toward the pretrained weights, never toward zero."""
@@ -62,11 +62,11 @@ class Method:
         """Return a caption or prompt as the method says it: with the category after the token, or without."""
         return text if self.names_category or not token else text.replace(f"{token} {category}", token)
 
-    def without_regularisation(self) -> "Method":
+    def without_regularization(self) -> "Method":
         """Return the method with as many target pictures in all, and as many pictures in a step, but no others."""
         return dataclasses.replace(
             self,
-            name=f"{self.name}-without-regularisation",
+            name=f"{self.name}-without-regularization",
             prior_weight=0.0,
             targets_per_step=2 * self.targets_per_step,
             steps_per_subject=self.steps_per_subject // 2,
@@ -82,8 +82,8 @@ METHODS: Mapping[str, Method] = {
         Method(name="custom-diffusion-fixed-token", trains_tokens=False),
         Method(name="custom-diffusion-random-token", token_start="random"),
         Method(name="custom-diffusion-without-augmentation", augments=False),
-        Method(name="custom-diffusion-generated-regularisation", generates_prior=True),
-        Method(name="custom-diffusion").without_regularisation(),
+        Method(name="custom-diffusion-generated-regularization", generates_prior=True),
+        Method(name="custom-diffusion").without_regularization(),
         Method(name="fine-tune-all", weights="denoiser", lr_per_picture=1e-6, steps_per_subject=500),
         Method(
             name="dreambooth",
@@ -117,7 +117,7 @@ the paper's method, so that the methods keep the ratios that the paper found for
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What an optimiser moves: weights in the backbone (float32) and token rows; and the pretrained weights."""
+    """What an optimizer moves: weights in the backbone (float32) and token rows; and the pretrained weights."""
 
     weights: Mapping[str, nn.Parameter]
     rows: Mapping[str, nn.Parameter]

@@ -23,7 +23,7 @@ CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 """What the public evaluations of the paper's method use."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of the colours, in 0..1, that each kind of network was trained on."""
+"""Mean and deviation of the colors, in 0..1, that each kind of network was trained on."""
 EXTRA = "pip install 'moongate[evaluation]'"
 
 
@@ -97,7 +97,7 @@ def _clip(name: str, place: str, device: str) -> Network:
         return model.get_text_features(**given.to(device)).pooler_output.float()
 
     def image_features(images: Pictures) -> Tensor:
-        return model.get_image_features(pixel_values=_normalised(images, side, CLIP_MEAN, CLIP_STD)).pooler_output
+        return model.get_image_features(pixel_values=_normalized(images, side, CLIP_MEAN, CLIP_STD)).pooler_output
 
     return Network(name=name, image_features=_unrecorded(image_features, device), caption_features=caption_features)
 
@@ -109,7 +109,7 @@ def _dino(name: str, place: str, device: str) -> Network:
     side = 224  # both DINO and DINOv2 are used at this size, whatever their largest
 
     def image_features(images: Pictures) -> Tensor:
-        given = _normalised(images, side, IMAGENET_MEAN, IMAGENET_STD)
+        given = _normalized(images, side, IMAGENET_MEAN, IMAGENET_STD)
         return model(pixel_values=given).last_hidden_state[:, 0]
 
     return Network(name=name, image_features=_unrecorded(image_features, device))
@@ -165,8 +165,8 @@ def _unrecorded(function: Callable[[Pictures], Tensor], device: str) -> Callable
     return features
 
 
-def _normalised(images: Pictures, side: int, mean: Sequence[float], std: Sequence[float]) -> Pictures:
-    """Scale pictures to squares of `side` pixels, and their colours as a network was trained on them."""
+def _normalized(images: Pictures, side: int, mean: Sequence[float], std: Sequence[float]) -> Pictures:
+    """Scale pictures to squares of `side` pixels, and their colors as a network was trained on them."""
     scaled = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
-    centre, spread = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-    return ((scaled + 1) / 2 - centre) / spread
+    center, spread = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return ((scaled + 1) / 2 - center) / spread
