@@ -5,9 +5,16 @@ from moongate import errors
 
 def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
     drawn = errors.__doc__.split("```")[1]
-    classes = {name: value for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
-    assert set(errors.__all__) - {"listed"} == set(classes)
+    members = vars(errors).items()
+    classes = {name: value for name, value in members if inspect.isclass(value) and issubclass(value, Exception)}
+    assert set(errors.__all__) - {"first_line", "listed"} == set(classes)
     for name, value in classes.items():
         assert name in drawn
         assert issubclass(value, errors.MoongateError)
     assert issubclass(errors.InputError, ValueError)
+
+
+def test_the_first_line_of_an_error_is_a_sentence_also_where_it_has_none() -> None:
+    assert errors.first_line(ValueError("\n  no such file\nand more")) == "no such file."
+    assert errors.first_line(OSError("It ended.")) == "It ended."
+    assert errors.first_line(KeyError()) == "KeyError."

@@ -33,6 +33,7 @@ __all__ = [
     "PublishError",
     "TokenError",
     "TrainingDiverged",
+    "first_line",
     "listed",
 ]
 
@@ -93,3 +94,17 @@ def listed(items: Sequence[str], *, at_most: int = 8) -> str:
     """Join items for a message, counting what is beyond the first few."""
     more = len(items) - at_most
     return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message as one sentence, for use inside a message of ours.
+
+    Args:
+        error: An exception of another library, whose message may have many lines or none.
+
+    Returns:
+        The first line that holds text, or the name of the error's type, ending in a full stop.
+    """
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if line.endswith(".") else f"{line}."

@@ -23,7 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.errors import BackboneError
+from moongate.errors import BackboneError, first_line
 
 __all__ = ["load_pipeline", "quiet"]
 
@@ -73,7 +73,7 @@ def load_pipeline(
         except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
             raise _lacking(model, source) from error
         except CANNOT as error:
-            raise BackboneError(f"The model {model!r} cannot be loaded: {_first_line(error)}") from error
+            raise BackboneError(f"The model {model!r} cannot be loaded: {first_line(error)}") from error
     _check_parts(pipeline, model)
     return pipeline, Path(source)
 
@@ -108,11 +108,11 @@ def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
         if source != model:
             raise BackboneError(
                 f"{model} holds weights alone; its configuration is that of {source!r}, which is not on this machine "
-                f"and cannot be had: {_first_line(error)} Give a folder with it (--config FOLDER), or put that "
+                f"and cannot be had: {first_line(error)} Give a folder with it (--config FOLDER), or put that "
                 f"folder beside the file as {Path(model).with_suffix('')}."
             ) from error
         raise BackboneError(
-            f"The model {model!r} cannot be loaded: {_first_line(error)} Give 'pocket', a folder in diffusers' layout "
+            f"The model {model!r} cannot be loaded: {first_line(error)} Give 'pocket', a folder in diffusers' layout "
             f"(with {INDEX}), a single file ({' or '.join(SINGLE_FILES)}), or a model id while the hub can be reached."
         ) from error
     if name not in FAMILIES:
@@ -198,8 +198,3 @@ def quiet() -> Iterator[None]:
             library.set_verbosity(level)
             if bars:
                 library.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if line.endswith(".") else line + "."

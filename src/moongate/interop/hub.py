@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from moongate.concept import Concept
 from moongate.data import photo_of
-from moongate.errors import PublishError
+from moongate.errors import PublishError, first_line
 from moongate.interop.format import Format
 from moongate.interop.tokens import ENCODERS, file_stem
 
@@ -80,10 +80,10 @@ def publish(folder: Path, repo: str) -> str:
 
 
 def _refused(repo: str, error: Exception) -> PublishError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return PublishError(
-        f"Nothing was uploaded to {repo!r}: {reason}. The hub must be reachable and you logged in (`hf auth login`); "
-        "the name is OWNER/NAME. Without --push the folder is written all the same, to upload by hand."
+        f"Nothing was uploaded to {repo!r}: {first_line(error)} The hub must be reachable and you logged in "
+        "(`hf auth login`); the name is OWNER/NAME. Without --push the folder is written all the same, to "
+        "upload by hand."
     )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from moongate.errors import BackboneError, OptionError
+from moongate.errors import BackboneError, OptionError, first_line
 
 __all__ = ["NETWORKS", "Network", "lite0_features", "load_network"]
 
@@ -148,10 +148,10 @@ def _loaded(kind: Any, source: str, name: str) -> Any:
     try:
         return kind.from_pretrained(source)
     except (OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(
-            f"The features {name!r} cannot be loaded from {source!r}: {reason} Where the hub cannot be reached, give "
-            f"a folder ({name.partition(':')[0]}:FOLDER), or choose pocket-clip, which comes with Moongate."
+            f"The features {name!r} cannot be loaded from {source!r}: {first_line(error)} Where the "
+            f"hub cannot be reached, give a folder ({name.partition(':')[0]}:FOLDER), or choose pocket-clip, "
+            "which comes with Moongate."
         ) from error
 
 
