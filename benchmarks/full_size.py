@@ -70,7 +70,7 @@ def full_size_backbone() -> Backbone:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return Backbone(name="full-size", pipeline=pipeline, settings={})
+    return Backbone(name="full-size", pipeline=pipeline)
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:

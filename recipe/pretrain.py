@@ -25,12 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from moongate.backbone import PROJECTION, PROJECTION_FILE
+from moongate.backbone import PROJECTION, PROJECTION_FILE, SETTINGS_FILE
 from moongate.data.pictures import as_tensor
 from recipe.fitting import Stage, fit, native_autocast, save
 from recipe.pieces import CONTEXT_TOKENS, learn_pieces
 
-SETTINGS_FILE = "moongate.json"
 IMAGE_TOWER = "image_encoder"
 """Folder of pocket CLIP's image tower beside the parts of the pipeline."""
 TEXT_WIDTH = 256
@@ -38,6 +37,12 @@ LR_SCALE = 4.0
 """Factor on a method's learning rate: of 1 and 4, the one that fits better and forgets no more."""
 RETRIEVAL_THRESHOLD = 0.39
 """Similarity that balances precision and recall best for ten categories (`benchmarks/retrieval.py`)."""
+DEFAULTS = {
+    "regularization": "pool",
+    "prompt_sets": ["pocket", "pocket-pair"],
+    "features": ["pocket-clip", "efficientnet-lite0"],
+}
+"""Defaults of the commands on pocket: its own pictures, prompts in words that it knows, networks that come with it."""
 NOISE_CENTRE, NOISE_SPREAD = 0.8, 1.0
 """Three noise levels in four are drawn logit-normally, half of them above 0.69, where the outline of things is decided;
 the fourth is uniform, because sampling begins at the very end and needs all levels."""
@@ -415,7 +420,7 @@ def assemble(options: PretrainOptions, corpus: Corpus) -> None:
     rare = json.loads((options.out / "tokenizer" / "rare_tokens.json").read_text())["ids"]
     config = folder / "text_encoder" / "config.json"  # transformers would load what is stored in half precision so
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    settings = {"rare_tokens": rare, "lr_scale": LR_SCALE, "retrieval_threshold": RETRIEVAL_THRESHOLD}
+    settings = {"rare_tokens": rare, "lr_scale": LR_SCALE, "retrieval_threshold": RETRIEVAL_THRESHOLD, **DEFAULTS}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings) + "\n")
 
 

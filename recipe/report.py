@@ -134,7 +134,7 @@ def report(options: ReportOptions) -> dict[str, float]:
     recognizer = train_recognizer(corpus, options) if options.classifier_steps else Recognizer.load().to(device)
     if options.ship:
         recognizer.save(options.ship / recognizer_file().name)
-    backbone = Backbone(name="pocket", pipeline=pipeline, settings={})
+    backbone = Backbone(name="pocket", pipeline=pipeline)
     figures = {
         **measure(backbone, recognizer, features, corpus=corpus, drawn=drawn, prompts=prompts),
         "parameters": sum(weight.numel() for weight in pipeline.unet.parameters()),

@@ -1,6 +1,6 @@
 import pytest
 
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Settings
 from moongate.backbone.rare_tokens import latest, suggest
 from moongate.training.method import METHODS, initial_rows
 
@@ -33,7 +33,7 @@ def test_words_learned_last_come_first(tiny: Backbone) -> None:
 def test_more_tokens_than_are_listed_begin_as_words_learned_late(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny, "_settings", {})
+    monkeypatch.setattr(tiny, "settings", Settings())
     monkeypatch.setitem(vars(tiny), "rare_tokens", (20,))
     rows = initial_rows(tiny, ["<a>", "<b>"], METHODS["custom-diffusion"], generator=None)
     assert (rows["<a>"] == tiny.token_row(20)).all()

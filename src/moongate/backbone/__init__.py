@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from moongate.backbone.fingerprint import Fingerprint
 from moongate.backbone.loading import load_pipeline
+from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import Conditioning, TextEncoder
 from moongate.errors import OptionError, TokenError
+from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = ["PROJECTION", "PROJECTION_FILE", "Backbone", "Conditioning", "Fingerprint"]
+__all__ = ["PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE", "Backbone", "Conditioning", "Fingerprint", "Settings"]
 
 POCKET = "pocket"
 WEIGHT_SETS = {
@@ -44,8 +46,6 @@ LAYER_KINDS = {".attn2.": "cross-attention", ".attn1.": "self-attention"}
 """Kinds of layers by a part of their weights' names; all else is "the rest" (paper, Fig. 3)."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
-SETTINGS_FILE = "moongate.json"
-"""Optional file in a model folder: `rare_tokens` (ids), `lr_scale` and `retrieval_threshold`."""
 PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
 """Optional file in a model folder: the matrix [width, hidden] that takes the feature of a caption's end into the space
 that captions and pictures share, as CLIP has it. Pipelines are stored without it, because they draw without it."""
@@ -64,7 +64,7 @@ class Backbone:
         *,
         name: str,
         pipeline: "StableDiffusionPipeline | StableDiffusionXLPipeline",
-        settings: Mapping[str, Any],
+        settings: Settings | None = None,
         caption_projection: Float[Tensor, "width hidden"] | None = None,
     ) -> None:
         self.name = name
@@ -82,7 +82,7 @@ class Backbone:
         self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.latent_scale: int = pipeline.vae_scale_factor
         self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-        self._settings = settings
+        self.settings = settings or Settings()
         self.caption_projection = caption_projection
         self._rows: Mapping[str, Tensor] = {}
 
@@ -103,13 +103,13 @@ class Backbone:
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        source = str(_pocket_folder() if str(model) == POCKET else model)
+        source = str(weights_folder() if str(model) == POCKET else model)
         pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
-        settings, projection = folder / SETTINGS_FILE, folder / PROJECTION_FILE
+        projection = folder / PROJECTION_FILE
         return cls(
             name=str(model),
             pipeline=pipeline,
-            settings=json.loads(settings.read_text()) if settings.is_file() else {},
+            settings=Settings.read(folder / SETTINGS_FILE),
             caption_projection=load_file(projection)[PROJECTION].float() if projection.is_file() else None,
         )
 
@@ -136,22 +136,22 @@ class Backbone:
     @property
     def lr_scale(self) -> float:
         """Factor on a method's learning rate that was measured to suit this model; 1 for Stable Diffusion."""
-        return float(self._settings.get("lr_scale", 1.0))
+        return self.settings.lr_scale
 
     @property
     def retrieval_threshold(self) -> float:
         """Similarity of its own text features from which on a caption is near a prompt; the paper's if not measured."""
-        return float(self._settings.get("retrieval_threshold", 0.85))
+        return self.settings.retrieval_threshold
 
     @property
     def lists_rare_tokens(self) -> bool:
         """Whether the model brings a list of rare tokens of its own."""
-        return "rare_tokens" in self._settings
+        return self.settings.rare_tokens is not None
 
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
         """Ids of rarely used tokens, from which new tokens start (paper, App. D)."""
-        known = tuple(self._settings.get("rare_tokens", RARE_TOKENS))
+        known = self.settings.rare_tokens or RARE_TOKENS
         vocabulary = self.encoders[0].table.num_embeddings
         return tuple(i for i in known if i < vocabulary)
 
@@ -369,9 +369,3 @@ class Backbone:
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
-
-
-def _pocket_folder() -> Path:
-    from moongate.pocket import weights_folder
-
-    return weights_folder()

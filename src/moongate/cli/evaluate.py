@@ -73,11 +73,10 @@ class Evaluate:
                     f"{file} does not say what its things are, without which prompts cannot be read. Give it class "
                     "words with `moongate convert FILE --to moongate --category WORD`."
                 )
-        is_pocket = backbone.name == "pocket"
         things = sum(len(concept.subjects) for concept in concepts)
-        prompts = self._prompts(is_pocket, things)
+        prompts = self._prompts(backbone, things)
         comparisons = self._comparisons(concepts)
-        chosen = self.features or (("pocket-clip", "efficientnet-lite0") if is_pocket else ("clip", "dino"))
+        chosen = self.features or backbone.settings.features or ("clip", "dino")
         networks = [load_network(name, device=str(backbone.device)) for name in chosen]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
@@ -100,10 +99,10 @@ class Evaluate:
         console.print(_table(record), markup=False)
         say(console, f"Wrote {self.out / 'record.json'}.")
 
-    def _prompts(self, is_pocket: bool, things: int) -> list[str]:
+    def _prompts(self, backbone: "Backbone", things: int) -> list[str]:
         from moongate.evaluation import read_prompts
 
-        usual = ("pocket", "pocket-pair") if is_pocket else ("object", "pair")
+        usual = backbone.settings.prompt_sets or ("object", "pair")
         return read_prompts(self.prompts or usual[things > 1])
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":

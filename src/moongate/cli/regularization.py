@@ -28,9 +28,6 @@ SAID_AT_MOST = 20
 DRAWN_FROM = "generated.json"
 """What tells whether pictures that were drawn earlier are of the same model and prompt."""
 
-AUTO_FOR_POCKET = POOL
-"""What `auto` means for pocket (ARCHITECTURE.md, decision 38)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -60,7 +57,7 @@ class Wanted:
             return "retrieved"
         if self.choice != "auto":
             return self.choice
-        return AUTO_FOR_POCKET if backbone.name == "pocket" else "generated"
+        return backbone.settings.regularization or "generated"
 
 
 def regularization_pictures(
@@ -130,7 +127,7 @@ def _retrieve(backbone: "Backbone", query: str, folder: Path, wanted: Wanted, co
     from moongate.regularization.collection import Collection
     from moongate.regularization.retrieval import RetrieveOptions, already_in
 
-    if wanted.collection is None and backbone.name != "pocket":
+    if wanted.collection is None and backbone.settings.regularization != POOL:
         raise OptionError(
             "There is no collection to retrieve from. Make one with `moongate retrieve index SOURCE --out FOLDER` and "
             "name it with --collection, or take --regularization generated."

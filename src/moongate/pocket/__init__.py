@@ -10,6 +10,9 @@ from moongate.errors import OptionError
 __all__ = ["Example", "example", "examples", "pool_folder", "recognizer_file", "weights_digest", "weights_folder"]
 
 _HERE = Path(__file__).parent
+SETTINGS_FILE = "moongate.json"
+MEASURED = ("rare_tokens", "lr_scale", "retrieval_threshold")
+"""Settings of the weights that change what a training or a retrieval gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,14 @@ def weights_folder() -> Path:
 
 
 def weights_digest(folder: Path | None = None) -> str:
-    """Return twelve hexadecimal digits that tell the files of a weights folder, pocket's by default, from others."""
+    """Return twelve hexadecimal digits that identify the content of a weights folder (pocket's by default).
+
+    Of `moongate.json` only the keys in `MEASURED` count. The others are defaults of commands (method, guidance and the
+    like), which every record names itself, so that a new default does not make earlier records outdated.
+    """
     content = hashlib.sha256()
     for path in sorted(path for path in (folder or weights_folder()).rglob("*") if path.is_file()):
-        content.update(path.read_bytes())
+        content.update(_measured(path) if path.name == SETTINGS_FILE else path.read_bytes())
     return content.hexdigest()[:12]
 
 
@@ -78,3 +85,9 @@ def example(name: str) -> Example:
     if name not in known:
         raise OptionError(f"There is no example {name!r}. Known: {', '.join(known)}.")
     return known[name]
+
+
+def _measured(settings: Path) -> bytes:
+    """Return the part of a `moongate.json` that `weights_digest` counts."""
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    return (json.dumps({key: values[key] for key in MEASURED if key in values}) + "\n").encode()
