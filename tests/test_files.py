@@ -1,0 +1,139 @@
+import errno
+import hashlib
+import multiprocessing
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from moongate.errors import OptionError
+from moongate.files import check_writable, digest, file_name, locked, write_atomically
+
+WRITES = 60
+SIZE = 50_000
+
+
+def write_often(path: Path, letter: bytes) -> None:
+    for _ in range(WRITES):
+        write_atomically(path, letter * SIZE)
+
+
+def count_up(path: Path) -> None:
+    for _ in range(20):
+        with locked(path):
+            number = int(path.read_text())
+            time.sleep(0.001)
+            path.write_text(str(number + 1))
+
+
+def test_two_processes_that_write_one_file_both_succeed_and_no_reader_sees_a_torn_file(tmp_path: Path) -> None:
+    path = tmp_path / "shared.bin"
+    path.write_bytes(b"a" * SIZE)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_often, args=(path, letter)) for letter in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        content = path.read_bytes()
+        assert len(content) == SIZE
+        assert len(set(content)) == 1
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_take_turns_with_what_is_locked(tmp_path: Path) -> None:
+    path = tmp_path / "count.txt"
+    path.write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=count_up, args=(path,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert path.read_text() == "40"
+
+
+def test_a_lock_is_released_after_an_error_and_creates_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cache.bin"
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    with locked(path):
+        assert path.parent.is_dir()
+
+
+def test_a_lock_that_cannot_be_created_is_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OptionError, match="cache could not be locked.*Check that you may write"),
+        locked(tmp_path / "file" / "cache"),
+    ):
+        pass
+
+
+def test_a_failed_write_keeps_the_earlier_file_and_leaves_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "concept.bin"
+    write_atomically(path, b"earlier")
+
+    def full(_source: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(OptionError, match="could not be written .No space left on device.; an earlier file"):
+            write_atomically(path, b"later")
+    assert path.read_bytes() == b"earlier"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_source: Path, _target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "ours", b"")
+    (tmp_path / "usual").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "usual")}
+    assert len(modes) == 1
+
+
+def test_a_folder_and_an_existing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is a folder. Give the name of a file"):
+        check_writable(tmp_path, overwrite=True)
+    check_writable(tmp_path / "new", overwrite=False)
+    (tmp_path / "old").touch()
+    with pytest.raises(OptionError, match="exists already"):
+        check_writable(tmp_path / "old", overwrite=False)
+    check_writable(tmp_path / "old", overwrite=True)
+
+
+def test_the_digest_is_sha_256_of_the_joined_parts() -> None:
+    whole = hashlib.sha256(b"a\xc3\xa9b").hexdigest()
+    assert digest("aé", b"b", length=64) == whole
+    assert digest(b"a\xc3\xa9b") == whole[:12]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("<bear> teddy bear", "bear-teddy-bear"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("плюшевый мишка", "плюшевый-мишка"),
+        ("<>", "unnamed"),
+        ("", "unnamed"),
+        ("é" * 100, "é" * 60),
+        ("a" + "é" * 100, "a" + "é" * 59),
+    ],
+)
+def test_words_become_a_name_that_every_file_system_accepts(words: str, name: str) -> None:
+    assert file_name(words) == name
