@@ -1,17 +1,8 @@
-"""What is taught and what must not be forgotten: subjects, regularization pictures, augmentation, picture files."""
+"""Training data: subjects, regularization pictures, captions, augmentation and picture files."""
 
-from moongate.data.subjects import (
-    PRESETS,
-    ZOOM,
-    Augmented,
-    Preset,
-    Regularization,
-    Subject,
-    augment,
-    digest,
-    photo_of,
-    square,
-)
+from moongate.data.augmentation import ZOOM, Augmented, augment, square
+from moongate.data.captions import PRESETS, Preset, photo_of, with_article
+from moongate.data.subjects import Regularization, Subject
 
 __all__ = [
     "PRESETS",
@@ -21,7 +12,7 @@ __all__ = [
     "Regularization",
     "Subject",
     "augment",
-    "digest",
     "photo_of",
     "square",
+    "with_article",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept, Dense, SubjectRecord
-from moongate.data import ZOOM, Regularization, Subject, augment, digest, square
+from moongate.data import ZOOM, Regularization, Subject, augment, square
 from moongate.errors import OptionError, TokenError, TrainingDiverged
 from moongate.extras import versions
 from moongate.training.method import METHODS, Method, Trainable, initial_rows, trainable
@@ -424,13 +424,13 @@ def _config(
                 "category": s.category,
                 "token": s.token,
                 "captions": list(s.captions),
-                "pictures": digest(s),
+                "pictures": s.hash,
                 "held_out": list(s.held_out),
             }
             for s in subjects
         ],
         "regularization": [
-            {"source": r.source, "pictures": len(r.pictures), "content": digest(r)} for r in regularization
+            {"source": r.source, "pictures": len(r.pictures), "content": r.hash} for r in regularization
         ],
         "method": dataclasses.asdict(method),
         "batch": options.targets_per_step(method),

@@ -1,0 +1,48 @@
+"""Captions of training pictures: templates by kind of subject, and the article that fits a word.
+
+The module knows nothing of pictures and files.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["PRESETS", "Preset", "photo_of", "with_article"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How pictures of one kind are usually taught: the caption of a picture that has none, and the method."""
+
+    caption: str
+    """A template with `{}` for the words of the subject."""
+    method: str = "custom-diffusion"
+    """Name of the method in `moongate.training.method.METHODS`."""
+
+    def describe(self, *subjects: str) -> str:
+        """Return the caption with the words of one or several subjects in place of `{}`.
+
+        Where the template has `a {}`, each subject gets "a" or "an". Several subjects are joined by "and".
+        """
+        has_article, template = " a {}" in self.caption, self.caption.replace(" a {}", " {}")
+        words = [with_article(subject) if has_article else subject for subject in subjects]
+        return template.replace("{}", " and ".join(words))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "object": Preset(caption="photo of a {}"),
+    "style": Preset(caption="painting in the style of {}"),
+    "scene": Preset(caption="photo of a {}"),
+    "face": Preset(caption="photo of a {}", method="custom-diffusion-faces"),
+}
+"""What users teach (paper, Sec. 4 and App. D)."""
+
+
+def photo_of(*subjects: str) -> str:
+    """Return "photo of a bear", or "photo of a bear and an armchair"."""
+    return PRESETS["object"].describe(*subjects)
+
+
+def with_article(words: str) -> str:
+    """Return the words with "a" or "an" before them, by their first letter: "an armchair", "a <owl> owl"."""
+    return f"{'an' if re.match('[aeiouAEIOU]', words) else 'a'} {words}"
