@@ -128,6 +128,7 @@ def taught(backbone: Backbone) -> Concept:
     return train(backbone, [paper], [prior], METHODS["custom-diffusion"], options=TrainOptions(steps=60))
 
 
+@pytest.mark.slow
 def test_training_helps_on_held_out_pictures_of_the_concept(backbone: Backbone, taught: Concept) -> None:
     pictures = [read_picture(path) for path in sorted(files(pocket.example("teddyBear").evaluation))]
     before = denoising_loss(backbone, pictures, ["photo of a teddy bear"] * len(pictures))
@@ -136,6 +137,7 @@ def test_training_helps_on_held_out_pictures_of_the_concept(backbone: Backbone, 
     assert after < 0.97 * before
 
 
+@pytest.mark.slow
 def test_training_leaves_other_categories_within_a_band(backbone: Backbone, taught: Concept) -> None:
     rows = [json.loads(row) for row in (pocket.pool_folder() / "metadata.jsonl").read_text().splitlines()]
     others = [row for row in rows if "teddy bear" not in row["categories"]][:64]
