@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from moongate.analysis import KindOfChange, Spectrum, WordMaps
 from moongate.files import write_atomically
-from moongate.pages import Page, contact_sheet
+from moongate.pages import Page, bar_chart, contact_sheet, line_chart
 
 __all__ = [
     "SPECTRUM_HEAD",
@@ -25,7 +24,6 @@ __all__ = [
 
 WEIGHTS_HEAD = ("kind of layer", "mean change", "layers", "changed", "share of the parameters")
 SPECTRUM_HEAD = ("weight", "largest", "rank at 60 %", "rank at 95 %", "of")
-CHART_PX = (640, 240)
 
 
 def weights_rows(changes: Sequence[KindOfChange]) -> list[Sequence[str]]:
@@ -49,8 +47,7 @@ def write_weights(changes: Sequence[KindOfChange], folder: Path) -> Path:
     page.text("h1", "Change of weights by kind of layer")
     page.text("p", "Mean of |W - W0| / |W0| over the layers of each kind, those that stayed included.")
     page.table(WEIGHTS_HEAD, weights_rows(changes))
-    largest = max((change.mean for change in changes), default=0.0) or 1.0
-    page.parts += [f"<p>{_bar(change.mean / largest)} {change.kind}</p>" for change in changes]
+    page.chart(bar_chart({c.kind: c.mean for c in changes}, x_label="mean change", number_format=".3%"))
     page.text("h2", "Layers that changed")
     rows = [(layer, f"{rate:.3%}") for change in changes for layer, rate in change.by_layer.items()]
     page.table(("layer", "change"), rows)
@@ -63,8 +60,9 @@ def write_spectra(found: Mapping[str, Spectrum], folder: Path) -> Path:
     _write_json(folder / "spectrum.json", {name: spectrum.values.tolist() for name, spectrum in found.items()})
     page = Page(title="Moongate: singular values")
     page.text("h1", "Singular values of each change")
-    page.text("p", "Relative to the largest, from the first to the last; one line for each weight.")
-    page.parts.append(_curves([spectrum.values / spectrum.values[0] for spectrum in found.values()]))
+    page.text("p", "Each value relative to the largest of its weight; one line for each weight.")
+    shares = {name: (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in found.items()}
+    page.chart(line_chart(shares, x_label="index of the singular value", y_label="relative to the largest"))
     page.table(SPECTRUM_HEAD, spectrum_rows(found))
     page.save(folder / "spectrum.html")
     return folder / "spectrum.html"
@@ -107,22 +105,6 @@ def _heat(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     strength = np.asarray(mask, dtype=np.float32)[..., None] / 255
     gray = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.6
     return (gray * (1 - strength) + np.array([255, 60, 20], dtype=np.float32) * strength).clip(0, 255).astype(np.uint8)
-
-
-def _bar(share: float) -> str:
-    """Return a bar as SVG."""
-    return f'<svg width="{CHART_PX[0]}" height="16"><rect width="{CHART_PX[0] * share:.1f}" height="16"/></svg>'
-
-
-def _curves(curves: Sequence[torch.Tensor]) -> str:
-    """Return curves in 0..1 as SVG."""
-    width, height = CHART_PX
-    lines = []
-    for values in curves:
-        steps = max(1, len(values) - 1)
-        points = " ".join(f"{width * i / steps:.1f},{height * (1 - float(v)):.1f}" for i, v in enumerate(values))
-        lines.append(f'<polyline points="{points}" fill="none" stroke="#36c" stroke-opacity=".4"/>')
-    return f'<svg width="{width}" height="{height}">{"".join(lines)}</svg>'
 
 
 def _write_json(path: Path, facts: Any) -> None:
