@@ -1,14 +1,17 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
+from making import invented
 from moongate.backbone import Backbone
 from moongate.errors import OptionError, TokenError
-from moongate.pages import contact_sheet
-from moongate.sampling import SCHEDULERS, SampleOptions, make_scheduler, sample
+from moongate.sampling import SCHEDULERS, SETTINGS_FILE, SampleOptions, draw_missing, make_scheduler, sample
 
 QUICK = SampleOptions(steps=3)
 
@@ -126,25 +129,49 @@ def test_an_unknown_scheduler_is_refused(tiny: Backbone) -> None:
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="UNet2DModel"))
 
 
-def test_a_contact_sheet_holds_every_picture_in_order() -> None:
-    images = [np.full((20, 30, 3), 40 * index, dtype=np.uint8) for index in range(5)]
-    sheet = np.array(contact_sheet(images, columns=3, padding_px=2))
-    assert sheet.shape == (2 * 22 + 2, 3 * 32 + 2, 3)
-    for index in range(5):
-        row, column = divmod(index, 3)
-        assert (sheet[2 + row * 22 + 10, 2 + column * 32 + 15] == 40 * index).all()
-    assert contact_sheet(images, columns=3, labels=["a long label that wraps"] * 5).height > sheet.shape[0]
+def test_only_missing_pictures_are_drawn(tiny: Backbone, tmp_path: Path) -> None:
+    counts: list[tuple[int, int]] = []
+
+    def draw(prompts: list[str], seeds: list[int]) -> list[Path]:
+        counts.clear()
+        return draw_missing(
+            tiny, prompts, seeds=seeds, folder=tmp_path, options=QUICK, on_picture=lambda *c: counts.append(c)
+        )
+
+    first = draw(["a dog", "a cat", "a dog"], [0, 0, 0])
+    assert first[0] == first[2]
+    assert counts == [(1, 2), (2, 2)]
+    expected = drawn(tiny, ["a dog", "a cat"], [0, 0])
+    assert [np.array_equal(Image.open(path), image) for path, image in zip(first, expected, strict=False)] == [True] * 2
+    first[1].unlink()
+    again = draw(["a cat", "a dog", "a dog"], [0, 0, 12])
+    assert again[:2] == first[1::-1]
+    assert counts == [(2, 3), (3, 3)]
+    assert draw(["a cat"], [0]) == again[:1]
+    assert counts == []
 
 
-def test_a_row_of_a_contact_sheet_is_as_high_as_its_own_labels() -> None:
-    images = [np.full((20, 30, 3), 40 * index, dtype=np.uint8) for index in range(4)]
+def test_pictures_of_other_settings_lie_in_another_folder_that_says_which(tiny: Backbone, tmp_path: Path) -> None:
+    concept = invented(tiny, ("<one>", "bear"))
+    with pytest.raises(TokenError, match="unknown token '<one>'"):
+        draw_missing(tiny, ["a <one> bear"], seeds=[0], folder=tmp_path)
+    (base,) = draw_missing(tiny, ["a bear"], seeds=[0], folder=tmp_path, options=QUICK)
+    (taught,) = draw_missing(tiny, ["a <one> bear"], seeds=[0], folder=tmp_path, options=QUICK, concept=concept)
+    (longer,) = draw_missing(tiny, ["a bear"], seeds=[0], folder=tmp_path, options=replace(QUICK, steps=4))
+    (batched,) = draw_missing(tiny, ["a bear"], seeds=[0], folder=tmp_path, options=replace(QUICK, batch=1))
+    assert batched == base
+    assert len({path.parent for path in (base, taught, longer)}) == 3
+    settings = json.loads((taught.parent / SETTINGS_FILE).read_text())
+    assert settings["concept"] == concept.hash
+    assert settings["base"] == tiny.name
+    assert settings["sampling"]["steps"] == 3
+    with concept.applied(tiny):
+        assert np.array_equal(Image.open(taught), drawn(tiny, ["a <one> bear"], [0])[0])
 
-    def sheet(*labels: str) -> np.ndarray:
-        return np.array(contact_sheet(images, columns=2, labels=labels))
 
-    bare, above, below, both = sheet("", "", "", ""), sheet("x", "", "", ""), sheet("", "", "x", ""), sheet(*"xxxx")
-    line = both.shape[0] - above.shape[0]
-    assert above.shape == below.shape
-    assert above.shape[0] - bare.shape[0] == line > 0
-    for drawn, moved in ((bare, 0), (below, 0), (above, line), (both, line)):
-        assert (drawn[4 + 24 + moved : 4 + 44 + moved, 4:34] == 80).all()
+def test_prompts_that_differ_by_signs_alone_have_files_of_their_own(tiny: Backbone, tmp_path: Path) -> None:
+    paths = draw_missing(tiny, ["a dog", "a dog!", "x" * 200], seeds=[0, 0, 0], folder=tmp_path, options=QUICK)
+    assert len(set(paths)) == 3
+    assert all(len(path.name) < 100 for path in paths)
+    with pytest.raises(OptionError, match="2 prompts and 1 seeds were given"):
+        draw_missing(tiny, ["a dog", "a cat"], seeds=[0], folder=tmp_path)
