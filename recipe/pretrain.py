@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from moongate.backbone import PROJECTION, PROJECTION_FILE, SETTINGS_FILE
-from moongate.data.pictures import as_tensor
+from recipe.corpus import Corpus
 from recipe.fitting import Stage, fit, native_autocast, save
 from recipe.pieces import CONTEXT_TOKENS, learn_pieces
 
@@ -105,23 +104,6 @@ class PretrainOptions:
     """How much the decoder's pictures shall pass for real ones, beside being like the one they are of."""
     checkpoint_minutes: float = 4.0
     seed: int = 0
-
-
-class Corpus:
-    """The corpus as arrays: pictures in uint8, captions, and the split.
-
-    The pictures (3 GB) are held in memory, because training reads them in random order.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.pictures = np.load(folder / "pictures.npy")
-        self.scenes = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
-        self.captions = [scene["caption"] for scene in self.scenes]
-        self.training = sum(scene["split"] == "train" for scene in self.scenes)
-
-    def images(self, indices: Tensor) -> Tensor:
-        """Float pictures [n, 3, 128, 128] in -1..1."""
-        return as_tensor(self.pictures[np.sort(indices.numpy())])
 
 
 def pretrain(options: PretrainOptions) -> None:

@@ -37,10 +37,10 @@ from moongate.evaluation.networks import lite0_features
 from moongate.files import write_atomically
 from moongate.pages import contact_sheet
 from moongate.pocket import recognizer_file, weights_digest, weights_folder
-from recipe.corpus import scenes as compose
-from recipe.corpus.build import CATALOG, HELD_OUT_MODELS
+from recipe.corpus import Corpus, scenes
+from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 from recipe.corpus.places import PLACES, PLAIN_COLORS
-from recipe.pretrain import Corpus, PretrainOptions, Stage, fit, native_autocast
+from recipe.pretrain import PretrainOptions, Stage, fit, native_autocast
 
 BARS = {
     "autoencoder_psnr_db": (26.0, 30.0),
@@ -59,8 +59,8 @@ SHEET_PICTURES, SHEET_COLUMNS = 64, 8
 KID_PICTURES = 500
 DRAWN_AT_ONCE, SEEN_AT_ONCE = 16, 100
 CROP_PX = 112
-PLAIN_PLACES = tuple(f"on {compose.article(color)} background" for color in PLAIN_COLORS)
-CLASSES = Classes(tuple(CATALOG), (*PLACES, *PLAIN_PLACES), compose.STYLES)
+PLAIN_PLACES = tuple(f"on {scenes.article(color)} background" for color in PLAIN_COLORS)
+CLASSES = Classes(tuple(CATALOG), (*PLACES, *PLAIN_PLACES), scenes.STYLES)
 CLASS_COUNTS = CLASSES.counts
 
 
@@ -106,7 +106,7 @@ class Content:
     @property
     def caption(self) -> str:
         """The corpus's caption of it, with no size, color or maker's name."""
-        return f"{self.style} of {' and '.join(map(compose.article, self.categories))} {self.place}"
+        return f"{self.style} of {' and '.join(map(scenes.article, self.categories))} {self.place}"
 
     @property
     def classes(self) -> tuple[set[int], ...]:
@@ -158,7 +158,7 @@ def make_prompts(count: int) -> list[Content]:
     """
     rng = np.random.default_rng(PROMPT_SEED)
     kinds = {category: _kinds(category) for category in CATALOG}
-    two_every = round(1 / compose.TWO_OBJECT_SHARE)
+    two_every = round(1 / scenes.TWO_OBJECT_SHARE)
     queue: list[str] = []
     prompts = []
     for index in range(count):
@@ -170,9 +170,9 @@ def make_prompts(count: int) -> list[Content]:
         if index % two_every == two_every - 1:
             others = [name for name in kinds if name not in categories and kind in kinds[name]]
             categories.append(str(rng.choice(others)))
-        filtered = rng.random() < compose.FILTER_SHARE
-        style = str(rng.choice(compose.FILTERED_STYLES)) if filtered else kind
-        place = str(rng.choice(PLAIN_PLACES if rng.random() < compose.PLAIN_SHARE else PLACES))
+        filtered = rng.random() < scenes.FILTER_SHARE
+        style = str(rng.choice(scenes.FILTERED_STYLES)) if filtered else kind
+        place = str(rng.choice(PLAIN_PLACES if rng.random() < scenes.PLAIN_SHARE else PLACES))
         prompts.append(Content(categories=tuple(categories), place=place, style=style))
     return prompts
 
@@ -230,8 +230,8 @@ def train_recognizer(corpus: Corpus, options: ReportOptions) -> Recognizer:
         both = scores.split(CLASS_COUNTS, 1), truth[chosen].to(scores).split(CLASS_COUNTS, 1)
         return torch.stack(list(map(F.cross_entropy, *both))).sum()
 
-    scenes = hashlib.sha256((options.corpus / "scenes.jsonl").read_bytes()).hexdigest()[:12]
-    name = f"classifier-{stage.steps}-{scenes}"
+    digest = hashlib.sha256((options.corpus / "scenes.jsonl").read_bytes()).hexdigest()[:12]
+    name = f"classifier-{stage.steps}-{digest}"
     fit(name, recognizer, loss_of, stage, PretrainOptions(out=options.work, device=options.device))
     return recognizer.eval().requires_grad_(False)
 
@@ -290,7 +290,7 @@ def measure(
     The real pictures are the held-out ones whose captions, like the prompts, name no size; the
     autoencoder is measured on all held-out ones.
     """
-    sizes = tuple(name for names in compose.SIZE_PHRASES.values() for name in names if name)
+    sizes = tuple(name for names in scenes.SIZE_PHRASES.values() for name in names if name)
     held_out = range(corpus.training, len(corpus.scenes))
     alike = [index for index in held_out if not corpus.captions[index].startswith(sizes)]
     real, contents = corpus.pictures[alike], [_content(corpus.scenes[index]) for index in alike]

@@ -1,8 +1,8 @@
-"""Look for seen objects that nearly equal a held-out one: `python -m moongate.pocket.corpus.guard --corpus corpus`.
+"""Look for seen objects that nearly equal a held-out one: `python -m recipe.corpus.guard --corpus corpus`.
 
 Every held-out object is compared with every seen object of its own kind, by the features of EfficientNet-Lite0 on a
-grey ground. The nearest seen object of each is written to `docs/results/near_duplicates.json`; the program ends with
-status 1 when one is as near as two views of a single object are, for then the split must leave it out.
+gray background. The nearest seen object of each is written to `docs/results/near_duplicates.json`; the program ends
+with status 1 when one is as near as two views of a single object are, because then the split must exclude it.
 """
 
 import json
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from moongate.evaluation.networks import lite0_features
 from moongate.files import write_atomically
-from recipe.corpus.build import is_held_out, load_objects
-from recipe.corpus.scenes import Object
+from recipe.corpus.catalog import Object, is_held_out, read_objects
 
-GROUND = 128
-"""Grey level behind the cut-outs."""
+__all__ = ["GuardOptions", "Nearest", "main", "nearest_seen", "similarity_of_views"]
+
+BACKGROUND = 128
+"""Gray level behind the cut-outs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,16 @@ class GuardOptions:
     """What to compare, and where to write."""
 
     corpus: Path = Path("corpus")
+    """Folder of the corpus."""
     out: Path = Path("docs/results/near_duplicates.json")
+    """File to write."""
     views: int = 4
-    """Views of each three-dimensional model."""
+    """Number of views of each 3-D model."""
     quantile: float = 0.95
-    """An object is a near-duplicate when it is nearer than this share of the held-out objects' own views are to each
-    other; drawings have one view and are held to the same limit."""
+    """A pair of objects is a near-duplicate when its cosine exceeds this quantile of the cosines between two views of
+    one held-out object. Drawings have one view; the same limit holds for them."""
     device: str = "cpu"
+    """Device to compute on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +61,16 @@ def nearest_seen(
     held_out: dict[str, Float[Tensor, "views features"]], seen: dict[str, Float[Tensor, "views features"]]
 ) -> list[Nearest]:
     """Return for each held-out object the seen one with the most similar view (cosine), nearest pairs first."""
-    found = []
+    nearest = []
     for key, views in held_out.items():
         cosines = {other: float((views @ theirs.T).max()) for other, theirs in seen.items()}
         other = max(cosines, key=cosines.__getitem__)
-        found.append(Nearest(held_out=key, nearest=other, cosine=round(cosines[other], 4)))
-    return sorted(found, key=lambda pair: -pair.cosine)
+        nearest.append(Nearest(held_out=key, nearest=other, cosine=round(cosines[other], 4)))
+    return sorted(nearest, key=lambda pair: -pair.cosine)
 
 
-def likeness_of_views(objects: dict[str, Float[Tensor, "views features"]], quantile: float) -> float:
-    """Return that quantile of the cosines between two views of one object, over all objects of several views."""
+def similarity_of_views(objects: dict[str, Float[Tensor, "views features"]], quantile: float) -> float:
+    """Return a quantile of the cosines between two views of one object, over all objects of several views."""
     cosines = [views @ views.T for views in objects.values() if len(views) > 1]
     pairs = torch.cat([part[torch.ones_like(part).triu(diagonal=1).bool()] for part in cosines])
     return float(pairs.quantile(quantile))
@@ -76,25 +80,25 @@ def features_of(
     items: Sequence[Object], network: Callable[[Tensor], Tensor], *, views: int, device: str
 ) -> dict[str, Float[Tensor, "views features"]]:
     """Return the normalized features of evenly chosen views of each object."""
-    found = {}
+    features = {}
     for item in track(items, "Features"):
         chosen = np.linspace(0, len(item.views) - 1, min(views, len(item.views))).round().astype(int)
         cutouts = torch.from_numpy(np.stack([item.views[i] for i in chosen])).float().permute(0, 3, 1, 2)
         opacity = cutouts[:, 3:] / 255
-        pictures = (cutouts[:, :3] * opacity + GROUND * (1 - opacity)) / 127.5 - 1
+        pictures = (cutouts[:, :3] * opacity + BACKGROUND * (1 - opacity)) / 127.5 - 1
         with torch.no_grad():
-            found[item.key] = F.normalize(network(pictures.to(device)), dim=1).cpu()
-    return found
+            features[item.key] = F.normalize(network(pictures.to(device)), dim=1).cpu()
+    return features
 
 
 def main(options: GuardOptions) -> None:
     """Compare, write the report, print it, and exit with status 1 when there is a near-duplicate."""
-    objects = load_objects(options.corpus / "cutouts.npz")
+    objects = read_objects(options.corpus / "cutouts.npz")
     network = lite0_features(options.device)
     features = features_of(objects, network, views=options.views, device=options.device)
     photographed = {item.key for item in objects if item.kind == "photo"}
     hidden = {item.key for item in objects if is_held_out(item)}
-    limit = likeness_of_views({key: features[key] for key in hidden & photographed}, options.quantile)
+    limit = similarity_of_views({key: features[key] for key in hidden & photographed}, options.quantile)
     pairs = []
     for kind in (photographed, features.keys() - photographed):
         held_out = {key: features[key] for key in sorted(hidden & kind)}

@@ -16,6 +16,20 @@ from pathlib import Path
 
 from moongate.errors import CorpusError
 
+__all__ = [
+    "ALL",
+    "BLENDER",
+    "DRAWN_FAMILIES",
+    "EMOJI_NAMES",
+    "FLUENT_3D",
+    "FURNITURE",
+    "PANORAMAS",
+    "Package",
+    "fetch",
+    "members",
+    "unpack_zip",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
@@ -127,11 +141,15 @@ def fetch(package: Package, folder: Path) -> Path:
             command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
         else:
             command = ["apt-get", "download", f"{package.name}={package.version}"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if result.returncode or not path.exists():
+        try:
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            message, failed = result.stderr.strip()[-300:], result.returncode != 0
+        except OSError as error:
+            message, failed = f"{error}", True
+        if failed or not path.exists():
             raise CorpusError(
-                f"could not download {package.name} {package.version}: '{' '.join(command)}' said "
-                f"{result.stderr.strip()[-300:]!r}. Put {package.archive} into {folder} by hand, then run again."
+                f"{package.name} {package.version} could not be downloaded: '{' '.join(command)}' reported "
+                f"{message!r}. Put {package.archive} into {folder} by hand, then run again."
             )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:

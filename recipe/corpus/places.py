@@ -1,13 +1,16 @@
-"""Where things stand: photographic panoramas and procedural places, as square RGB pictures.
+"""Backgrounds: photographic panoramas and procedural places, as square RGB pictures.
 
-A place is a function of a random generator alone and returns float32 [px, px, 3] in 0..1. Knows nothing
-of objects, captions or files (the panoramas are handed in).
+A background is a function of a random generator alone and returns float32 [px, px, 3] in 0..1. Each place is one of
+`STAGES` fixed backgrounds, so that a small model can learn all of them and has capacity left for the objects. This
+module knows nothing of objects, captions or files (the panoramas are handed in).
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
+
+__all__ = ["PLACES", "PLAIN_COLORS", "PROCEDURAL", "Panorama", "draw_place"]
 
 Rng = np.random.Generator
 Panorama = np.ndarray
@@ -20,6 +23,15 @@ PANORAMAS_OF = {
     "in a room": ("apartment", "blender-interior", "lobby"),
     "in a workshop": ("workshop", "warehouse"),
 }
+STAGES = 8
+"""Fixed backgrounds of each place."""
+DEPTH_OF_FIELD = 0.025
+"""Radius of the Gaussian blur of panoramas, as a share of the picture's side: their texture cannot be learned, and
+without the blur most of the denoiser's loss was spent on it."""
+BRIGHTNESS = (0.94, 1.05)
+"""Factor on all colors of a stage."""
+VIEW_DEGREES = 72
+"""Field of view into a panorama."""
 PLAIN_COLORS = {
     "white": (0.95, 0.95, 0.95),
     "grey": (0.55, 0.55, 0.55),
@@ -34,10 +46,10 @@ PLAIN_COLORS = {
 }
 
 
-def panorama_view(panorama: Panorama, px: int, rng: Rng) -> np.ndarray:
-    """Look into a panorama in a random direction near the horizon, with a random exposure."""
-    yaw, pitch = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(-18, 2))
-    half = np.tan(np.radians(rng.uniform(60, 80)) / 2)
+def _panorama_view(panorama: Panorama, px: int, rng: Rng) -> np.ndarray:
+    """Look into a panorama in a random direction a little below the horizon, with a random exposure."""
+    yaw, pitch = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(-12, -4))
+    half = np.tan(np.radians(VIEW_DEGREES) / 2)
     axis = (np.arange(px) + 0.5) / px * 2 - 1
     x, y = np.meshgrid(axis * half, -axis * half)
     norm = np.sqrt(x * x + y * y + 1)
@@ -85,7 +97,7 @@ def _horizon(px: int, rng: Rng, low: float = 0.38, high: float = 0.55, *, roughn
     return (np.arange(px)[:, None] > line[None, :])[..., None]
 
 
-def beach(px: int, rng: Rng) -> np.ndarray:
+def _beach(px: int, rng: Rng) -> np.ndarray:
     sky = _gradient(px, _jitter((0.45, 0.7, 0.95), rng), _jitter((0.8, 0.92, 1.0), rng))
     sea = _gradient(px, (0.1, 0.45, 0.7), _jitter((0.3, 0.75, 0.8), rng)) + 0.06 * _noise(px, rng, cells=(24, 3))
     sand = _rgb(_jitter((0.9, 0.8, 0.58), rng)) + 0.06 * _noise(px, rng, cells=(12, 12))
@@ -93,7 +105,7 @@ def beach(px: int, rng: Rng) -> np.ndarray:
     return np.where(_horizon(px, rng, 0.5, 0.62, roughness=0.02), sand, picture)
 
 
-def snow(px: int, rng: Rng) -> np.ndarray:
+def _snow(px: int, rng: Rng) -> np.ndarray:
     sky = _gradient(px, _jitter((0.62, 0.7, 0.8), rng), (0.85, 0.88, 0.93))
     ground = _rgb((0.93, 0.95, 0.98)) + 0.05 * _noise(px, rng, cells=(4, 3))
     picture = np.where(_horizon(px, rng, roughness=0.04), ground, sky)
@@ -103,7 +115,7 @@ def snow(px: int, rng: Rng) -> np.ndarray:
     return picture
 
 
-def night(px: int, rng: Rng) -> np.ndarray:
+def _night(px: int, rng: Rng) -> np.ndarray:
     sky = _gradient(px, _jitter((0.02, 0.03, 0.12), rng, 0.02), _jitter((0.1, 0.1, 0.3), rng, 0.04))
     stars = rng.random((px, px, 1)) > 0.994
     sky = np.where(stars, rng.uniform(0.6, 1.0, (px, px, 1)), sky)
@@ -115,7 +127,7 @@ def night(px: int, rng: Rng) -> np.ndarray:
     return np.where(_horizon(px, rng, 0.5, 0.65, roughness=0.05), ground, sky)
 
 
-def garden(px: int, rng: Rng) -> np.ndarray:
+def _garden(px: int, rng: Rng) -> np.ndarray:
     hedge = _rgb(_jitter((0.15, 0.4, 0.15), rng)) + 0.12 * _noise(px, rng, cells=(10, 10))
     lawn = _rgb(_jitter((0.4, 0.68, 0.25), rng)) + 0.07 * _noise(px, rng, cells=(16, 10))
     picture = np.where(_horizon(px, rng, 0.45, 0.58, roughness=0.02), lawn, hedge)
@@ -127,7 +139,7 @@ def garden(px: int, rng: Rng) -> np.ndarray:
     return picture
 
 
-def desert(px: int, rng: Rng) -> np.ndarray:
+def _desert(px: int, rng: Rng) -> np.ndarray:
     picture = _gradient(px, _jitter((0.35, 0.6, 0.9), rng), _jitter((0.98, 0.85, 0.65), rng))
     for i in range(3):
         dune = _rgb(_jitter((0.93 - 0.1 * i, 0.66 - 0.09 * i, 0.36 - 0.06 * i), rng, 0.03))
@@ -136,7 +148,7 @@ def desert(px: int, rng: Rng) -> np.ndarray:
     return picture
 
 
-def mountains(px: int, rng: Rng) -> np.ndarray:
+def _mountains(px: int, rng: Rng) -> np.ndarray:
     picture = _gradient(px, _jitter((0.4, 0.62, 0.92), rng), (0.85, 0.92, 0.98))
     columns = np.arange(px)
     for i in range(3):
@@ -154,7 +166,7 @@ def mountains(px: int, rng: Rng) -> np.ndarray:
     return np.where(_horizon(px, rng, 0.62, 0.7, roughness=0.02), meadow, picture)
 
 
-def underwater(px: int, rng: Rng) -> np.ndarray:
+def _underwater(px: int, rng: Rng) -> np.ndarray:
     picture = _gradient(px, _jitter((0.25, 0.75, 0.88), rng), _jitter((0.02, 0.2, 0.45), rng))
     columns, rows = np.meshgrid(np.arange(px), np.arange(px))
     rays = np.sin((columns + rng.uniform(-0.6, 0.6) * rows) / px * rng.uniform(12, 25) + rng.uniform(0, 6))
@@ -167,31 +179,49 @@ def underwater(px: int, rng: Rng) -> np.ndarray:
     return np.where(_horizon(px, rng, 0.78, 0.9, roughness=0.04), bottom, picture)
 
 
-def plain(color: str, px: int, rng: Rng) -> np.ndarray:
+def _plain(color: str, px: int, rng: Rng) -> np.ndarray:
     base = _jitter(PLAIN_COLORS[color], rng, 0.05)
     return _gradient(px, base, tuple(np.array(base) * rng.uniform(0.82, 1.0)))
 
 
 PROCEDURAL: dict[str, Callable[[int, Rng], np.ndarray]] = {
-    "on the beach": beach,
-    "in the snow": snow,
-    "at night": night,
-    "in a garden": garden,
-    "in the desert": desert,
-    "in the mountains": mountains,
-    "under water": underwater,
+    "on the beach": _beach,
+    "in the snow": _snow,
+    "at night": _night,
+    "in a garden": _garden,
+    "in the desert": _desert,
+    "in the mountains": _mountains,
+    "under water": _underwater,
 }
 PLACES = (*PROCEDURAL, *PANORAMAS_OF)
 """The phrases that name a place in a caption (plain backgrounds are "on a {color} background")."""
 
 
 def draw_place(phrase: str, px: int, rng: Rng, panoramas: Mapping[str, Panorama]) -> np.ndarray:
-    """Draw the place a caption phrase names, as float32 [px, px, 3] in 0..1."""
+    """Draw the background that a caption phrase names.
+
+    Args:
+        phrase: one of `PLACES`, or "on a {color} background" with one of `PLAIN_COLORS`.
+        px: side of the picture.
+        rng: chooses the stage, mirrors it in half of the cases, and sets its brightness.
+        panoramas: by name, those of `PANORAMAS_OF`.
+
+    Returns:
+        float32 [px, px, 3] in 0..1.
+    """
+    stage = np.random.default_rng([sum(map(ord, phrase)), int(rng.integers(STAGES))])
     if phrase in PROCEDURAL:
-        picture = PROCEDURAL[phrase](px, rng)
+        picture = PROCEDURAL[phrase](px, stage)
     elif phrase in PANORAMAS_OF:
-        picture = panorama_view(panoramas[str(rng.choice(PANORAMAS_OF[phrase]))], px, rng)
+        picture = _blurred(_panorama_view(panoramas[str(stage.choice(PANORAMAS_OF[phrase]))], px, stage))
     else:
-        color = phrase.removesuffix(" background").split()[-1]
-        picture = plain(color, px, rng)
+        return np.clip(_plain(phrase.removesuffix(" background").split()[-1], px, rng), 0, 1).astype(np.float32)
+    picture = picture * rng.uniform(*BRIGHTNESS)
+    if rng.random() < 0.5:
+        picture = picture[:, ::-1]
     return np.clip(picture, 0, 1).astype(np.float32)
+
+
+def _blurred(picture: np.ndarray) -> np.ndarray:
+    pixels = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    return np.asarray(pixels.filter(ImageFilter.GaussianBlur(len(picture) * DEPTH_OF_FIELD)), np.float32) / 255

@@ -1,4 +1,4 @@
-"""Pictures of single objects on nothing: 3-D models by ray casting, drawings by an SVG renderer.
+"""Cut-outs of single objects: 3-D models by ray casting, drawings by an SVG renderer.
 
 A cut-out is RGBA uint8 [CUTOUT_PX, CUTOUT_PX, 4] with straight alpha. Knows nothing of scenes or captions.
 """
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+__all__ = ["CUTOUT_PX", "Model", "fit_square", "load_model", "render_svg", "render_view"]
+
 CUTOUT_PX = 144
 SUPERSAMPLING = 2
 MAX_TRANSPARENT_LAYERS = 5
@@ -18,7 +20,7 @@ MAX_TRANSPARENT_LAYERS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A triangle soup with materials, centerd and scaled to fit the unit sphere."""
+    """A triangle soup with materials, centered and scaled to fit the unit sphere."""
 
     mesh: Any
     """The `trimesh.Trimesh` that rays are cast at."""
@@ -159,7 +161,7 @@ def render_svg(body: str, *, box: tuple[float, float, float, float]) -> np.ndarr
 
 
 def fit_square(image: Image.Image) -> np.ndarray:
-    """Centre a picture with alpha on a transparent square of CUTOUT_PX."""
+    """Center a picture with alpha on a transparent square of CUTOUT_PX."""
     image = image.convert("RGBA")
     image.thumbnail((CUTOUT_PX, CUTOUT_PX), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (CUTOUT_PX, CUTOUT_PX))

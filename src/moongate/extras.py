@@ -10,6 +10,7 @@ from moongate.errors import MissingLibrary
 __all__ = ["library", "versions"]
 
 EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "fsspec": "hub", "pillow_heif": "heic"}
+EXTRAS |= dict.fromkeys(("trimesh", "embreex", "scipy", "resvg_py", "OpenEXR"), "corpus")
 """The extra of the package that installs each."""
 
 

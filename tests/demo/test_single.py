@@ -10,7 +10,7 @@ from moongate.data import Subject
 from moongate.demo import single as demo
 from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
-from recipe.corpus.build import CATALOG, HELD_OUT_MODELS
+from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 
 
 def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import torch
 from diffusers import AutoencoderTiny
 
 from recipe import pretrain
+from recipe.corpus import Corpus
 from recipe.fitting import Stage
-from recipe.pretrain import Corpus, PretrainOptions, load_tokenizer, store_latents, train_decoder, train_tokenizer
+from recipe.pretrain import PretrainOptions, load_tokenizer, store_latents, train_decoder, train_tokenizer
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def corpus(tmp_path: Path) -> Corpus:
     folder.mkdir()
     captions = [f"photo of a {thing} on the beach" for thing in ("dog", "cat", "teddy bear")] * 30 + ["a sly fox"] * 6
     scenes = [{"caption": caption, "categories": [], "split": "train"} for caption in captions]
+    scenes[-1]["split"] = "held out"
     (folder / "scenes.jsonl").write_text("\n".join(map(json.dumps, scenes)))
     np.save(folder / "pictures.npy", np.zeros((len(captions), 8, 8, 3), dtype=np.uint8))
     return Corpus(folder)
@@ -52,7 +54,7 @@ def test_the_decoder_is_trained_alone(tmp_path: Path, monkeypatch: pytest.Monkey
               for name, value in pretrain.AUTOENCODER.items()}  # fmt: skip
     folder = tmp_path / "corpus"
     folder.mkdir()
-    scenes = [{"caption": "photo of a dog", "split": "train"}] * 4
+    scenes = [{"caption": "photo of a dog", "split": split} for split in ("train", "train", "train", "held out")]
     (folder / "scenes.jsonl").write_text("\n".join(map(json.dumps, scenes)))
     np.save(folder / "pictures.npy", np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), dtype=np.uint8))
     out = tmp_path / "out"

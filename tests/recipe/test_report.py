@@ -13,7 +13,7 @@ from torch import Tensor
 from moongate.demo.recognizer import Recognizer
 from moongate.errors import OptionError
 from recipe import report as module
-from recipe.corpus.build import CATALOG
+from recipe.corpus.catalog import CATALOG
 from recipe.corpus.scenes import FILTERED_STYLES, STYLES
 from recipe.report import CLASS_COUNTS, Content, ReportOptions, draw, make_prompts, psnr_db, report, shares_recognized
 

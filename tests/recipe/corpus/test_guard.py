@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from recipe.corpus.guard import likeness_of_views, nearest_seen
+from recipe.corpus.guard import nearest_seen, similarity_of_views
 
 
 def unit(*degrees: float) -> torch.Tensor:
@@ -22,5 +22,5 @@ def test_the_nearest_seen_object_is_the_one_with_the_most_similar_view() -> None
 def test_views_of_one_object_set_the_limit_and_single_views_say_nothing() -> None:
     objects = {"bear": unit(0, 10, 30), "drawing": unit(50), "chair": unit(0, 5)}
     cosines = sorted(math.cos(math.radians(angle)) for angle in (10, 20, 30, 5))
-    assert likeness_of_views(objects, 1.0) == pytest.approx(cosines[-1], abs=1e-6)
-    assert likeness_of_views(objects, 0.0) == pytest.approx(cosines[0], abs=1e-6)
+    assert similarity_of_views(objects, 1.0) == pytest.approx(cosines[-1], abs=1e-6)
+    assert similarity_of_views(objects, 0.0) == pytest.approx(cosines[0], abs=1e-6)
