@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin
 CODE := src recipe tests experiments benchmarks
 
-.PHONY: demo test test-slow tables check format clean
+.PHONY: demo test test-slow tables check docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -25,6 +25,10 @@ check: $(VENV)/ready
 	$(RUN)/ruff format --check $(CODE)
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-logo
+
+# Builds the site into build/site; the pages open from the disk, without a server and without a network.
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 
 format: $(VENV)/ready
 	$(RUN)/ruff check --fix $(CODE)

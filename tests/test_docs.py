@@ -1,0 +1,71 @@
+"""What the README and the documentation show must work as it is written."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from moongate import cli
+from moongate.cli.subjects import lessons_from_file
+from moongate.concept import Concept
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+README = PAGES["README.md"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = blocks(README, "python")
+    assert "steps=250" in example
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("steps=250", "steps=2"), "README.md", "exec"), {})
+    assert Concept.load("bear.safetensors").subjects[0].token == "<bear>"
+    assert (tmp_path / "bears.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if "moongate " in "".join(blocks(PAGES[name], "console"))])
+def test_every_command_is_understood(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    for command in (getattr(cli, name) for name in cli.__all__ if name != "main"):
+        monkeypatch.setattr(command, "__call__", lambda self, _console: called.append(self))
+    lines = [line for block in blocks(PAGES[page], "console") for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("moongate ")]
+    for line in lines:
+        cli.main(shlex.split(line)[1:])
+    assert len(called) == len(lines)
+
+
+def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
+    (example,) = blocks(PAGES["docs/howto/captions-and-masks.md"], "yaml")
+    (tmp_path / "concepts.yaml").write_text(example)
+    first, second = lessons_from_file(tmp_path / "concepts.yaml")
+    assert (first.words, second.words) == ("<rex> dog", "<chair> armchair")
+    assert second.regularization == str(tmp_path / "other-chairs")
+
+
+def test_the_make_targets_that_are_named_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {name for page in PAGES.values() for name in re.findall(r"(?:^|`)make (\w[\w-]*)", page, flags=re.MULTILINE)}
+    assert {"demo", "test"} <= targets
+    assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, flags=re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    folder = (ROOT / page).parent
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert (folder / link).exists(), link
+
+
+def test_each_key_of_a_models_settings_is_explained() -> None:
+    settings = json.loads((ROOT / "src/moongate/pocket/weights/moongate.json").read_text())
+    assert [key for key in settings if f"`{key}`" not in PAGES["docs/howto/pocket.md"]] == []
