@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from moongate.merging.closed_form import ClosedForm
+from moongate.merging.closed_form import factorize
 
 WIDTH = 768
 OUTPUTS = (320,) * 10 + (640,) * 10 + (1280,) * 12
@@ -41,8 +41,8 @@ def problem(concepts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 def ours(rows: Tensor, gram: Tensor, values: list[Tensor]) -> float:
     """Solve all matrices and return the largest relative residual."""
-    form = ClosedForm(rows, gram)
-    return max(form.residual(form.solve(each), each) for each in values)
+    factorized = factorize(rows, gram)
+    return max(factorized.residual(factorized.solve(each), each) for each in values)
 
 
 def plain(rows: Tensor, gram: Tensor, values: list[Tensor]) -> float:

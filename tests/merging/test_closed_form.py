@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 
 from moongate.errors import OptionError
-from moongate.merging.closed_form import ClosedForm
+from moongate.merging.closed_form import factorize
 
 
 def random_problem(
@@ -20,8 +20,8 @@ def random_problem(
 
 
 def solution(rows: torch.Tensor, gram: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    form = ClosedForm(rows, gram)
-    return form.solve(values) @ form.down
+    factorized = factorize(rows, gram)
+    return factorized.solve(values) @ factorized.down
 
 
 @pytest.mark.parametrize("constraints", [1, 5, 20])
@@ -65,69 +65,69 @@ def test_the_order_of_the_constraints_does_not_matter() -> None:
 def test_a_repeated_constraint_changes_nothing_but_is_not_counted() -> None:
     rows, gram, values = random_problem(constraints=5)
     once = solution(rows, gram, values)
-    form = ClosedForm(torch.cat([rows, rows[:2]]), gram)
-    assert form.rank == 5
-    up = form.solve(torch.cat([values, values[:2]]))
-    torch.testing.assert_close(up @ form.down, once, rtol=1e-9, atol=1e-12)
-    assert form.residual(up, torch.cat([values, values[:2]])) < 1e-12
-    assert form.cosines[0, 5] == pytest.approx(1.0)
+    factorized = factorize(torch.cat([rows, rows[:2]]), gram)
+    assert factorized.rank == 5
+    up = factorized.solve(torch.cat([values, values[:2]]))
+    torch.testing.assert_close(up @ factorized.down, once, rtol=1e-9, atol=1e-12)
+    assert factorized.residual(up, torch.cat([values, values[:2]])) < 1e-12
+    assert factorized.cosines[0, 5] == pytest.approx(1.0)
 
 
 def test_contradicting_constraints_are_met_half_way_and_reported() -> None:
     rows, gram, values = random_problem(constraints=3)
-    form = ClosedForm(torch.cat([rows, rows[:1]]), gram)
+    factorized = factorize(torch.cat([rows, rows[:1]]), gram)
     both = torch.cat([values, -values[:1]])
-    up = form.solve(both)
-    assert form.residual(up, both) > 0.1
-    assert (up @ form.down @ rows[0]).norm() < 1e-9  # half way between v and -v
+    up = factorized.solve(both)
+    assert factorized.residual(up, both) > 0.1
+    assert (up @ factorized.down @ rows[0]).norm() < 1e-9  # half way between v and -v
 
 
 @pytest.mark.parametrize("concepts", [2, 10, 50])
 def test_many_concepts_of_four_rows_each(concepts: int) -> None:
     rows, gram, values = random_problem(constraints=4 * concepts, width=256, spread=5.0)
-    form = ClosedForm(rows, gram)
-    assert form.rank == 4 * concepts
-    assert form.residual(form.solve(values), values) < 1e-10
+    factorized = factorize(rows, gram)
+    assert factorized.rank == 4 * concepts
+    assert factorized.residual(factorized.solve(values), values) < 1e-10
 
 
 def test_the_ridge_is_a_cost_of_all_change() -> None:
     rows, gram, values = random_problem(constraints=4)
     with_ridge = gram + 0.3 * gram.diagonal().mean() * torch.eye(24, dtype=torch.float64)
-    form = ClosedForm(rows, gram, ridge=0.3)
-    torch.testing.assert_close(form.solve(values) @ form.down, solution(rows, with_ridge, values))
+    factorized = factorize(rows, gram, ridge=0.3)
+    torch.testing.assert_close(factorized.solve(values) @ factorized.down, solution(rows, with_ridge, values))
 
 
 def test_rounding_in_a_direction_that_no_feature_uses_is_not_amplified() -> None:
-    """Layer normalization makes all features sum to nothing; float32 leaves 1e-7, which was divided by itself."""
+    """Layer normalization makes all features sum to nothing; float32 leaves 1e-7, which the ridge keeps small."""
     rows, gram, values = random_problem(constraints=4)
     center = torch.eye(24, dtype=torch.float64) - 1 / 24
     noisy = (rows @ center).float().double() + 1e-7 * rows.mean(1, keepdim=True)
-    form = ClosedForm(noisy, center @ gram @ center, ridge=1e-6)
-    clean = ClosedForm(rows @ center, center @ gram @ center, ridge=1e-6)
+    factorized = factorize(noisy, center @ gram @ center, ridge=1e-6)
+    clean = factorize(rows @ center, center @ gram @ center, ridge=1e-6)
     expected = clean.solve(values) @ clean.down
-    assert (form.solve(values) @ form.down - expected).norm() < 0.1 * expected.norm()
+    assert (factorized.solve(values) @ factorized.down - expected).norm() < 0.1 * expected.norm()
 
 
 def test_a_singular_gram_matrix_is_given_jitter() -> None:
     rows, gram, values = random_problem(constraints=3, spread=0.0)
     features = torch.linalg.cholesky(gram).T[:10]  # ten captions cannot fill 24 dimensions
-    form = ClosedForm(rows, features.T @ features)
-    assert form.residual(form.solve(values), values) < 1e-9
+    factorized = factorize(rows, features.T @ features)
+    assert factorized.residual(factorized.solve(values), values) < 1e-9
 
 
 def test_the_solution_has_the_rank_of_the_constraints() -> None:
     rows, gram, values = random_problem(constraints=4)
-    form = ClosedForm(rows, gram)
-    assert form.down.shape == (4, 24)
-    torch.testing.assert_close(form.down @ form.down.T, torch.eye(4, dtype=torch.float64))
-    assert torch.linalg.matrix_rank(form.solve(values) @ form.down) == 4
+    factorized = factorize(rows, gram)
+    assert factorized.down.shape == (4, 24)
+    torch.testing.assert_close(factorized.down @ factorized.down.T, torch.eye(4, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(factorized.solve(values) @ factorized.down) == 4
 
 
 def test_what_does_not_fit_is_refused() -> None:
     rows, gram, _ = random_problem(constraints=3)
     with pytest.raises(OptionError, match=r"\(3, 23\).*\(24, 24\)"):
-        ClosedForm(rows[:, 1:], gram)
+        factorize(rows[:, 1:], gram)
     with pytest.raises(OptionError, match="not finite"):
-        ClosedForm(rows / 0, gram)
+        factorize(rows / 0, gram)
     with pytest.raises(OptionError, match="Give captions"):
-        ClosedForm(rows, torch.zeros_like(gram))
+        factorize(rows, torch.zeros_like(gram))

@@ -1,7 +1,13 @@
-"""What a merge must not change: the features of neutral captions, and their Gram matrix (paper, Sec. 3.3, C_reg)."""
+"""What a merge should not change: the text features of neutral captions (paper, Sec. 3.3, C_reg in Eq. 4).
+
+The paper takes the features of about a thousand captions. The denoiser also attends to a caption's start token, to the
+padding after its end and, for guidance, to the empty prompt; public codes constrain none of these. Here they count as
+well: the padding of a caption once, whatever its length, and the empty prompt a tenth as often as all captions.
+
+The module knows nothing of concepts.
+"""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,20 +19,20 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError
-from moongate.files import write_atomically
+from moongate.files import digest, locked, write_atomically
 
-__all__ = ["HELD_OUT_EVERY", "encoded", "neutral_captions", "regularization_gram"]
+__all__ = ["encoded", "held_out_features", "neutral_captions", "regularization_gram"]
 
 HELD_OUT_EVERY = 10
-"""Every so manieth neutral caption is kept out of the cost, to measure drift on."""
+"""One caption in ten is held out: it is no part of the cost, and drift is measured on it."""
 EMPTY_PROMPT_SHARE = 0.1
-"""Weight of the empty prompt among the captions, as often as training leaves a caption out."""
+"""Weight of the empty prompt relative to all captions together, equal to the share of captions that training drops."""
 ENCODE_AT_ONCE = 64
 CAPTIONS_FILE = Path(__file__).with_name("captions.txt")
 
 
 def neutral_captions(further: Sequence[str] = ()) -> list[str]:
-    """Return the captions that come with the package, and further ones; duplicates are dropped."""
+    """Return the captions that come with the package, then `further` ones, without duplicates and empty lines."""
     lines = CAPTIONS_FILE.read_text(encoding="utf-8").splitlines()
     return list(dict.fromkeys(line.strip() for line in (*lines, *further) if line.strip()))
 
@@ -34,46 +40,73 @@ def neutral_captions(further: Sequence[str] = ()) -> list[str]:
 @torch.no_grad()
 def encoded(
     backbone: Backbone, captions: Sequence[str]
-) -> Iterator[tuple[Float[Tensor, "n tokens width"], Int[Tensor, "n tokens"], Int[Tensor, " n"]]]:
-    """Yield float64 features [n, tokens, width], ids [n, tokens] and the position of the end token [n] on the CPU."""
+) -> Iterator[tuple[Float[Tensor, "captions tokens width"], Int[Tensor, "captions tokens"], Int[Tensor, " captions"]]]:
+    """Encode captions in batches.
+
+    Yields:
+        For each batch, on the CPU: text features in float64, token ids, and the position of each caption's end token.
+    """
     for begin in range(0, len(captions), ENCODE_AT_ONCE):
-        part = captions[begin : begin + ENCODE_AT_ONCE]
-        ids = backbone.token_ids(part).cpu()
+        batch = captions[begin : begin + ENCODE_AT_ONCE]
+        ids = backbone.token_ids(batch).cpu()
         ends = (ids == backbone.tokenizer.eos_token_id).int().argmax(1)
-        yield backbone.encode_text(part).features.cpu().double(), ids, ends
+        yield backbone.encode_text(batch).features.cpu().double(), ids, ends
+
+
+def held_out_features(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "features width"]:
+    """Return the features of the captions that `regularization_gram` leaves out, from start token to end token."""
+    return torch.cat(
+        [
+            features[: end + 1]
+            for batch, _, ends in encoded(backbone, captions[::HELD_OUT_EVERY])
+            for features, end in zip(batch, ends, strict=True)
+        ]
+    )
 
 
 def regularization_gram(
     backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None
 ) -> Float[Tensor, "width width"]:
-    """Return the sum of f f^T over what the model attends to in neutral captions, float64.
+    """Return the Gram matrix of the regularization features, C_reg^T C_reg = sum of f f^T.
 
-    A caption counts with its start token, its words, its end token, and the mean over its padding; the empty prompt
-    stands beside them. Every tenth caption is left out, for measuring drift.
+    Args:
+        backbone: The base model.
+        captions: Neutral captions; one in ten is left out (`held_out_features`).
+        cache: Folder in which the matrix is kept for each text encoder and set of captions. Several processes may
+            share it: one computes, the others wait. Not kept when None, or when the folder cannot be written.
+
+    Returns:
+        The matrix in float64.
     """
-    used = [caption for number, caption in enumerate(captions) if number % HELD_OUT_EVERY]
-    path = cache and cache / f"gram-{_digest(backbone, used)}.safetensors"
-    if path and path.is_file():
-        with contextlib.suppress(SafetensorError, KeyError):  # a damaged one is made again
+    used = [caption for index, caption in enumerate(captions) if index % HELD_OUT_EVERY]
+    if cache is None:
+        return _gram(backbone, used)
+    path = cache / f"gram-{_digest(backbone, used)}.safetensors"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
+            stack.enter_context(locked(path))
+        with contextlib.suppress(SafetensorError, KeyError, OSError):  # missing or damaged: it is computed
             return load_file(path)["gram"]
-    weighted = [(used, 1.0), ([""], EMPTY_PROMPT_SHARE * len(used))]
+        gram = _gram(backbone, used)
+        with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
+            write_atomically(path, save({"gram": gram}))
+        return gram
+
+
+def _gram(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "width width"]:
+    weighted = [(captions, 1.0), ([""], EMPTY_PROMPT_SHARE * len(captions))]
     gram: Tensor = torch.zeros(())
-    for some, weight in weighted:
-        for features, _, ends in encoded(backbone, some):
-            places = torch.arange(features.shape[1])[None]
+    for group, weight in weighted:
+        for features, _, ends in encoded(backbone, group):
+            positions = torch.arange(features.shape[1])[None]
             padding = features.shape[1] - 1 - ends[:, None]
-            weights = torch.where(places <= ends[:, None], 1.0, 1 / padding.clamp(min=1)) * weight
+            weights = torch.where(positions <= ends[:, None], 1.0, 1 / padding.clamp(min=1)) * weight
             rows = (features * weights.sqrt()[..., None]).flatten(0, 1)
             gram = gram + rows.T @ rows
-    if path:
-        with contextlib.suppress(OptionError):  # where nothing can be kept, the next merge takes a little longer
-            write_atomically(path, save({"gram": gram}))
     return gram
 
 
 def _digest(backbone: Backbone, captions: Sequence[str]) -> str:
-    """Name captions as one text encoder reads them, by what it makes of the first few."""
+    """Identify captions as one text encoder reads them, by the captions and the features of the first four."""
     probe = next(encoded(backbone, captions[:4]))[0]
-    content = hashlib.sha256("\n".join(captions).encode())
-    content.update(probe.bfloat16().float().numpy().tobytes())
-    return content.hexdigest()[:16]
+    return digest("\n".join(captions), probe.bfloat16().float().numpy().tobytes(), length=16)

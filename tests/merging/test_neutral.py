@@ -1,0 +1,74 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.merging import neutral
+from moongate.merging.neutral import held_out_features, neutral_captions, regularization_gram
+
+
+def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp_path: Path) -> None:
+    captions = ["photo of a dog", "a red chair", "teddy bear on the beach"]
+    first = regularization_gram(tiny, captions, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=tmp_path), first)
+    torch.testing.assert_close(regularization_gram(tiny, captions), first)
+    regularization_gram(tiny, [*captions, "a cat"], cache=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_padding_counts_once_whatever_its_length(tiny: Backbone) -> None:
+    """By hand, for one caption: start, words and end in full, the padding by its mean square, then the empty prompt."""
+    caption = "a red chair"
+    gram = regularization_gram(tiny, ["left out", caption])
+    with torch.no_grad():
+        text, empty = tiny.encode_text([caption, ""]).features.double()
+    expected = text[:5].T @ text[:5] + text[5:].T @ text[5:] / 11
+    expected += 0.1 * (empty[:2].T @ empty[:2] + empty[2:].T @ empty[2:] / 14)
+    torch.testing.assert_close(gram, expected)
+
+
+def test_the_neutral_captions_are_a_thousand_different_ones() -> None:
+    captions = neutral_captions(["photo of my own garden", " ", neutral_captions()[0]])
+    assert len(captions) == len(set(captions)) == 1001
+    assert all(caption == caption.strip() for caption in captions)
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_does_not_stop_a_merge(tiny: Backbone, tmp_path: Path) -> None:
+    captions = ["photo of a dog", "a red chair"]
+    expected = regularization_gram(tiny, captions, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=tmp_path / "cache"), expected)
+    assert file.read_bytes() == whole
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=file / "below"), expected)
+
+
+def test_processes_that_share_a_cache_compute_the_gram_matrix_once(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[list[str]] = []
+
+    def slow(_: Backbone, captions: list[str]) -> torch.Tensor:
+        time.sleep(0.2)
+        computed.append(captions)
+        return torch.eye(16, dtype=torch.float64)
+
+    monkeypatch.setattr(neutral, "_gram", slow)
+    with ThreadPoolExecutor(3) as pool:
+        grams = list(pool.map(lambda _: regularization_gram(tiny, ["left out", "a dog"], cache=tmp_path), range(3)))
+    assert computed == [["a dog"]]
+    assert all(torch.equal(gram, torch.eye(16, dtype=torch.float64)) for gram in grams)
+
+
+def test_held_out_captions_are_no_part_of_the_gram_matrix(tiny: Backbone) -> None:
+    captions = [f"a {word}" for word in ("dog", "cat", "bear", "chair", "red", "an", "in", "on", "the", "far", "away")]
+    other = ["a small beach", *captions[1:10], "a drawing"]
+    assert torch.equal(regularization_gram(tiny, captions), regularization_gram(tiny, other))
+    with torch.no_grad():
+        first, last = tiny.encode_text(["a dog", "a away"]).features.double()
+    torch.testing.assert_close(held_out_features(tiny, captions), torch.cat([first[:4], last[:4]]))

@@ -1,0 +1,73 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from making import invented
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.merging import MergeOptions, merge
+from moongate.merging.neutral import neutral_captions
+from moongate.merging.page import verdict
+
+
+def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    """Drift, recomputed from the model's own projections on the captions that were held out."""
+    merged = merge(tiny, pair)
+    captions = neutral_captions()[::10]
+
+    def projected() -> torch.Tensor:
+        ids = tiny.token_ids(captions)
+        lengths = (ids == tiny.tokenizer.eos_token_id).int().argmax(1)
+        text = tiny.encode_text(captions).features
+        rows = torch.cat([features[: length + 1] for features, length in zip(text, lengths, strict=True)])
+        return torch.cat([module(rows).flatten() for module in tiny.kv_projections()])
+
+    with torch.no_grad():
+        before = projected()
+        with merged.concept.applied(tiny):
+            after = projected()
+    assert merged.report.drift == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
+
+
+def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    own = tuple(f"photo of a red {word}" for word in ("dog", "cat", "chair"))
+    report = merge(tiny, pair, options=MergeOptions(captions=(*own, own[0], " "))).report
+    assert report.neutral_captions == len(neutral_captions()) + 3 == merge(tiny, pair).report.neutral_captions + 3
+
+
+def test_contradicting_concepts_are_reported_and_named(tiny: Backbone) -> None:
+    report = merge(tiny, [invented(tiny, (None, "bear"), seed=1), invented(tiny, (None, "bear"), seed=2)]).report
+    assert not report.feasible
+    assert report.predicted_to_lose == "bear"
+    conflict = report.conflicts[0]
+    assert (conflict.first, conflict.second) == ("bear", "bear")
+    assert conflict.cosine == pytest.approx(1)
+    assert "token" in conflict.advice
+    assert any("contradict" in line for line in verdict(report))
+
+
+def test_tokens_that_began_from_the_same_row_are_named_as_a_conflict(tiny: Backbone) -> None:
+    first, second = invented(tiny, ("<one>", "bear"), seed=1), invented(tiny, ("<two>", "cat"), seed=2)
+    second = replace(second, tokens={"<two>": first.tokens["<one>"] + 1e-4})
+    report = merge(tiny, [first, second], options=MergeOptions(contexts=1)).report
+    assert [(c.first, c.second) for c in report.conflicts] == [("<one> bear", "<two> cat")]
+    assert "--rare-token" in report.conflicts[0].advice
+    assert not merge(tiny, [first, invented(tiny, ("<two>", "cat"), seed=2)]).report.conflicts
+
+
+def test_the_word_within_anothers_words_is_not_its_own(tiny: Backbone) -> None:
+    """The joint error of a bear without a token is measured at its own word, not at the one in `<one> bear`."""
+    plain = invented(tiny, (None, "bear"), seed=1)
+    merged = merge(tiny, [plain, invented(tiny, ("<one>", "bear"), seed=2)], options=MergeOptions(contexts=1))
+    captions = ["photo of a bear and a <one> bear", "photo of a <one> bear and a bear"]
+    with tiny.tokens(merged.concept.tokens), torch.no_grad():
+        bear = tiny.tokenizer("bear").input_ids[1]
+        ids, features = tiny.token_ids(captions), tiny.encode_text(captions).features.double()
+    places = [(row == bear).nonzero().flatten() for row in ids]
+    rows = torch.stack([features[0, places[0][0]], features[1, places[1][1]]])
+    own = torch.cat([rows @ change.full().double().T for change in plain.deltas.values()], 1)
+    now = torch.cat([rows @ merged.concept.deltas[name].full().double().T for name in plain.deltas], 1)
+    expected = float((now - own).norm() / own.norm())
+    assert merged.report.subjects[0].joint_error == pytest.approx(expected, rel=1e-3)
