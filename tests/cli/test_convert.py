@@ -14,7 +14,6 @@ from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.interop import FORMATS, model_card
 
 
 @pytest.fixture
@@ -25,6 +24,13 @@ def concept(tiny: Backbone, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write_compressed(concept: Path, out: Path) -> None:
+    """Write a concept as the compressed `delta.bin` of the paper's code."""
+    source = Concept.load(concept)
+    factors = {name.removeprefix("unet."): {"u": c.up, "v": c.down} for name, c in source.deltas.items()}
+    torch.save({"unet": factors, "modifier_token": dict(source.tokens)}, out)
 
 
 def test_convert_there_and_back_gives_the_same_concept(
@@ -43,8 +49,8 @@ def test_a_rank_that_would_be_ignored_is_refused(
 ) -> None:
     for to in ("adobe", "moongate"):
         out = tmp_path / f"{to}.bin"
-        told = fails(capsys, "convert", concept, "--to", to, "--out", out, "--rank", 2)
-        assert "--rank cuts changes for" in told
+        message = fails(capsys, "convert", concept, "--to", to, "--out", out, "--rank", 2)
+        assert "--rank cuts changes for" in message
         assert not out.exists()
 
 
@@ -92,12 +98,16 @@ def test_bad_input_to_convert_is_named_and_nothing_is_written(
 def test_other_commands_read_foreign_files(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("convert", concept, "--to", "adobe-compressed", "--out", tmp_path / "delta.bin")
+    write_compressed(concept, tmp_path / "delta.bin")
     run("convert", concept, "--to", "lora", "--out", tmp_path / "lora")
     capsys.readouterr()
     run("info", tmp_path / "delta.bin", "--json")
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["format"], facts["base"], facts["fingerprint"]) == ("compressed `delta.bin`", "not stated", "unknown")
+    assert (facts["format"], facts["base"], facts["fingerprint"]) == (
+        "`delta.bin` of the paper's diffusers code",
+        "not stated",
+        "unknown",
+    )
     drawing = ["--count", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "drawn"]
     nameless = fails(capsys, "generate", "a <bear> bear", "--concept", tmp_path / "delta.bin", *drawing)
     assert "does not say which model it belongs to. Name it with --model" in nameless
@@ -109,7 +119,7 @@ def test_other_commands_read_foreign_files(
     assert clean.fingerprint == Concept.load(concept).fingerprint
 
 
-def test_info_refused_full_weights_without_their_model(
+def test_info_counts_full_weights_without_their_model(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
@@ -124,7 +134,6 @@ def test_info_refused_full_weights_without_their_model(
 
 
 def test_training_goes_on_from_foreign_files(concept: Path, tiny_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    """It went on from Moongate's own alone."""
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
     command = ["train", pictures, "--category", "dog", "--token", "<dog>", "--regularization", "none", "--steps", 1]
     command += ["--model", tiny_folder, "--device", "cpu", "--out", tmp_path / "both.safetensors"]
@@ -135,7 +144,6 @@ def test_training_goes_on_from_foreign_files(concept: Path, tiny_folder: Path, p
 def test_compress_and_analyze_read_foreign_files(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They took Moongate's own alone."""
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
     run("convert", concept, "--to", "lora", "--out", tmp_path / "lora")
     base = ["--model", tiny_folder, "--device", "cpu"]
@@ -159,7 +167,7 @@ def test_compress_and_analyze_read_foreign_files(
 def test_a_file_without_class_words_is_not_judged(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("convert", concept, "--to", "adobe-compressed", "--out", tmp_path / "delta.bin")
+    write_compressed(concept, tmp_path / "delta.bin")
     options = ["--model", tiny_folder, "--device", "cpu", "--out", tmp_path / "judged"]
     message = fails(capsys, "evaluate", tmp_path / "delta.bin", *options)
     assert "delta.bin does not say what its things are" in message
@@ -222,11 +230,3 @@ def test_a_hub_that_cannot_be_reached_is_named(
     assert "Nothing was uploaded to 'you/bear'" in message
     odd = fails(capsys, "convert", concept, "--to", "lora", "--out", tmp_path / "bear", "--push", "a/b/c")
     assert "'a/b/c'" in odd
-
-
-def test_the_card_for_two_text_encoders_loads_both_rows(tmp_path: Path) -> None:
-    from conftest import make_tiny_model
-
-    xl = Backbone.load(make_tiny_model(tmp_path / "xl", seed=0, family="sdxl"), device="cpu")
-    card = model_card(make_concept(xl), FORMATS["lora"], title="bear")
-    assert 'rows["clip_g"], token="<bear>", text_encoder=pipeline.text_encoder_2' in card

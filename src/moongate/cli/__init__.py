@@ -28,7 +28,7 @@ from moongate.errors import MoongateError
 
 if TYPE_CHECKING:
     from moongate.concept import Concept
-    from moongate.interop import Found
+    from moongate.interop import Recognized
 
 __all__ = [
     "Analyze",
@@ -60,9 +60,9 @@ class Info:
     """Print JSON instead of a table."""
 
     def __call__(self, console: Console) -> None:
-        from moongate.interop import look
+        from moongate.interop import recognize
 
-        found = look(self.file)
+        found = recognize(self.file)
         if found.parts.weights and not self.model:
             facts = _facts_without_model(found)
         else:
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _facts_without_model(found: "Found") -> dict[str, object]:
+def _facts_without_model(found: "Recognized") -> dict[str, object]:
     """Return what full weights tell of themselves."""
     weights = found.parts.weights
     numbers = sum(weight.numel() for weight in weights.values())

@@ -26,7 +26,7 @@ class Convert:
     source: Annotated[Path, tyro.conf.Positional]
     """The file, or the folder of files that belong together; what it is is told by what it holds."""
     to: str
-    """moongate, adobe, adobe-compressed, compvis, compvis-compressed, diffusers, lora, kohya, or embedding."""
+    """moongate, adobe, compvis, diffusers, lora, kohya, or embedding."""
     out: Path
     """File to write; a folder for diffusers, lora, kohya and embedding."""
     base: str | None = None
@@ -52,19 +52,19 @@ class Convert:
         from moongate import interop
 
         target = interop.named_format(self.to)
-        interop.check_place(self.out, to=self.to, overwrite=self.overwrite)
-        if self.rank is not None and target.keeps_changes != "products":
-            cut = ", ".join(name for name, each in interop.FORMATS.items() if each.keeps_changes == "products")
+        interop.check_destination(self.out, to=self.to, overwrite=self.overwrite)
+        if self.rank is not None and target.keeps_changes != "factors":
+            cut = ", ".join(name for name, each in interop.FORMATS.items() if each.keeps_changes == "factors")
             raise OptionError(
-                f"--rank cuts changes for {cut}, but {self.to!r} holds no products. Leave it out, or make the concept "
-                "smaller with `moongate compress` first."
+                f"--rank cuts changes for {cut}, but {self.to!r} holds no low-rank factors. Leave it out, or make "
+                "the concept smaller with `moongate compress` first."
             )
         if self.push and not target.is_folder:
             folders = ", ".join(name for name, each in interop.FORMATS.items() if each.is_folder)
             raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")
         if self.push:
             interop.check_login(self.push)
-        found = interop.look(self.source)
+        found = interop.recognize(self.source)
         name = self.base or (found.base if target.needs_base else "")
         base = load(name, self.device, "float32", self.config) if name else None
         imported = found.concept(base=base, tokens=self.token, categories=self.category)

@@ -13,7 +13,7 @@ from moongate.errors import OptionError
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
-    from moongate.interop import Found
+    from moongate.interop import Recognized
     from moongate.training import Step
 
 __all__ = [
@@ -50,9 +50,9 @@ def open_concepts(
 
     What of a file could not be taken is printed.
     """
-    from moongate.interop import look
+    from moongate.interop import recognize
 
-    found = [look(file) for file in files]
+    found = [recognize(file) for file in files]
     name = model or next((each.base for each in found if each.base), "" if found else "pocket")
     if not name:
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
@@ -62,13 +62,13 @@ def open_concepts(
 
 def open_concept(file: Path, model: str | None, config: Path | None, device: str | None, console: Console) -> "Concept":
     """Read a concept of any format; its model is only loaded, to tell what full weights change, when it is named."""
-    from moongate.interop import look
+    from moongate.interop import recognize
 
-    found = look(file)
+    found = recognize(file)
     return _taken(found, load(model, device, "float32", config) if model else None, console)
 
 
-def _taken(found: "Found", backbone: "Backbone | None", console: Console) -> "Concept":
+def _taken(found: "Recognized", backbone: "Backbone | None", console: Console) -> "Concept":
     """Return the concept of a file, and print what of the file is not in it."""
     imported = found.concept(base=backbone)
     for note in imported.notes:

@@ -1,30 +1,31 @@
-"""Everybody's file formats: recognize, read and write them (Custom Diffusion's own, LoRA, embeddings).
+"""Other programs' file formats: recognize, read and write them (Custom Diffusion's own, LoRA, embeddings).
 
-`read` makes a concept of any file, `write` a file of any concept; `FORMATS` says what each format keeps.
+`read` makes a concept of any file, and `write` makes a file of any concept. `FORMATS` says what each format keeps;
+`formats/` has one module for each.
 """
 
-from moongate.interop.format import Format, WriteOptions
 from moongate.interop.formats import FORMATS, named_format, table
+from moongate.interop.formats.contract import Format, WriteOptions
 from moongate.interop.hub import CARD, card_prompts, check_login, model_card, publish
-from moongate.interop.reading import Found, Imported, look, read
-from moongate.interop.writing import Written, check_place, write
+from moongate.interop.reading import Imported, Recognized, read, recognize
+from moongate.interop.writing import Written, check_destination, write
 
 __all__ = [
     "CARD",
     "FORMATS",
     "Format",
-    "Found",
     "Imported",
+    "Recognized",
     "WriteOptions",
     "Written",
     "card_prompts",
+    "check_destination",
     "check_login",
-    "check_place",
-    "look",
     "model_card",
     "named_format",
     "publish",
     "read",
+    "recognize",
     "table",
     "write",
 ]

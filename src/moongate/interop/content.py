@@ -1,7 +1,8 @@
-"""What is in a file before anybody knows which format it is, read without running any code of it.
+"""What a file holds before its format is known. Reading runs no code from the file.
 
-A `.safetensors` file is told from a pickle by its bytes. Pickles are read by PyTorch with `weights_only=True`, which
-builds tensors and plain containers and refuses everything else.
+A `.safetensors` file is recognized by its bytes, not by its name. Everything else is read as a pickle by PyTorch with
+`weights_only=True`, which builds tensors and plain containers and refuses everything else. Pickles are written only
+for formats whose own layout is a pickle, and hold tensors and plain containers.
 """
 
 import io
@@ -24,48 +25,55 @@ from moongate.errors import ConceptFileError, listed
 __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""Of the files that are looked at in a folder; of two with one stem the first kind is read."""
-NOT_READ = (
+"""The suffixes of files that are read in a folder. Of two files with one stem, the first suffix in this order wins."""
+UNREADABLE = (
     *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError),
     *(struct.error, SafetensorError),
 )
-"""What PyTorch's reader ends in when a file is no pickle; it goes by the name, and tries some as safetensors."""
+"""What `torch.load` raises for files that are no pickle. It trusts the suffix, and reads some as safetensors."""
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's file with the scale of an adapter, beside the weights."""
+"""PEFT's file with the settings of an adapter, in the folder of its weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Content:
-    """The values of one file by key, nested as they are in a pickle, and the texts of a safetensors header."""
+    """The content of one file."""
 
     path: Path
     values: Mapping[Any, Any]
+    """The values by key, nested as they are in a pickle."""
     header: Mapping[str, str] = field(default_factory=dict)
+    """The texts of a safetensors header."""
     adapter: Mapping[str, Any] = field(default_factory=dict)
-    """What PEFT's `adapter_config.json` beside the file says."""
+    """The object in PEFT's `adapter_config.json` in the file's folder."""
 
 
 def open_content(path: str | Path) -> list[Content]:
     """Read a file, or each weight file that lies directly in a folder.
 
-    Raises ConceptFileError when there is nothing to read, and for a file that is damaged or holds code.
+    Raises:
+        ConceptFileError: There is nothing to read, or a file is damaged or holds code.
     """
     path = Path(path)
     if path.is_dir():
-        stems: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         for suffix in SUFFIXES:
             for file in sorted(path.glob(f"*{suffix}")):
-                stems.setdefault(file.stem, file)
-        if not stems:
+                files.setdefault(file.stem, file)
+        if not files:
             raise ConceptFileError(f"The folder {path} holds no file of weights ({', '.join(SUFFIXES)}).")
-        return [_open(file) for file in stems.values()]
+        return [_open(file) for file in files.values()]
     if not path.is_file():
         raise ConceptFileError(f"There is no concept file {path}. Check the path.")
     return [_open(path)]
 
 
 def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a mapping, plain and in float32. Raises ConceptFileError for anything else in it."""
+    """Return the tensors of a mapping in float32, without gradients.
+
+    Raises:
+        ConceptFileError: The mapping holds anything but floating-point tensors by name.
+    """
     odd = [f"{key!r} ({type(value).__name__})" for key, value in values.items() if not _is_tensor(key, value)]
     if odd:
         raise ConceptFileError(f"Where tensors by name are expected, the file holds {listed(odd)}.")
@@ -73,23 +81,34 @@ def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def mapping_in(values: Mapping[Any, Any], key: str) -> Mapping[Any, Any]:
-    """Return the values by name under `key`, none where it is missing. Raises ConceptFileError for anything else."""
-    found = values.get(key)
-    found = getattr(found, "_parameters", found)  # of a module, as the first embeddings were saved
-    if not isinstance(found, Mapping | None):
-        raise ConceptFileError(f"Where values by name are expected, {key!r} of the file is a {type(found).__name__}.")
-    return found or {}
+    """Return the mapping stored under `key`, or an empty one when the key is missing.
+
+    Raises:
+        ConceptFileError: Something else is stored there.
+    """
+    mapping = values.get(key)
+    mapping = getattr(mapping, "_parameters", mapping)  # of a module: the first textual inversions were saved so
+    if not isinstance(mapping, Mapping | None):
+        raise ConceptFileError(f"Where values by name are expected, {key!r} of the file is a {type(mapping).__name__}.")
+    return mapping or {}
 
 
 def to_pickle(value: Any) -> bytes:
-    """Return what `torch.save` writes; tensors are copied first, so that no view brings its whole table along."""
+    """Return the bytes that `torch.save` writes.
+
+    Tensors are copied first, because the pickle of a view holds the whole tensor that it is a view of.
+    """
     buffer = io.BytesIO()
     torch.save(_copied(value), buffer)
     return buffer.getvalue()
 
 
 def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
-    """Return the object that a text in JSON holds. Raises ConceptFileError for anything else."""
+    """Return the JSON object in `text`; `path` is named in errors.
+
+    Raises:
+        ConceptFileError: The text is no JSON, or JSON of something else than an object.
+    """
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -114,14 +133,14 @@ def _is_tensor(key: Any, value: Any) -> bool:
 def _open(path: Path) -> Content:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
-    beside = path.with_name(ADAPTER_CONFIG)
-    adapter = read_json(beside.read_bytes(), beside) if beside.is_file() else {}
+    config = path.with_name(ADAPTER_CONFIG)
+    adapter = read_json(config.read_bytes(), config) if config.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
     try:
-        with safe_open(path, framework="pt") as opened:
-            values = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            return Content(path=path, values=values, header=opened.metadata() or {}, adapter=adapter)
+        with safe_open(path, framework="pt") as file:
+            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return Content(path=path, values=values, header=file.metadata() or {}, adapter=adapter)
     except (SafetensorError, OSError) as error:
         raise ConceptFileError(f"{path} is damaged ({error}). Copy or download it again.") from error
 
@@ -129,15 +148,15 @@ def _open(path: Path) -> Content:
 def _unpickled(path: Path) -> Mapping[Any, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it remarks on newer pickles, and then reads or refuses them
-            with torch.serialization.safe_globals([ParameterDict]):  # a container, of the first embeddings
+            warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
+            with torch.serialization.safe_globals([ParameterDict]):  # a container of the first textual inversions
                 values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConceptFileError(
             f"{path} is refused: it is no plain file of tensors, but a pickle that would run code when opened, or "
             f"something else ({_reason(error)}). Ask its author for a safetensors file."
         ) from error
-    except NOT_READ as error:
+    except UNREADABLE as error:
         raise ConceptFileError(
             f"{path} is neither a safetensors file nor a whole pickle of tensors ({_reason(error)}). Copy or download "
             "it again."
@@ -148,7 +167,7 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what PyTorch says first of the object it refused, without its advice to load it all the same."""
+    """Return PyTorch's reason for refusing a file, without its advice to load the file all the same."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Unsupported" in line or "Trying to" in line]
-    return (telling or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+    reasons = [line for line in lines if "Unsupported" in line or "Trying to" in line]
+    return (reasons or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")

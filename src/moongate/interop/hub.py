@@ -1,66 +1,86 @@
-"""A model card for a folder of files, and the folder's way to the Hugging Face hub."""
+"""The model card of a folder of files, and the upload of the folder to the Hugging Face hub."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
+    HFValidationError,
+    HTTPError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from moongate.concept import Concept
 from moongate.data import photo_of
 from moongate.errors import PublishError, first_line
-from moongate.interop.format import Format
+from moongate.interop.formats.contract import Format
 from moongate.interop.tokens import ENCODERS, file_stem
 
 __all__ = ["CARD", "card_prompts", "check_login", "model_card", "publish"]
 
 CARD = "README.md"
-CODE = "https://arxiv.org/abs/2212.04488"
+PAPER = "https://arxiv.org/abs/2212.04488"
 PLACES = ("", " on the beach", " in the snow", " in a garden")
-"""Where the sample pictures of a card show a thing."""
+"""Where the sample pictures of a card show a subject."""
 
 
 def card_prompts(concept: Concept, count: int) -> list[str]:
-    """Return prompts for `count` sample pictures: each thing in turn, in one place after the other."""
-    words = [subject.words for subject in concept.subjects if subject.words] or list(concept.tokens)
-    pairs = [(each, place) for place in PLACES for each in words]
-    return [f"{photo_of(each)}{place}" for each, place in pairs[:count]]
+    """Return at most `count` prompts for sample pictures: every subject in one place, then in the next."""
+    pairs = [(words, place) for place in PLACES for words in _words(concept)]
+    return [f"{photo_of(words)}{place}" for words, place in pairs[:count]]
 
 
 def model_card(
     concept: Concept, form: Format, *, title: str, license: str = "other", pictures: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """Return the README of a folder: what it holds, for which base, how it is used, under which license.
+    """Return the model card of a folder: what it holds, for which base, how it is used, under which license.
 
-    `pictures` are pairs of a prompt and the name of its picture in the folder.
+    Args:
+        concept: The concept that the folder holds.
+        form: The format of the folder.
+        title: The heading.
+        license: An identifier of the hub, such as `cc0-1.0`.
+        pictures: Pairs of a prompt and the name of its picture in the folder.
     """
-    base = concept.base if re.fullmatch(r"[\w.-]+/[\w.-]+", concept.base) else ""
-    named = Path(concept.base).name or "not stated"  # never a path of the author's machine
-    words = [subject.words for subject in concept.subjects if subject.words] or list(concept.tokens)
+    repository = concept.base if re.fullmatch(r"[\w.-]+/[\w.-]+", concept.base) else ""
+    base = Path(concept.base).name or "not stated"  # never a path of the author's machine
     prompts = list(dict.fromkeys(prompt for subject in concept.subjects for prompt in subject.prompts))
-    lines = _front_matter(concept, form, base=base, license=license, prompts=prompts or card_prompts(concept, 1))
-    lines += [f"# {title}", ""]
-    lines += [f"![{prompt}]({name})" for prompt, name in pictures] + [""] * bool(pictures)
+    data = ModelCardData(
+        base_model=repository or None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=license,
+        tags=["text-to-image", "custom-diffusion", "moongate", *(["lora"] if form.name in ("lora", "kohya") else [])],
+        instance_prompt=next(iter(prompts or card_prompts(concept, 1)), None),
+    )
+    lines = ["---", data.to_yaml(), "---", "", f"# {title}", ""]
+    if pictures:
+        lines += [*(f"![{prompt}]({name})" for prompt, name in pictures), ""]
     lines += [
-        f"A concept of [Custom Diffusion]({CODE}), kept by Moongate as: {form.title}.",
+        f"A concept of [Custom Diffusion]({PAPER}), made with Moongate. Format: {form.title}.",
         "",
-        f"- Base: {f'[{base}](https://huggingface.co/{base})' if base else named}",
-        f"- Words that call it up: {', '.join(f'`{each}`' for each in words) or 'none of its own'}",
-        f"- Tokens: {', '.join(f'`{token}`' for token in concept.tokens) or 'none'}",
+        f"- Base: {f'[{repository}](https://huggingface.co/{repository})' if repository else base}",
+        f"- Trigger words: {_code(_words(concept)) or 'none of its own'}",
+        f"- Tokens: {_code(concept.tokens) or 'none'}",
         f"- Changed weights: {len(concept.deltas)}",
         f"- License: {license}; the license of the base also applies to what is made with it.",
     ]
     if prompts:
-        lines += ["", "## Prompts it was taught with", "", *(f"- `{prompt}`" for prompt in prompts)]
-    lines += ["", "## Use", "", *_usage(concept, form, base or "BASE")]
+        lines += ["", "## Training prompts", "", *(f"- `{prompt}`" for prompt in prompts)]
+    lines += ["", "## Use", "", *_usage(concept, form, repository or "BASE")]
     return "\n".join(lines) + "\n"
 
 
 def check_login(repo: str) -> None:
-    """Raise PublishError unless the hub can be reached, somebody is logged in, and `repo` is a possible name."""
+    """Check that the folder can be uploaded, before any work is done.
+
+    Args:
+        repo: The repository, as OWNER/NAME.
+
+    Raises:
+        PublishError: The hub cannot be reached, nobody is logged in, or `repo` is no valid name.
+    """
     try:
         validate_repo_id(repo)
         HfApi().whoami()
@@ -69,37 +89,49 @@ def check_login(repo: str) -> None:
 
 
 def publish(folder: Path, repo: str) -> str:
-    """Upload a folder into the repository `repo` of the hub, made where it is missing, and return its address."""
+    """Upload a folder to the hub and return the address of its repository.
+
+    Args:
+        folder: The folder.
+        repo: The repository, as OWNER/NAME; it is created when it does not exist.
+
+    Raises:
+        PublishError: The hub cannot be reached, or refuses the upload.
+    """
     api = HfApi()
     try:
-        made = api.create_repo(repo, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Add a concept made with Moongate")
+        repository = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository.repo_id, folder_path=folder, commit_message="Add a concept made with Moongate"
+        )
     except (HFValidationError, HTTPError, OSError) as error:
         raise _refused(repo, error) from error
-    return str(made)
+    return str(repository)
 
 
 def _refused(repo: str, error: Exception) -> PublishError:
     return PublishError(
-        f"Nothing was uploaded to {repo!r}: {first_line(error)} The hub must be reachable and you logged in "
-        "(`hf auth login`); the name is OWNER/NAME. Without --push the folder is written all the same, to "
-        "upload by hand."
+        f"Nothing was uploaded to {repo!r}: {first_line(error)} The hub must be reachable and you must be logged in "
+        "(`hf auth login`); the name is OWNER/NAME. Without --push the folder is written nevertheless, so that you can "
+        "upload it by hand."
     )
 
 
-def _front_matter(concept: Concept, form: Format, *, base: str, license: str, prompts: Sequence[str]) -> list[str]:
-    tags = ["text-to-image", "custom-diffusion", "moongate", *(["lora"] if form.name in ("lora", "kohya") else [])]
-    lines = ["---", *([f"base_model: {base}"] if base else []), "library_name: diffusers"]
-    lines += ["pipeline_tag: text-to-image", f"license: {license}"]
-    lines += [f"instance_prompt: {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts[:1]]
-    return [*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+def _words(concept: Concept) -> list[str]:
+    """Return the words that each subject is called by, or the tokens when the file names no subjects."""
+    return [subject.words for subject in concept.subjects if subject.words] or list(concept.tokens)
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _usage(concept: Concept, form: Format, base: str) -> list[str]:
+    """Return Markdown that shows how to draw with the concept, in diffusers and with Moongate."""
     prompt = (card_prompts(concept, 1) or ["a prompt"])[0]
-    ours = ["```console", f'moongate generate "{prompt}" --concept FOLDER --model {base}', "```"]
+    console = ["```console", f'moongate generate "{prompt}" --concept FOLDER --model {base}', "```"]
     if not form.usage:
-        return ours
+        return console
     imports = ["from diffusers import DiffusionPipeline"]
     lines = ['folder = "FOLDER"', f'pipeline = DiffusionPipeline.from_pretrained("{base}")', form.usage]
     for token in concept.tokens:
@@ -113,4 +145,4 @@ def _usage(concept: Concept, form: Format, base: str) -> list[str]:
             parts = f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end}"
             lines.append(f'pipeline.load_textual_inversion(rows["{key}"], token="{token}", {parts})')
     lines.append(f'pipeline("{prompt}").images[0].save("picture.png")')
-    return ["```python", *imports, "", *lines, "```", "", "or", "", *ours]
+    return ["```python", *imports, "", *lines, "```", "", "or", "", *console]

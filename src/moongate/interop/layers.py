@@ -1,18 +1,41 @@
-"""What other programs call the layers of the denoiser; `backbone` has our names, which are diffusers'.
+"""The names that other programs give the layers of the denoiser. Moongate's own names are those of diffusers.
 
-Three spellings exist: `down_blocks.0.attentions.1.` (diffusers), `input_blocks.2.1.` (CompVis), and either of them with
-underscores (kohya). CompVis counts the blocks through all levels; how many there are in a level must be known.
+There are three spellings: `down_blocks.0.attentions.1.` (diffusers), `input_blocks.2.1.` (CompVis), and either of them
+with underscores instead of dots (kohya). CompVis numbers the blocks through all levels of the denoiser, so its names
+can only be translated when the number of blocks in a level is known.
 """
 
 import re
 from collections.abc import Iterable
 
-__all__ = ["blocks_per_level", "from_compvis", "kohya_name", "kv_layer", "to_compvis", "unambiguous_levels"]
+__all__ = [
+    "COMPVIS_PREFIX",
+    "KOHYA_PREFIX",
+    "blocks_per_level",
+    "from_compvis",
+    "inferred_blocks_per_level",
+    "kinds_of",
+    "kohya_name",
+    "kv_layer",
+    "to_compvis",
+]
 
 COMPVIS_PREFIX = "model.diffusion_model."
 KOHYA_PREFIX = "lora_unet_"
 USUAL_BLOCKS_PER_LEVEL = 3
-"""Of every Stable Diffusion: two blocks and what changes the resolution."""
+"""The number in every Stable Diffusion: two blocks, and one that changes the resolution."""
+KINDS = (
+    ("layers with DoRA", r"DoRA"),
+    ("layers of LyCORIS' LoHa and LoKr", r"\.(?:hada|lokr)_"),
+    ("the text encoder", r"^lora_te|text_encoder|text_model|bundle_emb"),
+    ("self-attention (attn1)", r"attn1"),
+    ("queries (attn2.to_q)", r"attn2.*to[._]q"),
+    ("outputs of cross-attention (attn2.to_out)", r"attn2.*to[._]out"),
+    ("feed-forward layers", r"ff[._]net|[._]ff[._]"),
+    ("projections around attention", r"proj[._](?:in|out)"),
+    ("convolutions and time embeddings", r"resnets|conv|samplers|time[._]emb|in_layers|out_layers|emb_layers"),
+)
+"""What a key is about, and the pattern that says so; the first that matches counts."""
 
 _BLOCK = re.compile(
     r"(?:(down|up|input|output)_blocks[._](\d+)[._](?:attentions[._])?(\d+)|(?:mid|middle)_block[._](?:attentions[._])?\d+)"
@@ -22,54 +45,87 @@ _KV = re.compile(r"[._]transformer_blocks[._](\d+)[._]attn2[._](?:processor[._])
 
 
 def kv_layer(key: str, per_level: int) -> str | None:
-    """Return our name of the cross-attention key or value that a file's key is about; None when it is of another.
+    """Return Moongate's name of the cross-attention key or value matrix that a file's key belongs to.
 
-    All three spellings are read.
+    Args:
+        key: A key of a file, in any of the three spellings.
+        per_level: Blocks in a level of the denoiser; only names in CompVis' spelling depend on it.
+
+    Returns:
+        A parameter name such as `unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k.weight`, or None when
+        the key belongs to another layer.
     """
     block, rest = _BLOCK.search(key), _KV.search(key)
     if not (block and rest and block.end() == rest.start()):
         return None
-    return f"unet.{_ours(block, per_level)}.transformer_blocks.{rest[1]}.attn2.to_{rest[2]}.weight"
+    return f"unet.{_diffusers_block(block, per_level)}.transformer_blocks.{rest[1]}.attn2.to_{rest[2]}.weight"
 
 
 def from_compvis(key: str, per_level: int) -> str:
-    """Return our name of a parameter that CompVis calls `key`."""
-    return "unet." + _BLOCK.sub(lambda block: _ours(block, per_level), key.removeprefix(COMPVIS_PREFIX))
+    """Return Moongate's name of an attention parameter that CompVis calls `key`.
+
+    Args:
+        key: The name in CompVis' spelling, with or without `COMPVIS_PREFIX`.
+        per_level: Blocks in a level of the denoiser.
+    """
+    return "unet." + _BLOCK.sub(lambda block: _diffusers_block(block, per_level), key.removeprefix(COMPVIS_PREFIX))
 
 
 def to_compvis(name: str, per_level: int) -> str:
-    """Return CompVis' name of one of our parameters, such as "unet.down_blocks.0.attentions.1.…"."""
-    return COMPVIS_PREFIX + _BLOCK.sub(lambda block: _theirs(block, per_level), name.removeprefix("unet."))
+    """Return CompVis' name of one of our attention parameters.
+
+    Args:
+        name: Moongate's name, such as `unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k.weight`.
+        per_level: Blocks in a level of the denoiser.
+    """
+    return COMPVIS_PREFIX + _BLOCK.sub(lambda block: _compvis_block(block, per_level), name.removeprefix("unet."))
 
 
 def kohya_name(name: str, per_level: int | None = None) -> str:
-    """Return kohya's name of the module of one of our weights; in CompVis' spelling when `per_level` is given."""
+    """Return kohya's name of the module that holds one of our weights.
+
+    Args:
+        name: Moongate's name of the weight.
+        per_level: Blocks in a level of the denoiser, for a name in CompVis' spelling; None for diffusers' spelling.
+    """
     module = name.removeprefix("unet.").removesuffix(".weight")
     if per_level:
-        module = _BLOCK.sub(lambda block: _theirs(block, per_level), module)
+        module = _BLOCK.sub(lambda block: _compvis_block(block, per_level), module)
     return KOHYA_PREFIX + module.replace(".", "_")
 
 
 def blocks_per_level(names: Iterable[str]) -> int:
-    """Return how many blocks a level has in a denoiser whose attention layers we call `names`."""
-    found = [_BLOCK.search(name) for name in names]
-    ups = [int(block[3]) for block in found if block and block[1] == "up"]
-    return max(ups) + 1 if ups else USUAL_BLOCKS_PER_LEVEL
+    """Return the number of blocks in a level of a denoiser, given our names of all its attention layers."""
+    blocks = [_BLOCK.search(name) for name in names]
+    up_blocks = [int(block[3]) for block in blocks if block and block[1] == "up"]
+    return max(up_blocks) + 1 if up_blocks else USUAL_BLOCKS_PER_LEVEL
 
 
-def unambiguous_levels(keys: Iterable[str]) -> int:
-    """Return how many blocks a level has by a file's CompVis names.
+def inferred_blocks_per_level(keys: Iterable[str]) -> int:
+    """Return the number of blocks in a level of a denoiser, inferred from a file's names in CompVis' spelling.
 
-    The last block of a level holds no attention, so that no number of an input block with attention is divisible by
-    it. Stable Diffusion's three is taken where that is possible.
+    The last block of a level has no attention, so the number of an input block with attention is never a multiple of
+    the blocks in a level. The three of Stable Diffusion is returned when the names allow it.
     """
-    found = [_BLOCK.search(key) for key in keys]
-    inputs = {int(block[2]) for block in found if block and block[1] == "input"}
+    blocks = [_BLOCK.search(key) for key in keys]
+    inputs = {int(block[2]) for block in blocks if block and block[1] == "input"}
     candidates = (USUAL_BLOCKS_PER_LEVEL, 2, *range(4, max(inputs, default=0) + 2))
-    return next(per for per in candidates if all(number % per for number in inputs))
+    return next(count for count in candidates if all(number % count for number in inputs))
 
 
-def _ours(block: re.Match[str], per_level: int) -> str:
+def kinds_of(keys: Iterable[str]) -> list[str]:
+    """Return what the keys of a file are about, for people: `self-attention (attn1) (12 tensors)`.
+
+    A key of no known kind is named itself.
+    """
+    counts: dict[str, int] = {}
+    for key in keys:
+        kind = next((name for name, pattern in KINDS if re.search(pattern, key)), repr(key))
+        counts[kind] = counts.get(kind, 0) + 1
+    return [f"{kind} ({count} tensors)" if count > 1 else kind for kind, count in counts.items()]
+
+
+def _diffusers_block(block: re.Match[str], per_level: int) -> str:
     if block[1] is None:
         return "mid_block.attentions.0"
     level, attention = int(block[2]), int(block[3])
@@ -81,7 +137,7 @@ def _ours(block: re.Match[str], per_level: int) -> str:
     return f"{side}_blocks.{level}.attentions.{attention}"
 
 
-def _theirs(block: re.Match[str], per_level: int) -> str:
+def _compvis_block(block: re.Match[str], per_level: int) -> str:
     if block[1] is None:
         return "middle_block.1"
     number = int(block[2]) * per_level + int(block[3])

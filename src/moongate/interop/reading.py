@@ -1,140 +1,160 @@
-"""One door to every readable file: look what it is, then make a concept of it.
+"""One door to every readable file: recognize its format, then make a concept of it.
 
 Nothing is skipped silently: what does not fit is an error that lists it, what cannot be taken is a note.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
-from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, mismatches, read_provenance
-from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
-from moongate.interop.content import open_content
-from moongate.interop.format import Format, Parts
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, read_provenance
+from moongate.errors import ConceptFileError, OptionError, TokenError, listed
+from moongate.interop.content import Content, open_content
 from moongate.interop.formats import FORMATS
-from moongate.interop.full_weights import TEXT_PREFIX
-from moongate.interop.lora import kinds
+from moongate.interop.formats.contract import Format, Parts
+from moongate.interop.full_weights import changes_against
+from moongate.interop.layers import kinds_of
 from moongate.interop.tokens import bracketed
 
-__all__ = ["Found", "Imported", "look", "read"]
-
-FOREIGN = 0.5
-"""Full weights that differ from the base's by more than this share of their norm belong to another model."""
+__all__ = ["Imported", "Recognized", "read", "recognize"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Imported:
     """The concept of a file, and what of the file is not in it."""
 
     concept: Concept
     format: str
+    """The name of the format that was read."""
     notes: tuple[str, ...]
+    """What of the file the concept does not hold, as sentences for the user."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+def read(
+    path: str | Path, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
+) -> Imported:
+    """Read a concept from a file of any format, or from a folder of files that belong together.
+
+    Args:
+        path: The file or folder.
+        base: The base model; see `Recognized.concept`.
+        tokens: New names for the tokens, in the file's order.
+        categories: Class words of the subjects, in the file's order.
+
+    Raises:
+        ConceptFileError: The file cannot be read, holds code, is of no known format, or would change nothing.
+        OptionError: The file holds full weights and there is no base, or names are given that do not fit.
+        BaseMismatchError: The concept does not fit the base.
+        TokenError: A new name is no token.
+    """
+    return recognize(path).concept(base=base, tokens=tokens, categories=categories)
+
+
+def recognize(path: str | Path) -> "Recognized":
+    """Open a file, or a folder of files that belong together, and recognize its format by its content.
+
+    Raises:
+        ConceptFileError: The file cannot be read, holds code, or is of no known format.
+    """
+    path = Path(path)
+    contents = open_content(path)
+    recognized = [(content, form) for content in contents for form in FORMATS.values() if form.recognizes(content)]
+    if not recognized:
+        keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
+        raise ConceptFileError(
+            f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
+        )
+    parts = [form.parse(content) for content, form in recognized]
+    return Recognized(
+        path=path,
+        format=_format_of_weights(form for _, form in recognized),
+        parts=dataclasses.replace(
+            _united(path, parts),
+            notes=tuple(note for part in parts for note in part.notes) + _ignored(contents, recognized),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recognized:
     """What a file, or the files of a folder, hold."""
 
     path: Path
     format: Format
-    """Of the weights; of the tokens where there are no weights."""
+    """The format of the weights, or of the tokens when there are no weights."""
     parts: Parts
 
     @property
     def base(self) -> str:
-        """The model it says it was made for; empty when it does not say."""
+        """The name of the model that the file was made for; empty when the file does not say."""
         return str(self.parts.provenance.get("base", ""))
 
     def concept(
         self, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
     ) -> Imported:
-        """Return the concept; `tokens` and `categories` name, in the file's order, what it does not name itself.
+        """Return the concept.
 
-        With a base it is checked against it, and takes its fingerprint where the file has none. Without one only
-        names and shapes can be checked, once it is applied. Raises OptionError when the file holds full weights and
-        there is no base, BaseMismatchError listing what does not fit, ConceptFileError when nothing would change.
+        Args:
+            base: The base model. The concept is checked against it, and takes its fingerprint when the file has none.
+                Without a base only names and shapes can be checked, when the concept is applied.
+            tokens: New names for the tokens, in the file's order.
+            categories: Class words of the subjects, in the file's order.
+
+        Raises:
+            ConceptFileError: Nothing would change, or a number is not finite.
+            OptionError: The file holds full weights and there is no base, or the number of names does not fit.
+            BaseMismatchError: The concept does not fit the base; the message lists what differs.
+            TokenError: A new name is no token.
         """
-        parts = self.parts
-        changes = {**parts.changes, **self._differences(base)}
-        if not parts.tokens and not any(_changes_something(change) for change in changes.values()):
-            left = f" It holds {listed(kinds(parts.left_out))}." if parts.left_out else ""
-            raise ConceptFileError(
-                f"{self.path} would change nothing: it has no token, and no key or value of cross-attention differs "
-                f"from the base.{left} Check that it is the file you mean."
-            )
-        rows = {token: torch.cat(row) for token, row in parts.tokens.items()}
-        tensors = {f"{name}.{kind}": part for name, each in changes.items() for kind, part in each.tensors().items()}
+        changes = {**self.parts.changes, **self._changes_of_full_weights(base)}
+        self._check_that_something_changes(changes)
+        rows = {token: torch.cat(row) for token, row in self.parts.tokens.items()}
+        tensors = {f"{name}.{kind}": part for name, c in changes.items() for kind, part in c.tensors().items()}
         check_finite({**tensors, **rows}, self.path)
-        fields = self._provenance(base)
-        concept = Concept(**{**fields, "deltas": changes, "tokens": rows})
-        concept = _named(concept, tokens, categories)
+        concept = Concept(deltas=changes, tokens=rows, **self._provenance(base))
+        concept = _with_categories(_with_tokens(concept, tokens), categories)
         if base is not None:
             concept.check_base(base)
         return Imported(concept=concept, format=self.format.name, notes=self._notes())
 
-    def _differences(self, base: Backbone | None) -> dict[str, Dense]:
-        """Return W - W0 of the full weights, in float32; those that are equal are left out."""
-        weights = self.parts.weights
-        if not weights:
+    def _changes_of_full_weights(self, base: Backbone | None) -> dict[str, Dense]:
+        if not self.parts.weights:
             return {}
         if base is None:
             raise OptionError(
-                f"{self.path} ({self.format.title}) stores full weights, so that its change cannot be told without "
-                "the model it was trained from. Name it with --base (--model for other commands than convert)."
+                f"{self.path} ({self.format.title}) stores full weights. Their change can only be computed with the "
+                "model that they were trained from: name it with --base (--model for other commands than convert)."
             )
-        if base.dtype != torch.float32:
-            raise OptionError(
-                f"{self.path} stores full weights, whose change is taken in float32, but {base.name!r} is loaded in "
-                f"{base.dtype}. Load it in float32 (--dtype float32), or convert the file first."
-            )
-        weights = dict(_as_the_base_has_it(name, weight, base) for name, weight in weights.items())
-        wrong = mismatches(base, {name: tuple(weight.shape) for name, weight in weights.items()})
-        if wrong:
-            raise BaseMismatchError(f"{self.path} does not fit {base.name!r}: {listed(wrong)}. Name the right base.")
-        found, moved, whole = {}, 0.0, 0.0
-        for name, weight in weights.items():
-            before = base.parameter(name).detach().float().cpu()
-            delta = weight - before
-            moved += float(delta.double().square().sum())
-            whole += float(before.double().square().sum())
-            if delta.any():
-                found[name] = Dense(delta=delta)
-        if moved > FOREIGN**2 * whole:
-            raise BaseMismatchError(
-                f"The weights of {self.path} differ from those of {base.name!r} by {(moved / whole) ** 0.5:.0%}; "
-                "fine-tuning changes them by a few per cent. Name the base that they were trained from."
-            )
-        return found
+        return changes_against(base, self.parts.weights, self.path)
+
+    def _check_that_something_changes(self, changes: Mapping[str, Dense | LowRank]) -> None:
+        if self.parts.tokens or any(_changes_something(change) for change in changes.values()):
+            return
+        left_out = f" It holds {listed(kinds_of(self.parts.left_out))}." if self.parts.left_out else ""
+        raise ConceptFileError(
+            f"{self.path} would change nothing: it has no token, and no key or value of cross-attention differs "
+            f"from the base.{left_out} Check that it is the file you mean."
+        )
 
     def _provenance(self, base: Backbone | None) -> dict[str, Any]:
-        """Return all fields of the concept but its tensors."""
-        parts, told = self.parts, self.parts.provenance
-        if told:
-            try:
-                fields, named = read_provenance(told), list(map(str, told["tokens"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConceptFileError(
-                    f"The header of {self.path} lacks a part: {error}. Download it again."
-                ) from error
-            missing = [token for token in named if token not in parts.tokens]
-            if missing:
-                raise ConceptFileError(
-                    f"{self.path} was written beside the tokens {', '.join(missing)}, which are not there. Give the "
-                    "folder that holds all of its files."
-                )
-            return fields
-        widths = {tuple(len(row) for row in rows) for rows in parts.tokens.values()}
+        """Return all fields of the concept except its tensors.
+
+        A file of another program does not name its base. Its fingerprint is that of the base it is read with, or else
+        unknown, and an unknown one fits every base that has all of its weights in the same shapes. Asking for the base
+        of every LoRA would be a burden without use, because its change is the same without the base.
+        """
+        if self.parts.provenance:
+            return self._provenance_of_ours()
+        widths = {tuple(len(row) for row in rows) for rows in self.parts.tokens.values()}
         if len(widths) > 1:
             raise ConceptFileError(f"The tokens of {self.path} have rows of different widths: {sorted(widths)}.")
         return {
-            "subjects": tuple(SubjectRecord(category="", token=token) for token in parts.tokens),
+            "subjects": tuple(SubjectRecord(category="", token=token) for token in self.parts.tokens),
             "token_widths": widths.pop() if widths else base.token_widths if base else (),
             "base": base.name if base else "",
             "fingerprint": base.fingerprint if base else Fingerprint.unknown(),
@@ -142,98 +162,89 @@ class Found:
             "record": {"file": self.path.name},
         }
 
+    def _provenance_of_ours(self) -> dict[str, Any]:
+        """Return the fields that Moongate wrote into the header of the file."""
+        provenance = self.parts.provenance
+        try:
+            fields, tokens = read_provenance(provenance), list(map(str, provenance["tokens"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConceptFileError(f"The header of {self.path} lacks a part: {error}. Download it again.") from error
+        missing = [token for token in tokens if token not in self.parts.tokens]
+        if missing:
+            raise ConceptFileError(
+                f"{self.path} was written together with the tokens {', '.join(missing)}, which are not there. Give the "
+                "folder that holds all of its files."
+            )
+        return fields
+
     def _notes(self) -> tuple[str, ...]:
-        notes = list(self.parts.notes)
-        if self.parts.left_out:
-            notes.insert(
-                0,
-                "Not taken, because a concept changes keys and values of cross-attention: "
-                f"{listed(kinds(self.parts.left_out))}.",
-            )
-        return tuple(notes)
+        if not self.parts.left_out:
+            return self.parts.notes
+        kinds = listed(kinds_of(self.parts.left_out))
+        note = f"Not taken, because a concept changes keys and values of cross-attention: {kinds}."
+        return (note, *self.parts.notes)
 
 
-def look(path: str | Path) -> Found:
-    """Open a file, or a folder of files that belong together, and recognize its format by what it holds.
+def _format_of_weights(formats: Iterable[Format]) -> Format:
+    """Return the first format that keeps changes, or the first of all when there is none."""
+    return min(formats, key=lambda form: form.keeps_changes == "no")
 
-    Raises ConceptFileError for a file that cannot be read, that holds code, or that is of no known format.
-    """
-    path = Path(path)
-    contents = open_content(path)
-    known = [(content, each) for content in contents for each in FORMATS.values() if each.recognizes(content)]
-    if not known:
-        keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
-        raise ConceptFileError(
-            f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
-        )
-    recognized = {content.path for content, _ in known}
-    parts = [each.parse(content) for content, each in known]
-    strangers = tuple(f"{content.path.name} was not read." for content in contents if content.path not in recognized)
-    weights_first = sorted((each for _, each in known), key=lambda each: each.keeps_changes == "no")
-    united = Parts(
-        weights=_united(path, [each.weights for each in parts]),
-        changes=_united(path, [each.changes for each in parts]),
-        tokens=_united(path, [_with_brackets(each.tokens) for each in parts]),
-        left_out=tuple(key for each in parts for key in each.left_out),
-        notes=tuple(note for each in parts for note in each.notes) + strangers,
-        provenance=next((each.provenance for each in parts if each.provenance), {}),
+
+def _ignored(contents: Sequence[Content], recognized: Sequence[tuple[Content, Format]]) -> tuple[str, ...]:
+    paths = {content.path for content, _ in recognized}
+    return tuple(f"{content.path.name} was not read." for content in contents if content.path not in paths)
+
+
+def _united(path: Path, parts: Sequence[Parts]) -> Parts:
+    """Return what several files of `path` hold together, without their notes."""
+    tokens = [{bracketed(token): rows for token, rows in part.tokens.items()} for part in parts]
+    return Parts(
+        weights=_joined(path, [part.weights for part in parts]),
+        changes=_joined(path, [part.changes for part in parts]),
+        tokens=_joined(path, tokens),
+        left_out=tuple(key for part in parts for key in part.left_out),
+        provenance=next((part.provenance for part in parts if part.provenance), {}),
     )
-    return Found(path=path, format=weights_first[0], parts=united)
 
 
-def read(
-    path: str | Path, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
-) -> Imported:
-    """Read a concept of any format; see `Found.concept`."""
-    return look(path).concept(base=base, tokens=tokens, categories=categories)
-
-
-def _named(concept: Concept, tokens: Sequence[str], categories: Sequence[str]) -> Concept:
-    if tokens:
-        if len(tokens) != len(concept.tokens):
-            raise OptionError(
-                f"{len(tokens)} token names are given, but the file has {len(concept.tokens)} tokens: "
-                f"{', '.join(concept.tokens) or 'none'}. Name each once, in this order."
-            )
-        odd = [token for token in tokens if token != bracketed(token)]
-        if odd:
-            raise TokenError(f"The token {odd[0]!r} is not one word in angle brackets. Write {bracketed(odd[0])!r}.")
-        concept = concept.renamed(dict(zip(concept.tokens, tokens, strict=True)))
-    if not categories:
-        return concept
-    subjects = concept.subjects or tuple(SubjectRecord(category=category) for category in categories)
-    if len(categories) != len(subjects):
-        words = ", ".join(repr(subject.words) for subject in subjects)
-        raise OptionError(f"{len(categories)} categories are given for {len(subjects)} subjects: {words}.")
-    named = tuple(dataclasses.replace(s, category=c) for s, c in zip(subjects, categories, strict=True))
-    return dataclasses.replace(concept, subjects=named)
-
-
-def _with_brackets(tokens: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
-    return {bracketed(token): rows for token, rows in tokens.items()}
-
-
-def _united(path: Path, each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put the finds of several files together. Raises ConceptFileError when two hold the same."""
-    united: dict[str, Any] = {}
-    for found in each:
-        twice = sorted(set(found) & set(united))
+def _joined(path: Path, mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one mapping of several. Raises ConceptFileError when two files hold the same name."""
+    joined: dict[str, Any] = {}
+    for mapping in mappings:
+        twice = sorted(set(mapping) & set(joined))
         if twice:
             raise ConceptFileError(f"Two files of {path} both hold {listed(twice)}. Give the file of one alone.")
-        united |= found
-    return united
+        joined |= mapping
+    return joined
 
 
 def _changes_something(change: Dense | LowRank) -> bool:
     return all(bool(tensor.any()) for tensor in change.tensors().values())
 
 
-def _as_the_base_has_it(name: str, weight: Tensor, base: Backbone) -> tuple[str, Tensor]:
-    """Name a text encoder's weight as this version of transformers does, and cut a table to the base's own words."""
-    part, _, rest = name.partition(".")
-    for spelling in (name, f"{part}.{TEXT_PREFIX}{rest}"):
-        with contextlib.suppress(KeyError):
-            own = base.parameter(spelling)
-            is_table = name.endswith("token_embedding.weight")
-            return spelling, weight[: len(own)] if is_table else weight
-    return name, weight
+def _with_tokens(concept: Concept, tokens: Sequence[str]) -> Concept:
+    """Return the concept with new names for its tokens, in order; none keeps the names."""
+    if not tokens:
+        return concept
+    if len(tokens) != len(concept.tokens):
+        raise OptionError(
+            f"{len(tokens)} token names are given, but the file has {len(concept.tokens)} tokens: "
+            f"{', '.join(concept.tokens) or 'none'}. Name each once, in this order."
+        )
+    odd = [token for token in tokens if token != bracketed(token)]
+    if odd:
+        raise TokenError(f"The token {odd[0]!r} is not one word in angle brackets. Write {bracketed(odd[0])!r}.")
+    return concept.renamed(dict(zip(concept.tokens, tokens, strict=True)))
+
+
+def _with_categories(concept: Concept, categories: Sequence[str]) -> Concept:
+    """Return the concept with these class words for its subjects, in order; none keeps what the file says."""
+    if not categories:
+        return concept
+    subjects = concept.subjects or tuple(SubjectRecord(category=category) for category in categories)
+    if len(categories) != len(subjects):
+        words = ", ".join(repr(subject.words) for subject in subjects)
+        raise OptionError(f"{len(categories)} categories are given for {len(subjects)} subjects: {words}.")
+    pairs = zip(subjects, categories, strict=True)
+    named = tuple(dataclasses.replace(subject, category=category) for subject, category in pairs)
+    return dataclasses.replace(concept, subjects=named)

@@ -1,101 +1,32 @@
-"""Rows of tokens in other programs' files: textual-inversion embeddings, alone or beside weights.
-
-A file holds one token: under the token's own name (diffusers), as `emb_params` (kohya), as `string_to_param` (A1111),
-or with two text encoders as `clip_l` and `clip_g` (SDXL). Where it has no name, the file's name is taken.
-"""
+"""The rows of tokens in other programs' files: their names, their shapes, and the names of their files."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from moongate.concept import Concept, safetensors_bytes
-from moongate.errors import ConceptFileError, OptionError
-from moongate.interop.content import Content, mapping_in
-from moongate.interop.format import Parts, Rendered, WriteOptions
+from moongate.errors import ConceptFileError
 
-__all__ = [
-    "ENCODERS",
-    "bracketed",
-    "diffusers_token_files",
-    "embedding_files",
-    "file_stem",
-    "is_embedding",
-    "named_rows",
-    "numbered_rows",
-    "parse_embedding",
-    "render_embedding",
-    "rows_of",
-]
+__all__ = ["BUNDLED", "ENCODERS", "bracketed", "bundled_rows", "file_stem", "named_rows", "rows_of"]
 
 ENCODERS = ("clip_l", "clip_g")
-"""SDXL's text encoders as embeddings name them, in Moongate's order."""
-PLAIN_KEY = "emb_params"
+"""What embedding files call the two text encoders of SDXL, in Moongate's order."""
+BUNDLED = "bundle_emb."
+"""The beginning of the keys of embeddings that are stored inside a LoRA file."""
 
 
-def is_embedding(content: Content) -> bool:
-    """Tell whether a file holds the rows of one token and nothing else."""
-    values = content.values
-    if "string_to_param" in values or set(values) == set(ENCODERS):
-        return True
-    return len(values) == 1 and all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.ndim in (1, 2) and not key.endswith(".weight")
-        for key, value in values.items()
-    )
+def named_rows(token: str, vectors: Sequence[Any]) -> dict[str, tuple[Float[Tensor, " _width"], ...]]:
+    """Return the rows of a token by name: "<bear>", and "<bear-2>", ... for further vectors.
 
+    Args:
+        token: The token, in angle brackets.
+        vectors: For each text encoder a tensor of one row, or of several rows.
 
-def parse_embedding(content: Content) -> Parts:
-    """Read a token's rows; of several vectors each becomes a token of its own."""
-    values, name = content.values, content.header.get("name") or content.path.stem
-    if "string_to_param" in values:
-        vectors: list[Any] = list(mapping_in(values, "string_to_param").values())
-        given = values.get("name")
-        name = given if isinstance(given, str) and given else name
-    elif set(values) == set(ENCODERS):
-        vectors = [values[encoder] for encoder in ENCODERS]
-    else:
-        (key,) = values
-        vectors = [values[key]]
-        name = name if key == PLAIN_KEY else key
-    tokens = named_rows(bracketed(name), vectors)
-    several = f"The embedding has {len(tokens)} vectors; write {' '.join(tokens)!r} for it in prompts."
-    return Parts(tokens=tokens, notes=(several,) if len(tokens) > 1 else ())
-
-
-def render_embedding(concept: Concept, _options: WriteOptions) -> Rendered:
-    """Write one file for each token, named after it without the brackets, as A1111 and ComfyUI want it."""
-    if not concept.tokens:
-        raise OptionError("The concept has no token, so that there is no embedding to write. Write a LoRA (--to lora).")
-    notes = [f"The changes of {len(concept.deltas)} weights are left out: an embedding holds tokens alone."]
-    return Rendered(files=embedding_files(concept), notes=tuple(notes if concept.deltas else ()))
-
-
-def embedding_files(concept: Concept) -> dict[str, bytes]:
-    """Return an embedding file for each token, by name."""
-    files = {}
-    for token in concept.tokens:
-        vectors = {key: row[None] for key, row in zip(_keys(concept), concept.rows(token), strict=True)}
-        files[f"{file_stem(token.strip('<>'))}.safetensors"] = safetensors_bytes(vectors, {"name": token})
-    return files
-
-
-def diffusers_token_files(concept: Concept) -> dict[str, bytes]:
-    """Return for each token the file that diffusers' example writes: the token's row under its name.
-
-    With two text encoders, for which the example has no layout, the rows stand under the encoders' names.
+    Raises:
+        ConceptFileError: A vector is no tensor of rows, or the text encoders have different numbers of rows.
     """
-    files = {}
-    for token in concept.tokens:
-        rows = concept.rows(token)
-        by_key = {token: rows[0]} if len(rows) == 1 else dict(zip(_keys(concept), rows, strict=True))
-        files[f"{file_stem(token)}.safetensors"] = safetensors_bytes(by_key, {"name": token})
-    return files
-
-
-def named_rows(token: str, vectors: Sequence[Any]) -> dict[str, tuple[Float[Tensor, " width"], ...]]:
-    """Return the rows of a token, and of "<token-2>", ... where it has several vectors, over the text encoders."""
     matrices = [rows_of(vector) for vector in vectors]
     if len({len(matrix) for matrix in matrices}) != 1:
         raise ConceptFileError(f"The embedding {token!r} has no vector, or not as many for each text encoder.")
@@ -103,14 +34,32 @@ def named_rows(token: str, vectors: Sequence[Any]) -> dict[str, tuple[Float[Tens
     return {name: tuple(matrix[index] for matrix in matrices) for index, name in enumerate(names)}
 
 
-def numbered_rows(rows: Float[Tensor, "n width"]) -> Iterator[tuple[str, tuple[Float[Tensor, " width"]]]]:
-    """Yield nameless rows as "<new1>", "<new2>", ..."""
-    for number, row in enumerate(rows, start=1):
-        yield f"<new{number}>", (row,)
+def bundled_rows(values: Mapping[str, Any]) -> dict[str, tuple[Float[Tensor, " _width"], ...]]:
+    """Return the rows of the tokens that are stored inside a LoRA file, by name.
+
+    Args:
+        values: The values of the file whose keys begin with `BUNDLED`.
+
+    Raises:
+        ConceptFileError: A value is no tensor of rows.
+    """
+    by_name: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        name, _, encoder = key.removeprefix(BUNDLED).partition(".")
+        by_name.setdefault(name, {})[encoder] = value
+    rows: dict[str, tuple[Tensor, ...]] = {}
+    for name, vectors in by_name.items():
+        ordered = [vectors[encoder] for encoder in ENCODERS if encoder in vectors]
+        rows |= named_rows(name, ordered or [*vectors.values()])
+    return rows
 
 
 def rows_of(vector: Any) -> Float[Tensor, "n width"]:
-    """Return one or several rows in float32. Raises ConceptFileError for anything but one or two dimensions."""
+    """Return one row, or several, as a matrix in float32.
+
+    Raises:
+        ConceptFileError: The value is no tensor of one or two dimensions.
+    """
     if not (isinstance(vector, Tensor) and vector.is_floating_point() and vector.ndim in (1, 2) and vector.numel()):
         what = f"of the shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
         raise ConceptFileError(f"The row of a token is {what}; it must be one vector, or several of one width.")
@@ -125,9 +74,5 @@ def bracketed(name: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """Return the name of a token's file, without its ending."""
+    """Return the name of a token's file without its suffix, which never leads out of the folder."""
     return re.sub(r'[/\\:*?"|\s]+', "-", name).lstrip(".") or "token"
-
-
-def _keys(concept: Concept) -> Sequence[str]:
-    return ENCODERS if len(concept.token_widths) > 1 else (PLAIN_KEY,)

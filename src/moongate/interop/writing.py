@@ -8,22 +8,33 @@ from moongate.concept import Concept
 from moongate.errors import OptionError, listed
 from moongate.files import check_writable, write_atomically
 from moongate.interop.content import SUFFIXES
-from moongate.interop.format import WriteOptions
 from moongate.interop.formats import named_format
+from moongate.interop.formats.contract import WriteOptions
 
-__all__ = ["Written", "check_place", "write"]
+__all__ = ["Written", "check_destination", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The files, and what the user should know of what they do not hold."""
+    """The files that were written."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    """What the files do not hold, as sentences for the user."""
 
 
-def check_place(out: str | Path, *, to: str, overwrite: bool) -> None:
-    """Raise OptionError for an unknown format, and unless `out` is free for a file or a folder as it needs one."""
+def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
+    """Check that a concept can be written to `out`, before any work is done.
+
+    Args:
+        out: The file, or for formats of several files the folder, to write.
+        to: The name of the format.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        OptionError: There is no such format; `out` is a file where a folder is needed, or the reverse; or it exists
+            and may not be replaced.
+    """
     out = Path(out)
     if not named_format(to).is_folder:
         check_writable(out, overwrite=overwrite)
@@ -36,27 +47,35 @@ def check_place(out: str | Path, *, to: str, overwrite: bool) -> None:
 def write(
     concept: Concept, out: str | Path, *, to: str, options: WriteOptions | None = None, overwrite: bool = False
 ) -> Written:
-    """Write the concept in the format named `to` into the file or folder `out`, each file whole or not at all.
+    """Write a concept in another format. Each file is written whole or not at all.
 
-    Raises OptionError when the place is taken, when the format stores full weights and no base is given, and when the
-    concept holds nothing that the format can.
+    Args:
+        concept: The concept.
+        out: The file, or for formats of several files the folder, to write.
+        to: The name of the format, a key of `FORMATS`.
+        options: The base model and the rank; the name is taken from `out`.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        OptionError: `out` cannot be written, the format stores full weights and there is no base, or the concept holds
+            nothing that the format can store.
+        BaseMismatchError: The concept was made for another base than the one in the options.
     """
-    out, given = Path(out), named_format(to)
-    check_place(out, to=to, overwrite=overwrite)
+    out, form = Path(out), named_format(to)
+    check_destination(out, to=to, overwrite=overwrite)
     options = replace(options or WriteOptions(), name=out.name)
-    if given.needs_base and options.base is None:
-        raise OptionError(f"{to!r} stores full weights, for which the base is needed. Name it with --base.")
     if options.base is not None:
         concept.check_base(options.base)
-    rendered = given.render(concept, options)
+    rendered = form.render(concept, options)
     files = {out / name if name else out: content for name, content in rendered.files.items()}
     for path, content in files.items():
         write_atomically(path, content)
-    return Written(files=tuple(files), notes=rendered.notes + (_others(out, files) if given.is_folder else ()))
+    notes = rendered.notes + (_other_weights(out, files) if form.is_folder else ())
+    return Written(files=tuple(files), notes=notes)
 
 
-def _others(folder: Path, written: Container[Path]) -> tuple[str, ...]:
-    """Return a note on weights that lay in the folder before, which readers would take for parts of the concept."""
+def _other_weights(folder: Path, written: Container[Path]) -> tuple[str, ...]:
+    """Return a note about other weights in the folder, because readers take them for parts of the concept."""
     others = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES and file not in written)
     note = f"{folder} also holds {listed(others)}, which is not of this concept but is read with it. Remove it."
     return (note,) if others else ()

@@ -44,7 +44,7 @@ def kohya(pipeline: Any, folder: Path, _concept: Concept) -> None:
 
 
 def diffusers_bin(pipeline: Any, folder: Path, _concept: Concept) -> None:
-    """By diffusers' own loader, which does nothing unless it is told of a pipeline."""
+    """By diffusers' own loader, which does nothing without `_pipeline`."""
     pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.bin", _pipeline=pipeline)
     load_embedding(pipeline, folder, "<bear>.safetensors")
 
@@ -68,14 +68,6 @@ def adobe(pipeline: Any, path: Path, _concept: Concept) -> None:
     add_rows(pipeline, found["modifier_token"])
 
 
-def adobe_compressed(pipeline: Any, path: Path, _concept: Concept) -> None:
-    found = torch.load(path, weights_only=True)
-    for name, weight in pipeline.unet.named_parameters():
-        if name in found["unet"]:
-            weight.data += found["unet"][name]["u"] @ found["unet"][name]["v"]
-    add_rows(pipeline, found["modifier_token"])
-
-
 def compvis(pipeline: Any, path: Path, concept: Concept) -> None:
     """By the published numbering of blocks, of which these models have two in a level."""
     state = torch.load(path, weights_only=True)["state_dict"]
@@ -88,7 +80,7 @@ def compvis(pipeline: Any, path: Path, concept: Concept) -> None:
             level, attention = divmod(int(number) - (side == "input_blocks"), 2)
             block = f"{'down' if side == 'input_blocks' else 'up'}_blocks.{level}.attentions.{attention}"
         weight = pipeline.unet.get_parameter(f"{block}.{rest}")
-        weight.data = weight.data + found["u"] @ found["v"] if isinstance(found, dict) else found
+        weight.data = found
 
 
 def add_rows(pipeline: Any, tokens: dict[str, Any]) -> None:
@@ -107,9 +99,7 @@ LOADERS: dict[str, tuple[str, Load]] = {
     "diffusers, .bin": ("diffusers", diffusers_bin),
     "diffusers, .safetensors": ("diffusers", diffusers_safetensors),
     "adobe": ("adobe", adobe),
-    "adobe-compressed": ("adobe-compressed", adobe_compressed),
     "compvis": ("compvis", compvis),
-    "compvis-compressed": ("compvis-compressed", compvis),
 }
 
 

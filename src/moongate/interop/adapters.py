@@ -1,0 +1,167 @@
+"""LoRA adapters: low-rank factors that are added to weights, in every spelling of their keys.
+
+Of an adapter only the keys and values of cross-attention are read. Every other layer reads no text, so that a merge,
+which constrains what captions say, would have to refuse the concept; such layers are listed instead.
+
+Factors are written with a scale of exactly 1: folding another scale into a factor would round it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from moongate.compression import low_rank
+from moongate.concept import Concept, Dense, LowRank
+from moongate.errors import ConceptFileError, OptionError, listed
+from moongate.interop.content import flat_tensors
+from moongate.interop.layers import inferred_blocks_per_level, kv_layer
+from moongate.interop.tokens import BUNDLED
+
+__all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "factors_of", "read_adapter", "unscaled"]
+
+DEFAULT_RANK = 32
+"""The rank to which dense changes are cut when no rank is given."""
+ROUNDING = 1e-6
+"""The relative error of low-rank factors that is only the rounding of float32."""
+DORA = "DoRA"
+"""The part of a layer that is also scaled by the norms of its columns, so that no factors describe its change."""
+FACTORS: Mapping[str | None, str] = {"A": "down", "down": "down", "B": "up", "up": "up"}
+ADAPTER_KEY = re.compile(
+    r"(?:[._]lora[._](?P<factor>A|B|down|up)(?:\.default)?\.weight|(?:_lora)?\.(?P<other>alpha|diff)"
+    r"|\.(?:dora_scale|lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
+)
+"""The end of a key that belongs to an adapter, after the name of its layer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapter:
+    """What an adapter file holds."""
+
+    changes: Mapping[str, Dense | LowRank]
+    """Changes by our parameter name, with their scale multiplied in."""
+    bundled: Mapping[str, Any]
+    """The values of token embeddings stored in the same file, by key."""
+    left_out: tuple[str, ...]
+    """Keys of layers that cannot be taken."""
+
+
+@dataclass
+class _Layer:
+    """The values of one layer: `up`, `down`, `alpha`, `diff` or DoRA."""
+
+    module: str = ""
+    """The layer's name in the file."""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def unscaled(_module: str, _rank: int) -> float:
+    """Return 1: the scale of a layer for which a file gives no alpha."""
+    return 1.0
+
+
+def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int], float] = unscaled) -> Adapter:
+    """Return the changes of keys and values in an adapter file.
+
+    Args:
+        values: The file's values by key.
+        scale_of: Returns the scale of a layer without an alpha of its own, given its name in the file and its rank.
+
+    Raises:
+        ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is no number.
+    """
+    per_level = inferred_blocks_per_level(map(str, values))
+    layers: dict[str, _Layer] = {}
+    bundled: dict[str, Any] = {}
+    left_out = []
+    for key, value in ((str(key), value) for key, value in values.items()):
+        name, part = kv_layer(key, per_level), ADAPTER_KEY.search(key)
+        if name and part:
+            layer = layers.setdefault(name, _Layer())
+            layer.module = key[: part.start()]
+            layer.values[FACTORS.get(part["factor"], part["other"] or DORA)] = value
+        elif key.startswith(BUNDLED):
+            bundled[key] = value
+        else:
+            left_out.append(key)
+    left_out += [f"{name} ({DORA})" for name, layer in layers.items() if DORA in layer.values]
+    changes = {name: _change(name, layer, scale_of) for name, layer in layers.items() if DORA not in layer.values}
+    return Adapter(changes=changes, bundled=bundled, left_out=tuple(left_out))
+
+
+def factors_of(concept: Concept, rank: int | None) -> tuple[dict[str, LowRank], tuple[str, ...]]:
+    """Return the low-rank factors of a concept's changes in the denoiser, and notes about what they do not hold.
+
+    Args:
+        concept: The concept to write.
+        rank: The maximum rank. None keeps existing factors and cuts dense changes to `DEFAULT_RANK`.
+
+    Raises:
+        OptionError: The concept changes no matrix of the denoiser, or the rank is below 1.
+    """
+    matrices = {n: c for n, c in concept.deltas.items() if n.startswith("unet.") and len(c.shape) == 2}
+    if not any(change.rank != 0 for change in matrices.values()):
+        raise OptionError("The concept changes no weights, so that there is no LoRA to write. Write --to embedding.")
+    if rank is not None and rank < 1:
+        raise OptionError(f"The rank is {rank}; it must be at least 1, such as {DEFAULT_RANK}.")
+    factors, notes = _cut(matrices, rank)
+    left_out = [name for name in concept.deltas if name not in matrices]
+    if left_out:
+        notes.append(f"A LoRA cannot hold the changes of {listed(left_out)}; they are left out.")
+    return {name: change for name, change in factors.items() if change.rank}, tuple(notes)
+
+
+def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dict[str, LowRank], list[str]]:
+    """Return changes as factors of at most `rank`, and a note about the loss if it is more than rounding."""
+    factors, cut_squared, whole_squared = {}, 0.0, 0.0
+    for name, change in matrices.items():
+        most = rank or (change.rank if isinstance(change, LowRank) else DEFAULT_RANK)
+        factors[name], lost_squared = low_rank(change, most)
+        cut_squared += lost_squared
+        whole_squared += float(change.full().double().square().sum())
+    if cut_squared <= ROUNDING**2 * whole_squared:
+        return factors, []
+    return factors, [
+        f"The changes were cut to rank {rank or DEFAULT_RANK}, which loses {(cut_squared / whole_squared) ** 0.5:.1%} "
+        "of them (Frobenius norm). A higher --rank keeps more."
+    ]
+
+
+def _change(name: str, layer: _Layer, scale_of: Callable[[str, int], float]) -> Dense | LowRank:
+    """Return one layer's change, with its scale multiplied in."""
+    if "diff" in layer.values:
+        return Dense(delta=flat_tensors({"diff": layer.values["diff"]})["diff"])
+    up, down = _factors(name, layer)
+    rank = up.shape[1]
+    alpha = layer.values.get("alpha")
+    if alpha is not None and not (isinstance(alpha, Tensor) and alpha.numel() == 1):
+        raise ConceptFileError(f"The alpha of {name!r} is not one number.")
+    scale = scale_of(layer.module, rank) if alpha is None else float(alpha) / max(rank, 1)
+    up, down = _without_padding(up, down)
+    return LowRank(up=up if scale == 1 else scale * up, down=down)
+
+
+def _factors(name: str, layer: _Layer) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    tensors = flat_tensors({kind: value for kind, value in layer.values.items() if kind != "alpha"})
+    if not {"up", "down"} <= set(tensors):
+        parts = " and ".join(sorted(layer.values))
+        raise ConceptFileError(f"The file holds {parts} of {name!r}, but not both factors.")
+    up, down = (
+        factor[:, :, 0, 0] if factor.shape[2:] == (1, 1) else factor for factor in (tensors["up"], tensors["down"])
+    )
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
+        shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
+        raise ConceptFileError(f"The factors of {name!r} have the shapes {shapes}, which do not fit together.")
+    return up, down
+
+
+def _without_padding(
+    up: Float[Tensor, "out rank"], down: Float[Tensor, "rank in"]
+) -> tuple[Float[Tensor, "out used"], Float[Tensor, "used in"]]:
+    """Return the factors without the zeros that fill them up to a larger rank."""
+    used = (up.any(0) & down.any(1)).nonzero()
+    rank = int(used[-1]) + 1 if len(used) else 0
+    return up[:, :rank], down[:rank]

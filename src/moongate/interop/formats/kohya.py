@@ -1,0 +1,67 @@
+"""LoRA in kohya's keys, for ComfyUI and A1111: `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`.
+
+All layers are padded with zeros to one rank, and every alpha is equal to that rank, so that the scale is exactly 1:
+diffusers ignores the alphas of such a file when they differ between layers.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from moongate.concept import Concept, safetensors_bytes
+from moongate.interop.adapters import factors_of, read_adapter
+from moongate.interop.content import Content
+from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
+from moongate.interop.formats.embedding import embedding_files
+from moongate.interop.layers import KOHYA_PREFIX, blocks_per_level, kohya_name
+from moongate.interop.tokens import bundled_rows
+
+__all__ = ["KOHYA"]
+
+
+def _recognizes(content: Content) -> bool:
+    return any(isinstance(key, str) and key.startswith((KOHYA_PREFIX, "lora_te")) for key in content.values)
+
+
+def _parse(content: Content) -> Parts:
+    adapter = read_adapter(content.values)
+    return Parts(
+        changes=adapter.changes,
+        tokens=bundled_rows(adapter.bundled),
+        left_out=adapter.left_out,
+        provenance=provenance_in(content),
+    )
+
+
+def _render(concept: Concept, options: WriteOptions) -> Rendered:
+    """Write the LoRA, and an embedding for each token.
+
+    For two text encoders (SDXL) the layers have CompVis' names, as kohya's scripts write them.
+    """
+    factors, notes = factors_of(concept, options.rank)
+    per_level = blocks_per_level(factors) if len(concept.token_widths) > 1 else None
+    rank = max(change.rank for change in factors.values())
+    tensors: dict[str, Tensor] = {}
+    for name, change in factors.items():
+        module, missing = kohya_name(name, per_level), rank - change.rank
+        tensors |= {
+            f"{module}.lora_down.weight": pad(change.down, (0, 0, 0, missing)),
+            f"{module}.lora_up.weight": pad(change.up, (0, missing)),
+            f"{module}.alpha": torch.tensor(float(rank)),
+        }
+    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    lora = safetensors_bytes(tensors, header_of(concept) | header)
+    return Rendered(files={f"{options.name}.safetensors": lora, **embedding_files(concept)}, notes=notes)
+
+
+KOHYA = Format(
+    name="kohya",
+    title="LoRA in kohya's keys, for ComfyUI and A1111",
+    layout="folder: the LoRA, an embedding for each token",
+    recognizes=_recognizes,
+    parse=_parse,
+    render=_render,
+    is_folder=True,
+    keeps_changes="factors",
+    keeps_provenance=True,
+)

@@ -1,0 +1,61 @@
+"""`delta.bin`, made by `foreign_files` from its documented layout."""
+
+from pathlib import Path
+
+import torch
+
+import foreign_files as foreign
+from foreign_concepts import WIDTH, assert_changes, denoiser
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.interop import WriteOptions
+
+
+def test_delta_bin_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.adobe(tmp_path / "any name", before, {"<new1>": foreign.row(WIDTH)})
+    found = interop.read(path, base=tiny)
+    assert found.format == "adobe"
+    assert_changes(found.concept, before, exactly=False)
+    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert not found.concept.tokens["<new1>"].requires_grad
+    assert found.concept.fingerprint == tiny.fingerprint
+
+
+def test_delta_bin_with_a_trained_text_encoder_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    state = {f"text_model.{k}": v.detach().clone() for k, v in tiny.text_encoder.named_parameters()}
+    state["text_model.embeddings.position_ids"] = torch.arange(16)
+    table = state["text_model.embeddings.token_embedding.weight"]
+    state["text_model.embeddings.token_embedding.weight"] = torch.cat([table, torch.ones(1, WIDTH)])
+    state["text_model.final_layer_norm.bias"] += 0.5
+    path = foreign.adobe(tmp_path / "delta.bin", denoiser(tiny), {"<new1>": foreign.row(WIDTH)}, text_encoder=state)
+    concept = interop.read(path, base=tiny).concept
+    (name,) = (name for name in concept.deltas if name.startswith("text_encoder"))
+    assert name.endswith("final_layer_norm.bias")
+    assert torch.allclose(concept.deltas[name].full(), torch.full((WIDTH,), 0.5))
+    before = tiny.encode_text(["a dog"]).features
+    with concept.applied(tiny):
+        assert torch.allclose(tiny.encode_text(["a dog"]).features, before + 0.5, atol=1e-6)
+    written = interop.write(concept, tmp_path / "again.bin", to="adobe", options=WriteOptions(base=tiny))
+    assert interop.read(written.files[0], base=tiny).concept.deltas.keys() == concept.deltas.keys()
+
+
+def test_a_compressed_delta_bin_is_read_without_a_base(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    found = interop.read(foreign.adobe_compressed(tmp_path / "a", before, {"<new1>": foreign.row(WIDTH)}))
+    assert found.format == "adobe"
+    assert_changes(found.concept, before)
+    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert found.concept.base == ""
+    with found.concept.applied(tiny):
+        pass
+
+
+def test_a_layer_compressed_to_rank_0_does_not_change(tiny: Backbone, tmp_path: Path) -> None:
+    """The public compression writes such layers."""
+    path = foreign.adobe_compressed(tmp_path / "a", denoiser(tiny), {})
+    content = torch.load(path)
+    name, pair = next(iter(content["unet"].items()))
+    content["unet"][name] = {"u": pair["u"][:, :0], "v": pair["v"][:0]}
+    torch.save(content, path)
+    assert f"unet.{name}" not in interop.read(path, base=tiny).concept.deltas

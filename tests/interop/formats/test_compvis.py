@@ -1,0 +1,45 @@
+"""`delta_epoch=….ckpt`, made by `foreign_files` from its documented layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import foreign_files as foreign
+from foreign_concepts import WIDTH, assert_changes, denoiser
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.errors import OptionError
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_compvis_checkpoint_is_read_and_its_tokens_are_numbered_or_named(
+    tiny: Backbone, tmp_path: Path, flat: bool
+) -> None:
+    """The public converter writes the rows of several tokens as one vector."""
+    before = denoiser(tiny)
+    rows = torch.stack([foreign.row(WIDTH), foreign.row(WIDTH, seed=8)])
+    path = foreign.compvis_checkpoint(tmp_path / "delta_epoch=000004.ckpt", before, rows.flatten() if flat else rows)
+    found = interop.read(path, base=tiny)
+    assert found.format == "compvis"
+    assert_changes(found.concept, before, exactly=False)
+    assert list(found.concept.tokens) == ["<new1>", "<new2>"]
+    assert "called <new1>, <new2>" in found.notes[0]
+    named = interop.read(path, base=tiny, tokens=("<cat>", "<pot>"), categories=("cat", "wooden pot")).concept
+    assert [subject.words for subject in named.subjects] == ["<cat> cat", "<pot> wooden pot"]
+    assert torch.equal(named.tokens["<pot>"], rows[1])
+    with pytest.raises(OptionError, match="1 token names are given, but the file has 2 tokens: <new1>, <new2>"):
+        interop.read(path, base=tiny, tokens=("<cat>",))
+    with pytest.raises(OptionError, match="3 categories are given for 2 subjects"):
+        interop.read(path, base=tiny, categories=("a", "b", "c"))
+
+
+def test_a_compressed_compvis_checkpoint_is_read_without_a_base(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.compvis_checkpoint(tmp_path / "b", before, foreign.row(WIDTH)[None], compressed=True)
+    found = interop.read(path)
+    assert found.format == "compvis"
+    assert_changes(found.concept, before)
+    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
+    with found.concept.applied(tiny):
+        pass

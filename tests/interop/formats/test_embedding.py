@@ -1,0 +1,48 @@
+"""Textual-inversion embeddings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import foreign_files as foreign
+from foreign_concepts import WIDTH
+from moongate import interop
+from moongate.backbone import Backbone
+
+
+def test_embeddings_are_read(tiny: Backbone, tmp_path: Path) -> None:
+    row = foreign.row(WIDTH)
+    foreign.a1111(tmp_path / "any.pt", row[None], name="my bear")
+    save_file({"emb_params": row[None]}, tmp_path / "bear.safetensors")
+    save_file({"<bear>": row}, tmp_path / "diffusers.safetensors")
+    for name, token in (("any.pt", "<my-bear>"), ("bear.safetensors", "<bear>"), ("diffusers.safetensors", "<bear>")):
+        found = interop.read(tmp_path / name, base=tiny)
+        assert found.format == "embedding"
+        assert torch.equal(found.concept.tokens[token], row)
+        assert not found.concept.deltas
+    two = interop.read(foreign.a1111(tmp_path / "two.pt", torch.stack([row, -row])))
+    assert list(two.concept.tokens) == ["<bear>", "<bear-2>"]
+    assert "'<bear> <bear-2>'" in two.notes[0]
+
+
+def test_an_embedding_saved_as_a_module_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    """As the first code of textual inversion saved them."""
+    row = foreign.row(WIDTH)
+    container = torch.nn.ParameterDict({"*": row[None]})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": container}, tmp_path / "bear.pt")
+    concept = interop.read(tmp_path / "bear.pt", base=tiny).concept
+    assert torch.equal(concept.tokens["<bear>"], row)
+    with pytest.raises(Exception, match="weights_only"):  # and stays refused elsewhere
+        torch.load(tmp_path / "bear.pt", weights_only=True)
+
+
+def test_embeddings_of_two_text_encoders_become_one_row(tmp_path: Path) -> None:
+    save_file({"clip_g": torch.ones(1, 24), "clip_l": torch.zeros(1, 16)}, tmp_path / "bear.safetensors")
+    torch.save({"unet": {"x.attn2.y": {"u": torch.ones(1, 1), "v": torch.ones(1, 1)}},
+                "modifier_token": {"<bear>": [torch.zeros(16), torch.ones(24)]}}, tmp_path / "delta.bin")  # fmt: skip
+    for name in ("bear.safetensors", "delta.bin"):
+        concept = interop.read(tmp_path / name).concept
+        assert concept.token_widths == (16, 24)
+        assert [float(row.mean()) for row in concept.rows("<bear>")] == [0.0, 1.0]

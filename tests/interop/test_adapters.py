@@ -1,0 +1,104 @@
+"""Layers of LoRA files, whatever their keys."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import foreign_files as foreign
+from foreign_concepts import WIDTH, assert_changes, denoiser
+from making import make_concept
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.errors import ConceptFileError, OptionError
+from moongate.interop import WriteOptions
+from moongate.merging import merge
+
+
+@pytest.mark.parametrize(
+    ("style", "alpha"),
+    [("peft", None), ("old", None), ("kohya", None), ("kohya", 1.0), ("kohya-compvis", 1.0)],
+)
+def test_a_lora_is_read_with_its_scale(tiny: Backbone, tmp_path: Path, style: str, alpha: float | None) -> None:
+    before = denoiser(tiny)
+    found = interop.read(foreign.lora(tmp_path / "lora", before, style=style, alpha=alpha))
+    assert found.format == ("kohya" if style.startswith("kohya") else "lora")
+    assert_changes(found.concept, before)
+    assert found.notes == ()
+
+
+def test_other_layers_of_a_lora_are_listed_and_the_rest_can_be_merged(tiny: Backbone, tmp_path: Path) -> None:
+    some, block = torch.ones(2, 2), "down_blocks_0_attentions_0_transformer_blocks_0"
+    others = {
+        f"lora_unet_{block}_attn1_to_k.lora_down.weight": some,
+        f"lora_unet_{block}_attn1_to_k.lora_up.weight": some,
+        f"lora_unet_{block}_attn2_to_q.lora_down.weight": some,
+        f"lora_unet_{block}_attn2_to_out_0.lora_down.weight": some,
+        f"lora_unet_{block}_ff_net_0_proj.lora_down.weight": some,
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": some,
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": some,
+        "strange": some,
+    }
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **others)
+    found = interop.read(path, base=tiny, categories=("bear",))
+    (note,) = found.notes
+    for kind in (
+        "attn1) (2",
+        "attn2.to_q",
+        "attn2.to_out",
+        "feed-forward",
+        "convolutions",
+        "text encoder",
+        "'strange'",
+    ):
+        assert kind in note
+    assert merge(tiny, [found.concept]).concept.subjects[0].words == "bear"
+    with pytest.raises(OptionError, match="names no subject"):
+        merge(tiny, [interop.read(path, base=tiny).concept])
+
+
+def test_a_layer_with_dora_is_not_read_as_plain_factors(tiny: Backbone, tmp_path: Path) -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **{f"{key}.dora_scale": torch.ones(32, 1)})
+    found = interop.read(path)
+    assert len(found.concept.deltas) == 13
+    assert "DoRA" in found.notes[0]
+
+
+def test_tokens_that_are_bundled_with_a_lora_are_read(tiny: Backbone, tmp_path: Path) -> None:
+    row = foreign.row(WIDTH)
+    bundled = {"bundle_emb.bear.string_to_param.*": row[None]}
+    concept = interop.read(foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **bundled), base=tiny).concept
+    assert torch.equal(concept.tokens["<bear>"], row)
+
+
+def test_an_alpha_of_integers_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.lora(tmp_path / "lora", before, style="kohya", alpha=1.0)
+    save_file({k: v.long() if k.endswith("alpha") else v for k, v in load_file(path).items()}, path)
+    assert_changes(interop.read(path).concept, before)
+
+
+def test_a_layer_with_one_factor_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya")
+    tensors = load_file(path)
+    key = next(key for key in tensors if "lora_up" in key)
+    save_file({**tensors, key: torch.ones(16, 5)}, tmp_path / "odd")
+    del tensors[key]
+    save_file(tensors, path)
+    with pytest.raises(ConceptFileError, match="not both factors"):
+        interop.read(path)
+    with pytest.raises(ConceptFileError, match="do not fit together"):
+        interop.read(tmp_path / "odd")
+
+
+def test_the_loss_of_cutting_a_dense_change_to_a_rank_is_stated(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny, low_rank=False)
+    written = interop.write(concept, tmp_path / "lora", to="lora", options=WriteOptions(rank=4))
+    again = interop.read(tmp_path / "lora").concept
+    cut = sum(float((again.deltas[n].full() - c.full()).square().sum()) for n, c in concept.deltas.items())
+    whole = sum(float(c.full().square().sum()) for c in concept.deltas.values())
+    assert f"rank 4, which loses {(cut / whole) ** 0.5:.1%}" in written.notes[0]
+    with pytest.raises(OptionError, match="rank is 0"):
+        interop.write(concept, tmp_path / "other", to="lora", options=WriteOptions(rank=0))

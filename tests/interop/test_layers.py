@@ -1,0 +1,50 @@
+"""The names that other programs give the layers."""
+
+import pytest
+
+from moongate.interop.layers import from_compvis, inferred_blocks_per_level, kohya_name, kv_layer, to_compvis
+
+SD1_NAMES = {
+    **{
+        f"input_blocks.{i}.1": f"down_blocks.{b}.attentions.{a}"
+        for i, b, a in ((1, 0, 0), (2, 0, 1), (4, 1, 0), (5, 1, 1), (7, 2, 0), (8, 2, 1))
+    },
+    "middle_block.1": "mid_block.attentions.0",
+    **{f"output_blocks.{3 * b + a}.1": f"up_blocks.{b}.attentions.{a}" for b in (1, 2, 3) for a in (0, 1, 2)},
+}
+
+
+SDXL_NAMES = {
+    **{
+        f"input_blocks.{i}.1": f"down_blocks.{b}.attentions.{a}"
+        for i, b, a in ((4, 1, 0), (5, 1, 1), (7, 2, 0), (8, 2, 1))
+    },
+    "middle_block.1": "mid_block.attentions.0",
+    **{f"output_blocks.{3 * b + a}.1": f"up_blocks.{b}.attentions.{a}" for b in (0, 1) for a in (0, 1, 2)},
+}
+
+
+@pytest.mark.parametrize("names", [SD1_NAMES, SDXL_NAMES])
+def test_the_layers_of_stable_diffusion_have_their_published_names(names: dict[str, str]) -> None:
+    end = ".transformer_blocks.0.attn2.to_k"
+    assert inferred_blocks_per_level(f"{theirs}{end}" for theirs in names) == 3
+    for theirs, ours in names.items():
+        full, name = f"model.diffusion_model.{theirs}{end}.weight", f"unet.{ours}{end}.weight"
+        assert from_compvis(full, 3) == name
+        assert to_compvis(name, 3) == full
+        assert kohya_name(name) == "lora_unet_" + (ours + end).replace(".", "_")
+        for spelled in (kohya_name(name), kohya_name(name, 3), f"unet.{ours}{end}", f"{ours}{end}"):
+            assert kv_layer(f"{spelled}.lora_down.weight", 3) == name
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k.lora_down.weight",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_self_attn_k_proj.lora_down.weight",
+        "unet.down_blocks.0.resnets.0.conv1.lora_A.weight",
+    ],
+)
+def test_other_layers_are_not_taken_for_keys_and_values(key: str) -> None:
+    assert kv_layer(key, 3) is None

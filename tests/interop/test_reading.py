@@ -1,0 +1,106 @@
+"""What is refused, and what is said about a file that is read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import foreign_files as foreign
+from foreign_concepts import WIDTH, denoiser
+from making import make_concept
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.errors import BaseMismatchError, ConceptFileError, TokenError
+
+
+def test_files_of_no_known_format_are_named(tmp_path: Path, tiny: Backbone) -> None:
+    with pytest.raises(ConceptFileError, match="There is no concept file"):
+        interop.read(tmp_path / "nowhere")
+    with pytest.raises(ConceptFileError, match="holds no file of weights"):
+        interop.read(tmp_path)
+    whole = {f"model.diffusion_model.{name}": weight for name, weight in denoiser(tiny).items()}
+    torch.save({"state_dict": whole}, tmp_path / "sd.ckpt")
+    with pytest.raises(
+        ConceptFileError, match=r"of no format that Moongate reads; it holds 'state_dict'.*Known: moongate"
+    ):
+        interop.read(tmp_path / "sd.ckpt")
+
+
+def test_a_lora_for_another_base_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    key = "down_blocks.2.attentions.0.transformer_blocks.0.attn2.to_k"
+    more = {f"unet.{key}.lora_A.weight": torch.ones(2, 768), f"unet.{key}.lora_B.weight": torch.ones(320, 2)}
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft", **more)
+    with pytest.raises(BaseMismatchError, match=f"no weight 'unet.{key}.weight'"):
+        interop.read(path, base=tiny)
+    concept = interop.read(path).concept
+    with pytest.raises(BaseMismatchError, match="does not say which model"), concept.applied(tiny):
+        pass
+
+
+def test_tokens_of_another_width_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "bear.safetensors")
+    with pytest.raises(BaseMismatchError, match=r"row of 768 numbers, but .* reads rows of 16.*name the right one"):
+        interop.read(tmp_path / "bear.safetensors", base=tiny)
+
+
+def test_a_file_that_would_change_nothing_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    unchanged = {name: weight for name, weight in before.items() if "attn2.to_k" in name}
+    torch.save({"unet": unchanged, "modifier_token": {}}, tmp_path / "delta.bin")
+    only_self = {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k.lora_down.weight": torch.ones(2, 2)
+    }
+    save_file(only_self, tmp_path / "self.safetensors")
+    foreign.lora(tmp_path / "fresh", before, style="kohya")
+    fresh = {key: 0 * value if "lora_up" in key else value for key, value in load_file(tmp_path / "fresh").items()}
+    save_file(fresh, tmp_path / "fresh.safetensors")
+    for name, kind in (("delta.bin", ""), ("self.safetensors", "self-attention"), ("fresh.safetensors", "")):
+        with pytest.raises(ConceptFileError, match=f"would change nothing.*{kind}"):
+            interop.read(tmp_path / name, base=tiny)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tiny: Backbone, tmp_path: Path, value: float) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    tensors = load_file(path)
+    key = next(key for key in tensors if "mid_block" in key and "to_k" in key)
+    tensors[key][0, 0] = value
+    save_file(tensors, path)
+    with pytest.raises(ConceptFileError, match=r"unet\.mid_block\.attentions\.0.*attn2\.to_k\.weight.*not finite"):
+        interop.read(path)
+    save_file({"emb_params": torch.full((1, WIDTH), value)}, tmp_path / "bear.safetensors")
+    with pytest.raises(ConceptFileError, match="<bear>.*not finite"):
+        interop.read(tmp_path / "bear.safetensors")
+
+
+def test_a_part_of_a_folder_that_belongs_together_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    written = interop.write(make_concept(tiny), tmp_path / "lora", to="lora")
+    with pytest.raises(ConceptFileError, match=r"together with the tokens <bear>, which are not there"):
+        interop.read(written.files[0])
+    (tmp_path / "lora" / "twice.safetensors").write_bytes(written.files[1].read_bytes())
+    with pytest.raises(ConceptFileError, match="both hold <bear>"):
+        interop.read(tmp_path / "lora")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}x", '{"base": "b", "tokens": []}'])
+def test_a_broken_header_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    save_file(load_file(path), path, metadata={"moongate": text})
+    with pytest.raises(ConceptFileError, match=r"broken JSON|where an object|lacks a part"):
+        interop.read(path)
+
+
+@pytest.mark.parametrize("token", ["cat", "a cat", "<a cat>", ""])
+def test_a_new_name_that_no_prompt_could_use_is_refused(tiny: Backbone, tmp_path: Path, token: str) -> None:
+    path = foreign.adobe_compressed(tmp_path / "a", denoiser(tiny), {"<a>": foreign.row(WIDTH)})
+    with pytest.raises(TokenError, match=r"is not one word in angle brackets. Write '<\S+>'"):
+        interop.read(path, tokens=(token,))
+
+
+def test_reading_a_clash_of_tokens_is_a_token_error(tiny: Backbone, tmp_path: Path) -> None:
+    path = foreign.adobe_compressed(
+        tmp_path / "a", denoiser(tiny), {"<a>": foreign.row(WIDTH), "<b>": foreign.row(WIDTH)}
+    )
+    with pytest.raises(TokenError, match="two tokens the same name"):
+        interop.read(path, tokens=("<c>", "<c>"))

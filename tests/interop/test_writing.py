@@ -1,0 +1,121 @@
+"""Concepts in every format, written and read again."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from making import make_concept
+from moongate import interop
+from moongate.backbone import Backbone
+from moongate.concept import Dense
+from moongate.errors import OptionError
+from moongate.interop import FORMATS, WriteOptions
+
+
+@pytest.mark.parametrize("low_rank", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_keeps_what_the_table_says(each: Backbone, tmp_path: Path, name: str, low_rank: bool) -> None:
+    """On SD 1.x, SD 2.x and SDXL."""
+    form, out = FORMATS[name], tmp_path / "out"
+    concept = make_concept(each, low_rank=low_rank, tokens=("<bear>", "<chair>"))
+    if name.startswith("compvis") and len(each.token_widths) > 1:
+        with pytest.raises(OptionError, match="one text encoder"):
+            interop.write(concept, out, to=name, options=WriteOptions(base=each))
+        return
+    if form.needs_base:
+        with pytest.raises(OptionError, match="base"):
+            interop.write(concept, out, to=name)
+    interop.write(
+        concept,
+        out,
+        to=name,
+        options=WriteOptions(base=each if form.needs_base else None, rank=2 if not low_rank else None),
+    )
+    if form.needs_base:
+        with pytest.raises(OptionError, match="--base"):
+            interop.read(out)
+    found = interop.read(out, base=each if form.needs_base else None)
+    again = found.concept
+    assert found.format == name
+    assert all(
+        torch.equal(a, b)
+        for ours, theirs in zip(concept.tokens, again.tokens, strict=True)
+        for a, b in zip(concept.rows(ours), again.rows(theirs), strict=True)
+    )
+    assert list(again.tokens) == (["<bear>", "<chair>"] if form.keeps_names else ["<new1>", "<new2>"])
+    facts = ("subjects", "base", "fingerprint", "method", "record")
+    assert form.keeps_provenance == all(getattr(again, fact) == getattr(concept, fact) for fact in facts)
+    assert set(again.deltas) == (set() if form.keeps_changes == "no" else set(concept.deltas))
+    for layer, change in again.deltas.items():
+        before = concept.deltas[layer]
+        if form.keeps_changes == "rounded":
+            whole = each.parameter(layer).detach()
+            bound = torch.finfo(torch.float32).eps * (whole.abs() + before.full().abs())
+            assert ((change.full() - before.full()).abs() <= bound).all()
+        elif low_rank or form.keeps_changes == "exactly":
+            pairs = zip(change.tensors().values(), before.tensors().values(), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        else:
+            left, values, right = torch.linalg.svd(before.full().double(), full_matrices=False)
+            assert torch.allclose(change.full().double(), left[:, :2] * values[:2] @ right[:2], atol=1e-6)
+    if form.keeps_provenance and form.keeps_changes != "rounded" and low_rank:
+        assert again.hash == concept.hash
+    with again.applied(each):
+        pass
+
+
+def test_changes_that_a_format_cannot_hold_are_named(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny)
+    bias = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.bias"
+    query = bias.replace("to_out.0.bias", "to_q.weight")
+    more = {bias: Dense(delta=torch.ones(32)), query: Dense(delta=0.01 * torch.ones(32, 32))}
+    face = dataclasses.replace(concept, deltas={**concept.deltas, **more})
+    options = WriteOptions(base=tiny)
+    assert bias in interop.write(face, tmp_path / "lora", to="lora", options=options).notes[0]
+    assert "queries" in interop.read(tmp_path / "lora").notes[0]
+    for name in ("adobe", "compvis", "diffusers"):
+        interop.write(face, tmp_path / name, to=name, options=options)
+        again = interop.read(tmp_path / name, base=tiny).concept
+        assert torch.allclose(again.deltas[bias].full(), torch.ones(32), atol=1e-6)
+        assert query in again.deltas
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny)
+    alone = dataclasses.replace(concept, deltas={})
+    tokenless = dataclasses.replace(concept, tokens={}, subjects=())
+    with pytest.raises(OptionError, match="no format 'onnx'. Known: moongate, adobe"):
+        interop.write(concept, tmp_path / "x", to="onnx")
+    with pytest.raises(OptionError, match="changes no weights"):
+        interop.write(alone, tmp_path / "x", to="kohya")
+    with pytest.raises(OptionError, match="has no token"):
+        interop.write(tokenless, tmp_path / "x", to="embedding")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(OptionError, match="not empty"):
+        interop.write(concept, tmp_path / "full", to="lora")
+    with pytest.raises(OptionError, match="is a file"):
+        interop.write(concept, tmp_path / "full" / "mine", to="lora", overwrite=True)
+    assert interop.write(concept, tmp_path / "full", to="lora", overwrite=True).notes == ()
+    assert (tmp_path / "full" / "mine").exists()
+
+
+def test_an_earlier_concept_in_a_folder_that_is_written_again_is_pointed_out(tiny: Backbone, tmp_path: Path) -> None:
+    interop.write(make_concept(tiny, tokens=("<cat>",)), tmp_path / "lora", to="lora")
+    written = interop.write(make_concept(tiny), tmp_path / "lora", to="lora", overwrite=True)
+    assert (
+        "also holds <cat>.safetensors, which is not of this concept but is read with it. Remove it." in written.notes[0]
+    )
+    (tmp_path / "lora" / "<cat>.safetensors").unlink()
+    assert list(interop.read(tmp_path / "lora").concept.tokens) == ["<bear>"]
+
+
+def test_a_token_cannot_lead_out_of_the_folder(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny, tokens=("<../../bear>",))
+    for name in ("lora", "embedding", "diffusers"):
+        written = interop.write(concept, tmp_path / name, to=name, options=WriteOptions(base=tiny))
+        assert {file.parent for file in written.files} == {tmp_path / name}
+        assert list(interop.read(tmp_path / name, base=tiny).concept.tokens) == ["<../../bear>"]
