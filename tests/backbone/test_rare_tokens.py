@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from moongate.backbone import Backbone, Settings
 from moongate.backbone.rare_tokens import latest, suggest
@@ -35,6 +36,6 @@ def test_more_tokens_than_are_listed_begin_as_words_learned_late(
 ) -> None:
     monkeypatch.setattr(tiny, "settings", Settings())
     monkeypatch.setitem(vars(tiny), "rare_tokens", (20,))
-    rows = initial_rows(tiny, ["<a>", "<b>"], METHODS["custom-diffusion"], generator=None)
+    rows = initial_rows(tiny, {"<a>": "bear", "<b>": "cat"}, METHODS["custom-diffusion"], torch.Generator())
     assert (rows["<a>"] == tiny.token_row(20)).all()
     assert (rows["<b>"] == tiny.token_row(latest(tiny)[0])).all()

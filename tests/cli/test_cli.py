@@ -86,7 +86,7 @@ def test_ctrl_c_before_the_first_step_promises_no_state(
     def press(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_Drawer", press)
+    monkeypatch.setattr(training, "Batches", press)
     with pytest.raises(SystemExit):
         run(*arguments)
     assert "No step was done, nothing is kept." in capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_bad_input_to_train_is_named_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(training, "_Drawer", None)
+    monkeypatch.setattr(training, "Batches", None)
 
     def replaced(option: str, value: object) -> list[object]:
         index = arguments.index(option) + 1

@@ -40,17 +40,17 @@ def test_only_the_weights_of_the_method_can_move(tiny: Backbone) -> None:
 
 
 def test_tokens_begin_as_distinct_rare_tokens_taken_by_id(tiny: Backbone) -> None:
-    rows = initial_rows(tiny, ["<a>", "<b>"], METHOD, torch.Generator())
+    rows = initial_rows(tiny, dict.fromkeys(("<a>", "<b>"), "bear"), METHOD, torch.Generator())
     table = tiny.text_encoder.get_input_embeddings().weight
     assert torch.equal(rows["<a>"], table[20])
     assert torch.equal(rows["<b>"], table[30])
-    with pytest.raises(OptionError, match=r"4 new tokens are asked for .* names 3 rare tokens"):
-        initial_rows(tiny, ["<a>", "<b>", "<c>", "<d>"], METHOD, torch.Generator())
+    with pytest.raises(OptionError, match=r"4 new tokens need .* from index 0 on, but .* has 3 rare tokens in all"):
+        initial_rows(tiny, dict.fromkeys("abcd", "bear"), METHOD, torch.Generator())
 
 
 def test_a_random_token_has_the_usual_norm(tiny: Backbone) -> None:
     method = METHODS["custom-diffusion-random-token"]
-    rows = initial_rows(tiny, ["<a>", "<b>"], method, torch.Generator().manual_seed(0))
+    rows = initial_rows(tiny, dict.fromkeys(("<a>", "<b>"), "bear"), method, torch.Generator().manual_seed(0))
     assert not torch.equal(rows["<a>"], rows["<b>"])
     table = tiny.text_encoder.get_input_embeddings().weight
     torch.testing.assert_close(rows["<a>"].norm(), table.norm(dim=1).mean())
@@ -68,34 +68,36 @@ def test_decay_pulls_toward_the_pretrained_weights_and_not_toward_zero(tiny: Bac
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"lr_per_picture": 0.0}, "rate per picture is 0.0; it must be above 0"),
-        ({"prior_weight": -1.0}, "prior weight is -1.0; it must be 0 or more"),
+        ({"lr_per_picture": 0.0}, "lr_per_picture is 0.0; it must be above 0"),
+        ({"prior_weight": -1.0}, "prior_weight is -1.0; it must be 0 or more"),
         ({"weights": None, "trains_tokens": False}, "trains neither weights nor tokens"),
     ],
 )
-def test_a_method_that_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
+def test_a_method_with_a_number_out_of_range_or_nothing_to_train_is_refused(
+    wrong: dict[str, object], message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         Method(name="wrong", **wrong)
 
 
 def test_concepts_trained_apart_can_begin_as_different_rare_tokens(tiny: Backbone) -> None:
-    rows = initial_rows(tiny, ["<b>"], METHOD, torch.Generator(), first=1)
+    rows = initial_rows(tiny, {"<b>": "bear"}, METHOD, torch.Generator(), first=1)
     assert torch.equal(rows["<b>"], tiny.token_row(30))
-    with pytest.raises(OptionError, match=r"from rare token 3 on.*names 3"):
-        initial_rows(tiny, ["<b>"], METHOD, torch.Generator(), first=3)
+    with pytest.raises(OptionError, match=r"from index 3 on.*has 3 rare tokens"):
+        initial_rows(tiny, {"<b>": "bear"}, METHOD, torch.Generator(), first=3)
 
 
 def test_a_token_can_begin_as_the_word_of_its_category(tiny: Backbone) -> None:
     """The paper's approximations (App. D): the longest piece of the last word."""
     method = METHODS["textual-inversion"]
     expected = {"dog": "dog</w>", "teddy bear": "bear</w>", "bearq": "bea", "qbear": "bear</w>"}
-    rows = initial_rows(tiny, list("abcd"), method, torch.Generator(), categories=list(expected))
+    rows = initial_rows(tiny, dict(zip("abcd", expected, strict=True)), method, torch.Generator())
     vocabulary = tiny.tokenizer.get_vocab()
     for row, piece in zip(rows.values(), expected.values(), strict=True):
         assert torch.equal(row, tiny.token_row(vocabulary[piece]))
 
 
-def test_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
+def test_learning_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
     """Appendix D; without regularization half the steps with as many target pictures (Sec. 4.4)."""
     paper = {
         "custom-diffusion": (8e-5, 250),
@@ -104,19 +106,19 @@ def test_rates_and_steps_are_those_of_the_paper_at_eight_pictures() -> None:
         "textual-inversion": (0.04, 5000),
         "custom-diffusion-without-regularization": (8e-5, 125),
     }
-    for name, (rate, steps) in paper.items():
+    for name, (learning_rate, steps) in paper.items():
         method = METHODS[name]
         pictures = method.targets_per_step * (2 if method.prior_weight else 1)
         assert pictures == 8
-        assert method.lr_per_picture * pictures == pytest.approx(rate)
+        assert method.lr_per_picture * pictures == pytest.approx(learning_rate)
         assert method.steps_per_subject == steps
     with_prior, without = METHODS["custom-diffusion"], METHODS["custom-diffusion-without-regularization"]
     seen = [method.targets_per_step * method.steps_per_subject for method in (with_prior, without)]
     assert seen[0] == seen[1]
 
 
-def test_a_method_may_say_the_token_alone() -> None:
-    said = {"token": "<bear>", "category": "teddy bear"}
-    assert METHODS["textual-inversion"].worded("a <bear> teddy bear in red", **said) == "a <bear> in red"
-    assert METHODS["dreambooth"].worded("a <bear> teddy bear", **said) == "a <bear> teddy bear"
+def test_a_method_may_word_captions_with_the_token_alone() -> None:
+    words = {"token": "<bear>", "category": "teddy bear"}
+    assert METHODS["textual-inversion"].worded("a <bear> teddy bear in red", **words) == "a <bear> in red"
+    assert METHODS["dreambooth"].worded("a <bear> teddy bear", **words) == "a <bear> teddy bear"
     assert METHODS["textual-inversion"].worded("a teddy bear", token=None, category="teddy bear") == "a teddy bear"

@@ -111,7 +111,7 @@ class Train:
         from moongate.compression import check_energy
         from moongate.data import PRESETS
         from moongate.files import check_writable
-        from moongate.training import check_subjects, train
+        from moongate.training import Plan, train
         from moongate.training.runs import STATE, check_free
 
         preset = PRESETS[self.preset]
@@ -130,7 +130,8 @@ class Train:
         files = [self.start_from] if self.start_from else []
         backbone, concepts = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
         earlier = concepts[0] if concepts else None
-        check_subjects(backbone, subjects, method, options=options, start_from=earlier)
+        # Check the plan before regularization pictures are drawn.
+        Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
         sets = []
         for lesson, each in zip(lessons, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / lesson.folder_name

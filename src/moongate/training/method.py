@@ -1,16 +1,17 @@
-"""A Method says what of the backbone may change and at what rate; its named values are the paper's variants.
+"""A Method says which parts of the backbone are trained and how fast; `METHODS` holds the paper's variants by name.
 
-`trainable` makes a backbone trainable in place under a method (paper, Sec. 3.1, 3.2 and App. D) and restores it. It
-knows nothing of pictures, batches or files.
+`trainable` makes a backbone trainable in place under a method (paper, Sec. 3.1, 3.2 and App. D) and restores it. The
+module knows nothing of pictures, batches and files.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from moongate.backbone import Backbone
@@ -23,47 +24,56 @@ __all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Which weights and tokens are trained, against what, and how fast."""
+    """Which weights and tokens are trained, with which pictures, and how fast.
+
+    Raises:
+        OptionError: A number is out of range, or nothing would be trained.
+    """
 
     name: str
     weights: Literal["cross-attention-kv", "cross-attention", "denoiser"] | None = "cross-attention-kv"
     """Set of denoiser weights to train; None trains the tokens alone."""
     trains_tokens: bool = True
-    """Whether the rows of the modifier tokens move."""
+    """Whether the embedding rows of the new tokens are trained."""
     token_start: Literal["rare", "random", "category"] = "rare"
-    """New tokens begin as a rarely used token, as noise of the usual norm, or as the category's word."""
+    """What new tokens begin as: a rarely used token, noise of the usual norm, or the word of the category."""
     names_category: bool = True
-    """Whether captions say the category after the token: "a <bear> teddy bear", not "a <bear>"."""
+    """Whether captions name the category after the token: "a <bear> teddy bear", not "a <bear>"."""
     augments: bool = True
-    """Whether target pictures are zoomed and shrunk (Sec. 3.2)."""
+    """Whether target pictures are enlarged and shrunk (Sec. 3.2)."""
     prior_weight: float = 1.0
-    """Weight of the regularization loss beside the target loss; 0 trains without regularization pictures."""
+    """Weight of the regularization loss relative to the target loss; 0 trains without regularization pictures."""
     generates_prior: bool = False
-    """Whether the regularization pictures are drawn by the model; the loop takes what it is given."""
+    """Whether the method's regularization pictures are drawn by the model. Training itself takes any pictures."""
     stops_start_token: bool = True
-    """Whether the keys and values of the start token send no gradient (App. D)."""
+    """Whether the keys and values of the start token get no gradient (App. D)."""
     lr_per_picture: float = 1e-5
-    """Learning rate for each picture of a step: 8e-5 at the paper's eight."""
+    """Learning rate for each picture of a step: 8e-5 for the paper's eight."""
     targets_per_step: int = 4
-    """Target pictures of a step, beside as many regularization pictures where there are any: the paper's eight."""
+    """Target pictures of a step. A method with regularization adds as many regularization pictures: the paper's eight
+    in all."""
     steps_per_subject: int = 250
+    """Optimizer steps for each subject."""
     weight_decay: float = 0.01
-    """Decoupled decay toward the pretrained weights, never toward zero."""
+    """Decoupled weight decay toward the pretrained weights, not toward zero."""
 
     def __post_init__(self) -> None:
         if self.lr_per_picture <= 0:
-            raise OptionError(f"The rate per picture is {self.lr_per_picture}; it must be above 0, such as 1e-5.")
+            raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be above 0, such as 1e-5.")
         if self.prior_weight < 0:
-            raise OptionError(f"The prior weight is {self.prior_weight}; it must be 0 or more (the paper's is 1).")
+            raise OptionError(f"prior_weight is {self.prior_weight}; it must be 0 or more (the paper's is 1).")
         if self.weights is None and not self.trains_tokens:
             raise OptionError(f"The method {self.name!r} trains neither weights nor tokens. Choose at least one.")
 
     def worded(self, text: str, *, token: str | None, category: str) -> str:
-        """Return a caption or prompt as the method says it: with the category after the token, or without."""
+        """Return a caption or prompt as the method words it: with the category after the token, or without."""
         return text if self.names_category or not token else text.replace(f"{token} {category}", token)
 
-    def without_regularization(self) -> "Method":
-        """Return the method with as many target pictures in all, and as many pictures in a step, but no others."""
+    def without_regularization(self) -> Self:
+        """Return the method with target pictures in place of the regularization pictures.
+
+        A step has as many pictures as before, and the run has as many target pictures, so half as many steps.
+        """
         return dataclasses.replace(
             self,
             name=f"{self.name}-without-regularization",
@@ -110,43 +120,46 @@ METHODS: Mapping[str, Method] = {
     )
 }
 """The paper's method, its variants with all of cross-attention and for faces, its ablations (Sec. 4.4, App. B) and its
-baselines, with their rates at eight pictures a step (App. D): 8e-6 for fine-tuning all, 1e-6 for DreamBooth, 0.04 for
-Textual Inversion. They suit Stable Diffusion; another model scales all of them by its own `lr_scale`, measured with
-the paper's method, so that the methods keep the ratios that the paper found for them."""
+baselines. The learning rates at eight pictures a step are the paper's (App. D): 8e-6 for fine-tuning all, 1e-6 for
+DreamBooth, 0.04 for Textual Inversion. They suit Stable Diffusion. Another model scales all of them by its `lr_scale`,
+measured with the paper's method, so that the methods keep the ratios of the paper."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trainable:
-    """What an optimizer moves: weights in the backbone (float32) and token rows; and the pretrained weights."""
+    """The parameters that an optimizer moves, and the pretrained weights; `trainable` makes one."""
 
     weights: Mapping[str, nn.Parameter]
+    """Weights in the backbone, float32, by full parameter name."""
     rows: Mapping[str, nn.Parameter]
+    """Embedding rows of the new tokens, float32 [width], by token."""
     pretrained: Mapping[str, Tensor]
+    """Copies of the pretrained weights, float32, by full parameter name."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return everything that moves, in a fixed order."""
+        """Return everything that is trained, in a fixed order."""
         return [*self.weights.values(), *(row for row in self.rows.values() if row.requires_grad)]
 
     @torch.no_grad()
-    def decay(self, amount: float) -> None:
-        """Pull the weights toward the pretrained ones by the fraction `amount`."""
+    def decay(self, fraction: float) -> None:
+        """Move the weights toward the pretrained ones by a fraction of the difference, from 0 to 1."""
         for name, weight in self.weights.items():
-            weight.lerp_(self.pretrained[name], amount)
+            weight.lerp_(self.pretrained[name], fraction)
 
     @torch.no_grad()
     def deltas(self) -> dict[str, Tensor]:
-        """Return W - W0 for each weight, float32 copies."""
+        """Return W - W0 for each weight, as float32 copies."""
         return {name: (weight - self.pretrained[name]).clone() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def state(self) -> dict[str, Any]:
-        """Return copies of all that moves."""
-        copied = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
-        return {"weights": copied, "rows": {token: row.detach().cpu().clone() for token, row in self.rows.items()}}
+        """Return copies of the weights and rows; `load_state` takes them."""
+        weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+        return {"weights": weights, "rows": {token: row.detach().cpu().clone() for token, row in self.rows.items()}}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Set the weights and rows to what `state` returned."""
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
         for token, row in self.rows.items():
@@ -155,43 +168,61 @@ class Trainable:
 
 def initial_rows(
     backbone: Backbone,
-    tokens: Sequence[str],
+    categories: Mapping[str, str],
     method: Method,
     generator: torch.Generator,
     *,
     first: int = 0,
-    categories: Sequence[str] = (),
-) -> dict[str, Tensor]:
-    """Return the rows that new tokens begin with, float32 [width]: distinct rare tokens, taken by id (App. D).
+) -> dict[str, Float[Tensor, " width"]]:
+    """Return the embedding rows that new tokens begin with (App. D).
 
-    `first` counts rare tokens to pass over, so that concepts trained apart need not begin alike; `categories` has one
-    for each token, for a method whose tokens begin as the category.
+    Args:
+        backbone: The model whose rare tokens or words are used.
+        categories: The category of each new token.
+        method: Says whether tokens begin as rare tokens, at random, or as their category.
+        generator: Source of random rows.
+        first: Index of the first rare token to use, so that concepts trained apart need not begin alike.
+
+    Returns:
+        A float32 row for each token, the rows of all text encoders one after the other.
+
+    Raises:
+        OptionError: The backbone has too few rare tokens.
     """
     if method.token_start == "category":
-        return {token: backbone.word_row(words) for token, words in zip(tokens, categories, strict=True)}
+        return {token: backbone.word_row(category) for token, category in categories.items()}
     if method.token_start == "random":
-        return {token: backbone.random_row(generator) for token in tokens}
+        return {token: backbone.random_row(generator) for token in categories}
     rare = backbone.rare_tokens
-    if first + len(tokens) > len(rare) and not backbone.lists_rare_tokens:
+    if first + len(categories) > len(rare) and not backbone.lists_rare_tokens:
         rare = tuple(dict.fromkeys((*rare, *latest(backbone))))
     rare = rare[first:]
-    if len(tokens) > len(rare):
+    if len(categories) > len(rare):
         raise OptionError(
-            f"{len(tokens)} new tokens are asked for from rare token {first} on, but {backbone.name!r} names "
-            f"{len(backbone.rare_tokens)} rare tokens to begin from. Train fewer concepts together, begin earlier, or "
-            "list more ids under rare_tokens in its moongate.json."
+            f"{len(categories)} new tokens need as many rare tokens from index {first} on, but {backbone.name!r} has "
+            f"{len(backbone.rare_tokens)} rare tokens in all. Train fewer concepts together, begin at a lower index "
+            "(--rare-token), or list more ids under rare_tokens in the model's moongate.json."
         )
-    return {token: backbone.token_row(rare[index]) for index, token in enumerate(tokens)}
+    return {token: backbone.token_row(rare[index]) for index, token in enumerate(categories)}
 
 
 @contextlib.contextmanager
 def trainable(
-    backbone: Backbone, method: Method, rows: Mapping[str, Tensor], *, start_from: Concept | None = None
+    backbone: Backbone,
+    method: Method,
+    rows: Mapping[str, Float[Tensor, " width"]],
+    *,
+    start_from: Concept | None = None,
 ) -> Iterator[Trainable]:
     """Make the method's weights and the rows of new tokens trainable in place; restore the backbone on exit.
 
     The trained weights are float32 copies, whatever the precision of the base, so that small updates are not lost.
-    With `start_from` they begin as that concept leaves them, and captions may use its tokens, which stay as they are.
+
+    Args:
+        backbone: The model; it is changed until the block ends.
+        method: Which weights are trained, and whether the rows are.
+        rows: The rows that the new tokens begin with, by token.
+        start_from: A concept whose changes the weights begin with. Captions may use its tokens, which stay fixed.
     """
     names = backbone.weights(method.weights) if method.weights else {}
     pretrained = {name: weight.detach().float() for name, weight in names.items()}
@@ -213,7 +244,7 @@ def trainable(
 
 @contextlib.contextmanager
 def _start_token_stopped(backbone: Backbone) -> Iterator[None]:
-    """Let no gradient pass through the keys and values of position 0 (App. D)."""
+    """Stop the gradient through the keys and values of position 0 (App. D)."""
 
     def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

@@ -1,0 +1,247 @@
+"""The plan of a training run: everything is resolved and checked before any work begins.
+
+A plan holds what the loop needs, in its final form: captions as the method words them, the rows that new tokens begin
+with, sizes, steps and the learning rate. It knows nothing of losses, and it computes no latents.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.data import Regularization, Subject
+from moongate.errors import OptionError, TokenError
+from moongate.extras import versions
+from moongate.training.method import Method, initial_rows
+from moongate.training.runs import check_run, seeded
+
+__all__ = ["Plan", "TrainOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Length and batch size of a run, its seed, and where it keeps its records.
+
+    Raises:
+        OptionError: A number is out of range, or `resume` has no run folder.
+    """
+
+    steps: int | None = None
+    """Optimizer steps; None takes the method's number for each subject."""
+    batch: int | None = None
+    """Target pictures per step, None takes the method's number; as many regularization pictures are added."""
+    lr_per_picture: float | None = None
+    """Learning rate for each picture of a step, between 0 and 1; None takes the method's, scaled for the backbone."""
+    flips: bool = False
+    """Whether target pictures are mirrored at random."""
+    rare_token: int | None = None
+    """Index, from 0, of the backbone's rare token that the first new token begins as. Concepts that will be merged
+    should differ in it. None takes the first one, or the first that the concept to start from leaves free."""
+    seed: int = 0
+    run_folder: Path | None = None
+    """Where config.json, log.jsonl and the resumable state.pt are written; None keeps no records."""
+    checkpoint_steps: int = 50
+    """Number of steps between two saved states. The state is also saved when the run is interrupted."""
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass: less memory, more time, the same result."""
+    resume: bool = False
+    """Whether the run continues from the state in `run_folder`."""
+    overwrite: bool = False
+    """Whether another run in `run_folder` may be replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}; it must be at least 1.")
+        if self.rare_token is not None and self.rare_token < 0:
+            raise OptionError(f"rare_token is {self.rare_token}; it must be at least 0.")
+        if self.lr_per_picture is not None and not 0 < self.lr_per_picture < 1:
+            raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
+        if self.resume and self.run_folder is None:
+            raise OptionError("resume needs a run_folder: the one in which the interrupted run left its state.pt.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A training run, resolved and checked. `Plan.of` makes one."""
+
+    backbone: Backbone
+    subjects: tuple[Subject, ...]
+    """The subjects to teach, with their captions as the method words them."""
+    regularization: tuple[Regularization, ...]
+    """One set of pictures for each subject, or none if the method's prior weight is 0."""
+    method: Method
+    start_from: Concept | None
+    """The concept that sequential training continues from."""
+    options: TrainOptions
+    """Settings that need no resolution are read from here: seed, flips, recomputation, and the run folder."""
+    first_rows: Mapping[str, Float[Tensor, " width"]]
+    """The embedding rows that the new tokens begin with, by token."""
+    rare_token: int
+    """Index of the backbone's rare token that the first new token begins as."""
+    steps: int
+    """Optimizer steps."""
+    targets_per_step: int
+    """Target pictures of a step."""
+    learning_rate: float
+    """Learning rate of the optimizer, for all pictures of a step together."""
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        subjects: Sequence[Subject],
+        regularization: Sequence[Regularization] | None,
+        method: Method,
+        *,
+        options: TrainOptions | None = None,
+        start_from: Concept | None = None,
+    ) -> Self:
+        """Resolve and check everything that a run needs. Nothing is written and no model is run.
+
+        Args:
+            backbone: The model to train.
+            subjects: The subjects to teach together.
+            regularization: One set of pictures for each subject, or none if the method's prior weight is 0. None
+                checks everything else, before the pictures are drawn or retrieved.
+            method: What is trained, and how fast.
+            options: Length and batch size of the run, its seed and its folder.
+            start_from: The concept that sequential training continues from.
+
+        Raises:
+            OptionError: A number is out of range, the concept to start from does not suit the method, rare tokens or
+                regularization pictures are missing, or the run folder holds another run.
+            TokenError: A token cannot be used, or two subjects have the same name.
+            BaseMismatchError: The concept to start from was made for another backbone.
+        """
+        options = options or TrainOptions()
+        _check_subjects(backbone, subjects, method, start_from)
+        if start_from:
+            _check_start(start_from, backbone, method)
+        rare_token = _rare_token(options, start_from)
+        categories = {subject.token: subject.category for subject in subjects if subject.token}
+        first_rows = initial_rows(backbone, categories, method, seeded(options.seed, "rows"), first=rare_token)
+        if regularization is not None:
+            _check_regularization(subjects, regularization, method)
+        targets_per_step = options.batch or method.targets_per_step
+        lr_per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
+        plan = cls(
+            backbone=backbone,
+            subjects=tuple(_worded(subject, method) for subject in subjects),
+            regularization=tuple(regularization or ()),
+            method=method,
+            start_from=start_from,
+            options=options,
+            first_rows=first_rows,
+            rare_token=rare_token,
+            steps=options.steps or method.steps_per_subject * len(subjects),
+            targets_per_step=targets_per_step,
+            learning_rate=lr_per_picture * _pictures_per_step(targets_per_step, method),
+        )
+        if options.run_folder and regularization is not None:
+            check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
+        return plan
+
+    @property
+    def pictures_per_step(self) -> int:
+        """Target and regularization pictures of a step."""
+        return _pictures_per_step(self.targets_per_step, self.method)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the result of the run, as plain JSON."""
+        config = {
+            "backbone": self.backbone.name,
+            "fingerprint": self.backbone.fingerprint.short,
+            "dtype": str(self.backbone.dtype),
+            "device": self.backbone.device.type,
+            "subjects": [
+                {
+                    "category": subject.category,
+                    "token": subject.token,
+                    "captions": list(subject.captions),
+                    "pictures": subject.hash,
+                    "held_out": list(subject.held_out),
+                }
+                for subject in self.subjects
+            ],
+            "regularization": [
+                {"source": prior.source, "pictures": len(prior.pictures), "content": prior.hash}
+                for prior in self.regularization
+            ],
+            "method": dataclasses.asdict(self.method),
+            "batch": self.targets_per_step,
+            "flips": self.options.flips,
+            "seed": self.options.seed,
+            "versions": versions(),
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "rare_token": self.rare_token,
+        }
+        return config | ({"started_from": self.start_from.hash} if self.start_from else {})
+
+
+def _pictures_per_step(targets_per_step: int, method: Method) -> int:
+    return targets_per_step * (2 if method.prior_weight else 1)
+
+
+def _check_subjects(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, start_from: Concept | None
+) -> None:
+    if not subjects:
+        raise OptionError("There is no subject to train on. Give at least one.")
+    tokens = [subject.token for subject in subjects if subject.token]
+    for token in tokens:
+        backbone.check_token(token)
+    names = [record.token or record.category for record in (start_from.subjects if start_from else ())]
+    names += [subject.token or subject.category for subject in subjects]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise TokenError(f"Two subjects are both called {repeated[0]!r}. Give each a token of its own.")
+    if method.weights is None and not tokens:
+        raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+
+
+def _check_start(start_from: Concept, backbone: Backbone, method: Method) -> None:
+    start_from.check_base(backbone)
+    trained = backbone.weights(method.weights) if method.weights else {}
+    if fixed := sorted(set(start_from.deltas) - set(trained)):
+        raise OptionError(
+            f"The concept to start from changes {fixed[0]!r}, which the method {method.name!r} does not train. "
+            f"Use the method it was made by, {start_from.method!r}."
+        )
+
+
+def _check_regularization(
+    subjects: Sequence[Subject], regularization: Sequence[Regularization], method: Method
+) -> None:
+    if method.prior_weight and len(regularization) != len(subjects):
+        raise OptionError(
+            f"The number of subjects is {len(subjects)}, but {len(regularization)} sets of regularization pictures "
+            "were given. Give one set for each subject, or choose a method with a prior weight of 0."
+        )
+    if regularization and not method.prior_weight:
+        raise OptionError(
+            f"The method {method.name!r} uses no regularization pictures, but some were given. Leave them out, or "
+            "choose a method with a prior weight above 0."
+        )
+
+
+def _rare_token(options: TrainOptions, start_from: Concept | None) -> int:
+    """Return the index of the first rare token to use: the one asked for, or the first that is free."""
+    if options.rare_token is not None or start_from is None:
+        return options.rare_token or 0
+    used: int = start_from.record.get("rare_token", 0)
+    return used + len(start_from.tokens)
+
+
+def _worded(subject: Subject, method: Method) -> Subject:
+    captions = [method.worded(caption, token=subject.token, category=subject.category) for caption in subject.captions]
+    return dataclasses.replace(subject, captions=tuple(captions))

@@ -1,0 +1,156 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.data import Regularization, Subject
+from moongate.errors import BaseMismatchError, OptionError, TokenError
+from moongate.training import Plan, TrainOptions, train
+from moongate.training.method import METHODS
+
+METHOD = METHODS["custom-diffusion"]
+MakeSubject = Callable[..., Subject]
+
+
+@pytest.fixture
+def earlier(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> Concept:
+    return train(tiny, [make_subject("<one>", seed=1)], [prior], METHOD, options=TrainOptions(steps=1, batch=1))
+
+
+@pytest.fixture
+def no_work(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test fail where a model would be run."""
+    for name in ("encode_images", "encode_text", "predict"):
+        monkeypatch.setattr(tiny, name, None)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_plan_resolves_what_the_options_leave_open(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
+    plan = Plan.of(tiny, subjects, [prior] * 3, METHOD)
+    assert (plan.steps, plan.targets_per_step, plan.pictures_per_step) == (3 * 250, 4, 8)
+    assert plan.learning_rate == pytest.approx(1e-5 * tiny.lr_scale * 8)
+    assert torch.equal(plan.first_rows["<one>"], tiny.token_row(20))
+    assert torch.equal(plan.first_rows["<two>"], tiny.token_row(30))
+    assert list(plan.first_rows) == ["<one>", "<two>"]
+    options = TrainOptions(steps=7, batch=3, lr_per_picture=0.01)
+    plan = Plan.of(tiny, subjects, [prior] * 3, METHOD, options=options)
+    assert (plan.steps, plan.targets_per_step, plan.pictures_per_step) == (7, 3, 6)
+    assert plan.learning_rate == pytest.approx(0.06)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_without_regularization_a_step_has_only_target_pictures(tiny: Backbone, make_subject: MakeSubject) -> None:
+    plan = Plan.of(tiny, [make_subject()], [], METHODS["textual-inversion"])
+    assert plan.pictures_per_step == plan.targets_per_step == 8
+    assert plan.learning_rate == pytest.approx(5e-3 * tiny.lr_scale * 8)
+
+
+def test_captions_are_worded_as_the_method_wants_them(tiny: Backbone, make_subject: MakeSubject) -> None:
+    subject = make_subject()
+    plan = Plan.of(tiny, [subject], [], METHODS["textual-inversion"])
+    assert set(plan.subjects[0].captions) == {"photo of a <bear>"}
+    assert set(subject.captions) == {"photo of a <bear> bear"}
+
+
+def test_the_config_is_plain_json_and_changes_with_the_pictures(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    plan = Plan.of(tiny, [make_subject()], [prior], METHOD)
+    assert json.loads(json.dumps(plan.config)) == plan.config
+    again = Plan.of(tiny, [make_subject()], [prior], METHOD)
+    assert again.config == plan.config
+    other = Plan.of(tiny, [make_subject(seed=1)], [prior], METHOD)
+    assert other.config["subjects"] != plan.config["subjects"]
+    fewer = replace(prior, pictures=prior.pictures[:2], captions=prior.captions[:2])
+    assert Plan.of(tiny, [make_subject()], [fewer], METHOD).config["regularization"] != plan.config["regularization"]
+
+
+def test_a_concept_to_start_from_decides_the_first_rare_token(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    def first(start_from: Concept, **options: object) -> int:
+        subject = make_subject("<two>", category="cat")
+        return Plan.of(
+            tiny, [subject], [prior], METHOD, options=TrainOptions(**options), start_from=start_from
+        ).rare_token
+
+    assert first(replace(earlier, record={})) == 1
+    assert first(replace(earlier, record={"rare_token": 1})) == 2
+    assert first(replace(earlier, record={"rare_token": 1}), rare_token=0) == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("batch", 0), ("checkpoint_steps", -1)])
+def test_counts_of_zero_are_refused(name: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"{name} is {value}; it must be at least 1"):
+        TrainOptions(**{name: value})
+
+
+def test_other_options_out_of_range_are_refused() -> None:
+    with pytest.raises(OptionError, match="resume needs a run_folder"):
+        TrainOptions(resume=True)
+    with pytest.raises(OptionError, match="rare_token is -1; it must be at least 0"):
+        TrainOptions(rare_token=-1)
+    with pytest.raises(OptionError, match="lr_per_picture is 2.0; it must be between 0 and 1"):
+        TrainOptions(lr_per_picture=2.0)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_what_does_not_fit_together_is_refused_before_any_work(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    subject = make_subject()
+    with pytest.raises(OptionError, match="no subject"):
+        train(tiny, [], [], METHOD)
+    with pytest.raises(OptionError, match="number of subjects is 1, but 0 sets of regularization pictures"):
+        train(tiny, [subject], [], METHOD)
+    with pytest.raises(OptionError, match="uses no regularization pictures"):
+        train(tiny, [subject], [prior], METHODS["custom-diffusion-without-regularization"])
+    with pytest.raises(TokenError, match="Two subjects are both called '<bear>'"):
+        train(tiny, [subject, subject], [prior, prior], METHOD)
+    with pytest.raises(TokenError, match="already a word"):
+        train(tiny, [make_subject("bear")], [prior], METHOD)
+    with pytest.raises(TokenError, match="trains tokens alone, but no subject has one"):
+        train(tiny, [make_subject(None)], [], METHODS["textual-inversion"])
+
+
+@pytest.mark.usefixtures("no_work")
+def test_everything_but_regularization_can_be_checked_before_its_pictures_are_drawn(
+    tiny: Backbone, make_subject: MakeSubject
+) -> None:
+    assert Plan.of(tiny, [make_subject()], None, METHOD).regularization == ()
+    with pytest.raises(TokenError, match="already a word"):
+        Plan.of(tiny, [make_subject("bear")], None, METHOD)
+
+
+def test_what_cannot_follow_a_concept_is_refused_before_any_work(
+    tiny: Backbone,
+    other_folder: Path,
+    earlier: Concept,
+    make_subject: MakeSubject,
+    prior: Regularization,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = METHODS["custom-diffusion-cross-attention"]
+    first = train(tiny, [make_subject("<one>")], [prior], wide, options=TrainOptions(steps=1))
+    monkeypatch.setattr(tiny, "encode_images", None)
+
+    def follow(backbone: Backbone, start_from: Concept, token: str = "<two>", rare_token: int | None = None) -> None:
+        options = TrainOptions(rare_token=rare_token)
+        train(backbone, [make_subject(token)], [prior], METHOD, options=options, start_from=start_from)
+
+    with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
+        follow(tiny, earlier, "<one>")
+    with pytest.raises(OptionError, match="does not train. Use the method .* 'custom-diffusion-cross-attention'"):
+        follow(tiny, first)
+    with pytest.raises(OptionError, match="1 new tokens need as many rare tokens from index 3 on"):
+        follow(tiny, earlier, rare_token=3)
+    with pytest.raises(BaseMismatchError, match="Load that model"):
+        follow(Backbone.load(other_folder, device="cpu"), earlier)

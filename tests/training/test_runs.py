@@ -1,0 +1,119 @@
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.errors import OptionError
+from moongate.training.runs import Run, check_free, check_run, interrupt_after_step, seeded
+
+CONFIG = {"seed": 0, "steps": 4, "versions": {"torch": "2"}}
+
+
+def test_a_run_without_a_folder_keeps_no_records() -> None:
+    run = Run.begin(None, CONFIG, resume=False)
+    run.log({"loss": 1.0})
+    run.save({"step": 1})
+    assert run.restore() is None
+    assert run.saved_state is None
+
+
+def test_a_resumed_run_restores_its_state_and_cuts_its_log_to_it(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    for index in range(1, 4):
+        run.log({"index": index})
+        if index == 2:
+            run.save({"step": 2, "weights": torch.ones(2)})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"inde')
+    again = Run.begin(tmp_path, CONFIG, resume=True)
+    state = again.restore()
+    assert state["step"] == 2
+    assert torch.equal(state["weights"], torch.ones(2))
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        {"index": 1},
+        {"index": 2},
+    ]
+    assert again.saved_state == tmp_path / "state.pt"
+
+
+def test_a_new_run_removes_the_records_of_an_earlier_one(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    run.log({"index": 1})
+    run.save({"step": 1})
+    run = Run.begin(tmp_path, CONFIG | {"seed": 1}, resume=False)
+    assert run.restore() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_a_folder_that_holds_another_run_or_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"holds no state.pt to resume from. Start without --resume"):
+        check_free(tmp_path, resume=True, overwrite=False)
+    check_free(tmp_path, resume=False, overwrite=False)
+    Run.begin(tmp_path, CONFIG, resume=False).save({"step": 1})
+    with pytest.raises(OptionError, match=r"holds another run. Continue it .--resume."):
+        check_free(tmp_path, resume=False, overwrite=False)
+    check_free(tmp_path, resume=False, overwrite=True)
+    check_free(tmp_path, resume=True, overwrite=False)
+
+
+def test_a_resumed_run_may_differ_in_steps_and_versions_only(tmp_path: Path) -> None:
+    Run.begin(tmp_path, CONFIG, resume=False).save({"step": 1})
+    check_run(tmp_path, CONFIG | {"steps": 9, "versions": {}}, resume=True, overwrite=False)
+    with pytest.raises(OptionError, match="was started with seed = 0, not 1"):
+        check_run(tmp_path, CONFIG | {"seed": 1}, resume=True, overwrite=False)
+    with pytest.raises(OptionError, match="was started with started_from = None, not 'abc'"):
+        check_run(tmp_path, CONFIG | {"started_from": "abc"}, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", b"{torn"), ("config.json", b"3"), ("state.pt", b"torn")])
+def test_a_damaged_record_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    run.log({"index": 1})
+    run.save({"step": 1})
+    (tmp_path / name).write_bytes(content)
+
+    def resume() -> None:
+        check_run(tmp_path, CONFIG, resume=True, overwrite=False)
+        Run.begin(tmp_path, CONFIG, resume=True).restore()
+
+    with pytest.raises(OptionError, match=f"{name} cannot be read.*Start again with --overwrite"):
+        resume()
+
+
+def test_random_numbers_depend_on_the_seed_and_the_label_alone() -> None:
+    draws = [
+        torch.rand(3, generator=seeded(*key)).tolist() for key in ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (0, "a", 1))
+    ]
+    assert draws[0] == draws[1]
+    assert len({tuple(draw) for draw in draws}) == 4
+    # The numbers behind every published concept: they must stay the same.
+    assert torch.randint(0, 1000, (3,), generator=seeded(0, "noise", 5)).tolist() == [60, 255, 924]
+
+
+def test_the_first_interrupt_waits_for_the_step_and_the_second_does_not() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt_after_step() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_outside_the_main_thread_interrupts_are_left_alone() -> None:
+    answers: list[bool] = []
+
+    def work() -> None:
+        with interrupt_after_step() as interrupted:
+            answers.append(interrupted())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]
