@@ -1,8 +1,9 @@
-"""Measure whatever is missing, then write the tables: `python -m experiments [names] [--workers 2]`.
+"""Measure the records that are missing, then write the tables: `python -m experiments [names] [--workers 2]`.
 
-Results are one JSON file each under docs/results/records, written as soon as they are known, so that an interrupted
-run goes on where it was; delete one to have it measured again. One that was made with other weights of pocket is
-measured again too. Concepts and pictures are kept under runs/tables.
+Records are read from experiments/results/records.jsonl. A new record is written to runs/tables/records as soon as it is
+measured, so that an interrupted run continues, and all new ones are moved into that file at the end. A record of other
+weights of pocket is measured again; delete the line of a record to measure it again. Concepts and pictures are kept in
+runs/tables.
 """
 
 import os
@@ -17,10 +18,9 @@ import torch
 import tyro
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.records import Record, Results
+from experiments.study import Size, Study
 from moongate.files import write_atomically
-
-from .records import Record, Results
-from .study import Size, Study
 
 EXPERIMENTS = (
     "table1_single",
@@ -37,25 +37,27 @@ EXPERIMENTS = (
     "table5_unrelated",
     "orderings",
 )
-"""In the order in which they are run; what one has trained the next ones use."""
+"""In the order in which they run; later ones use the concepts that earlier ones have trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to run, and how."""
+    """Which experiments to run, and how."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Experiments, such as table3_ablation; all when none is named."""
+    """Experiments to run, such as table3_ablation; all when none is named."""
     results: Path = Path("docs/results")
-    """Folder of the records, tables and plots."""
+    """Folder of the tables and plots."""
+    records: Path = Path("experiments/results/records.jsonl")
+    """The file of all records."""
     folder: Path = Path("runs/tables")
-    """Folder of concepts and pictures."""
+    """Folder of new records, concepts and pictures."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes at once, of one thread each, so that figures do not depend on their number."""
+    """Processes at once. Each uses one thread, so that results do not depend on their number."""
     seeds: int = 2
-    """How many of the seeds to run."""
+    """How many seeds to run."""
     render_only: bool = False
-    """Measure nothing; write the tables of what is there."""
+    """Measure nothing; write the tables from the records that there are."""
     size: Size = field(default_factory=Size)
 
 
@@ -73,23 +75,24 @@ def _measure(record: Record) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run."""
+    """Measure and write the tables."""
     options = tyro.cli(Options, description=__doc__)
     if unknown := sorted(set(options.names) - set(EXPERIMENTS)):
         raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(EXPERIMENTS)}.")
     names = options.names or EXPERIMENTS
-    results = Results(options.results / "records", options.size)
+    results = Results(file=options.records, new=options.folder / "records", size=options.size)
     if not options.render_only:
         _run(names, results, options)
+        results.fold()
     _write(results, options.results)
 
 
 def _run(names: Sequence[str], results: Results, options: Options) -> None:
-    """Measure what is missing: the first seed of everything, then the second."""
+    """Measure the missing records: all records of the first seed, then those of the second."""
     missing = sorted(results.missing(_records(names)), key=lambda record: getattr(record, "seed", 0))
     missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # What is kept depends on all weights and on the precision, which its own names do not say.
+    # The names of concepts and pictures do not say which weights and precision they depend on; the folder does.
     folder = options.folder / f"{results.weights}-{options.size.dtype}"
     pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(folder, options.size))
     with Progress(*columns) as progress, pool:
@@ -105,12 +108,12 @@ def _run(names: Sequence[str], results: Results, options: Options) -> None:
 
 
 def _records(names: Sequence[str]) -> list[Record]:
-    """Return what experiments are made of, each record once."""
+    """Return the records of experiments, each once."""
     return list(dict.fromkeys(record for name in names for record in import_module(f"experiments.{name}").records()))
 
 
 def _write(results: Results, out: Path) -> None:
-    """Write `tables.md` with every experiment whose records are there, and say what the others lack."""
+    """Write `tables.md` with every experiment whose records are there, and say how many the others lack."""
     parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
     records = _records(EXPERIMENTS)
     if stale := results.stale(records):
@@ -134,8 +137,8 @@ def _write(results: Results, out: Path) -> None:
 
 def _about(size: Size) -> str:
     return (
-        f"Written by `python -m experiments` (`make tables`) from the files in `records/`. For one thing {size.count} "
-        f"picture of each of 20 prompts, for a pair {size.pair_count} of each of 12, {size.references} real pictures "
+        f"Written by `python -m experiments` (`make tables`) from `experiments/results/records.jsonl`. For one thing "
+        f"{size.count} picture of each of 20 prompts, for a pair {size.pair_count} of each of 12, {size.references} real pictures "
         f"for KID; {size.sampling.scheduler}, {size.sampling.steps} steps, guidance {size.sampling.guidance:g}, in "
         f"{size.dtype}. Steps and rates of the methods stand in `experiments/study.py`. Text alignment and image "
         "alignment are cosines in the features named, of pictures held out from training; they compare with one "

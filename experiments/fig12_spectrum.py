@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from ..records import Record, Results, Spectrum
-from ..rendering import plot, save
-from ..study import EXAMPLES
+from experiments.records import Record, Results, Spectrum
+from experiments.rendering import plot, save
+from experiments.study import EXAMPLES
 
 TITLE = "Fig. 12: singular values of the changes"
 

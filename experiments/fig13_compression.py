@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from ..records import Record, Results, Single
-from ..rendering import ALIGNMENTS, means, table
-from ..study import SOME
+from experiments.records import Record, Results, Single
+from experiments.rendering import ALIGNMENTS, means, table
+from experiments.study import SOME
 
 TITLE = "Fig. 13: quality against compression"
 ENERGIES = (None, 0.9, 0.6, 0.3, 0.1)

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.records import Attention, Record, Results
 from moongate.pages import contact_sheet
-
-from ..records import Attention, Record, Results, as_picture
 
 TITLE = "Fig. 16: where each word looks"
 PROMPTS = {"jar": "photo of a {} on the beach", "winchesterArmchair": "photo of a {} in the snow"}
@@ -23,12 +22,12 @@ def report(results: Results, out: Path) -> str:
     """Draw the picture and the map of each word in one row."""
     text = "Means over layers, heads and steps; white is each word's largest value. Custom Diffusion, seed 0.\n"
     for example, prompt in PROMPTS.items():
-        found = results[Attention(example, prompt)]
-        picture = as_picture(found["picture"])
-        maps = [(255 * np.array(word["map"])).astype(np.uint8) for word in found["words"]]
-        large = [Image.fromarray(each).resize(picture.size, Image.Resampling.BICUBIC).convert("RGB") for each in maps]
-        labels = ["picture", *(word["word"] for word in found["words"])]
+        record = Attention(example, prompt)
+        attention, picture = results[record], results.picture(record)
+        maps = [(255 * np.array(word["map"])).astype(np.uint8) for word in attention["words"]]
+        large = [Image.fromarray(part).resize(picture.size, Image.Resampling.BICUBIC).convert("RGB") for part in maps]
+        labels = ["picture", *(word["word"] for word in attention["words"])]
         images = [np.asarray(image) for image in (picture, *large)]
         contact_sheet(images, columns=len(images), labels=labels).save(out / f"fig16_{example}.png")
-        text += f"\n{found['prompt']}\n\n![attention](fig16_{example}.png)\n"
+        text += f"\n{attention['prompt']}\n\n![attention](fig16_{example}.png)\n"
     return text

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from ..records import Record, Results, Single
-from ..rendering import MEASURES, NAMES, plot, save
-from ..study import SOME, for_pocket
+from experiments.records import Record, Results, Single
+from experiments.rendering import MEASURES, NAMES, plot, save
+from experiments.study import SOME, for_pocket
 
 TITLE = "Fig. 17: scores against training steps"
 METHODS = ("custom-diffusion", "dreambooth", "textual-inversion")
@@ -27,7 +27,7 @@ def report(results: Results, out: Path) -> str:
             NAMES[method]: [
                 (
                     share * for_pocket(method).steps_per_subject,
-                    mean(results.figures([_single(e, method, share) for e in EXAMPLES], *MEASURES[column])),
+                    mean(results.values([_single(e, method, share) for e in EXAMPLES], *MEASURES[column])),
                 )
                 for share in SHARES
             ]

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from ..records import Record, Results, Weights
-from ..rendering import table
-from ..study import EXAMPLES
+from experiments.records import Record, Results, Weights
+from experiments.rendering import table
+from experiments.study import EXAMPLES
 
 TITLE = "Fig. 3: change of weights by kind of layer"
 

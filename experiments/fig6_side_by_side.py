@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import table1_pairs, table1_single
+from experiments.records import Record, Results, Row
+from experiments.rendering import NAMES, stacked
+from experiments.study import EXAMPLES, PAIRS, real_pictures
 from moongate.pages import Page
-
-from .. import table1_pairs, table1_single
-from ..records import Record, Results, Row, as_picture
-from ..rendering import NAMES, stacked
-from ..study import EXAMPLES, PAIRS, real_pictures
 
 TITLE = "Fig. 6 and 7: side by side"
 SINGLE = ("photo of a {} on the beach", "photo of a {} in the snow", "watercolor painting of a {} in a forest")
@@ -38,7 +37,7 @@ def report(results: Results, out: Path) -> str:
         for examples in things:
             page.text("h2", " and ".join(examples))
             page.row("what it is", [picture for example in examples for picture in real_pictures(example)[:3]])
-            rows = [as_picture(results[Row(examples, method, prompts)]["pictures"]) for method in methods]
+            rows = [results.picture(Row(examples, method, prompts)) for method in methods]
             for method, row in zip(methods, rows, strict=True):
                 page.row(NAMES[method], [np.asarray(row)])
             if examples == things[0]:

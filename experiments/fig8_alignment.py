@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from .. import table1_pairs, table1_single
-from ..records import Pair, Record, Results, Single
-from ..rendering import MEASURES, NAMES, plot, save
-from ..study import EXAMPLES, PAIRS
+from experiments import table1_pairs, table1_single
+from experiments.records import Pair, Record, Results, Single
+from experiments.rendering import MEASURES, NAMES, plot, save
+from experiments.study import EXAMPLES, PAIRS
 
 TITLE = "Fig. 8: text alignment against image alignment"
 
@@ -31,5 +31,5 @@ def report(results: Results, out: Path) -> str:
 
 
 def _point(results: Results, record: Record) -> tuple[float, float]:
-    (text,) = results.figures([record], *MEASURES["text"])
-    return text, mean(results.figures([record], *MEASURES["image"]))
+    (text,) = results.values([record], *MEASURES["text"])
+    return text, mean(results.values([record], *MEASURES["image"]))

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .. import table1_single
-from ..records import Base, Pair, Record, Results, Single
-from ..rendering import MEASURES, NAMES, table
-from ..study import EXAMPLES, PAIRS, SOME
+from experiments import table1_single
+from experiments.records import Base, Pair, Record, Results, Single
+from experiments.rendering import MEASURES, NAMES, table
+from experiments.study import EXAMPLES, PAIRS, SOME
 
 TITLE = "Which of the paper's orderings hold"
 PARTIAL = True
@@ -46,7 +46,7 @@ class Claim:
         """Return for each thing by how much the first is better."""
         factor = -1000 if self.column == KID else 1
         sides = [
-            [mean(results.figures(records, *MEASURES[self.column])) for records in self.records(which)]
+            [mean(results.values(records, *MEASURES[self.column])) for records in self.records(which)]
             for which in (self.first, self.second)
         ]
         return [factor * (first - second) for first, second in zip(*sides, strict=True)]

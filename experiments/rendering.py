@@ -1,4 +1,4 @@
-"""Figures of records as Markdown tables and plots."""
+"""Values of records as Markdown tables and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .records import Record, Results
+from experiments.records import Record, Results
 
 __all__ = ["ALIGNMENTS", "MEASURES", "NAMES", "complete_seeds", "means", "plot", "save", "stacked", "table"]
 
@@ -26,16 +26,16 @@ NAMES = {
     "merge": "merge in closed form",
     "sequential": "sequential training",
 }
-"""What methods and ways are called in tables."""
+"""Names of methods and ways in the tables."""
 MEASURES = {
     "text": ("text alignment", "pocket-clip"),
     "image": ("image alignment", "pocket-clip"),
     "image (Lite0)": ("image alignment", "efficientnet-lite0"),
     "KID x 1000 (Lite0)": ("KID", "efficientnet-lite0"),
 }
-"""Columns: the measure and whose features it is taken in."""
+"""Columns of the tables: a measure, and the network in whose features it is measured."""
 ALIGNMENTS = tuple(column for column in MEASURES if not column.startswith("KID"))
-"""Those that need no pictures of a category."""
+"""The columns that need no pictures of a category."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,20 +45,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def means(results: Results, by_seed: Sequence[Sequence[Record]], column: str) -> str:
-    """Return a column's mean over the records of each seed, and half the distance between two seeds."""
+    """Return a column's mean over the records of all seeds, and half the distance between the seeds' means."""
     factor, digits = (1000, 0) if column.startswith("KID") else (1, 3)
-    found = [factor * mean(results.figures(records, *MEASURES[column])) for records in by_seed]
-    spread = f" ± {(max(found) - min(found)) / 2:.{digits}f}" if len(found) > 1 else ""
-    return f"{mean(found):.{digits}f}{spread}"
+    values = [factor * mean(results.values(records, *MEASURES[column])) for records in by_seed]
+    spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def complete_seeds(results: Results, seeds: Mapping[int, Sequence[Record]]) -> list[int]:
-    """Return the seeds all of whose records are there."""
+    """Return the seeds whose records are all measured."""
     return [seed for seed, records in seeds.items() if not results.absent(records)]
 
 
 def plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, joined: bool = False) -> Figure:
-    """Return points (or lines through them) by name."""
+    """Return a plot of named sets of points, joined by lines if `joined`."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
@@ -70,14 +70,14 @@ def plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str,
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Write a plot without the date, so that equal plots are equal files, and return the Markdown that shows it."""
+    """Write a plot without a date, so that equal plots give equal files, and return the Markdown that shows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     return f"![{path.stem}]({path.name})\n"
 
 
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures below one another."""
+    """Return pictures stacked from top to bottom."""
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:

@@ -1,27 +1,28 @@
-"""What is measured: the things, the sizes, the methods as pocket needs them, and concepts that are trained once.
+"""What is measured: the subjects, the sizes, the methods as pocket needs them, and the concepts, each trained once.
 
-Everything that another machine or another model would do differently stands in this file.
+Another machine or another model needs changes in this file only.
 """
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from moongate import METHODS, Backbone, Concept, Method, Regularization, Subject, TrainOptions, merge, pocket, train
 from moongate.data import photo_of
 from moongate.data.pictures import read_picture
 from moongate.evaluation import Network, Reference, Targets, load_network
-from moongate.sampling import SampleOptions, sample
+from moongate.files import digest
+from moongate.sampling import SampleOptions, draw_missing
+
+__all__ = ["EXAMPLES", "FEATURES", "PAIRS", "SOME", "Pool", "Size", "Study", "for_pocket", "real_pictures"]
 
 EXAMPLES = (
     "bulldog",
@@ -35,9 +36,9 @@ EXAMPLES = (
     "siameseCat",
     "teddyBear",
 )
-"""Ten things that pocket has not seen."""
+"""Ten subjects that pocket has not seen."""
 SOME = EXAMPLES[:5]
-"""Those of the ablations and of some figures."""
+"""The subjects of the ablations and of some figures."""
 PAIRS = (
     ("jar", "winchesterArmchair"),
     ("bulldog", "sneakers"),
@@ -46,34 +47,34 @@ PAIRS = (
     ("teddyBear", "desk_lamp2"),
 )
 FEATURES = ("pocket-clip", "efficientnet-lite0")
-
-
+"""Networks in whose features alignments, KID and FID are measured."""
 FEWER_STEPS = {"fine-tune-all": 4, "dreambooth": 20, "textual-inversion": 40}
-"""By how much a method's steps are divided for pocket, 2 where it is not named, so that every method has 125 and a run
-takes a minute. Rates are multiplied by as much: steps times rate, how far a method may go, is the paper's. With our
-method half the steps at twice the rate leave the same loss on held-out pictures (0.376 and 0.377) as the whole."""
-OWN_RATE = {"dreambooth": 8.0, "textual-inversion": 4.0}
-"""Factor on the rate of the two methods whose loss on held-out pictures rises when that rule is followed all the way.
-On an example that is in no table (drawn-owl) DreamBooth leaves 0.489, 0.463 and 0.528 at 4, 8 and 20 times its rate,
-Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and 16 times."""
+"""Divisor of a method's steps for pocket (2 for a method that is not named), so that every method has 125 steps and a
+training takes a minute. The learning rate is multiplied by the same number, so that steps times learning rate, which
+limits how far a method can go, are the paper's. With our method, half the steps at twice the learning rate leave the
+same loss on held-out pictures (0.376 and 0.377) as all steps."""
+OWN_LEARNING_RATE = {"dreambooth": 8.0, "textual-inversion": 4.0}
+"""Factor on the learning rate of two methods whose loss on held-out pictures would rise with the factor above. On an
+example that is in no table (drawn-owl) DreamBooth leaves a loss of 0.489, 0.463 and 0.528 at 4, 8 and 20 times its
+learning rate, Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and 16 times."""
 
 
 def for_pocket(name: str) -> Method:
-    """Return a method by name with the steps and the rate that suit pocket; its `lr_scale` comes on top."""
+    """Return a method by name with the steps and the learning rate that suit pocket, before its `lr_scale`."""
     method, fewer = METHODS[name], FEWER_STEPS.get(name, 2)
     return dataclasses.replace(
         method,
         steps_per_subject=method.steps_per_subject // fewer,
-        lr_per_picture=method.lr_per_picture * OWN_RATE.get(name, fewer),
+        lr_per_picture=method.lr_per_picture * OWN_LEARNING_RATE.get(name, fewer),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is drawn, and how; a record made with another size counts as missing."""
+    """How much is drawn, and how; a record of another size counts as missing."""
 
     count: int = 1
-    """Pictures of each of the twenty prompts for one thing."""
+    """Pictures of each of the twenty prompts for one subject."""
     pair_count: int = 2
     """Pictures of each of the twelve prompts for a pair."""
     references: int = 30
@@ -81,14 +82,14 @@ class Size:
     unrelated: int = 100
     """Captions of other categories that FID is computed from."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What pocket computes in: two thirds of the time of float32 where the processor has instructions for it, else many
-    times as long."""
+    """Precision of pocket. bfloat16 takes two thirds of the time of float32 on a processor with instructions for it,
+    and many times as long on others."""
     sampling: SampleOptions = field(default_factory=lambda: SampleOptions(steps=20, scheduler="dpm++", batch=10))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """Pocket's pictures of a category: half to train against, half to judge by."""
+    """Pocket's pictures of a category: one half for regularization, one half to measure KID with."""
 
     regularization: Regularization
     reference: Reference
@@ -96,7 +97,7 @@ class Pool:
 
 @dataclass(kw_only=True)
 class Study:
-    """One backbone, and whatever was made with it so far, kept in `folder`."""
+    """One backbone, and the concepts and pictures made with it so far, which are kept in `folder`."""
 
     folder: Path
     size: Size = field(default_factory=Size)
@@ -108,28 +109,28 @@ class Study:
 
     @cached_property
     def networks(self) -> list[Network]:
-        """Whose features measure."""
+        """The networks whose features are measured in."""
         return [load_network(name) for name in FEATURES]
 
     @property
     def pictures(self) -> Path:
-        """Folder of everything that is drawn."""
+        """Folder of all pictures that are drawn."""
         return self.folder / "pictures"
 
     def subject(self, example: str) -> Subject:
-        """Return the thing with its training pictures, captioned as in the paper (Sec. 4), and its token."""
-        found, token = pocket.example(example), f"<{example.lower()}>"
-        subject = Subject.load(found.training, category=found.category, token=token)
-        return dataclasses.replace(subject, captions=(photo_of(f"{token} {found.category}"),) * len(subject.pictures))
+        """Return the subject with its training pictures, captioned as in the paper (Sec. 4), and its token."""
+        source, token = pocket.example(example), f"<{example.lower()}>"
+        subject = Subject.load(source.training, category=source.category, token=token)
+        return dataclasses.replace(subject, captions=(photo_of(f"{token} {source.category}"),) * len(subject.pictures))
 
     def held_out(self, example: str, *, subject: int = 0) -> Targets:
-        """Return the pictures of the thing that no training sees."""
-        found = pocket.example(example)
-        pictures = Subject.load(found.evaluation, category=found.category).pictures
+        """Return the pictures of the subject that no training sees."""
+        source = pocket.example(example)
+        pictures = Subject.load(source.evaluation, category=source.category).pictures
         return Targets(pictures=pictures, subject=subject)
 
     def pool(self, category: str) -> Pool:
-        """Split the pool's pictures that name the category: every second one is kept from training."""
+        """Split the pool's pictures whose captions name the category: every second one is kept from training."""
         named = Regularization.load(pocket.pool_folder(), category=category, only_category=True)
         aside = slice(1, 2 * self.size.references, 2)
         return Pool(
@@ -145,26 +146,26 @@ class Study:
         return Reference(pictures=pictures, captions=tuple(row["caption"] for row in chosen))
 
     def single(self, example: str, method: str, seed: int, *, steps: int | None = None) -> Concept:
-        """Return the thing taught alone; each begins as a rare token of its own, so that it can be merged."""
+        """Return the subject taught alone; each starts from a rare token of its own, so that it can be merged."""
         options = TrainOptions(seed=seed, steps=steps, rare_token=EXAMPLES.index(example))
         return self._trained([example], method, options)
 
     def joint(self, pair: Sequence[str], method: str, seed: int) -> Concept:
-        """Return two things taught together."""
+        """Return two subjects taught together."""
         return self._trained(pair, method, TrainOptions(seed=seed))
 
     def sequential(self, pair: Sequence[str], seed: int) -> Concept:
-        """Return the second thing taught from where the first left off."""
+        """Return the second subject taught on top of the concept of the first."""
         first = self.single(pair[0], "custom-diffusion", seed)
         options = TrainOptions(seed=seed, rare_token=EXAMPLES.index(pair[1]))
         return self._trained(pair[1:], "custom-diffusion", options, start_from=first)
 
     def merged(self, pair: Sequence[str], seed: int) -> Concept:
-        """Return two things taught alone, merged in closed form."""
+        """Return two subjects taught alone and merged in closed form."""
         return merge(self.backbone, [self.single(example, "custom-diffusion", seed) for example in pair]).concept
 
     def side_by_side(self, pair: Sequence[str], method: str, seed: int) -> Concept:
-        """Return the tokens of two things taught alone by a method that changes no weight."""
+        """Return the tokens of two subjects taught alone by a method that changes no weight."""
         first, second = (self.single(example, method, seed) for example in pair)
         return dataclasses.replace(
             first, subjects=(*first.subjects, *second.subjects), tokens={**first.tokens, **second.tokens}
@@ -173,25 +174,18 @@ class Study:
     def _trained(
         self, examples: Sequence[str], name: str, options: TrainOptions, *, start_from: Concept | None = None
     ) -> Concept:
-        """Return a concept from the folder, or train it and put it there."""
+        """Return a concept from the folder, or train it and save it there."""
         method = for_pocket(name)
         recipe = [list(examples), dataclasses.asdict(method), options.seed, options.steps, options.rare_token]
         recipe += [self.backbone.fingerprint.to_json(), start_from and start_from.hash]
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
-        path = self.folder / "concepts" / f"{'-'.join(examples)}-{name}-{options.seed}-{digest}.safetensors"
+        stem = f"{'-'.join(examples)}-{name}-{options.seed}-{digest(json.dumps(recipe, sort_keys=True), length=10)}"
+        path = self.folder / "concepts" / f"{stem}.safetensors"
         if path.exists():
             return Concept.load(path)
         subjects = [self.subject(example) for example in examples]
-        prior = [self._regularization(each.category, method) for each in subjects] if method.prior_weight else []
+        prior = [self._regularization(subject.category, method) for subject in subjects] if method.prior_weight else []
         began = time.monotonic()
-        concept = train(
-            self.backbone,
-            subjects,
-            prior,
-            method,
-            options=options,
-            start_from=start_from,
-        )
+        concept = train(self.backbone, subjects, prior, method, options=options, start_from=start_from)
         record = {**concept.record, "seconds": round(time.monotonic() - began, 1)}
         concept = dataclasses.replace(concept, record=record)
         concept.save(path, overwrite=True)
@@ -201,18 +195,15 @@ class Study:
         real = self.pool(category).regularization
         if not method.generates_prior:
             return real
-        prompt, folder = photo_of(category), self.folder / "generated" / category
-        seeds = range(10_000, 10_000 + len(real.pictures))  # none of those that anything is judged by
-        if not all((folder / f"{seed}.png").exists() for seed in seeds):
-            folder.mkdir(parents=True, exist_ok=True)
-            for drawn in sample(self.backbone, [prompt] * len(seeds), seeds=seeds, options=self.size.sampling):
-                Image.fromarray(drawn.image).save(folder / f"{drawn.seed}.png")
-        pictures = [np.asarray(Image.open(folder / f"{seed}.png")) for seed in seeds]
-        return _regularization(pictures, [prompt] * len(seeds), "generated")
+        prompts = [photo_of(category)] * len(real.pictures)
+        seeds = range(10_000, 10_000 + len(prompts))  # no measure uses these seeds
+        folder, sampling = self.folder / "generated", self.size.sampling
+        files = draw_missing(self.backbone, prompts, seeds=seeds, folder=folder, options=sampling)
+        return _regularization([read_picture(path) for path in files], prompts, "generated")
 
 
 def real_pictures(example: str) -> tuple[np.ndarray, ...]:
-    """Return the pictures that a thing is learned from."""
+    """Return the training pictures of a subject."""
     return Subject.load(pocket.example(example).training, category=pocket.example(example).category).pictures
 
 
@@ -220,5 +211,5 @@ def _regularization(pictures: Sequence[np.ndarray], captions: Sequence[str], sou
     return Regularization(pictures=tuple(pictures), captions=tuple(captions), source=source)
 
 
-def _rows() -> list[dict]:
+def _rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (pocket.pool_folder() / "metadata.jsonl").read_text().splitlines()]

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Pair, Record, Results
-from ..rendering import ALIGNMENTS, NAMES, complete_seeds, means, table
-from ..study import PAIRS
+from experiments.records import Pair, Record, Results
+from experiments.rendering import ALIGNMENTS, NAMES, complete_seeds, means, table
+from experiments.study import PAIRS
 
 TITLE = "Table 1 (bottom) and Table 7: two things in one picture"
 WAYS = ("joint", "merge", "sequential", "textual-inversion", "fine-tune-all", "dreambooth")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Base, Record, Results, Single
-from ..rendering import MEASURES, NAMES, complete_seeds, means, table
-from ..study import EXAMPLES
+from experiments.records import Base, Record, Results, Single
+from experiments.rendering import MEASURES, NAMES, complete_seeds, means, table
+from experiments.study import EXAMPLES
 
 TITLE = "Table 1 (top) and Table 6: one thing at a time"
 METHODS = ("custom-diffusion", "fine-tune-all", "dreambooth", "textual-inversion")

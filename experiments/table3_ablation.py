@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Record, Results, Single
-from ..rendering import MEASURES, NAMES, means, table
-from ..study import SOME
+from experiments.records import Record, Results, Single
+from experiments.rendering import MEASURES, NAMES, means, table
+from experiments.study import SOME
 
 TITLE = "Table 3: without augmentation, without regularization, with generated regularization"
 METHODS = (

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Record, Results
-from ..table3_ablation import compared, comparison
+from experiments.records import Record, Results
+from experiments.table3_ablation import compared, comparison
 
 TITLE = "Table 4: the choice of V*"
 METHODS = (

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import Record, Results, Unrelated
-from ..rendering import NAMES, table
-from ..study import SOME
+from experiments.records import Record, Results, Unrelated
+from experiments.rendering import NAMES, table
+from experiments.study import SOME
 
 TITLE = "Table 5: FID on unrelated captions"
 METHODS = (None, "custom-diffusion", "fine-tune-all", "dreambooth")
@@ -21,7 +21,7 @@ def records() -> Iterator[Record]:
 def report(results: Results, _out: Path) -> str:
     """Return the table."""
     rows = [
-        (example, *(f"{results.figures([Unrelated(example, m)], 'FID', FEATURES)[0]:.3f}" for m in METHODS))
+        (example, *(f"{results.values([Unrelated(example, m)], 'FID', FEATURES)[0]:.3f}" for m in METHODS))
         for example in EXAMPLES
     ]
     note = (
