@@ -118,17 +118,17 @@ def _write(results: Results, out: Path) -> None:
     records = _records(EXPERIMENTS)
     if stale := results.stale(records):
         parts.append(
-            f"**{len(stale)} of {len(records)} records were measured on other weights of pocket than those of now.** "
+            f"**{len(stale)} of {len(records)} records were measured on earlier weights of pocket.** "
             "`make tables` measures them again.\n"
         )
     for name in EXPERIMENTS:
         experiment = import_module(f"experiments.{name}")
-        lacking = [record for record in results.absent(experiment.records()) if not getattr(record, "seed", 0)]
+        absent = [record for record in results.absent(experiment.records()) if not getattr(record, "seed", 0)]
         parts.append(f"## {experiment.TITLE}\n")
-        if lacking:
-            print(f"{name}: {len(lacking)} records are missing, such as {lacking[0].key}")
-        if lacking and not getattr(experiment, "PARTIAL", False):
-            parts.append(f"Not measured yet: {len(lacking)} records are missing.\n")
+        if absent:
+            print(f"{name}: {len(absent)} records are missing, such as {absent[0].key}")
+        if absent and not getattr(experiment, "PARTIAL", False):
+            parts.append(f"Not measured yet: {len(absent)} records are missing.\n")
         else:
             parts.append(experiment.report(results, out))
     write_atomically(out / "tables.md", "\n".join(parts).encode())
@@ -137,12 +137,13 @@ def _write(results: Results, out: Path) -> None:
 
 def _about(size: Size) -> str:
     return (
-        f"Written by `python -m experiments` (`make tables`) from `experiments/results/records.jsonl`. For one thing "
-        f"{size.count} picture of each of 20 prompts, for a pair {size.pair_count} of each of 12, {size.references} real pictures "
-        f"for KID; {size.sampling.scheduler}, {size.sampling.steps} steps, guidance {size.sampling.guidance:g}, in "
-        f"{size.dtype}. Steps and rates of the methods stand in `experiments/study.py`. Text alignment and image "
-        "alignment are cosines in the features named, of pictures held out from training; they compare with one "
-        "another, never with the paper's. What was found is told in [findings.md](findings.md).\n"
+        "Written by `python -m experiments` (`make tables`) from `experiments/results/records.jsonl`. "
+        f"One subject: {size.count} picture of each of 20 prompts; a pair: {size.pair_count} of each of 12; KID: "
+        f"{size.references} real pictures; sampling: {size.sampling.scheduler}, {size.sampling.steps} steps, guidance "
+        f"{size.sampling.guidance:g}, in {size.dtype}. `experiments/study.py` holds the steps and learning rates of "
+        "the methods. Text alignment and image alignment are cosines in the features of the named network; image "
+        "alignment is measured against pictures held out from training. Compare these values with one another, not "
+        "with those of the paper. [findings.md](findings.md) says what they mean.\n"
     )
 
 

@@ -13,7 +13,7 @@ ENERGIES = (None, 0.9, 0.6, 0.3, 0.1)
 
 
 def records() -> Iterator[Record]:
-    """Yield what the figure is made of."""
+    """Yield the records of the figure."""
     yield from (_single(example, energy) for energy in ENERGIES for example in SOME)
 
 
@@ -23,9 +23,11 @@ def report(results: Results, _out: Path) -> str:
     for energy in ENERGIES:
         some = [_single(example, energy) for example in SOME]
         size = mean(results[record]["bytes"] for record in some) / 1e6
-        name = f"{energy:.0%}" if energy else "everything"
+        name = f"{energy:.0%}" if energy else "all"
         rows.append((name, f"{size:.2f} MB", *(means(results, [some], column) for column in ALIGNMENTS)))
-    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("of the singular values", "size", *ALIGNMENTS), rows)
+    return f"Means over {len(SOME)} subjects, seed 0.\n\n" + table(
+        ("of the singular values", "size", *ALIGNMENTS), rows
+    )
 
 
 def _single(example: str, energy: float | None) -> Single:

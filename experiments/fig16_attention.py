@@ -14,7 +14,7 @@ PROMPTS = {"jar": "photo of a {} on the beach", "winchesterArmchair": "photo of 
 
 
 def records() -> Iterator[Record]:
-    """Yield what the figure is made of."""
+    """Yield the records of the figure."""
     yield from (Attention(example, prompt) for example, prompt in PROMPTS.items())
 
 

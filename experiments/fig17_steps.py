@@ -15,13 +15,13 @@ EXAMPLES = SOME[:3]
 
 
 def records() -> Iterator[Record]:
-    """Yield what the figure is made of."""
+    """Yield the records of the figure."""
     yield from (_single(e, m, share) for m in METHODS for share in SHARES for e in EXAMPLES)
 
 
 def report(results: Results, out: Path) -> str:
-    """Draw alignment with the text and with the pictures against steps."""
-    text = f"Means over {len(EXAMPLES)} things, seed 0.\n\n"
+    """Plot alignment with the text and with the pictures against steps."""
+    text = f"Means over {len(EXAMPLES)} subjects, seed 0.\n\n"
     for column in ("text", "image"):
         curves = {
             NAMES[method]: [

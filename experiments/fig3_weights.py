@@ -1,4 +1,4 @@
-"""Fig. 3: which kind of layer moves most when all of them may."""
+"""Fig. 3: which kind of layer moves most when all layers are trained."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +12,22 @@ TITLE = "Fig. 3: change of weights by kind of layer"
 
 
 def records() -> Iterator[Record]:
-    """Yield what the figure is made of."""
+    """Yield the records of the figure."""
     yield from (Weights(example) for example in EXAMPLES)
 
 
 def report(results: Results, _out: Path) -> str:
     """Return the figure as a table."""
-    found = [results[Weights(example)]["kinds"] for example in EXAMPLES]
-    kinds = sorted(found[0], key=lambda kind: -mean(each[kind]["mean"] for each in found))
+    changes = [results[Weights(example)]["kinds"] for example in EXAMPLES]
+    by_kind = {kind: [change[kind]["mean"] for change in changes] for kind in changes[0]}
     rows = [
         (
             kind,
-            f"{mean(each[kind]['mean'] for each in found):.2%}",
-            f"{min(each[kind]['mean'] for each in found):.2%} to {max(each[kind]['mean'] for each in found):.2%}",
-            f"{found[0][kind]['share']:.0%}",
+            f"{mean(means):.2%}",
+            f"{min(means):.2%} to {max(means):.2%}",
+            f"{changes[0][kind]['share']:.0%}",
         )
-        for kind in kinds
+        for kind, means in sorted(by_kind.items(), key=lambda item: -mean(item[1]))
     ]
-    note = f"Mean of |W - W0| / |W0| after fine-tuning all, over {len(EXAMPLES)} things, seed 0.\n\n"
-    return note + table(("kind of layer", "mean change", "between things", "share of the parameters"), rows)
+    note = f"Mean of |W - W0| / |W0| after fine-tuning all, over {len(EXAMPLES)} subjects, seed 0.\n\n"
+    return note + table(("kind of layer", "mean change", "range over subjects", "share of the parameters"), rows)

@@ -13,7 +13,7 @@ from experiments.study import EXAMPLES, PAIRS, SOME
 
 TITLE = "Which of the paper's orderings hold"
 PARTIAL = True
-"""It can be written while some of its records are missing."""
+"""The table can be written while some of its records are missing."""
 OURS, BASE, KID = "custom-diffusion", "pocket itself", "KID x 1000 (Lite0)"
 WITHOUT_AUGMENTATION, WITHOUT_REGULARIZATION = f"{OURS}-without-augmentation", f"{OURS}-without-regularization"
 GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularization", f"{OURS}-random-token", f"{OURS}-fixed-token"
@@ -21,29 +21,29 @@ GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularization", f"{OURS}-random-t
 
 @dataclass(frozen=True)
 class Claim:
-    """In the paper the first has the better figure: the higher, or the lower KID."""
+    """In the paper the first has the better value: the higher one, or the lower KID."""
 
     column: str
     first: str
     second: str
     paper: tuple[float, float]
     over: Sequence[Any] = EXAMPLES
-    """The things or pairs that both were measured on."""
+    """The subjects or pairs that both were measured on."""
 
     @property
     def seeds(self) -> Sequence[int]:
-        """Those that both were measured with: the ablations have one."""
+        """The seeds that both were measured with; the ablations have one."""
         return (0,) if self.over is SOME else table1_single.SEEDS
 
     def records(self, which: str) -> list[list[Record]]:
-        """Return the records of one side, of each thing one for each seed."""
+        """Return the records of one side: for each subject or pair, one for each seed."""
         if which == BASE:
             return [[Base(example)] for example in self.over]
         kind: Any = Single if isinstance(self.over[0], str) else Pair
-        return [[kind(each, which, seed) for seed in self.seeds] for each in self.over]
+        return [[kind(taught, which, seed) for seed in self.seeds] for taught in self.over]
 
     def differences(self, results: Results) -> list[float]:
-        """Return for each thing by how much the first is better."""
+        """Return for each subject or pair by how much the first is better."""
         factor = -1000 if self.column == KID else 1
         sides = [
             [mean(results.values(records, *MEASURES[self.column])) for records in self.records(which)]
@@ -76,13 +76,13 @@ CLAIMS = (
 
 
 def records() -> Iterator[Record]:
-    """Yield what the orderings are read from."""
+    """Yield the records that the orderings are read from."""
     for claim in CLAIMS:
         yield from _both_sides(claim)
 
 
 def report(results: Results, _out: Path) -> str:
-    """Return a row for each ordering: how it is in the paper, and here with its standard error over the things."""
+    """Return a row for each ordering: the paper's values, and the difference here with its standard error."""
     rows = []
     for claim in CLAIMS:
         name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
@@ -90,23 +90,31 @@ def report(results: Results, _out: Path) -> str:
         if results.absent(_both_sides(claim)):
             rows.append((name, paper, "", str(len(claim.over)), "not measured yet"))
             continue
-        found = claim.differences(results)
-        error = stdev(found) / len(found) ** 0.5
-        verdict = "too near to tell" if abs(mean(found)) < 2 * error else "holds" if mean(found) > 0 else "is reversed"
+        differences = claim.differences(results)
+        error = stdev(differences) / len(differences) ** 0.5
+        verdict = _verdict(mean(differences), error)
         digits = 0 if claim.column == KID else 3
-        rows.append((name, paper, f"{mean(found):+.{digits}f} ± {error:.{digits}f}", str(len(found)), verdict))
+        rows.append(
+            (name, paper, f"{mean(differences):+.{digits}f} ± {error:.{digits}f}", str(len(differences)), verdict)
+        )
     note = (
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
-        "over the things; within two of them it is too near to tell. Means over seeds 0 and 1; of the ablations, seed "
-        "0.\n\n"
+        "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Means over "
+        "seeds 0 and 1; the ablations have seed 0 only.\n\n"
     )
-    return note + table(("in the paper", "its figures", "difference here", "things", "here"), rows)
+    return note + table(("in the paper", "paper's values", "difference here", "number", "here"), rows)
 
 
 def _both_sides(claim: Claim) -> Iterator[Record]:
     for side in (claim.first, claim.second):
         for records in claim.records(side):
             yield from records
+
+
+def _verdict(difference: float, error: float) -> str:
+    if abs(difference) < 2 * error:
+        return "too near to tell"
+    return "holds" if difference > 0 else "is reversed"
 
 
 def _name(side: str) -> str:

@@ -19,7 +19,7 @@ NAMES = {
     "custom-diffusion-without-augmentation": "without augmentation",
     "custom-diffusion-without-regularization": "without regularization, half the steps",
     "custom-diffusion-generated-regularization": "generated regularization",
-    "custom-diffusion-random-token": "V* begins as noise",
+    "custom-diffusion-random-token": "V* starts as noise",
     "custom-diffusion-fixed-token": "V* not trained",
     "custom-diffusion-cross-attention": "all of cross-attention",
     "joint": "joint training",

@@ -1,4 +1,4 @@
-"""Table 1 (bottom) and Table 7: two things in one picture."""
+"""Table 1 (bottom) and Table 7: two subjects in one picture."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +7,13 @@ from experiments.records import Pair, Record, Results
 from experiments.rendering import ALIGNMENTS, NAMES, complete_seeds, means, table
 from experiments.study import PAIRS
 
-TITLE = "Table 1 (bottom) and Table 7: two things in one picture"
+TITLE = "Table 1 (bottom) and Table 7: two subjects in one picture"
 WAYS = ("joint", "merge", "sequential", "textual-inversion", "fine-tune-all", "dreambooth")
 SEEDS = (0, 1)
 
 
 def records() -> Iterator[Record]:
-    """Yield what the table is made of."""
+    """Yield the records of the table."""
     yield from (Pair(pair, way, seed) for seed in SEEDS for way in WAYS for pair in PAIRS)
 
 
@@ -24,12 +24,12 @@ def report(results: Results, _out: Path) -> str:
         (NAMES[way], *(means(results, [[Pair(p, way, seed) for p in PAIRS] for seed in seeds], c) for c in ALIGNMENTS))
         for way in WAYS
     ]
-    spread = "seeds 0 and 1, with half their distance" if len(seeds) > 1 else "seed 0"
-    text = f"Means over {len(PAIRS)} pairs and both things of each; {spread}.\n\n" + table(("way", *ALIGNMENTS), rows)
+    spread = "seeds 0 and 1, ± half the distance between them" if len(seeds) > 1 else "seed 0"
+    text = f"Means over {len(PAIRS)} pairs and both subjects of each; {spread}.\n\n" + table(("way", *ALIGNMENTS), rows)
     for column in ALIGNMENTS:
-        each = [
+        by_pair = [
             (" + ".join(p), *(means(results, [[Pair(p, way, seed)] for seed in seeds], column) for way in WAYS))
             for p in PAIRS
         ]
-        text += f"\n**{column}**\n\n" + table(("pair", *(NAMES[way] for way in WAYS)), each)
+        text += f"\n**{column}**\n\n" + table(("pair", *(NAMES[way] for way in WAYS)), by_pair)
     return text

@@ -1,4 +1,4 @@
-"""Table 1 (top) and Table 6: one thing at a time, by our method and the baselines."""
+"""Table 1 (top) and Table 6: one subject at a time, by our method and the baselines."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +7,13 @@ from experiments.records import Base, Record, Results, Single
 from experiments.rendering import MEASURES, NAMES, complete_seeds, means, table
 from experiments.study import EXAMPLES
 
-TITLE = "Table 1 (top) and Table 6: one thing at a time"
+TITLE = "Table 1 (top) and Table 6: one subject at a time"
 METHODS = ("custom-diffusion", "fine-tune-all", "dreambooth", "textual-inversion")
 SEEDS = (0, 1)
 
 
 def records() -> Iterator[Record]:
-    """Yield what the table is made of."""
+    """Yield the records of the table."""
     yield from (Base(example) for example in EXAMPLES)
     yield from (Single(example, method, seed) for seed in SEEDS for method in METHODS for example in EXAMPLES)
 
@@ -28,15 +28,15 @@ def report(results: Results, _out: Path) -> str:
     for method in METHODS:
         by_seed = [[Single(example, method, seed) for example in EXAMPLES] for seed in seeds]
         rows.append((NAMES[method], *(means(results, by_seed, column) for column in MEASURES)))
-    spread = "seeds 0 and 1, with half their distance" if len(seeds) > 1 else "seed 0"
-    text = f"Means over {len(EXAMPLES)} things; {spread}.\n\n" + table(("method", *MEASURES), rows)
+    spread = "seeds 0 and 1, ± half the distance between them" if len(seeds) > 1 else "seed 0"
+    text = f"Means over {len(EXAMPLES)} subjects; {spread}.\n\n" + table(("method", *MEASURES), rows)
     for column in MEASURES:
-        each = [
+        by_subject = [
             (
                 example,
                 *(means(results, [[Single(example, method, seed)] for seed in seeds], column) for method in METHODS),
             )
             for example in EXAMPLES
         ]
-        text += f"\n**{column}**\n\n" + table(("thing", *(NAMES[method] for method in METHODS)), each)
+        text += f"\n**{column}**\n\n" + table(("subject", *(NAMES[method] for method in METHODS)), by_subject)
     return text

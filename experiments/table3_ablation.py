@@ -1,4 +1,4 @@
-"""Table 3: what regularization and augmentation are worth."""
+"""Table 3: what regularization and augmentation contribute."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ METHODS = (
 
 
 def records() -> Iterator[Record]:
-    """Yield what the table is made of."""
+    """Yield the records of the table."""
     yield from compared(METHODS)
 
 
@@ -27,12 +27,12 @@ def report(results: Results, _out: Path) -> str:
 
 
 def compared(methods: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the records of methods over the first few things."""
+    """Yield the records of methods over the subjects of the ablations."""
     yield from (Single(example, method) for method in methods for example in SOME)
 
 
 def comparison(results: Results, methods: tuple[str, ...]) -> str:
-    """Return a table of methods over the first few things."""
+    """Return a table of methods over the subjects of the ablations."""
     rows = [
         (
             NAMES[method],
@@ -40,4 +40,4 @@ def comparison(results: Results, methods: tuple[str, ...]) -> str:
         )
         for method in methods
     ]
-    return f"Means over {len(SOME)} things, seed 0.\n\n" + table(("method", *MEASURES), rows)
+    return f"Means over {len(SOME)} subjects, seed 0.\n\n" + table(("method", *MEASURES), rows)

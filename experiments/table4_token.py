@@ -1,4 +1,4 @@
-"""Table 4: how V* begins and whether it is trained; and beside it, all of cross-attention (Sec. 4.4)."""
+"""Table 4: how V* starts and whether it is trained; and training all of cross-attention (Sec. 4.4)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ METHODS = (
 
 
 def records() -> Iterator[Record]:
-    """Yield what the table is made of."""
+    """Yield the records of the table."""
     yield from compared(METHODS)
 
 

@@ -1,4 +1,4 @@
-"""Table 5: what becomes of everything else, by FID on captions of other categories."""
+"""Table 5: what teaching does to other categories, by FID on their captions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ FEATURES = "efficientnet-lite0"
 
 
 def records() -> Iterator[Record]:
-    """Yield what the table is made of."""
+    """Yield the records of the table."""
     yield from (Unrelated(example, method) for example in EXAMPLES for method in METHODS)
 
 
@@ -26,7 +26,7 @@ def report(results: Results, _out: Path) -> str:
     ]
     note = (
         f"In features of EfficientNet-Lite0, {results.size.unrelated} pictures each, seed 0; lower is nearer to the "
-        "real pictures. So few pictures bias FID upwards, all methods alike. Textual Inversion changes no weight, so "
-        "that it stays where pocket is.\n\n"
+        "real pictures. So few pictures bias FID upwards for all methods. Textual Inversion changes no weight and "
+        "has the FID of pocket itself.\n\n"
     )
     return note + table(("taught", *(NAMES[m] if m else "pocket itself" for m in METHODS)), rows)

@@ -186,9 +186,9 @@ def test_records_of_other_weights_are_measured_again_and_until_then_the_tables_s
     assert records[0] not in renewed.missing(records)
     assert len(renewed.missing(records)) == len(set(records)) - 1
     _write(renewed, tmp_path)
-    assert "records were measured on other weights" in (tmp_path / "tables.md").read_text()
+    assert "records were measured on earlier weights" in (tmp_path / "tables.md").read_text()
     _write(results_in(everything.file.parent), tmp_path)
-    assert re.findall(r"(\d+) of \d+ records were measured on other", (tmp_path / "tables.md").read_text()) == ["1"]
+    assert re.findall(r"(\d+) of \d+ records were measured on earlier", (tmp_path / "tables.md").read_text()) == ["1"]
 
 
 def test_records_that_differ_have_keys_that_differ() -> None:
