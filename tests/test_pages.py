@@ -25,7 +25,7 @@ def points(line: ElementTree.Element) -> list[list[float]]:
 def test_a_page_is_one_file_with_escaped_texts_and_no_links(tmp_path: Path) -> None:
     page = Page(title="<b> & co")
     page.text("h1", "<new1> dog")
-    page.row("<label>", [np.zeros((4, 4, 3), dtype=np.uint8)])
+    page.row("<label>", [np.zeros((4, 4, 3), dtype=np.uint8)], captions=["<caption>"])
     page.table(("<head>",), [("<cell>",)])
     page.chart(line_chart({"<line>": [1.0, 2.0]}, x_label="<x>", y_label="<y>"))
     page.save(tmp_path / "below" / "index.html")
@@ -34,6 +34,7 @@ def test_a_page_is_one_file_with_escaped_texts_and_no_links(tmp_path: Path) -> N
         "&lt;b&gt; &amp; co",
         "&lt;new1&gt;",
         "&lt;label&gt;",
+        "&lt;caption&gt;",
         "&lt;head&gt;",
         "&lt;cell&gt;",
         "&lt;line&gt;",
@@ -70,7 +71,7 @@ def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
 def test_every_value_lies_within_the_axes(values: list[float]) -> None:
     chart = line_chart({"line": values}, x_label="x", y_label="y")
     for line in elements(chart, "polyline"):
-        assert all(52 <= x <= 468 and 34 <= y <= 186 for x, y in points(line))
+        assert all(60 <= x <= 468 and 34 <= y <= 186 for x, y in points(line))
 
 
 def test_bars_are_as_long_as_their_values() -> None:

@@ -32,23 +32,29 @@ h1, h2, p, code { overflow-wrap: anywhere }
 .row { display: flex; gap: .8rem; align-items: center; margin: .3rem 0 }
 .row code { flex: 0 0 12rem; font-size: .85rem } .row div { display: flex; flex-wrap: wrap; gap: .4rem }
 img { width: 128px; height: 128px; border-radius: 4px }
+figure { margin: 0; width: 128px } figcaption { font-size: .85rem; overflow-wrap: anywhere }
 svg { display: block; width: 100%; max-width: 40rem; margin: .8rem 0; font-size: 12px }
 svg text { fill: #444 } svg .grid { stroke: #e2e2e2 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem 1.4rem .2rem 0; text-align: left; vertical-align: top }
+td:first-child { overflow-wrap: anywhere; min-width: 6rem }
 tr + tr { border-top: 1px solid #ddd } .table { overflow-x: auto }
-@media (max-width: 40rem) { .row { flex-wrap: wrap } .row code { flex-basis: 100% } }
+@media (max-width: 40rem) {
+  .row { flex-wrap: wrap } .row code { flex-basis: 100% } svg { font-size: 14px } td, th { padding-right: .8rem }
+}
 """
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#a67c00")
 """Colors that people with color blindness can tell apart (Okabe and Ito); more lines than these share one color."""
 CHART_PX = (480, 230)
 """Width and height of a line chart before it is scaled to the page."""
-MARGIN_PX = (34, 12, 44, 52)
-"""Top (for the legend), right, bottom (for the numbers and the label) and left."""
+MARGIN_PX = (12, 12, 44, 60)
+"""Top, right, bottom (for the numbers and the label) and left (likewise)."""
+LEGEND_PX = 22
+"""Height of the legend, which is above the chart."""
 BAR_PX, BAR_STEP_PX, BAR_LABEL_PX = 14, 24, 130
-LETTER_PX = 6.5
-"""Mean width of a letter at the charts' font size."""
+LETTER_PX = 8
+"""Width of a letter at the charts' largest font size, rounded up."""
 
 
 @dataclass(kw_only=True)
@@ -62,14 +68,16 @@ class Page:
         """Add an element that holds text, such as h1, h2 or p."""
         self.parts.append(f"<{tag}>{html.escape(text)}</{tag}>")
 
-    def row(self, label: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> None:
+    def row(self, label: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, captions: Sequence[str] = ()) -> None:
         """Add pictures side by side.
 
         Args:
             label: Text before the pictures; none when it is empty.
             images: Pictures, each uint8 [height, width, 3].
+            captions: A text below each picture, or none at all.
         """
-        pictures = "".join(f'<img alt="{html.escape(label)}" src="{_data_url(image)}">' for image in images)
+        texts = captions or [""] * len(images)
+        pictures = "".join(_figure(image, label, caption) for image, caption in zip(images, texts, strict=True))
         code = f"<code>{html.escape(label)}</code>" if label else ""
         self.parts.append(f'<div class="row">{code}<div>{pictures}</div></div>')
 
@@ -107,13 +115,14 @@ def line_chart(lines: Mapping[str, Sequence[float]], *, x_label: str, y_label: s
         y_label: What the y axis shows.
         x_first: Position of each line's first value on the x axis.
     """
+    few = len(lines) <= len(COLORS)
     top_px, right_px, bottom_px, left_px = MARGIN_PX
+    top_px += LEGEND_PX if few else 0
     width, height = CHART_PX
     finite = [float(value) for values in lines.values() for value in values if math.isfinite(value)]
     x = _Scale.of([x_first, x_first + max(map(len, lines.values()), default=0) - 1], left_px, width - right_px)
     y = _Scale.of([0.0, *finite], height - bottom_px, top_px)
     parts = [*_axis_y(y, y_label, x), *_axis_x(x, x_label, (top_px, height - bottom_px), height)]
-    few = len(lines) <= len(COLORS)
     for index, (name, values) in enumerate(lines.items()):
         color, opacity = (COLORS[index], 1) if few else (COLORS[0], 0.4)
         for points in _unbroken(values, x_first):
@@ -261,6 +270,11 @@ def _svg(parts: Sequence[str], width: float, height: float, title: str) -> Chart
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _figure(image: UInt8[np.ndarray, "height width 3"], label: str, caption: str) -> str:
+    picture = f'<img alt="{html.escape(caption or label)}" src="{_data_url(image)}">'
+    return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>" if caption else picture
 
 
 def _data_url(image: UInt8[np.ndarray, "height width 3"]) -> str:
