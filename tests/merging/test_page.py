@@ -23,6 +23,6 @@ def test_the_page_names_each_subject_its_conflicts_and_the_one_that_is_lost(tiny
     page = write_report(report, tmp_path).read_text()
     for heading in ("Subjects", "Cost", "Conflicts", "Residual by layer"):
         assert f"<h2>{heading}</h2>" in page
-    assert "bear will probably be lost" in page
+    assert "The merge will probably lose bear" in page
     assert json.loads((tmp_path / "report.json").read_text())["predicted_to_lose"] == "bear"
     assert [len(row) for row in summary_rows(report)] == [len(HEAD)] * 2

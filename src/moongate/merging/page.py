@@ -51,20 +51,22 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
 def verdict(report: MergeReport) -> list[str]:
     """Return what a user should know, in sentences."""
     lines = [
-        f"Neutral captions drift by {report.drift:.2%}. There are {report.rank} independent constraints and room for "
-        f"{report.capacity} more; their condition number is {report.condition:.3g}."
+        "Every subject keeps its values in its contexts."
+        if report.feasible
+        else "The constraints contradict one another. The merged concept is their least-squares compromise, which "
+        "stays if one of the subjects is taken out again."
     ]
-    lines += [f"Two concepts use the token {old}; the later one is now {new}." for old, new in report.renamed]
-    if not report.feasible:
-        lines.append(
-            "The constraints contradict one another. The merged concept is their least-squares compromise, which "
-            "stays if one of the subjects is taken out again. The conflicts below name the subjects."
-        )
     if report.predicted_to_lose:
         lines.append(
-            f"{report.predicted_to_lose} will probably be lost: the merge removes more than half of what it learned."
+            f"The merge will probably lose {report.predicted_to_lose}: next to another subject, more than half of what "
+            "it learned is gone."
         )
     lines += [f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}" for c in report.conflicts]
+    lines += [f"Two concepts use the token {old}; the later one is now {new}." for old, new in report.renamed]
+    lines.append(
+        f"Neutral captions drift by {report.drift:.2%}. There are {report.rank} independent constraints and room for "
+        f"{report.capacity} more; their condition number is {report.condition:.3g}."
+    )
     return lines
 
 
@@ -72,8 +74,8 @@ def _add_subjects(page: Page, report: MergeReport) -> None:
     page.text("h2", "Subjects")
     page.text(
         "p",
-        "Errors are relative to how far the subject's own concept moves the same keys and values: 0 % keeps all of it, "
-        "100 % loses all. The residual is the error in the contexts that are constraints. The error elsewhere is "
+        "Errors are relative to how far the subject's own concept moves the same keys and values: 0% keeps all of it, "
+        "100% loses all. The residual is the error in the contexts that are constraints. The error elsewhere is "
         "measured in other contexts, the error together in captions that name another subject as well.",
     )
     page.table(HEAD, summary_rows(report))
@@ -97,8 +99,8 @@ def _add_conflicts(page: Page, report: MergeReport) -> None:
     if report.conflicts:
         page.text("h2", "Conflicts")
         page.table(
-            ("subjects", "cosine", "difference of values", "advice"),
-            [(f"{c.first} / {c.second}", f"{c.cosine:.4f}", f"{c.difference:.2f}", c.advice) for c in report.conflicts],
+            ("subjects", "cosine", "difference of values"),
+            [(f"{c.first} / {c.second}", f"{c.cosine:.4f}", f"{c.difference:.2f}") for c in report.conflicts],
         )
 
 
