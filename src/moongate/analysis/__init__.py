@@ -1,4 +1,7 @@
-"""Look into a concept: which layers change (paper, Fig. 3), of what rank (Fig. 12), where words look (Fig. 16)."""
+"""Look into a concept: which layers change (paper, Fig. 3), of what rank (Fig. 12), where words look (Fig. 16).
+
+The module computes; `analysis.page` writes what it found as files. It knows nothing of training.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,101 +26,139 @@ class KindOfChange:
     """How far the layers of one kind moved."""
 
     kind: str
+    """cross-attention, self-attention or the rest."""
     mean: float
-    """Mean of |W - W0| / |W0| over all layers of the kind, those that stayed included (Sec. 3.1)."""
+    """Mean of |W - W0| / |W0| over all layers of the kind, including those that did not move."""
     layers: int
+    """Number of layers of the kind."""
     changed: int
-    """How many of them moved."""
+    """Number of them that moved."""
     share: float
     """Share of the denoiser's parameters that are of this kind."""
     by_layer: Mapping[str, float]
-    """The layers that moved."""
+    """|W - W0| / |W0| of the layers that moved, by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
-    """Singular values of the change of one layer, largest first."""
+    """Singular values of the change of one weight, largest first."""
 
-    values: Float[Tensor, " rank"]
+    values: Float[Tensor, " values"]
 
     def rank(self, energy: float) -> int:
-        """Return the fewest values whose sum is at least `energy` of all, as compression keeps them."""
+        """Return how many values sum to at least `energy` of all; `compress` keeps this rank."""
         return rank_of(self.values, energy)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WordMaps:
-    """A picture, and for each word of its prompt where it was attended to, in 0..1 over the latents."""
+    """A picture, and for each word of its prompt where the picture attended to it."""
 
     picture: Sample
-    words: tuple[tuple[str, np.ndarray], ...]
+    words: tuple[tuple[str, Float[np.ndarray, "height width"]], ...]
+    """Each word with a map over the latents, in 0..1."""
 
 
 @torch.no_grad()
 def weight_changes(backbone: Backbone, concept: Concept) -> list[KindOfChange]:
-    """Return the change by kind of layer, the kind that moved most first. Raises BaseMismatchError.
+    """Measure how far the denoiser's layers moved, |W - W0| / |W0| by kind of layer (Sec. 3.1 and Fig. 3).
 
-    A layer is a module: its weight and bias are taken together.
+    A layer is a module: its weight and its bias count together.
+
+    Args:
+        backbone: The base model.
+        concept: The concept.
+
+    Returns:
+        One entry for each kind of layer, the kind that moved most first.
+
+    Raises:
+        BaseMismatchError: The concept is for another base.
     """
     concept.check_base(backbone)
-    sizes: dict[str, dict[str, list[float]]] = {}
-    numbers: dict[str, int] = {}
-    for name, weight in backbone.weights("denoiser").items():
+    weights = backbone.weights("denoiser")
+    squares: dict[str, dict[str, tuple[float, float]]] = {}  # by kind and layer: of the change, and of the base
+    parameters: dict[str, int] = {}
+    for name, weight in weights.items():
         kind, layer = backbone.layer_kind(name), name.rpartition(".")[0]
         change = concept.deltas.get(name)
-        squares = sizes.setdefault(kind, {}).setdefault(layer, [0.0, 0.0])
-        squares[0] += float(change.full().double().square().sum()) if change else 0.0
-        squares[1] += float(weight.double().square().sum())
-        numbers[kind] = numbers.get(kind, 0) + weight.numel()
-    found = []
-    for kind, layers in sizes.items():
-        rates = {layer: (moved / size) ** 0.5 if size else 0.0 for layer, (moved, size) in layers.items()}
-        by_layer = {layer: rate for layer, rate in rates.items() if rate}
-        found.append(
-            KindOfChange(
-                kind=kind,
-                mean=sum(rates.values()) / len(rates),
-                layers=len(rates),
-                changed=len(by_layer),
-                share=numbers[kind] / sum(weight.numel() for weight in backbone.weights("denoiser").values()),
-                by_layer=by_layer,
-            )
-        )
-    return sorted(found, key=lambda change: (-change.mean, change.kind))
+        moved, size = squares.setdefault(kind, {}).get(layer, (0.0, 0.0))
+        moved += float(change.full().double().square().sum()) if change else 0.0
+        squares[kind][layer] = moved, size + float(weight.double().square().sum())
+        parameters[kind] = parameters.get(kind, 0) + weight.numel()
+    changes = [
+        _kind_of_change(kind, layers, share=parameters[kind] / sum(parameters.values()))
+        for kind, layers in squares.items()
+    ]
+    return sorted(changes, key=lambda change: (-change.mean, change.kind))
 
 
 def spectra(concept: Concept) -> dict[str, Spectrum]:
-    """Return the singular values of each change that is a matrix or a convolution (its kernel laid flat).
+    """Return the singular values of each change that is a matrix or a convolution (Fig. 12).
 
-    Raises OptionError when the concept changes no such weight.
+    Args:
+        concept: The concept; a convolution's kernel is laid flat, one row for each output channel.
+
+    Returns:
+        The spectra by name of the weight. Weights that did not change are left out.
+
+    Raises:
+        OptionError: The concept changes no such weight.
     """
-    found = {}
+    result = {}
     for name, change in concept.deltas.items():
         delta = change.full()
         if delta.ndim > 1 and delta.any():
-            found[name] = Spectrum(values=torch.linalg.svdvals(delta.double().flatten(1)))
-    if not found:
-        raise OptionError("The concept changes no matrix: it has tokens alone, so that there is no spectrum to show.")
-    return found
+            result[name] = Spectrum(values=torch.linalg.svdvals(delta.double().flatten(1)))
+    if not result:
+        raise OptionError(
+            "The concept changes no matrix: it has tokens alone, so there is no spectrum to show. Give a concept that "
+            "was trained with another method."
+        )
+    return result
 
 
 def word_maps(
     backbone: Backbone, prompt: str, *, seeds: tuple[int, ...] = (0,), options: SampleOptions | None = None
 ) -> list[WordMaps]:
-    """Draw pictures with whatever weights the backbone holds, and tell where each word was attended to.
+    """Draw pictures and return where each of them attended to each word of the prompt (Fig. 16).
 
-    The maps are means over heads, layers and steps; of a word in several pieces, over these too. Each is scaled by
-    its own largest value.
+    Args:
+        backbone: The model, with any concepts applied and tokens in use.
+        prompt: What to draw.
+        seeds: One for each picture.
+        options: How pictures are drawn.
+
+    Returns:
+        For each seed the picture, and for each word the mean attention over heads, layers, steps and the word's
+        pieces, divided by its largest value.
+
+    Raises:
+        TokenError: The prompt has a `<token>` that no applied concept provides.
+        OptionError: The sampling options do not fit.
     """
     options = options or SampleOptions()
     sides = [side or backbone.resolution_px for side in (options.height_px, options.width_px)]
     size = (sides[0] // backbone.latent_scale, sides[1] // backbone.latent_scale)
-    found = []
+    result = []
     for seed in seeds:
         with recorded(backbone, pictures=1, size=size) as maps:
             (picture,) = sample(backbone, [prompt], seeds=[seed], options=options)
         mean = maps.mean()[0]
         words = [(word, mean[positions].mean(0)) for word, positions in backbone.words(prompt)]
-        scaled = tuple((word, (where / where.max()).numpy()) for word, where in words)
-        found.append(WordMaps(picture=picture, words=scaled))
-    return found
+        result.append(WordMaps(picture=picture, words=tuple((word, (m / m.max()).numpy()) for word, m in words)))
+    return result
+
+
+def _kind_of_change(kind: str, squares: Mapping[str, tuple[float, float]], *, share: float) -> KindOfChange:
+    """Return the change of one kind from the squares of each layer's change and of its base weights."""
+    changes = {layer: (moved / size) ** 0.5 if size else 0.0 for layer, (moved, size) in squares.items()}
+    by_layer = {layer: change for layer, change in changes.items() if change}
+    return KindOfChange(
+        kind=kind,
+        mean=sum(changes.values()) / len(changes),
+        layers=len(changes),
+        changed=len(by_layer),
+        share=share,
+        by_layer=by_layer,
+    )

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from moongate.analysis import KindOfChange, Spectrum, WordMaps
+from moongate.analysis.page import (
+    SPECTRUM_HEAD,
+    WEIGHTS_HEAD,
+    spectrum_rows,
+    weights_rows,
+    write_attention,
+    write_spectra,
+    write_weights,
+)
+from moongate.sampling import Sample
+
+CHANGES = [
+    KindOfChange(kind="cross-attention", mean=0.02, layers=2, changed=1, share=0.1, by_layer={"a.to_k": 0.04}),
+    KindOfChange(kind="the rest", mean=0.0, layers=3, changed=0, share=0.9, by_layer={}),
+]
+
+
+def test_changes_of_weights_are_written_as_json_a_table_and_a_chart(tmp_path: Path) -> None:
+    page = write_weights(CHANGES, tmp_path).read_text()
+    kind, rest = json.loads((tmp_path / "weights.json").read_text())
+    assert kind["by_layer"] == {"a.to_k": 0.04}
+    assert rest["share"] == 0.9
+    assert [len(row) for row in weights_rows(CHANGES)] == [len(WEIGHTS_HEAD)] * 2
+    assert page.count("<rect") == 2
+    assert "<td>4.000%</td>" in page
+
+
+def test_spectra_are_written_as_json_a_table_and_a_line_for_each(tmp_path: Path) -> None:
+    spectra = {
+        "a": Spectrum(values=torch.tensor([4.0, 3, 2, 1], dtype=torch.float64)),
+        "b": Spectrum(values=torch.tensor([1.0, 0.5], dtype=torch.float64)),
+    }
+    page = write_spectra(spectra, tmp_path).read_text()
+    assert json.loads((tmp_path / "spectrum.json").read_text()) == {"a": [4, 3, 2, 1], "b": [1, 0.5]}
+    assert spectrum_rows(spectra) == [("a", "4", "2", "4", "4"), ("b", "1", "1", "2", "2")]
+    assert len(SPECTRUM_HEAD) == 5
+    assert page.count("<polyline") == 2
+
+
+def test_attention_is_red_where_it_is_high_and_gray_where_it_is_low(tmp_path: Path) -> None:
+    picture = Sample(image=np.full((16, 16, 3), 200, dtype=np.uint8), prompt="a <bear>", seed=7)
+    left = np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32)
+    page = write_attention([WordMaps(picture=picture, words=(("a", left), ("<bear>", 1 - left)))], tmp_path).read_text()
+    assert "a &lt;bear&gt;, seed 7" in page
+    assert page.count("<img") == 3
+    assert json.loads((tmp_path / "attention.json").read_text())[0]["words"][0] == {"word": "a", "map": left.tolist()}
+    sheet = np.array(Image.open(tmp_path / "attention.png")).astype(int)
+    for first, (hot, cold) in ((4 + 20, (0, 15)), (4 + 40, (15, 0))):
+        red, gray = sheet[12, first + hot], sheet[12, first + cold]
+        assert red[0] > red[1] + 100
+        assert np.ptp(gray) == 0
