@@ -1,16 +1,14 @@
 """Draw pictures: prompts and seeds to images, one random generator per picture (paper, Sec. 4: DDPM, guidance 6).
 
-`sample` draws with the weights and tokens that the backbone holds now; applying a concept is the caller's `with`
+`sample` draws with the weights and tokens that the backbone has at that time; applying a concept is the caller's `with`
 block. `draw_missing` keeps pictures in a folder and draws only those that are not there yet. The module knows nothing
 of training or of judging pictures.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,14 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
 from moongate.errors import OptionError, TokenError
-from moongate.files import write_atomically
+from moongate.files import digest, file_name, write_atomically
 from moongate.pages import png_bytes
 
 __all__ = [
@@ -40,9 +39,6 @@ __all__ = [
     "sample",
 ]
 
-SETTINGS_FILE = "settings.json"
-"""File in a folder of `draw_missing` that says what its pictures depend on."""
-
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
     "ddim": "DDIMScheduler",
@@ -51,7 +47,9 @@ SCHEDULERS = {
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-"""Short names; the name of any scheduler class of diffusers is taken too."""
+"""Short names. The name of any scheduler class of diffusers can be given as well."""
+SETTINGS_FILE = "settings.json"
+"""File in a folder of `draw_missing` that says what its pictures depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +57,19 @@ class SampleOptions:
     """How pictures are drawn; the defaults are the paper's."""
 
     steps: int = 50
+    """Number of denoising steps."""
     guidance: float = 6.0
     """Scale of classifier-free guidance; 1 turns it off."""
     scheduler: str = "ddpm"
+    """One of `SCHEDULERS`, or the name of a scheduler class of diffusers."""
     negative_prompt: str = ""
+    """What guidance leads away from."""
     width_px: int | None = None
-    """Width, a multiple of the latent cell; the backbone's own size when None."""
+    """Width, a multiple of a latent cell; the side that the backbone was trained on when None."""
     height_px: int | None = None
+    """Height, likewise."""
     batch: int = 8
-    """Pictures drawn at once."""
+    """Number of pictures drawn at once."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -77,11 +79,11 @@ class SampleOptions:
             raise OptionError(f"guidance is {self.guidance}; it must be 0 or more (the paper's is 6).")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One picture, uint8 [height, width, 3], and what it was drawn from."""
+    """One drawn picture with its prompt and seed."""
 
-    image: np.ndarray
+    image: UInt8[np.ndarray, "height width 3"]
     prompt: str
     seed: int
 
@@ -94,17 +96,31 @@ def sample(
     options: SampleOptions | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Iterator[Sample]:
-    """Draw one picture for each pair of prompt and seed, in order; `on_step` is called after each denoising step.
+    """Draw one picture for each pair of prompt and seed.
 
-    A picture's randomness comes from its own seed alone. Raises TokenError for a `<token>` that no applied concept
-    provides, and OptionError for an unknown scheduler or a size that does not fit, before anything is drawn.
+    All randomness of a picture comes from its own seed, so it does not depend on what is drawn in the same batch.
+
+    Args:
+        backbone: The model, with any concepts applied and tokens in use.
+        prompts: One for each picture.
+        seeds: One for each picture.
+        options: How pictures are drawn.
+        on_step: Called after each denoising step of each batch.
+
+    Returns:
+        An iterator over the pictures in the order of the prompts. Each batch is drawn when it is asked for; what can
+        be checked is checked before this function returns.
+
+    Raises:
+        TokenError: A prompt has a `<token>` that no applied concept provides.
+        OptionError: The numbers of prompts and seeds differ, the scheduler is unknown, or a side does not fit.
     """
     options = options or SampleOptions()
     _check_pairs(prompts, seeds)
     for prompt in prompts:
         check_prompt(backbone, prompt)
     make_scheduler(backbone, options.scheduler)
-    _latent_size(backbone, options)
+    _latent_shape(backbone, options)
     return _drawn(backbone, prompts, seeds, options, on_step)
 
 
@@ -120,34 +136,35 @@ def draw_missing(
 ) -> list[Path]:
     """Return a PNG file for each pair of prompt and seed, drawing only the pictures that are not there yet.
 
-    The files lie in a folder below `folder`. Its name is a digest of everything else that the pictures depend on: the
-    base model, its precision, the concept and the sampling options; a `settings.json` in it says what these are. So a
-    stopped run continues, pictures of different settings never mix, and several processes may draw into one folder:
-    each file is written whole or not at all. A state file would have to be kept true; a name cannot become false.
+    The files are in a folder inside `folder`. Its name is a digest of everything else that the pictures depend on: the
+    base model, its precision, the concept and the sampling options; a `settings.json` in it lists them. So a stopped
+    run continues, pictures of different settings never mix, and several processes may draw into one folder, because
+    each file is written completely or not at all. A file that keeps the state of the run was rejected: it can
+    disagree with the pictures, and a name cannot.
 
     Args:
         backbone: The model, with no concept applied.
         prompts: One for each picture.
         seeds: One for each picture.
-        folder: Where the folder of these settings lies.
+        folder: Where the folder for these settings is made.
         concept: The concept to apply while drawing; the base model draws when None.
-        options: How pictures are drawn. `batch` does not count as a setting, because pictures do not depend on it.
+        options: How pictures are drawn. `batch` is no part of the folder's name, because pictures do not depend on it.
         on_picture: Called after each drawn picture with the number of pictures that exist and the number wanted.
 
     Returns:
-        The files, in the order of the prompts; equal pairs share one file.
+        The files in the order of the prompts; equal pairs share one file.
 
     Raises:
-        TokenError: If a prompt contains a `<token>` that neither the backbone nor the concept has.
-        OptionError: If the options or the numbers of prompts and seeds do not fit, or a file cannot be written.
-        BaseMismatchError: If the concept is for another base.
+        TokenError: A prompt has a `<token>` that neither the backbone nor the concept provides.
+        OptionError: The options do not fit, the numbers of prompts and seeds differ, or a file cannot be written.
+        BaseMismatchError: The concept is for another base.
     """
     options = options or SampleOptions()
     _check_pairs(prompts, seeds)
     settings = _settings(backbone, concept, options)
-    place = folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    place = folder / digest(json.dumps(settings, sort_keys=True))
     pairs = list(zip(prompts, seeds, strict=True))
-    paths = [place / _file_name(prompt, seed) for prompt, seed in pairs]
+    paths = [place / _picture_name(prompt, seed) for prompt, seed in pairs]
     wanted = dict(zip(paths, pairs, strict=True))
     missing = {path: pair for path, pair in wanted.items() if not path.exists()}
     if not missing:
@@ -165,7 +182,11 @@ def draw_missing(
 
 
 def check_prompt(backbone: Backbone, prompt: str) -> None:
-    """Raise TokenError when a prompt holds a `<token>` that is not known now."""
+    """Check that every `<token>` of a prompt is known now.
+
+    Raises:
+        TokenError: It names the first unknown token and the known ones.
+    """
     unknown = backbone.unknown_tokens(prompt)
     if unknown:
         known = ", ".join(backbone.known_tokens) or "none; give --concept"
@@ -173,14 +194,25 @@ def check_prompt(backbone: Backbone, prompt: str) -> None:
 
 
 def make_scheduler(backbone: Backbone, name: str) -> Any:
-    """Return a scheduler by short or class name, set up for the backbone's noise schedule."""
-    found: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    is_scheduler = inspect.isclass(found) and issubclass(found, SchedulerMixin)
+    """Return a new scheduler of diffusers that is set up for the backbone's noise schedule.
+
+    Args:
+        backbone: The model.
+        name: One of `SCHEDULERS`, or the name of a scheduler class of diffusers.
+
+    Raises:
+        OptionError: There is no such scheduler.
+    """
+    scheduler_class: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    is_scheduler = inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)
     if not is_scheduler:
         raise OptionError(
             f"Unknown scheduler {name!r}. Known: {', '.join(SCHEDULERS)}, or a scheduler class of diffusers."
         )
-    return found.from_config(backbone.scheduler_config)
+    return scheduler_class.from_config(backbone.scheduler_config)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -192,10 +224,10 @@ def _drawn(
     on_step: Callable[[], None] | None,
 ) -> Iterator[Sample]:
     for begin in range(0, len(prompts), options.batch):
-        part = slice(begin, begin + options.batch)
-        latents = _denoised(backbone, prompts[part], seeds[part], options, on_step)
+        batch = slice(begin, begin + options.batch)
+        latents = _denoised(backbone, prompts[batch], seeds[batch], options, on_step)
         pictures = as_pixels(backbone.decode_latents(latents))
-        for image, prompt, seed in zip(pictures, prompts[part], seeds[part], strict=True):
+        for image, prompt, seed in zip(pictures, prompts[batch], seeds[batch], strict=True):
             yield Sample(image=image, prompt=prompt, seed=seed)
 
 
@@ -205,23 +237,24 @@ def _denoised(
     seeds: Sequence[int],
     options: SampleOptions,
     on_step: Callable[[], None] | None,
-) -> Tensor:
+) -> Float[Tensor, "pictures channels height width"]:
+    """Return latents without noise; each picture's generator gives its first noise and, if used, that of each step."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    size = _latent_size(backbone, options)
-    latents = torch.stack([torch.randn(size, generator=generator) for generator in generators])
+    shape = _latent_shape(backbone, options)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     scheduler = make_scheduler(backbone, options.scheduler)
     scheduler.set_timesteps(options.steps, device=backbone.device)
-    latents = latents.to(backbone.device) * scheduler.init_noise_sigma
+    latents = noise.to(backbone.device) * scheduler.init_noise_sigma
     guided = options.guidance != 1
     text = backbone.encode_text(prompts)
     if guided:
         text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
-    accepted = inspect.signature(scheduler.step).parameters
-    extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
+    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if takes_generators else {}
     for timestep in scheduler.timesteps:
-        given = scheduler.scale_model_input(latents, timestep)
-        given = torch.cat([given, given]) if guided else given
-        predicted = backbone.predict(given, timestep.expand(len(given)), text)
+        noisy = scheduler.scale_model_input(latents, timestep)
+        noisy = torch.cat([noisy, noisy]) if guided else noisy
+        predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text)
         if guided:
             unconditional, conditional = predicted.chunk(2)
             predicted = unconditional + options.guidance * (conditional - unconditional)
@@ -231,7 +264,8 @@ def _denoised(
     return latents
 
 
-def _latent_size(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:
+def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:
+    """Return channels, height and width of a picture's latents."""
     cell = backbone.latent_scale
     sides = [side or backbone.resolution_px for side in (options.height_px, options.width_px)]
     for side in sides:
@@ -245,6 +279,9 @@ def _check_pairs(prompts: Sequence[str], seeds: Sequence[int]) -> None:
         raise OptionError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; each picture needs one of each.")
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
 def _settings(backbone: Backbone, concept: Concept | None, options: SampleOptions) -> dict[str, Any]:
     """Return everything that a picture depends on in addition to its prompt and its seed, as plain JSON."""
     sampling = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch"}
@@ -256,7 +293,6 @@ def _settings(backbone: Backbone, concept: Concept | None, options: SampleOption
     }
 
 
-def _file_name(prompt: str, seed: int) -> str:
-    """Return a name that people can read and that only this prompt and seed have."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
-    return f"{words}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}-{seed:04d}.png"
+def _picture_name(prompt: str, seed: int) -> str:
+    """Return a name that people can read and that no other prompt or seed has."""
+    return f"{file_name(prompt)}-{digest(prompt, length=8)}-{seed:04d}.png"
