@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moongate import cli
-from moongate.cli.subjects import lessons_from_file
+from moongate.cli.subjects import subjects_from_file
 from moongate.concept import Concept
 
 ROOT = Path(__file__).parents[1]
@@ -47,14 +47,15 @@ def test_every_command_is_understood(page: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
     (example,) = blocks(PAGES["docs/howto/captions-and-masks.md"], "yaml")
     (tmp_path / "concepts.yaml").write_text(example)
-    first, second = lessons_from_file(tmp_path / "concepts.yaml")
+    first, second = subjects_from_file(tmp_path / "concepts.yaml")
     assert (first.words, second.words) == ("<rex> dog", "<chair> armchair")
     assert second.regularization == str(tmp_path / "other-chairs")
 
 
 def test_the_make_targets_that_are_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = {name for page in PAGES.values() for name in re.findall(r"(?:^|`)make (\w[\w-]*)", page, flags=re.MULTILINE)}
+    named = re.compile(r"(?:^|`)make (\w[\w-]*)", flags=re.MULTILINE)
+    targets = {name for page in PAGES.values() for name in named.findall(page)}
     assert {"demo", "test"} <= targets
     assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, flags=re.MULTILINE)] == []
 

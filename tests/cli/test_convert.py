@@ -170,7 +170,7 @@ def test_a_file_without_class_words_is_not_judged(
     write_compressed(concept, tmp_path / "delta.bin")
     options = ["--model", tiny_folder, "--device", "cpu", "--out", tmp_path / "judged"]
     message = fails(capsys, "evaluate", tmp_path / "delta.bin", *options)
-    assert "delta.bin does not say what its things are" in message
+    assert "delta.bin does not name the categories of its subjects" in message
     assert "moongate convert FILE --to moongate --category WORD" in message
     assert not (tmp_path / "judged").exists()
 

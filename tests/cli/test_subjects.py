@@ -3,23 +3,23 @@ from pathlib import Path
 
 import pytest
 
-from moongate.cli.subjects import Lesson, lessons_from_file, lessons_from_options
+from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
 from moongate.errors import OptionError
 
-BEAR = Lesson(pictures=(Path("bear"),), category="teddy bear", token="<bear>")
+BEAR = SubjectOptions(pictures=(Path("bear"),), category="teddy bear", token="<bear>")
 
 
 def test_one_category_takes_all_pictures_and_several_take_a_folder_each() -> None:
     files = [Path("a.jpg"), Path("b.jpg")]
-    assert lessons_from_options(files, ["cat"], [], []) == [Lesson(pictures=tuple(files), category="cat")]
-    assert lessons_from_options(
+    assert subjects_from_options(files, ["cat"], [], []) == [SubjectOptions(pictures=tuple(files), category="cat")]
+    assert subjects_from_options(
         [Path("bear"), Path("chairs")], ["teddy bear", "chair"], ["<bear>", "none"], ["pool", "chairs-of-others"]
     ) == [
-        Lesson(pictures=(Path("bear"),), category="teddy bear", token="<bear>", regularization="pool"),
-        Lesson(pictures=(Path("chairs"),), category="chair", regularization="chairs-of-others"),
+        SubjectOptions(pictures=(Path("bear"),), category="teddy bear", token="<bear>", regularization="pool"),
+        SubjectOptions(pictures=(Path("chairs"),), category="chair", regularization="chairs-of-others"),
     ]
-    both = lessons_from_options([Path("bear"), Path("cat")], ["teddy bear", "cat"], [], ["generated"])
-    assert [(lesson.token, lesson.regularization) for lesson in both] == [(None, None)] * 2, "one for all is left"
+    both = subjects_from_options([Path("bear"), Path("cat")], ["teddy bear", "cat"], [], ["generated"])
+    assert [(subject.token, subject.regularization) for subject in both] == [(None, None)] * 2, "one for all is left"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_numbers_that_do_not_fit_are_named(
     pictures: int, categories: list[str], tokens: list[str], regularization: list[str], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        lessons_from_options([Path("x")] * pictures, categories, tokens, regularization)
+        subjects_from_options([Path("x")] * pictures, categories, tokens, regularization)
 
 
 YAML = """
@@ -54,26 +54,26 @@ def test_a_file_is_read_and_its_paths_are_relative_to_it(tmp_path: Path) -> None
     file = tmp_path / "concepts.yaml"
     file.write_text(YAML)
     expected = [
-        Lesson(pictures=(tmp_path / "bear",), category="teddy bear", token="<bear>"),
-        Lesson(
+        SubjectOptions(pictures=(tmp_path / "bear",), category="teddy bear", token="<bear>"),
+        SubjectOptions(
             pictures=(tmp_path / "chair/1.jpg", Path("/far/2.jpg")),
             category="chair",
             regularization=str(tmp_path / "chairs"),
         ),
-        Lesson(pictures=(tmp_path / "cat",), category="cat", regularization="generated"),
+        SubjectOptions(pictures=(tmp_path / "cat",), category="cat", regularization="generated"),
     ]
-    assert lessons_from_file(file) == expected
+    assert subjects_from_file(file) == expected
     as_json = tmp_path / "concepts.json"
     first = {"pictures": "bear", "category": "teddy bear", "token": "<bear>"}
     as_json.write_text(json.dumps([first], indent="\t"))  # which YAML does not allow
-    assert lessons_from_file(as_json) == expected[:1]
+    assert subjects_from_file(as_json) == expected[:1]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no list of things to teach. Begin each with a dash"),
-        ("pictures: bear", "holds no list of things to teach"),
+        ("", "holds no list of subjects. Begin each with a dash"),
+        ("pictures: bear", "holds no list of subjects"),
         ("- [unclosed", r"concepts.yaml cannot be read: .*line 1"),
         ("- bear", "Entry 1 of .*concepts.yaml is 'bear'. Write it as a mapping with the keys pictures, category"),
         ("- {pictures: bear, categorie: bear}", "Entry 1 .* has the unknown key 'categorie'. Known: pictures"),
@@ -89,21 +89,21 @@ def test_a_file_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, tex
     file = tmp_path / "concepts.yaml"
     file.write_text(text)
     with pytest.raises(OptionError, match=message):
-        lessons_from_file(file)
+        subjects_from_file(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="There is no file of concepts .*nowhere.yaml. Check the path."):
-        lessons_from_file(tmp_path / "nowhere.yaml")
+        subjects_from_file(tmp_path / "nowhere.yaml")
 
 
 def test_words_and_file_names() -> None:
     assert (BEAR.words, BEAR.file_name) == ("<bear> teddy bear", "bear")
-    plain = Lesson(pictures=(), category="teddy bear")
+    plain = SubjectOptions(pictures=(), category="teddy bear")
     assert (plain.words, plain.file_name) == ("teddy bear", "teddy-bear")
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "concepts.yaml").write_bytes("- pictures: café".encode("latin-1"))
     with pytest.raises(OptionError, match=r"concepts.yaml cannot be read: .*utf-8"):
-        lessons_from_file(tmp_path / "concepts.yaml")
+        subjects_from_file(tmp_path / "concepts.yaml")

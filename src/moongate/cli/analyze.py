@@ -1,16 +1,15 @@
 """The command `moongate analyze`."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from moongate.cli.terminal import open_concept, open_concepts, say
+from moongate.cli.options import Model, ModelOptions, OptionalStr, read_concept, read_concepts
+from moongate.cli.terminal import print_table, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -22,44 +21,40 @@ __all__ = ["Analyze"]
 
 @dataclass(frozen=True, kw_only=True)
 class Analyze:
-    """Look into a concept: how far each kind of layer moved, the spectrum of its changes, or where words look."""
+    """Show what a concept changes, or where the model attends to words."""
 
     what: Annotated[Literal["weights", "spectrum", "attention"], tyro.conf.Positional]
-    file: Annotated[Path | None, tyro.conf.Positional] = None
-    """Concept file of any format; attention works without one, too."""
-    prompt: str | None = None
-    """What to draw for attention; a photo of the concept's own words by default."""
+    """weights: how far each kind of layer moved.
+    spectrum: the singular values of each change.
+    attention: where each word of a prompt looks in the picture."""
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="", metavar="FILE")] = None
+    """Concept file of any format. Optional for attention."""
+    prompt: OptionalStr = None
+    """Prompt to draw for attention. Default: a photo of the concept's subjects."""
     count: int = 1
     """Pictures to draw for attention."""
     seed: int = 0
+    """Seed of the first picture."""
     steps: int = 50
-    model: str | None = None
-    """The model; the concept's own, or pocket, by default."""
-    config: Path | None = None
-    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
+    """Denoising steps."""
     out: Path = Path("analysis")
-    """Folder for a page, JSON and PNG files named after what was looked at."""
-    device: str | None = None
+    """Folder for an HTML page, JSON and PNG files, named after what is analyzed."""
+    model: Model = field(default_factory=ModelOptions)
 
     def __call__(self, console: Console) -> None:
         if self.file is None and self.what != "attention":
-            raise OptionError(f"There is no concept file to find the {self.what} of. Name one.")
-        find = {"weights": self._weights, "spectrum": self._spectrum, "attention": self._attention}[self.what]
-        say(console, f"Wrote {find(console)}.")
-
-    def _opened(self, console: Console) -> "tuple[Backbone, Concept | None]":
-        files = [self.file] if self.file else []
-        backbone, concepts = open_concepts(files, self.model, self.config, self.device, "float32", console)
-        return backbone, next(iter(concepts), None)
+            raise OptionError(f"There is no concept file to show the {self.what} of. Name one.")
+        write = {"weights": self._weights, "spectrum": self._spectrum, "attention": self._attention}[self.what]
+        say(console, f"Wrote {write(console)}.")
 
     def _weights(self, console: Console) -> Path:
         from moongate.analysis import weight_changes
         from moongate.analysis.page import WEIGHTS_HEAD, weights_rows, write_weights
 
-        backbone, concept = self._opened(console)
+        backbone, concept = self._read(console)
         assert concept is not None
         changes = weight_changes(backbone, concept)
-        _print(console, WEIGHTS_HEAD, weights_rows(changes))
+        print_table(console, WEIGHTS_HEAD, weights_rows(changes))
         return write_weights(changes, self.out)
 
     def _spectrum(self, console: Console) -> Path:
@@ -67,9 +62,9 @@ class Analyze:
         from moongate.analysis.page import SPECTRUM_HEAD, spectrum_rows, write_spectra
 
         assert self.file is not None
-        found = spectra(open_concept(self.file, self.model, self.config, self.device, console))
-        _print(console, SPECTRUM_HEAD, spectrum_rows(found))
-        return write_spectra(found, self.out)
+        spectrum = spectra(read_concept(self.file, self.model, console))
+        print_table(console, SPECTRUM_HEAD, spectrum_rows(spectrum))
+        return write_spectra(spectrum, self.out)
 
     def _attention(self, console: Console) -> Path:
         from moongate.analysis import word_maps
@@ -82,21 +77,16 @@ class Analyze:
         if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
         options = SampleOptions(steps=self.steps)
-        backbone, concept = self._opened(console)
-        things = [subject.words for subject in concept.subjects] if concept else []
-        if not (self.prompt or things):
-            raise OptionError(f"{self.file} names no thing to draw a photo of. Say what to draw with --prompt.")
-        prompt = self.prompt or photo_of(*things)
+        backbone, concept = self._read(console)
+        subjects = [subject.words for subject in concept.subjects] if concept else []
+        if not (self.prompt or subjects):
+            raise OptionError(f"{self.file} names no subject to draw. Say what to draw with --prompt.")
+        prompt = self.prompt or photo_of(*subjects)
+        seeds = tuple(range(self.seed, self.seed + self.count))
         with concept.applied(backbone) if concept else contextlib.nullcontext():
-            seeds = tuple(range(self.seed, self.seed + self.count))
-            found = word_maps(backbone, prompt, seeds=seeds, options=options)
-        return write_attention(found, self.out)
+            maps = word_maps(backbone, prompt, seeds=seeds, options=options)
+        return write_attention(maps, self.out)
 
-
-def _print(console: Console, head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> None:
-    table = Table()
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+    def _read(self, console: Console) -> "tuple[Backbone, Concept | None]":
+        backbone, concepts = read_concepts([self.file] if self.file else [], self.model, console)
+        return backbone, next(iter(concepts), None)

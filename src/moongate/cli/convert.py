@@ -1,14 +1,15 @@
 """The command `moongate convert`: other programs' files to concepts, and concepts to their files."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.terminal import load, say, size_of
+from moongate.cli.options import Flag, Loading, LoadingOptions, OptionalInt, OptionalStr, Texts
+from moongate.cli.terminal import say, size_of
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -21,54 +22,42 @@ __all__ = ["Convert"]
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Turn a concept of any readable format into one of another; docs/formats.md has the table."""
+    """Convert a concept from any readable format to another."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The file, or the folder of files that belong together; what it is is told by what it holds."""
+    """File, or folder of files that belong together. The format is detected from the content."""
     to: str
     """moongate, adobe, compvis, diffusers, lora, kohya, or embedding."""
     out: Path
     """File to write; a folder for diffusers, lora, kohya and embedding."""
-    base: str | None = None
-    """The model it belongs to, for files that do not name it; needed where full weights are stored."""
-    config: Path | None = None
-    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
-    rank: int | None = None
-    """The most of each change that is stored as a product; otherwise its own, and 32 for dense changes."""
-    token: tuple[str, ...] = ()
-    """New names for the tokens, in the file's order."""
-    category: tuple[str, ...] = ()
-    """Class words of the subjects, in the file's order; merging needs them, and most formats do not keep them."""
+    base: OptionalStr = None
+    """Model that the concept belongs to, where the file does not name it. Needed for full weights."""
+    rank: OptionalInt = None
+    """Maximum rank of each change, for diffusers, lora and kohya.
+    Default: the rank that the change has, and 32 for dense changes."""
+    token: Texts = ()
+    """New names for the tokens, in the order of the file."""
+    category: Texts = ()
+    """Class words of the subjects, in the order of the file. Most formats do not keep them; merging needs them."""
     license: str = "other"
-    """The license named in the model card."""
+    """License to name in the model card."""
     pictures: int = 4
-    """Sample pictures to draw for the model card when --base is given."""
-    push: str | None = None
-    """OWNER/NAME: upload the folder into this repository of the Hugging Face hub."""
-    overwrite: bool = False
-    device: str | None = None
+    """Sample pictures to draw for the model card. Needs --base."""
+    push: OptionalStr = None
+    """OWNER/NAME: upload the folder to this repository on the Hugging Face hub."""
+    overwrite: Flag = False
+    """Replace what is at --out."""
+    loading: Loading = field(default_factory=LoadingOptions)
 
     def __call__(self, console: Console) -> None:
         from moongate import interop
 
-        target = interop.named_format(self.to)
-        interop.check_destination(self.out, to=self.to, overwrite=self.overwrite)
-        if self.rank is not None and target.keeps_changes != "factors":
-            cut = ", ".join(name for name, each in interop.FORMATS.items() if each.keeps_changes == "factors")
-            raise OptionError(
-                f"--rank cuts changes for {cut}, but {self.to!r} holds no low-rank factors. Leave it out, or make "
-                "the concept smaller with `moongate compress` first."
-            )
-        if self.push and not target.is_folder:
-            folders = ", ".join(name for name, each in interop.FORMATS.items() if each.is_folder)
-            raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")
-        if self.push:
-            interop.check_login(self.push)
-        found = interop.recognize(self.source)
-        name = self.base or (found.base if target.needs_base else "")
-        base = load(name, self.device, "float32", self.config) if name else None
-        imported = found.concept(base=base, tokens=self.token, categories=self.category)
-        say(console, f"{self.source}: {found.format.title}.")
+        target = self._target()
+        recognized = interop.recognize(self.source)
+        name = self.base or (recognized.base if target.needs_base else "")
+        base = self.loading.load(name) if name else None
+        imported = recognized.concept(base=base, tokens=self.token, categories=self.category)
+        say(console, f"{self.source}: {recognized.format.title}.")
         options = interop.WriteOptions(base=base, rank=self.rank)
         written = interop.write(imported.concept, self.out, to=self.to, options=options, overwrite=self.overwrite)
         for note in (*imported.notes, *written.notes):
@@ -81,6 +70,25 @@ class Convert:
             self._write_card(imported.concept, target, base if self.base else None)
         if self.push:
             say(console, f"Uploaded to {interop.publish(self.out, self.push)}.")
+
+    def _target(self) -> "Format":
+        """Return the format to write. Raises OptionError for options that do not fit it, before any work."""
+        from moongate import interop
+
+        target = interop.named_format(self.to)
+        interop.check_destination(self.out, to=self.to, overwrite=self.overwrite)
+        if self.rank is not None and target.keeps_changes != "factors":
+            cut = ", ".join(name for name, known in interop.FORMATS.items() if known.keeps_changes == "factors")
+            raise OptionError(
+                f"--rank cuts changes for {cut}, but {self.to!r} holds no low-rank factors. Leave it out, or make the "
+                "concept smaller with `moongate compress` first."
+            )
+        if self.push and not target.is_folder:
+            folders = ", ".join(name for name, known in interop.FORMATS.items() if known.is_folder)
+            raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")
+        if self.push:
+            interop.check_login(self.push)
+        return target
 
     def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None") -> None:
         from moongate.files import write_atomically

@@ -1,44 +1,33 @@
-"""The command `moongate demo`."""
+"""The commands `moongate demo` and `moongate demo compose`."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from moongate.cli.terminal import say, training_bar
+from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt
+from moongate.cli.terminal import print_table, say, training_bar
 from moongate.errors import OptionError
 
-__all__ = ["Demo"]
+__all__ = ["Demo", "DemoCompose"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Teach pocket a held-out example, or two in one picture, and write one page with all pictures."""
+    """Teach pocket one example subject and draw it in new places."""
 
-    kind: Annotated[Literal["single", "compose"], tyro.conf.Positional] = "single"
-    """single: one thing in new places. compose: two things in one picture, by joint training, merge, sequential
-    training and addition; ten to twenty minutes on two cores."""
-    example: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Which example concept, drawn-house by default; twice for compose. A wrong name lists them all."""
-    out: Path | None = None
-    """Folder for index.html and the concept files, demo or demo/compose by default; an earlier demo there is
-    replaced."""
-    steps: int | None = None
-    """Optimizer steps for each thing; 250 by default."""
-    count: int = 8
-    """Pictures for each of the eight joint prompts and each way (compose)."""
+    example: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, WITHOUT_DEFAULT] = ()
+    """Example subject. Default: drawn-house. An unknown name lists all."""
+    out: Path = Path("demo")
+    """Folder for index.html and the concept file. An earlier demo there is replaced."""
+    steps: OptionalInt = None
+    """Optimizer steps. Default: 250."""
     seed: int = 0
+    """Seed of training and pictures."""
 
     def __call__(self, console: Console) -> None:
-        if self.kind == "compose":
-            self._compose(console)
-        else:
-            self._single(console)
-
-    def _single(self, console: Console) -> None:
         from moongate.demo.single import EXAMPLE, make_demo
 
         if len(self.example) > 1:
@@ -46,7 +35,7 @@ class Demo:
         with training_bar(console) as show:
             page = make_demo(
                 next(iter(self.example), EXAMPLE),
-                out=self.out or Path("demo"),
+                out=self.out,
                 steps=self.steps,
                 seed=self.seed,
                 on_step=show,
@@ -54,21 +43,36 @@ class Demo:
             )
         say(console, f"Open {page}")
 
-    def _compose(self, console: Console) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCompose:
+    """Teach pocket two example subjects and draw both in one picture."""
+
+    example: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Example subject; give it twice. An unknown name lists all."""
+    out: Path = Path("demo/compose")
+    """Folder for index.html and the concept files. An earlier demo there is replaced."""
+    steps: OptionalInt = None
+    """Optimizer steps for each subject. Default: 250."""
+    count: int = 8
+    """Pictures for each of the eight prompts and each of the strategies that are compared:
+    joint training, merge, sequential training and addition. 8 take 10 to 20 minutes on two cores."""
+    seed: int = 0
+    """Seed of training and pictures."""
+
+    def __call__(self, console: Console) -> None:
         from moongate.demo.pair import EXAMPLES, make_compose_demo
 
         with training_bar(console) as show:
-            made = make_compose_demo(
+            composition = make_compose_demo(
                 self.example or EXAMPLES,
-                out=self.out or Path("demo/compose"),
+                out=self.out,
                 steps=self.steps,
                 seed=self.seed,
                 count=self.count,
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )
-        table = Table(*made.head, title="Recognized in the pictures", title_justify="left")
-        for way in made.ways:
-            table.add_row(*way.row)
-        console.print(table, markup=False)
-        say(console, f"Open {made.page}")
+        rows = [way.row for way in composition.ways]
+        print_table(console, composition.head, rows, title="Recognized in the pictures")
+        say(console, f"Open {composition.page}")

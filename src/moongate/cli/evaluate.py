@@ -2,16 +2,28 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from moongate.cli.merge import gram_cache
-from moongate.cli.terminal import open_concepts, progress_bar, say
+from moongate.cli.options import (
+    WITHOUT_DEFAULT,
+    Drawing,
+    DrawingOptions,
+    Dtype,
+    Model,
+    ModelOptions,
+    OptionalPath,
+    OptionalStr,
+    Paths,
+    Texts,
+    cache_folder,
+    read_concepts,
+)
+from moongate.cli.terminal import print_table, progress_bar, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,57 +36,50 @@ __all__ = ["Evaluate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Judge a concept by pictures of many prompts, and write one record of every setting and figure."""
+    """Draw many prompts with a concept and measure the pictures."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Concept files of any format; several are merged in memory. None judges the model itself."""
-    prompts: str | None = None
-    """A set (object, animal, scene, pair, pocket, pocket-pair) or a file with one prompt in each line, {} for the
-    thing. Default: object, or pair for two things; for pocket the sets that keep to words it knows."""
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
+    """Concept files of any format; several are merged in memory. Without one the model itself is evaluated."""
+    prompts: OptionalStr = None
+    """object, animal, scene, pair, pocket, pocket-pair, or a text file with one prompt per line, {} for the subject.
+    Default: what the model's moongate.json names, else object, or pair for several subjects."""
     count: int = 5
-    """Pictures for each prompt, with the seeds seed, seed + 1, ..."""
+    """Pictures for each prompt. Their seeds are --seed, --seed + 1, and so on."""
     seed: int = 0
-    pictures: tuple[Path, ...] = ()
-    """A folder of pictures of each thing that were held out from training, in the concept's order."""
-    training_pictures: tuple[Path, ...] = ()
-    """Folders of the pictures trained on, as the paper compares with; they are named so in the record."""
-    reference: Path | None = None
+    """Seed of the first picture of each prompt."""
+    pictures: Paths = ()
+    """Folders of pictures that were held out from training, one for each subject in the order of the concepts."""
+    training_pictures: Paths = ()
+    """Folders of the training pictures, which the paper compares with; the record names them so."""
+    reference: OptionalPath = None
     """Folder of real pictures of the category with captions, for KID and FID."""
-    features: tuple[str, ...] = ()
-    """Networks: pocket-clip, efficientnet-lite0, clip, dino, inception:FILE; clip:FOLDER takes another model. Default:
-    the first two for pocket, else clip and dino."""
-    model: str | None = None
-    """The model; the first concept's own, or pocket, by default."""
-    config: Path | None = None
-    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
-    steps: int = 50
-    guidance: float = 6.0
-    scheduler: str = "ddpm"
-    batch: int = 8
-    """Pictures drawn at once."""
+    features: Texts = ()
+    """Networks to measure with: pocket-clip, efficientnet-lite0, clip, clip:FOLDER, dino, inception:FILE.
+    Default: what the model's moongate.json names, else clip and dino."""
+    drawing: Drawing = field(default_factory=DrawingOptions)
     out: Path = Path("evaluation")
-    """Folder for record.json and the pictures; what is there already is not drawn again."""
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Folder for record.json and the pictures. Pictures that are already there are not drawn again."""
+    model: Model = field(default_factory=ModelOptions)
+    dtype: Dtype = "float32"
 
     def __call__(self, console: Console) -> None:
         from moongate.evaluation import EvaluationOptions, evaluate, load_network
         from moongate.files import write_atomically
-        from moongate.sampling import SampleOptions
 
-        sampling = SampleOptions(steps=self.steps, guidance=self.guidance, scheduler=self.scheduler, batch=self.batch)
-        options = EvaluationOptions(count=self.count, seed=self.seed, sampling=sampling)
+        options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
         if not (self.files or self.prompts):
-            raise OptionError("Without a concept there is no usual set of prompts. Name a file with --prompts.")
-        backbone, concepts = open_concepts(self.files, self.model, self.config, self.device, self.dtype, console)
+            raise OptionError(
+                "Without a concept there is no default set of prompts. Name a set or a file with --prompts."
+            )
+        backbone, concepts = read_concepts(self.files, self.model, console, dtype=self.dtype)
         for file, concept in zip(self.files, concepts, strict=True):
             if not all(subject.category for subject in concept.subjects) or not concept.subjects:
                 raise OptionError(
-                    f"{file} does not say what its things are, without which prompts cannot be read. Give it class "
+                    f"{file} does not name the categories of its subjects, which the prompts need. Give it class "
                     "words with `moongate convert FILE --to moongate --category WORD`."
                 )
-        things = sum(len(concept.subjects) for concept in concepts)
-        prompts = self._prompts(backbone, things)
+        count = sum(len(concept.subjects) for concept in concepts)
+        prompts = self._prompts(backbone, count)
         comparisons = self._comparisons(concepts)
         chosen = self.features or backbone.settings.features or ("clip", "dino")
         networks = [load_network(name, device=str(backbone.device)) for name in chosen]
@@ -96,14 +101,14 @@ class Evaluate:
             )
         record["files"] = [{"name": str(f), "hash": c.hash} for f, c in zip(self.files, concepts, strict=True)]
         write_atomically(self.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
-        console.print(_table(record), markup=False)
+        _print(record, console)
         say(console, f"Wrote {self.out / 'record.json'}.")
 
-    def _prompts(self, backbone: "Backbone", things: int) -> list[str]:
+    def _prompts(self, backbone: "Backbone", subjects: int) -> list[str]:
         from moongate.evaluation import read_prompts
 
-        usual = backbone.settings.prompt_sets or ("object", "pair")
-        return read_prompts(self.prompts or usual[things > 1])
+        single, pair = backbone.settings.prompt_sets or ("object", "pair")
+        return read_prompts(self.prompts or (pair if subjects > 1 else single))
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":
         from moongate.data import Regularization, Subject
@@ -116,7 +121,8 @@ class Evaluate:
         for kind, folders in kinds.items():
             if folders and len(folders) != len(subjects):
                 raise OptionError(
-                    f"{len(folders)} folders of {kind} pictures were given for {len(subjects)} things. Give one each."
+                    f"{len(folders)} folders of {kind} pictures were given for {len(subjects)} subjects. Give one for "
+                    "each."
                 )
             for index, (folder, subject) in enumerate(zip(folders, subjects, strict=True) if folders else ()):
                 pictures = Subject.load(folder, category=subject.category).pictures
@@ -133,17 +139,21 @@ def _together(backbone: "Backbone", concepts: "Sequence[Concept]") -> "Concept |
     from moongate.merging import MergeOptions, merge
 
     if len(concepts) > 1:
-        return merge(backbone, concepts, options=MergeOptions(cache=gram_cache())).concept
+        return merge(backbone, concepts, options=MergeOptions(cache=cache_folder())).concept
     return concepts[0] if concepts else None
 
 
-def _table(record: dict[str, Any]) -> Table:
-    table = Table(show_lines=True)
-    for head in ("measure", "features", "compared with", "value", f"{record['intervals']['level']:.0%} interval"):
-        table.add_column(head, overflow="fold")
-    things = record["concept"]["things"] if record["concept"] else []
-    for row in record["measures"]:
-        other = f"{row['pictures']} pictures of {things[row['thing']]}" if "pictures" in row else ""
-        between = f"{row['low']:.4f} to {row['high']:.4f}" if "low" in row else ""
-        table.add_row(row["measure"], row["features"], other, f"{row['value']:.4f}", between)
-    return table
+def _print(record: dict[str, Any], console: Console) -> None:
+    head = ("measure", "features", "compared with", "value", f"{record['intervals']['level']:.0%} interval")
+    subjects = record["concept"]["things"] if record["concept"] else []
+    rows = [
+        (
+            row["measure"],
+            row["features"],
+            f"{row['pictures']} pictures of {subjects[row['thing']]}" if "pictures" in row else "",
+            f"{row['value']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}" if "low" in row else "",
+        )
+        for row in record["measures"]
+    ]
+    print_table(console, head, rows)

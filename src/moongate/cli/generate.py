@@ -4,94 +4,99 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.merge import gram_cache
-from moongate.cli.terminal import lines_of, open_concepts, progress_bar, say
+from moongate.cli.options import (
+    WITHOUT_DEFAULT,
+    Drawing,
+    DrawingOptions,
+    Dtype,
+    Flag,
+    Model,
+    ModelOptions,
+    OptionalInt,
+    OptionalPath,
+    Texts,
+    cache_folder,
+    lines_of,
+    read_concepts,
+)
+from moongate.cli.terminal import progress_bar, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
-    from moongate.sampling import Sample, SampleOptions
+    from moongate.sampling import Sample
 
 __all__ = ["Generate"]
 
 METADATA_KEY = "moongate"
+SHEET = "contact-sheet.png"
+SHEET_COLUMNS = 8
+NAME_LENGTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Draw pictures, with any number of concepts."""
+    """Draw pictures with any number of concepts."""
 
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
     """What to draw, such as "photo of a <bear> teddy bear on the beach"."""
-    prompts_file: Path | None = None
-    """Further prompts, one in each line."""
-    concept: tuple[str, ...] = ()
-    """Concepts to apply, files of any format; FILE:0.8 applies one at that strength."""
+    prompts_file: OptionalPath = None
+    """Text file of further prompts, one per line."""
+    concept: Texts = ()
+    """Concept files of any format. FILE:0.8 applies a concept at strength 0.8."""
     together: Literal["merge", "add", "refuse"] = "merge"
-    """What to do with several concepts: merge them in memory, add their changes up, or refuse."""
-    model: str | None = None
-    """The model; by default the first that a concept's file names, or pocket."""
-    config: Path | None = None
-    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
+    """How to combine several concepts: merge them in memory, add their changes, or refuse."""
     count: int = 8
-    """Pictures for each prompt, with the seeds seed, seed + 1, ..."""
+    """Pictures for each prompt. Their seeds are --seed, --seed + 1, and so on."""
     seed: int = 0
-    steps: int = 50
-    guidance: float = 6.0
-    scheduler: str = "ddpm"
-    """ddpm, ddim, euler, euler-ancestral, dpm++, unipc, or a scheduler class of diffusers."""
+    """Seed of the first picture of each prompt."""
+    drawing: Drawing = field(default_factory=DrawingOptions)
     negative_prompt: str = ""
-    width: int | None = None
-    """Width in pixels; the model's own by default."""
-    height: int | None = None
-    batch: int = 8
-    """Pictures drawn at once."""
+    """What the pictures should not show."""
+    width: OptionalInt = None
+    """Width in pixels. Default: the model's own."""
+    height: OptionalInt = None
+    """Height in pixels. Default: the model's own."""
     out: Path = Path("pictures")
-    overwrite: bool = False
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Folder for the pictures."""
+    overwrite: Flag = False
+    """Replace existing pictures."""
+    model: Model = field(default_factory=ModelOptions)
+    dtype: Dtype = "float32"
 
     def __call__(self, console: Console) -> None:
-        from moongate.sampling import SampleOptions
+        from moongate.sampling import sample
 
         prompts = self._all_prompts()
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
-        options = SampleOptions(
-            steps=self.steps,
-            guidance=self.guidance,
-            scheduler=self.scheduler,
-            negative_prompt=self.negative_prompt,
-            width_px=self.width,
-            height_px=self.height,
-            batch=self.batch,
+        options = self.drawing.sample_options(
+            negative_prompt=self.negative_prompt, width_px=self.width, height_px=self.height
         )
         paths = self._paths(prompts)
-        chosen = [_split_strength(text) for text in self.concept]
-        if self.together == "refuse" and len(chosen) > 1:
-            raise OptionError(
-                f"{len(chosen)} concepts are given, and --together refuse allows one. Write one file of them with "
-                "`moongate merge`."
-            )
-        files = [path for path, _ in chosen]
-        backbone, read = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
-        concepts = [(concept, strength) for concept, (_, strength) in zip(read, chosen, strict=True)]
+        chosen = self._chosen()
+        backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
+        strengths = [strength for _, strength in chosen]
+        jobs = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
-                stack.enter_context(_merged(backbone, concepts, console).applied(backbone))
+                stack.enter_context(_merged(backbone, concepts, strengths, console).applied(backbone))
             else:
-                for concept, strength in concepts:
+                for concept, strength in zip(concepts, strengths, strict=True):
                     stack.enter_context(concept.applied(backbone, strength=strength))
-            self._draw(backbone, prompts, paths, options, concepts, console)
+            samples = sample(
+                backbone, [prompt for prompt, _ in jobs], seeds=[seed for _, seed in jobs], options=options
+            )
+            self._save(samples, paths, self._record(backbone, concepts, strengths), console)
 
     def _all_prompts(self) -> list[str]:
         prompts = list(self.prompts)
@@ -101,63 +106,76 @@ class Generate:
             raise OptionError("There is no prompt. Give one in quotation marks, or a file with --prompts-file.")
         return prompts
 
+    def _chosen(self) -> list[tuple[Path, float]]:
+        """Return the concept files with their strengths."""
+        chosen = [_split_strength(text) for text in self.concept]
+        if self.together == "refuse" and len(chosen) > 1:
+            raise OptionError(
+                f"{len(chosen)} concepts were given, but --together refuse allows one. Merge them into one file with "
+                "`moongate merge`."
+            )
+        return chosen
+
     def _paths(self, prompts: Sequence[str]) -> list[Path]:
         seeds = range(self.seed, self.seed + self.count)
-        names = [re.sub(r"[^\w<>]+", "-", prompt.lower()).strip("-<>")[:80] for prompt in prompts]
+        names = [re.sub(r"[^\w<>]+", "-", prompt.lower()).strip("-<>")[:NAME_LENGTH] for prompt in prompts]
         names = [name.replace("<", "").replace(">", "") for name in names]
         paths = [self.out / f"{name}-{seed}.png" for name in dict.fromkeys(names) for seed in seeds]
         if len(paths) < len(prompts) * self.count:
-            raise OptionError("Two prompts are the same, or begin with the same 80 characters. Give each once.")
-        existing = [path for path in [*paths, self.out / "contact-sheet.png"] if path.exists()]
+            raise OptionError(
+                f"Two prompts are the same, or begin with the same {NAME_LENGTH} characters. Give each prompt once."
+            )
+        existing = [path for path in [*paths, self.out / SHEET] if path.exists()]
         if existing and not self.overwrite:
             raise OptionError(f"{existing[0]} exists already. Choose another --out, or allow --overwrite.")
         return paths
 
-    def _draw(
-        self,
-        backbone: "Backbone",
-        prompts: Sequence[str],
-        paths: Sequence[Path],
-        options: "SampleOptions",
-        concepts: "Sequence[tuple[Concept, float]]",
-        console: Console,
-    ) -> None:
-        from moongate.pages import contact_sheet
-        from moongate.sampling import sample
-
-        each = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
-        record = {
+    def _record(
+        self, backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float]
+    ) -> dict[str, object]:
+        """Return what each picture keeps of how it was made, in addition to its prompt and seed."""
+        return {
             "model": backbone.name,
-            "concepts": [{"hash": concept.hash, "strength": strength} for concept, strength in concepts],
-            "steps": options.steps,
-            "guidance": options.guidance,
-            "scheduler": options.scheduler,
+            "concepts": [
+                {"hash": concept.hash, "strength": strength}
+                for concept, strength in zip(concepts, strengths, strict=True)
+            ],
+            "steps": self.drawing.steps,
+            "guidance": self.drawing.guidance,
+            "scheduler": self.drawing.scheduler,
             "together": self.together,
-            "negative_prompt": options.negative_prompt,
+            "negative_prompt": self.negative_prompt,
         }
-        images = []
-        samples = sample(backbone, [p for p, _ in each], seeds=[s for _, s in each], options=options)
+
+    def _save(
+        self, samples: "Iterator[Sample]", paths: Sequence[Path], record: dict[str, object], console: Console
+    ) -> None:
+        """Write each picture as it is drawn, then the contact sheet of all."""
+        from moongate.pages import contact_sheet
+
         self.out.mkdir(parents=True, exist_ok=True)
+        images, labels = [], []
         with progress_bar(console) as progress:
-            task = progress.add_task("Drawing", total=len(each), note="")
-            for drawn, path in zip(samples, paths, strict=True):
+            task = progress.add_task("Drawing", total=len(paths), note="")
+            for index, (drawn, path) in enumerate(zip(samples, paths, strict=True)):
                 _save_png(drawn, path, record)
                 images.append(drawn.image)
+                labels.append("" if index % self.count else drawn.prompt)
                 progress.advance(task)
-        labels = [prompt if index % self.count == 0 else "" for index, (prompt, _) in enumerate(each)]
-        sheet = contact_sheet(images, columns=min(self.count, 8), labels=labels)
-        sheet.save(self.out / "contact-sheet.png")
+        contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels).save(self.out / SHEET)
         pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-        say(console, f"Wrote {pictures} and contact-sheet.png to {self.out}.")
+        say(console, f"Wrote {pictures} and {SHEET} to {self.out}.")
 
 
-def _merged(backbone: "Backbone", concepts: "Sequence[tuple[Concept, float]]", console: Console) -> "Concept":
-    """Merge concepts at their strengths in memory, and say what the user should know."""
+def _merged(
+    backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float], console: Console
+) -> "Concept":
+    """Merge concepts at their strengths in memory, and print the verdict."""
     from moongate.merging import MergeOptions, merge
     from moongate.merging.page import verdict
 
-    scaled = [concept.scaled(strength) for concept, strength in concepts]
-    merged = merge(backbone, scaled, options=MergeOptions(cache=gram_cache()))
+    scaled = [concept.scaled(strength) for concept, strength in zip(concepts, strengths, strict=True)]
+    merged = merge(backbone, scaled, options=MergeOptions(cache=cache_folder()))
     for line in verdict(merged.report):
         say(console, line)
     return merged.concept

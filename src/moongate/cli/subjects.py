@@ -1,4 +1,4 @@
-"""What `moongate train` is to teach: from repeated options, or from a file that describes each thing."""
+"""The subjects that `moongate train` teaches: from repeated options, or from a file that lists them."""
 
 import json
 import re
@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from moongate.errors import OptionError
 
-__all__ = ["CHOICES", "Lesson", "lessons_from_file", "lessons_from_options"]
+__all__ = ["CHOICES", "SubjectOptions", "subjects_from_file", "subjects_from_options"]
 
 CHOICES = ("auto", "retrieved", "pool", "generated", "none")
-"""What may stand for regularization pictures instead of a folder."""
+"""Values of `regularization` that are not a folder."""
 EXAMPLES = {"pictures": "bear-photos", "category": "teddy bear", "token": "<bear>", "regularization": "generated"}
-"""The keys of an entry in a file, with values they may have."""
+"""The keys of an entry in a file, with examples of their values."""
 NO_TOKEN = "none"
-"""What stands for no token in a list of several; a token is written in angle brackets, so it cannot be one."""
+"""Means no token in a list of several. It cannot be a token, because tokens have angle brackets."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """One thing to teach, and where its regularization pictures come from: a folder, one of `CHOICES`, or as usual."""
+class SubjectOptions:
+    """One subject to teach.
+
+    `regularization` is a folder or one of `CHOICES`; None leaves it to the option for all subjects.
+    """
 
     pictures: tuple[Path, ...]
     category: str
@@ -32,7 +33,7 @@ class Lesson:
 
     @property
     def words(self) -> str:
-        """What calls the thing up in a prompt."""
+        """The words that name the subject in a prompt."""
         return f"{self.token} {self.category}" if self.token else self.category
 
     @property
@@ -47,7 +48,16 @@ class Lesson:
 
     @classmethod
     def from_entry(cls, entry: Any, *, folder: Path, place: str) -> Self:
-        """Read one entry of a file; relative paths start from `folder`. Raises OptionError naming the `place`."""
+        """Read one entry of a file.
+
+        Args:
+            entry: The entry as parsed from YAML or JSON.
+            folder: Folder to which relative paths belong.
+            place: The entry's name in error messages.
+
+        Raises:
+            OptionError: The entry is no mapping, has an unknown key, or a value that is not text.
+        """
         if not isinstance(entry, dict):
             raise OptionError(f"{place} is {entry!r}. Write it as a mapping with the keys {', '.join(EXAMPLES)}.")
         if unknown := [key for key in entry if key not in EXAMPLES]:
@@ -64,21 +74,26 @@ class Lesson:
         if source is not None and source not in CHOICES:
             source = str(folder / text("regularization", source))
         return cls(
-            pictures=tuple(folder / text("pictures", each) for each in pictures),
+            pictures=tuple(folder / text("pictures", path) for path in pictures),
             category=text("category", entry.get("category")),
             token=None if token in (None, NO_TOKEN) else text("token", token),
             regularization=source,
         )
 
 
-def lessons_from_options(
+def subjects_from_options(
     pictures: Sequence[Path], categories: Sequence[str], tokens: Sequence[str], regularization: Sequence[str]
-) -> list[Lesson]:
-    """Pair what was given on the command line, in order.
+) -> list[SubjectOptions]:
+    """Combine the values of repeated options, in their order.
 
-    With one category all pictures are of it; with several each has one folder. Tokens are as many as categories or
-    none at all. Regularization pictures that are not as many are for all, and left to the caller. Raises OptionError
-    when the numbers do not fit.
+    Args:
+        pictures: Folders or files. With one category all are of it; with several each category has one folder.
+        categories: One for each subject.
+        tokens: One for each category, or none at all.
+        regularization: One for each category. A single one for several is left to the caller.
+
+    Raises:
+        OptionError: The numbers do not fit.
     """
     if not categories:
         raise OptionError(
@@ -95,7 +110,7 @@ def lessons_from_options(
     if len(tokens) not in (0, count):
         raise OptionError(
             f"{count} --category need as many --token or none, but {len(tokens)} were given. Write --token none for "
-            "a thing without one."
+            "a subject without one."
         )
     if len(regularization) not in (0, 1, count):
         raise OptionError(
@@ -104,16 +119,19 @@ def lessons_from_options(
     named = [None if token == NO_TOKEN else token for token in tokens or [NO_TOKEN] * count]
     sources = regularization if len(regularization) == count else [None] * count
     return [
-        Lesson(pictures=paths, category=category, token=token, regularization=source)
+        SubjectOptions(pictures=paths, category=category, token=token, regularization=source)
         for paths, category, token, source in zip(folders, categories, named, sources, strict=True)
     ]
 
 
-def lessons_from_file(path: Path) -> list[Lesson]:
-    """Read a list of things to teach from YAML or JSON. Paths in it are relative to its folder.
+def subjects_from_file(path: Path) -> list[SubjectOptions]:
+    """Read a list of subjects from a YAML or JSON file. Paths in it are relative to its folder.
 
-    Raises OptionError when the file is missing, cannot be parsed, or an entry is not as it should be.
+    Raises:
+        OptionError: The file is missing or cannot be parsed, or an entry is wrong.
     """
+    import yaml
+
     if not path.is_file():
         raise OptionError(f"There is no file of concepts {path}. Check the path.")
     try:
@@ -123,10 +141,10 @@ def lessons_from_file(path: Path) -> list[Lesson]:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
     if not isinstance(entries, list) or not entries:
         raise OptionError(
-            f"{path} holds no list of things to teach. Begin each with a dash: '- pictures: bear-photos', and below "
+            f"{path} holds no list of subjects. Begin each with a dash: '- pictures: bear-photos', and below "
             "it 'category: teddy bear' and 'token: <bear>'."
         )
     return [
-        Lesson.from_entry(entry, folder=path.parent, place=f"Entry {number} of {path}")
+        SubjectOptions.from_entry(entry, folder=path.parent, place=f"Entry {number} of {path}")
         for number, entry in enumerate(entries, 1)
     ]

@@ -1,16 +1,28 @@
 """The command `moongate train`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from moongate.cli.options import (
+    WITHOUT_DEFAULT,
+    Dtype,
+    Flag,
+    Model,
+    ModelOptions,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalStr,
+    read_concepts,
+)
 from moongate.cli.regularization import Wanted, regularization_pictures
-from moongate.cli.subjects import Lesson, lessons_from_file, lessons_from_options
-from moongate.cli.terminal import open_concepts, readable, say, size_of, training_bar
+from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
+from moongate.cli.terminal import readable, say, size_of, training_bar
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,81 +43,76 @@ LARGE_ENERGY = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Teach a model one thing, or several together, from a few pictures, and write the concept file."""
+    """Teach a model one or several subjects from a few pictures."""
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """A folder, or picture files; a .txt beside a picture is its caption. To teach several things together, give a
-    folder, a --category and perhaps a --token for each, in the same order."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
+    """Folder or files of pictures. photo.txt next to photo.jpg holds its caption.
+    For several subjects give one folder, --category and --token for each, in the same order."""
     category: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What the pictures show, in a word or two the model knows: "teddy bear"."""
+    """What the pictures show, in one or two words that the model knows, such as "teddy bear"."""
     token: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """New word for this very thing, such as "<bear>"; without one the category words themselves are taught. "none"
-    leaves one of several things without."""
-    concepts: Path | None = None
-    """YAML or JSON file with a list of things to teach instead: each with pictures (a folder or files, relative to
-    the file), category, and perhaps token and regularization."""
-    start_from: Path | None = None
-    """Concept file of any format to go on from: the result holds its things too (sequential training)."""
+    """New word for the subject, such as "<bear>". Without one the words of the category are trained.
+    "none" gives one of several subjects no token."""
+    concepts: OptionalPath = None
+    """YAML or JSON file that lists the subjects: pictures, category, token and regularization of each.
+    Replaces PICTURES, --category and --token. Paths in the file are relative to it."""
+    start_from: OptionalPath = None
+    """Concept file of any format to continue from. The result also holds its subjects (sequential training)."""
     preset: Literal["object", "style", "scene", "face"] = "object"
-    """What kind of thing it is: the caption of pictures without one ("photo of a ...", "painting in the style of ..."),
-    and the method."""
-    alpha_is_mask: bool = False
-    """Learn only from what is not transparent in the pictures; a photo.mask.png beside photo.jpg, white where the thing
-    is, always counts. By default transparent parts are white."""
+    """Kind of subject. Sets the caption of pictures without one, such as "photo of a ...", and the method."""
+    alpha_is_mask: Flag = False
+    """Train only on opaque pixels. Otherwise transparent pixels become white.
+    A mask photo.mask.png next to photo.jpg, white where the subject is, is always used."""
     holdout: int = 0
-    """Keep so many of the pictures of each thing, the last ones, from training, to judge by."""
-    model: str | None = None
-    """pocket, a folder in diffusers' layout, a single file (.safetensors, .ckpt), or a model id of the hub; by default
-    pocket, or what --start-from was made for."""
-    config: Path | None = None
-    """For a model in a single file: a folder in diffusers' layout that says what it is; it needs no weights."""
+    """Pictures of each subject, the last ones, to hold out from training for evaluation."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """retrieved (the nearest captions of --collection, or of the pool that comes with pocket), pool (what names the
-    category there), generated, none, or a folder; one for all things or one for each. auto, the default: retrieved
-    where there is a --collection, else pool for pocket and generated for other models
-    and for methods that want them so."""
+    """Where regularization pictures come from: one value for all subjects, or one for each.
+    retrieved: the nearest captions of --collection, or of pocket's pool without one.
+    pool: the pictures of pocket's pool whose captions name the category.
+    generated: the model draws them. none: no such pictures. A folder: your own pictures.
+    auto, the default: retrieved if there is a --collection, otherwise what suits the model and the method."""
     regularization_count: int = 200
-    """At most so many regularization pictures of each category."""
-    collection: str | None = None
+    """Maximum number of regularization pictures of each category."""
+    collection: OptionalStr = None
     """Collection to retrieve from, made by `moongate retrieve index`."""
-    threshold: float | None = None
-    """Least similarity of a retrieved caption; 0.85 as in the paper, or what was measured for the model."""
-    out: Path | None = None
-    """Concept file to write; named after the tokens or categories by default."""
-    run: Path | None = None
-    """Folder for config, log and resumable state; beside the concept file by default."""
-    method: str | None = None
-    """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant or ablation, all of which a wrong
-    name lists; the preset's by default."""
-    steps: int | None = None
-    """Optimizer steps; as many for each thing as the method wants by default, 250 for custom-diffusion."""
-    batch: int | None = None
-    """Target pictures per step, of all things in turn, 4 by default; as many regularization pictures join them.
-    Methods without take 8."""
-    lr_per_picture: float | None = None
-    """Learning rate for each picture of a step; the method's (1e-5 for custom-diffusion), scaled for the model."""
-    rare_token: int | None = None
-    """Which of the model's rare tokens the first new token begins as; give concepts that you will merge different
-    ones. By default 0, or the first that --start-from leaves free."""
-    energy: float | None = None
-    """Share of the singular values that the file keeps of each change; 1 keeps all, as does the default except for
-    SDXL, whose changes would take more than a gigabyte: 0.6. Methods that train the whole denoiser keep all."""
-    recompute: bool = False
-    """Compute activations again instead of keeping them: less memory, more time, the same concept."""
-    flips: bool = False
+    threshold: OptionalFloat = None
+    """Minimum similarity of a retrieved caption. Default: 0.85 as in the paper, or the value measured for the model."""
+    out: OptionalPath = None
+    """Concept file to write. Default: named after the tokens or categories."""
+    run: OptionalPath = None
+    """Folder for the configuration, the log and the resumable state. Default: next to the concept file."""
+    method: OptionalStr = None
+    """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant. An unknown name lists all.
+    Default: the method of the preset."""
+    steps: OptionalInt = None
+    """Optimizer steps. Default: those of the method for each subject, 250 for custom-diffusion."""
+    batch: OptionalInt = None
+    """Target pictures in each step; as many regularization pictures join them.
+    Default: 4, or 8 for methods without regularization pictures."""
+    lr_per_picture: OptionalFloat = None
+    """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
+    rare_token: OptionalInt = None
+    """Index of the rare token from which the first new token starts. Concepts to be merged should differ in it.
+    Default: 0, or the first that --start-from leaves free."""
+    energy: OptionalFloat = None
+    """Share of the singular values of each change to keep in the file, above 0 and at most 1.
+    Default: 1, which keeps all; 0.6 for SDXL, whose changes take more than a gigabyte."""
+    recompute: Flag = False
+    """Recompute activations in the backward pass: less memory, more time, the same concept."""
+    flips: Flag = False
     """Mirror target pictures at random."""
     seed: int = 0
+    """Seed of the training. The same seed gives the same concept on the same machine."""
     validate_every: int = 0
-    """Draw validation pictures into the run folder every so many steps; 0 never does."""
-    validation_prompt: str | None = None
-    """What to draw then; the concept's own words by default."""
-    resume: bool = False
+    """Steps between validation pictures, which are drawn into the run folder. 0 draws none."""
+    validation_prompt: OptionalStr = None
+    """Prompt of the validation pictures. Default: the words of the concept."""
+    resume: Flag = False
     """Continue an interrupted run."""
-    overwrite: bool = False
+    overwrite: Flag = False
     """Replace an existing concept file and run folder."""
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen model; what is trained is always float32."""
+    model: Model = field(default_factory=ModelOptions)
+    dtype: Dtype = "float32"
 
     def __call__(self, console: Console) -> None:
         from moongate.compression import check_energy
@@ -117,26 +124,26 @@ class Train:
         preset = PRESETS[self.preset]
         if self.energy is not None:
             check_energy(self.energy)
-        lessons = self._lessons()
-        method = self._method(preset.method, lessons)
-        wanted = [self._wanted(lesson, method) for lesson in lessons]
+        chosen = self._chosen_subjects()
+        method = self._method(preset.method, chosen)
+        wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
-        subjects = [self._subject(lesson, preset, console) for lesson in lessons]
-        out = self.out or Path("-".join(lesson.file_name for lesson in lessons) + ".safetensors")
+        subjects = [self._load(subject, preset, console) for subject in chosen]
+        out = self.out or Path("-".join(subject.file_name for subject in chosen) + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
         check_free(run, resume=self.resume, overwrite=self.overwrite)
         options = self._options(run)
         files = [self.start_from] if self.start_from else []
-        backbone, concepts = open_concepts(files, self.model, self.config, self.device, self.dtype, console)
+        backbone, concepts = read_concepts(files, self.model, console, dtype=self.dtype)
         earlier = concepts[0] if concepts else None
         # Check the plan before regularization pictures are drawn.
         Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
         sets = []
-        for lesson, each in zip(lessons, wanted, strict=True) if method.prior_weight else ():
-            folder = run / "regularization" / lesson.folder_name
+        for subject, each in zip(chosen, wanted, strict=True) if method.prior_weight else ():
+            folder = run / "regularization" / subject.folder_name
             sets.append(
-                regularization_pictures(backbone, lesson.category, each, preset=preset, folder=folder, console=console)
+                regularization_pictures(backbone, subject.category, each, preset=preset, folder=folder, console=console)
             )
         prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
@@ -157,9 +164,9 @@ class Train:
         example = preset.describe(*_called(concept.subjects, method)) + " on the beach"
         say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
 
-    def _lessons(self) -> Sequence[Lesson]:
+    def _chosen_subjects(self) -> Sequence[SubjectOptions]:
         if self.concepts is None:
-            return lessons_from_options(self.pictures, self.category, self.token, self.regularization)
+            return subjects_from_options(self.pictures, self.category, self.token, self.regularization)
         if self.pictures or self.category or self.token:
             raise OptionError(f"{self.concepts} says what to teach: leave out pictures, --category and --token.")
         if len(self.regularization) > 1:
@@ -167,7 +174,7 @@ class Train:
                 f"With --concepts one --regularization is for all, but {len(self.regularization)} were given. Write "
                 "those that differ into the file."
             )
-        return lessons_from_file(self.concepts)
+        return subjects_from_file(self.concepts)
 
     def _options(self, run: Path) -> "TrainOptions":
         from moongate.training import TrainOptions
@@ -185,14 +192,15 @@ class Train:
             overwrite=self.overwrite,
         )
 
-    def _subject(self, lesson: Lesson, preset: "Preset", console: Console) -> "Subject":
+    def _load(self, chosen: SubjectOptions, preset: "Preset", console: Console) -> "Subject":
+        """Read the pictures of a subject, and warn of poor ones."""
         from moongate.data import Subject
         from moongate.data.pictures import remarks
 
         subject = Subject.load(
-            lesson.pictures,
-            category=lesson.category,
-            token=lesson.token,
+            chosen.pictures,
+            category=chosen.category,
+            token=chosen.token,
             preset=preset,
             holdout=self.holdout,
             alpha_is_mask=self.alpha_is_mask,
@@ -201,11 +209,11 @@ class Train:
             say(console, f"warning: {remark}", style="yellow")
         return subject
 
-    def _choice(self, lesson: Lesson) -> str:
-        return lesson.regularization or next(iter(self.regularization), "auto")
+    def _choice(self, subject: SubjectOptions) -> str:
+        return subject.regularization or next(iter(self.regularization), "auto")
 
-    def _wanted(self, lesson: Lesson, method: "Method") -> Wanted:
-        choice = self._choice(lesson)
+    def _wanted(self, subject: SubjectOptions, method: "Method") -> Wanted:
+        choice = self._choice(subject)
         return Wanted(
             choice="generated" if choice == "auto" and method.generates_prior else choice,
             count=self.regularization_count,
@@ -224,17 +232,17 @@ class Train:
                     "out, or take --regularization retrieved and a method that uses such pictures."
                 )
 
-    def _method(self, usual: str, lessons: Sequence[Lesson]) -> "Method":
+    def _method(self, usual: str, chosen: Sequence[SubjectOptions]) -> "Method":
         """Return the method, or its variant without regularization where no thing is to have any."""
         from moongate.training.method import METHODS
 
         name = self.method or usual
         if name not in METHODS:
             raise OptionError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
-        without = [lesson for lesson in lessons if self._choice(lesson) == "none"]
+        without = [subject for subject in chosen if self._choice(subject) == "none"]
         if not without or not METHODS[name].prior_weight:
             return METHODS[name]
-        if len(without) < len(lessons):
+        if len(without) < len(chosen):
             raise OptionError(
                 f"The {without[0].category} is to have no regularization pictures, but others are. Give all of them "
                 "some, or take --regularization none for all."

@@ -1,0 +1,205 @@
+"""Options that several commands share: the model, how pictures are drawn, and types for options without a value.
+
+Each shared option and its help text stand here once. A command takes a group as a field, for example
+`model: Model = ModelOptions()`; its options then appear among the command's own.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import tyro
+from rich.console import Console
+from tyro.constructors import PrimitiveConstructorSpec
+
+from moongate.cli.terminal import say
+from moongate.errors import OptionError
+
+if TYPE_CHECKING:
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.interop import Recognized
+    from moongate.sampling import SampleOptions
+
+__all__ = [
+    "Drawing",
+    "DrawingOptions",
+    "Dtype",
+    "Flag",
+    "Loading",
+    "LoadingOptions",
+    "Model",
+    "ModelOptions",
+    "OptionalFloat",
+    "OptionalInt",
+    "OptionalPath",
+    "OptionalStr",
+    "Paths",
+    "Texts",
+    "WITHOUT_DEFAULT",
+    "cache_folder",
+    "lines_of",
+    "read_concept",
+    "read_concepts",
+]
+
+WITHOUT_DEFAULT = tyro.conf.arg(help_behavior_hint="")
+"""Leaves "(default: ...)" out of the help, where the text itself says what happens without the option."""
+
+
+_T = TypeVar("_T")
+
+
+def _optional(read: type[_T], metavar: str) -> PrimitiveConstructorSpec[_T | None]:
+    """Return how an option that may be missing is read: as its type alone, so that help and errors omit "None"."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),  # type: ignore[call-arg]
+        is_instance=lambda value: value is None or isinstance(value, read),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+OptionalStr = Annotated[str | None, _optional(str, "STR"), WITHOUT_DEFAULT]
+OptionalInt = Annotated[int | None, _optional(int, "INT"), WITHOUT_DEFAULT]
+OptionalFloat = Annotated[float | None, _optional(float, "FLOAT"), WITHOUT_DEFAULT]
+OptionalPath = Annotated[Path | None, _optional(Path, "PATH"), WITHOUT_DEFAULT]
+Flag = Annotated[bool, WITHOUT_DEFAULT]
+Texts = Annotated[tuple[str, ...], WITHOUT_DEFAULT]
+Paths = Annotated[tuple[Path, ...], WITHOUT_DEFAULT]
+
+Dtype = Annotated[
+    Literal["float32", "bfloat16"],
+    tyro.conf.arg(help="Precision of the model's weights. What is trained is always float32."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a model is loaded."""
+
+    config: OptionalPath = None
+    """Diffusers folder that describes a model in a single file. It needs no weights."""
+    device: OptionalStr = None
+    """Device to compute on, such as cuda or cpu. Default: cuda if there is a GPU."""
+
+    def load(self, model: str, *, dtype: str = "float32") -> "Backbone":
+        """Load the model of that name in the precision of that name."""
+        import torch
+
+        from moongate.backbone import Backbone
+
+        return Backbone.load(model, config=self.config, device=self.device, dtype=getattr(torch, dtype))
+
+
+Loading = Annotated[LoadingOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    model: OptionalStr = None
+    """pocket, a diffusers folder, a single file (.safetensors, .ckpt), or a model id of the Hugging Face hub.
+    Default: the model that the concept file or the collection names; pocket where there is neither."""
+    loading: Loading = field(default_factory=LoadingOptions)
+
+    @property
+    def device(self) -> str | None:
+        """The device that was named, if any."""
+        return self.loading.device
+
+    def load(self, *, default: str = "pocket", dtype: str = "float32") -> "Backbone":
+        """Load the model that was named, or else the default."""
+        return self.loading.load(self.model or default, dtype=dtype)
+
+
+Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How pictures are drawn."""
+
+    steps: int = 50
+    """Denoising steps."""
+    guidance: float = 6.0
+    """Scale of classifier-free guidance. 1 turns it off."""
+    scheduler: str = "ddpm"
+    """ddpm, ddim, euler, euler-ancestral, dpm++, unipc, or a scheduler class of diffusers."""
+    batch: int = 8
+    """Pictures drawn at the same time."""
+
+    def sample_options(
+        self, *, negative_prompt: str = "", width_px: int | None = None, height_px: int | None = None
+    ) -> "SampleOptions":
+        """Return the library's options. Raises OptionError for a value out of range."""
+        from moongate.sampling import SampleOptions
+
+        return SampleOptions(
+            steps=self.steps,
+            guidance=self.guidance,
+            scheduler=self.scheduler,
+            batch=self.batch,
+            negative_prompt=negative_prompt,
+            width_px=width_px,
+            height_px=height_px,
+        )
+
+
+Drawing = Annotated[DrawingOptions, tyro.conf.arg(name="")]
+
+
+def read_concepts(
+    files: Sequence[Path], model: ModelOptions, console: Console, *, dtype: str = "float32"
+) -> "tuple[Backbone, list[Concept]]":
+    """Read concepts of any format and load their model; print what could not be read of a file.
+
+    The model is the one that `model` names, or else the first that a file names, or pocket if there is no file.
+    """
+    from moongate.interop import recognize
+
+    recognized = [recognize(file) for file in files]
+    default = next((file.base for file in recognized if file.base), "" if recognized else "pocket")
+    if not (model.model or default):
+        raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
+    backbone = model.load(default=default, dtype=dtype)
+    return backbone, [_concept(file, backbone, console) for file in recognized]
+
+
+def read_concept(file: Path, model: ModelOptions, console: Console) -> "Concept":
+    """Read a concept of any format; print what could not be read.
+
+    The model is loaded only if `model` names one: full weights are compared with it.
+    """
+    from moongate.interop import recognize
+
+    return _concept(recognize(file), model.load() if model.model else None, console)
+
+
+def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) -> "Concept":
+    imported = file.concept(base=backbone)
+    for note in imported.notes:
+        say(console, f"{file.path}: {note}")
+    return imported.concept
+
+
+def lines_of(file: Path, what: str) -> list[str]:
+    """Return the lines of a text file, without empty ones. Raises OptionError if it is missing or not UTF-8."""
+    if not file.is_file():
+        raise OptionError(f"There is no file of {what} {file}. Check the path.")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def cache_folder() -> Path:
+    """Return the folder in which results are kept from one command to the next, such as captions' Gram matrices."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moongate"

@@ -1,0 +1,44 @@
+"""The command `moongate tokens suggest`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from moongate.cli.options import Model, ModelOptions
+from moongate.cli.regularization import say_skipped
+from moongate.cli.terminal import print_table, say
+from moongate.errors import OptionError
+
+__all__ = ["TokensSuggest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensSuggest:
+    """List rare tokens of a model, from which new words can start."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Captions to count in: any source of `moongate retrieve index`, or a .txt file with one caption per line."""
+    occurrences: tuple[int, int] = (5, 10)
+    """Minimum and maximum number of occurrences of a token (paper, App. D)."""
+    limit: int = 50
+    """Maximum number of tokens to list."""
+    model: Model = field(default_factory=ModelOptions)
+
+    def __call__(self, console: Console) -> None:
+        from moongate.backbone.rare_tokens import suggest
+        from moongate.regularization.sources import Skipped, read_captions
+
+        skipped = Skipped()
+        tokens = suggest(self.model.load(), read_captions(self.source, skipped), occurrences=self.occurrences)
+        say_skipped(console, skipped)
+        if not tokens:
+            raise OptionError(
+                f"No alphabetic token that is not part of another occurs {self.occurrences[0]} to "
+                f"{self.occurrences[1]} times in {self.source}. Count over more captions, or widen --occurrences."
+            )
+        listed = tokens[: self.limit]
+        print_table(console, ("id", "token", "count"), [(str(t.id), t.text, str(t.count)) for t in listed])
+        ids = [token.id for token in listed]
+        say(console, f'To start from them, write into moongate.json next to model_index.json: "rare_tokens": {ids}')

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import command, fails, run
+from moongate.concept import Concept
+
+
+def test_evaluate_writes_a_record_and_draws_nothing_twice(
+    bear: Path, pictures: Path, regularization: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("photo of a {}\na red {}\n")
+    evaluate = command("evaluate", bear, prompts=prompts, count=1, steps=1, features=f"clip:{clip}", out=out)
+    evaluate = evaluate.but(training_pictures=pictures, reference=regularization, device="cpu")
+    run(evaluate)
+    record = json.loads((out / "record.json").read_text())
+    measures = [row["measure"] for row in record["measures"]]
+    assert measures == ["text alignment", "image alignment", "KID", "FID"]
+    assert {row["features"] for row in record["measures"]} == {f"clip:{clip}"}
+    assert record["files"] == [{"name": str(bear), "hash": Concept.load(bear).hash}]
+    assert [row.get("pictures") for row in record["measures"]] == [None, "training", None, None]
+    shown = capsys.readouterr().out
+    assert "training" in shown
+    assert f"{record['measures'][1]['value']:.4f}" in shown
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    assert len(drawn) == 2 + 4
+    run(evaluate)
+    assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == drawn
+    assert json.loads((out / "record.json").read_text()) == record
+
+
+def test_evaluate_takes_two_concepts_of_any_format_and_prompts_for_pairs(
+    bear: Path, clip: Path, tmp_path: Path
+) -> None:
+    other = Concept.load(bear).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("a {0} and a {1}\n")
+    run(command("convert", other, to="lora", rank=16, out=tmp_path / "lora"))
+    evaluate = command("evaluate", bear, tmp_path / "lora", prompts=prompts, count=1, steps=1, device="cpu")
+    run(evaluate.but(features=f"clip:{clip}", out=out))
+    record = json.loads((out / "record.json").read_text())
+    assert record["prompts"][0]["drawn"] == "a <bear> teddy bear and a <other> teddy bear"
+    assert record["prompts"][0]["read"] == "a teddy bear and a teddy bear"
+    assert len(record["files"]) == 2
+
+
+def test_evaluate_refuses_before_it_draws(
+    bear: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = command("evaluate", bear, out=tmp_path / "evaluation", device="cpu")
+    assert "neither a set of prompts" in fails(capsys, evaluate.but(prompts="nowhere"))
+    assert "2 folders of held out pictures were given for 1 subjects" in fails(
+        capsys, evaluate.but(pictures=(pictures, pictures))
+    )
+    assert "Unknown features 'vgg'" in fails(capsys, evaluate.but(features="vgg"))
+    assert "Without a concept" in fails(capsys, command("evaluate", out=tmp_path / "evaluation"))
+    assert not (tmp_path / "evaluation").exists()

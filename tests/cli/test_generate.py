@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from command_line import command, fails, run
+from moongate.concept import Concept
+
+
+def test_generate_writes_pictures_that_record_how_they_were_made(bear: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    (tmp_path / "more.txt").write_text("a dog\n\na red chair\n")
+    draw = command("generate", "photo of a <bear> teddy bear", prompts_file=tmp_path / "more.txt", concept=bear)
+    run(draw.but(count=2, seed=5, steps=2, out=out, device="cpu"))
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *(f"{stem}-{seed}.png" for stem in ("photo-of-a-bear-teddy-bear", "a-dog", "a-red-chair") for seed in (5, 6)),
+        "contact-sheet.png",
+    }
+    with Image.open(out / "photo-of-a-bear-teddy-bear-6.png") as picture:
+        text = picture.text
+    assert text["prompt"] == "photo of a <bear> teddy bear"
+    assert text["seed"] == "6"
+    record = json.loads(text["moongate"])
+    assert record["concepts"] == [{"hash": Concept.load(bear).hash, "strength": 1.0}]
+    assert record["steps"] == 2
+
+
+def test_a_concept_at_strength_zero_draws_what_the_base_draws(bear: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    draw = command("generate", "a dog", count=1, steps=2, device="cpu")
+    run(draw.but(model=tiny_folder, out=tmp_path / "base"))
+    run(draw.but(concept=f"{bear}:0", out=tmp_path / "zero"))
+    run(draw.but(concept=bear, out=tmp_path / "one"))
+    pictures = []
+    for name in ("base", "zero", "one"):
+        with Image.open(tmp_path / name / "a-dog-0.png") as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_bad_input_to_generate_is_named(
+    bear: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "drawn"
+    draw = command("generate", "a dog", model=tiny_folder, out=out, device="cpu", steps=1)
+    promptless = command("generate", model=tiny_folder, out=out)
+    assert "There is no prompt" in fails(capsys, promptless)
+    assert "no file of prompts" in fails(capsys, promptless.but(prompts_file=tmp_path / "nowhere"))
+    assert "count is 0" in fails(capsys, draw.but(count=0))
+    unknown = draw.without("model").but("a <cat> dog", concept=bear)
+    assert "unknown token '<cat>'. Known tokens: <bear>" in fails(capsys, unknown)
+    assert "There is no concept file" in fails(capsys, draw.but(concept=tmp_path / "nowhere"))
+    torch.save({}, tmp_path / "old.bin")
+    assert "is of no format that Moongate reads" in fails(capsys, draw.but(concept=tmp_path / "old.bin"))
+    assert "was made for" in fails(capsys, draw.but(model=other_folder, concept=bear))
+    assert not out.exists()
+    run(draw.but(count=1))
+    assert "exists already" in fails(capsys, draw.but(count=1))
+    assert "Two prompts are the same" in fails(capsys, draw.but("a dog", "a dog", count=1, overwrite=True))
+
+
+def test_prompts_in_another_encoding_are_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes("a café".encode("latin-1"))
+    message = fails(capsys, command("generate", prompts_file=text, concept=bear))
+    assert "text.txt is not text in UTF-8" in message
+
+
+def test_concepts_loaded_together_are_merged_added_or_refused(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Concept.load(bear).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    draw = command("generate", "a <bear> and a <other>", concept=(bear, other), count=1, steps=2, device="cpu")
+    run(draw.but(out=tmp_path / "merged"))
+    assert "Neutral captions drift" in capsys.readouterr().out
+    run(draw.but(out=tmp_path / "added", together="add"))
+    pictures = [next((tmp_path / name).glob("a-*.png")) for name in ("merged", "added")]
+    assert len({Image.open(path).tobytes() for path in pictures}) == 2
+    assert "--together refuse" in fails(capsys, draw.but(together="refuse", out=tmp_path / "no"))
+    spoilt = command("generate", "a dog", concept=f"{bear}:nan", out=tmp_path / "no")
+    assert "bear.safetensors is nan. Give a number" in fails(capsys, spoilt)

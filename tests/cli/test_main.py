@@ -1,0 +1,170 @@
+import errno
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import moongate
+from command_line import command, fails, run
+from moongate.concept import Concept
+from original_layout import write_configuration, write_single_file
+
+COMMANDS = (
+    "train",
+    "generate",
+    "merge",
+    "compress",
+    "info",
+    "convert",
+    "retrieve",
+    "retrieve index",
+    "retrieve search",
+    "evaluate",
+    "analyze",
+    "demo",
+    "demo single",
+    "demo compose",
+    "tokens",
+    "tokens suggest",
+)
+WIDTH = 80
+MARGIN = 2
+"""Columns on each side of the help's boxes."""
+SENTENCE_ENDS = (".", ":", ")")
+
+
+def help_of(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    with pytest.raises(SystemExit) as stopped:
+        run(*words.split(), "--help")
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["", *COMMANDS])
+def test_help_fits_80_columns_and_breaks_lines_only_after_a_sentence(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, _, rest = help_of(words, capsys, monkeypatch).partition("\n")
+    assert usage.startswith(f"usage: moongate {words}".rstrip())
+    lines = rest.splitlines()
+    assert [line for line in lines if len(line) > WIDTH] == []
+    for line, following in itertools.pairwise(line.replace("│", " ").rstrip() for line in lines):
+        column = len(following) - len(following.lstrip())
+        continues = column > MARGIN and re.match(r"  \S", line[column - 2 : column + 1])
+        if continues and not line.endswith(SENTENCE_ENDS):
+            word = following.split()[0]
+            assert len(line) + 1 + len(word) > WIDTH - MARGIN, f"{line.strip()} / {following.strip()}"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_each_option_of_each_command_is_explained(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line.replace("│", " ") for line in help_of(words, capsys, monkeypatch).splitlines()]
+    options = [number for number, line in enumerate(lines) if re.match(r"  (--?\w|\[?[A-Z])", line)]
+    assert options
+    for number in options:
+        name, *text = re.split(r"  +", lines[number].strip())
+        explained = text[0] if text else lines[number + 1].strip()
+        assert "{None}" not in name
+        assert explained[:1].isalnum() or explained[:1] == '"', f"{words} {name} has no help"
+
+
+def test_two_word_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {words: re.findall(r"• (\S+)", help_of(words, capsys, monkeypatch)) for words in ("", "retrieve", "demo")}
+    assert {words for words in COMMANDS if " " not in words} == set(listed[""])
+    assert listed["retrieve"] == ["index", "search"]
+    assert listed["demo"] == ["single", "compose"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Expected one of {train, generate"),
+        (["trian"], "Unrecognized options: trian"),
+        (["retrieve"], "Expected one of {index, search}"),
+        (["retrieve", "photo of a dog"], "Available subcommands: index, search"),
+        (["demo", "copmose"], "Available subcommands: single, compose"),
+        (["train", "--setps", "3"], "Perhaps you meant: --steps INT"),
+        (["train", "--steps", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["merge", "bear.safetensors"], "Missing from moongate merge: --out PATH"),
+    ],
+)
+def test_bad_usage_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(word for word in fails(capsys, *words).split() if word != "│")
+    assert message in shown
+    assert "NoneType" not in shown
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--version")
+    assert capsys.readouterr().out == f"moongate {moongate.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_runs_as_a_module_without_pytorch(words: list[str]) -> None:
+    code = f"""
+import runpy, sys
+sys.argv[1:] = {words}
+try:
+    runpy.run_module("moongate", run_name="__main__")
+except SystemExit as stopped:
+    assert stopped.code == 0
+assert not {{"torch", "transformers", "diffusers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "moongate" in done.stdout
+
+
+def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "[red]cat.safetensors" in fails(capsys, command("info", tmp_path / "[red]cat.safetensors"))
+
+
+def test_a_full_disk_is_named_without_a_traceback(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a-dog-0.png"))
+
+    monkeypatch.setattr("moongate.cli.generate._save_png", full)
+    draw = command("generate", "a dog", model=tiny_folder, count=1, steps=1, out=tmp_path / "drawn")
+    assert "a-dog-0.png: No space left on device. Free some space" in fails(capsys, draw)
+
+
+def test_every_command_works_on_every_family(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = command("train", pictures, model=family_folder, regularization=regularization, device="cpu")
+    train = train.but(steps=2, batch=1, validate_every=2)
+    files = [tmp_path / "bear.safetensors", tmp_path / "cat.safetensors"]
+    for number, file in enumerate(files):
+        run(train.but(category=file.stem, token=f"<{file.stem}>", rare_token=number, out=file))
+        assert (file.with_suffix(".run") / "validation" / "00002.png").is_file()
+    capsys.readouterr()
+    run(command("info", files[0], json=True))
+    assert json.loads(capsys.readouterr().out)["tokens"] == ["<bear>"]
+    both, small = tmp_path / "both.safetensors", tmp_path / "small.safetensors"
+    run(command("merge", *files, contexts=1, out=both, device="cpu"))
+    run(command("compress", both, out=small))
+    draw = command("generate", "photo of a <bear> bear and a <cat> cat", count=1, steps=2, device="cpu")
+    for file in (both, small):
+        assert Concept.load(file).token_widths == Concept.load(files[0]).token_widths
+        run(draw.but(concept=file, out=tmp_path / file.stem))
+        assert len(list((tmp_path / file.stem).glob("*-0.png"))) == 1
+
+
+def test_a_single_file_with_its_configuration_goes_through_the_commands(
+    family_folder: Path, pictures: Path, regularization: Path, tmp_path: Path
+) -> None:
+    model = write_single_file(family_folder, tmp_path / "base.safetensors")
+    loading = {"config": write_configuration(family_folder, tmp_path / "configuration"), "device": "cpu"}
+    out, drawn = tmp_path / "bear.safetensors", tmp_path / "drawn"
+    train = command("train", pictures, category="bear", token="<bear>", model=model, regularization=regularization)
+    run(train.but(steps=1, batch=1, out=out, **loading))
+    run(command("generate", "a <bear> bear", concept=out, count=1, steps=1, out=drawn, **loading))
+    assert (drawn / "a-bear-bear-0.png").is_file()

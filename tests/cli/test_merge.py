@@ -1,0 +1,37 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import command, fails, run
+from moongate.concept import Concept
+
+
+def test_merge_writes_a_concept_and_a_report(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "both.safetensors", tmp_path / "report"
+    run(command("merge", bear, bear, out=out, report=report, device="cpu"))
+    assert list(Concept.load(out).tokens) == ["<bear>", "<bear2>"]
+    assert "the later one is now <bear2>" in capsys.readouterr().out
+    facts = json.loads((report / "report.json").read_text())
+    assert [fit["words"] for fit in facts["subjects"]] == ["<bear> teddy bear", "<bear2> teddy bear"]
+    assert (report / "index.html").is_file()
+    assert len(list((tmp_path / "cache" / "moongate").glob("*.safetensors"))) == 1
+    run(command("merge", out, without="<bear2>", out=tmp_path / "one.safetensors", device="cpu"))
+    assert list(Concept.load(tmp_path / "one.safetensors").tokens) == ["<bear>"]
+
+
+def test_merge_refuses_before_it_works(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, out = tmp_path / "missing.txt", tmp_path / "out.safetensors"
+    merge = command("merge", bear, out=out)
+    assert "exists already" in fails(capsys, merge.but(out=bear))
+    assert str(missing) in fails(capsys, merge.but(captions=missing))
+    assert "no concept to merge" in fails(capsys, command("merge", out=out))
+    assert "is a file" in fails(capsys, merge.but(report=bear))
+    assert not out.exists()
+
+
+def test_captions_in_another_encoding_are_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes("a café".encode("latin-1"))
+    message = fails(capsys, command("merge", bear, captions=text, out=tmp_path / "out.safetensors"))
+    assert "text.txt is not text in UTF-8" in message

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Command, command, fails, run
+from moongate.data.pictures import read_picture
+
+
+def search(query: str, source: object, **options: object) -> Command:
+    return command("retrieve search", query, from_=source, device="cpu", **options)
+
+
+def test_retrieve_search_writes_captioned_pictures_that_train_takes(
+    collection: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "reg"
+    five = search("photo of a dog on the beach", collection, out=out, count=5, threshold=-1, side=64)
+    run(five)
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert rows[0]["caption"] == "photo of a dog on the beach"
+    assert rows[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert len(rows) == 5
+    assert read_picture(out / rows[0]["file_name"]).shape == (64, 80, 3)
+    assert "Retrieved 5 pictures with similarities from 1.000 to" in capsys.readouterr().out
+    assert "exists already" in fails(capsys, five)
+    (out / "0000.png").unlink()
+    run(five.but(overwrite=True))
+    assert (out / "0000.png").is_file()  # asked for again, it is fetched again
+    run(train.but(regularization=out))
+
+
+def test_retrieve_search_refuses_before_it_replaces_or_loads(
+    captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = search("photo of a dog", tmp_path / "nowhere", out=tmp_path / "reg")
+    assert "has no retrieval.json" in fails(capsys, nowhere.but(out=captioned, overwrite=True))
+    assert (captioned / "0.png").is_file()
+    assert "There is no collection in" in fails(capsys, nowhere)
+    assert "count is 0" in fails(capsys, nowhere.but(count=0))
+    assert "The query is empty" in fails(capsys, nowhere.but(" "))
+    pool = search("photo of a dog", "pool", out=tmp_path / "reg", by="pictures")
+    assert "no features of pictures" in fails(capsys, pool)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_collection_finds_its_clip_model_from_any_folder_and_by_option_after_a_move(
+    clip: Path, captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection, moved = tmp_path / "collection", tmp_path / "moved"
+    monkeypatch.chdir(tmp_path)
+    run(command("retrieve index", captioned, encoder="clip", out=collection, device="cpu"))
+    one = search("photo of a dog", collection, threshold=-1, count=1)
+    monkeypatch.chdir(captioned)
+    run(one.but(out=tmp_path / "here"))
+    clip.rename(moved)
+    message = fails(capsys, one.but(out=tmp_path / "gone"))
+    assert f"was indexed with {clip}; say where" in message
+    run(one.but(out=tmp_path / "there", encoder=moved))
+
+
+def test_pictures_need_no_similarity_unless_a_threshold_is_given(clip: Path, captioned: Path, tmp_path: Path) -> None:
+    collection = tmp_path / "collection"
+    run(command("retrieve index", captioned, encoder=clip, pictures=True, out=collection, device="cpu"))
+    run(search("photo of a dog", collection, count=2, by="pictures", out=tmp_path / "reg"))
+    assert json.loads((tmp_path / "reg" / "retrieval.json").read_text())["threshold"] == -1

@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+
+from command_line import command, fails, run
+
+
+def test_tokens_suggest_lists_rare_words(
+    captioned: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suggest = command("tokens suggest", captioned, model=tiny_folder, device="cpu")
+    run(suggest.but(occurrences=(3, 5)))
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("dog", "cat", "chair"))
+    assert "photo" not in out
+    assert "No alphabetic token" in fails(capsys, suggest.but(occurrences=(100, 200)))
