@@ -27,7 +27,7 @@ ENDS = ("attn2.to_k", "attn2.to_v")
 def changes(before: Tensors, *, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of rank 2 for the keys and values among a denoiser's parameters, by name without ".weight"."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    factors = {}
     for name, weight in before.items():
         module = name.removesuffix(".weight")
         if module.endswith(ENDS):
@@ -35,8 +35,8 @@ def changes(before: Tensors, *, seed: int = 0) -> dict[str, tuple[Tensor, Tensor
                 torch.randn(len(weight), 2, generator=generator),
                 torch.randn(2, weight.shape[1], generator=generator),
             )
-            found[module] = 0.01 * up, down
-    return found
+            factors[module] = 0.01 * up, down
+    return factors
 
 
 def compvis(module: str) -> str:

@@ -88,40 +88,40 @@ def vae_name(name: str) -> str:
 
 def open_clip(weights: Weights) -> Weights:
     """Rename a text model as OpenCLIP does, and put queries, keys and values into one matrix."""
-    found: Weights = {}
+    original: Weights = {}
     for name, tensor in weights.items():
         name = name.removeprefix("text_model.")
         if name == "text_projection.weight":
-            found["text_projection"] = tensor.T.contiguous()
+            original["text_projection"] = tensor.T.contiguous()
         elif ".q_proj." in name:
             parts = [weights[key.replace("q_proj", kind)] for key in [*weights] if key.endswith(name)
                      for kind in ("q_proj", "k_proj", "v_proj")]  # fmt: skip
             place, kind = renamed(name, OPEN_CLIP).split(".self_attn.q_proj.")
-            found[f"{place}.attn.in_proj_{kind}"] = torch.cat(parts)
+            original[f"{place}.attn.in_proj_{kind}"] = torch.cat(parts)
         elif not re.search(r"[kv]_proj", name):
-            found[renamed(name, OPEN_CLIP)] = tensor
-    return found
+            original[renamed(name, OPEN_CLIP)] = tensor
+    return original
 
 
 def original_weights(folder: Path) -> Weights:
     """Return the weights of a diffusers folder under their original names."""
     pipeline = DiffusionPipeline.from_pretrained(folder)
     layers = pipeline.unet.config.layers_per_block
-    found = {f"model.diffusion_model.{unet_name(n, layers)}": t for n, t in pipeline.unet.state_dict().items()}
+    original = {f"model.diffusion_model.{unet_name(n, layers)}": t for n, t in pipeline.unet.state_dict().items()}
     for name, tensor in pipeline.vae.state_dict().items():
         is_attention = "attentions" in name and tensor.ndim == 2  # a convolution over single pixels there
-        found[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if is_attention else tensor
+        original[f"first_stage_model.{vae_name(name)}"] = tensor[:, :, None, None] if is_attention else tensor
     text = pipeline.text_encoder.state_dict()
     if hasattr(pipeline, "text_encoder_2"):
-        found |= {f"conditioner.embedders.0.transformer.text_model.{name}": t for name, t in text.items()}
+        original |= {f"conditioner.embedders.0.transformer.text_model.{name}": t for name, t in text.items()}
         second = open_clip(pipeline.text_encoder_2.state_dict())
-        found |= {f"conditioner.embedders.1.model.{name}": t for name, t in second.items()}
+        original |= {f"conditioner.embedders.1.model.{name}": t for name, t in second.items()}
     elif pipeline.unet.config.use_linear_projection:
         second = open_clip(text) | {"text_projection": torch.eye(text["final_layer_norm.weight"].shape[0])}
-        found |= {f"cond_stage_model.model.{name}": t for name, t in second.items()}
+        original |= {f"cond_stage_model.model.{name}": t for name, t in second.items()}
     else:
-        found |= {f"cond_stage_model.transformer.text_model.{name}": t for name, t in text.items()}
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        original |= {f"cond_stage_model.transformer.text_model.{name}": t for name, t in text.items()}
+    return {name: tensor.contiguous() for name, tensor in original.items()}
 
 
 def write_single_file(folder: Path, file: Path) -> Path:

@@ -22,10 +22,10 @@ from moongate.merging import merge
 )
 def test_a_lora_is_read_with_its_scale(tiny: Backbone, tmp_path: Path, style: str, alpha: float | None) -> None:
     before = denoiser(tiny)
-    found = interop.read(foreign.lora(tmp_path / "lora", before, style=style, alpha=alpha))
-    assert found.format == ("kohya" if style.startswith("kohya") else "lora")
-    assert_changes(found.concept, before)
-    assert found.notes == ()
+    imported = interop.read(foreign.lora(tmp_path / "lora", before, style=style, alpha=alpha))
+    assert imported.format == ("kohya" if style.startswith("kohya") else "lora")
+    assert_changes(imported.concept, before)
+    assert imported.notes == ()
 
 
 def test_other_layers_of_a_lora_are_listed_and_the_rest_can_be_merged(tiny: Backbone, tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_other_layers_of_a_lora_are_listed_and_the_rest_can_be_merged(tiny: Back
         "strange": some,
     }
     path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **others)
-    found = interop.read(path, base=tiny, categories=("bear",))
-    (note,) = found.notes
+    imported = interop.read(path, base=tiny, categories=("bear",))
+    (note,) = imported.notes
     for kind in (
         "attn1) (2",
         "attn2.to_q",
@@ -53,7 +53,7 @@ def test_other_layers_of_a_lora_are_listed_and_the_rest_can_be_merged(tiny: Back
         "'strange'",
     ):
         assert kind in note
-    assert merge(tiny, [found.concept]).concept.subjects[0].words == "bear"
+    assert merge(tiny, [imported.concept]).concept.subjects[0].words == "bear"
     with pytest.raises(OptionError, match="names no subject"):
         merge(tiny, [interop.read(path, base=tiny).concept])
 
@@ -61,9 +61,9 @@ def test_other_layers_of_a_lora_are_listed_and_the_rest_can_be_merged(tiny: Back
 def test_a_layer_with_dora_is_not_read_as_plain_factors(tiny: Backbone, tmp_path: Path) -> None:
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **{f"{key}.dora_scale": torch.ones(32, 1)})
-    found = interop.read(path)
-    assert len(found.concept.deltas) == 13
-    assert "DoRA" in found.notes[0]
+    imported = interop.read(path)
+    assert len(imported.concept.deltas) == 13
+    assert "DoRA" in imported.notes[0]
 
 
 def test_tokens_that_are_bundled_with_a_lora_are_read(tiny: Backbone, tmp_path: Path) -> None:

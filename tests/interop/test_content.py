@@ -33,12 +33,12 @@ def test_nonsense_in_a_file_is_an_error_of_ours(tiny: Backbone, tmp_path: Path) 
         for key in list(content)[:4]:
             inner = [(content[key], each) for each in list(content[key])[:1]] if isinstance(content[key], dict) else []
             for holder, name in [(content, key), *inner]:
-                found = holder[name]
+                original = holder[name]
                 for holder[name] in NONSENSE:
                     torch.save(content, tmp_path / "try")
                     with contextlib.suppress(MoongateError):
                         interop.read(tmp_path / "try", base=tiny)
-                holder[name] = found
+                holder[name] = original
         torch.save(content, tmp_path / "try")
         assert interop.read(tmp_path / "try", base=tiny).concept.deltas or file.name == "d"
 

@@ -36,9 +36,9 @@ def test_each_format_keeps_what_the_table_says(each: Backbone, tmp_path: Path, n
     if form.needs_base:
         with pytest.raises(OptionError, match="--base"):
             interop.read(out)
-    found = interop.read(out, base=each if form.needs_base else None)
-    again = found.concept
-    assert found.format == name
+    imported = interop.read(out, base=each if form.needs_base else None)
+    again = imported.concept
+    assert imported.format == name
     assert all(
         torch.equal(a, b)
         for ours, theirs in zip(concept.tokens, again.tokens, strict=True)

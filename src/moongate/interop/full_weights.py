@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.concept import Concept, Dense, LowRank, mismatches
+from moongate.concept import Concept, Dense, LowRank, check_finite, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, listed
 from moongate.interop.content import flat_tensors
 
@@ -21,9 +22,14 @@ __all__ = ["TEXT_PREFIX", "changes_against", "float32_base", "left_out_note", "s
 
 TEXT_PREFIX = "text_model."
 """What transformers wrote before every name of a text encoder until version 5."""
-LARGEST_CHANGE = 0.5
-"""The largest difference from the base, relative to the base's norm, that is taken for fine-tuning. The formats do not
-name their base: fine-tuning moves the weights by a few per cent, another model's weights differ by 140 %."""
+FINE_TUNING = 0.5
+"""Differences of at most this share of the base's norm need no further evidence: fine-tuning moves weights by a few per
+cent. Larger ones are no evidence against the base, because a merge may move weights by many times their norm."""
+AGREEMENT = 0.05
+"""In the directions in which file and base differ least, the largest difference that counts as agreement, relative to
+the base. Those of a merge are rounding (1e-7, or 1e-2 in float16), those of another model at least 0.1."""
+UNRELATED = 0.1
+"""Weights of two models that were trained apart correlate by less than this."""
 
 
 def whole_weights(concept: Concept, base: Backbone | None) -> tuple[dict[str, Tensor], list[str]]:
@@ -70,42 +76,39 @@ def float32_base(base: Backbone | None) -> Backbone:
     return base
 
 
-def changes_against(base: Backbone, weights: Mapping[str, Tensor], path: Path) -> dict[str, Dense]:
+def changes_against(
+    base: Backbone, weights: Mapping[str, Tensor], path: Path, *, names_its_base: bool = False
+) -> tuple[dict[str, Dense], tuple[str, ...]]:
     """Return W - W0 in float32 for the full weights of a file, without those that are equal to the base's.
 
     Args:
         base: The base model, with the weights W0.
         weights: The full weights W by our name.
         path: The file, which errors name.
+        names_its_base: Whether the file holds a fingerprint of its base, so that no other evidence is needed.
+
+    Returns:
+        The changes by our name; and a note when nothing shows whether the file belongs to this base.
 
     Raises:
+        ConceptFileError: A number is not finite.
         OptionError: The base is not loaded in float32.
-        BaseMismatchError: The base has other weights, or they differ by more than `LARGEST_CHANGE`.
+        BaseMismatchError: The base has other weights, or is a model that was trained apart from the file's.
     """
     if base.dtype != torch.float32:
         raise OptionError(
             f"{path} stores full weights, whose change is computed in float32, but {base.name!r} is loaded in "
             f"{base.dtype}. Load it in float32 (--dtype float32), or convert the file first."
         )
+    check_finite(weights, path)
     weights = dict(_as_the_base_has_it(name, weight, base) for name, weight in weights.items())
     wrong = mismatches(base, {name: tuple(weight.shape) for name, weight in weights.items()})
     if wrong:
         raise BaseMismatchError(f"{path} does not fit {base.name!r}: {listed(wrong)}. Name the right base.")
-    changes, change_squared, base_squared = {}, 0.0, 0.0
-    for name, weight in weights.items():
-        before = base.parameter(name).detach().float().cpu()
-        delta = weight - before
-        change_squared += float(delta.double().square().sum())
-        base_squared += float(before.double().square().sum())
-        if delta.any():
-            changes[name] = Dense(delta=delta)
-    if change_squared > LARGEST_CHANGE**2 * base_squared:
-        share = (change_squared / base_squared) ** 0.5
-        raise BaseMismatchError(
-            f"The weights of {path} differ from those of {base.name!r} by {share:.0%}; fine-tuning changes them by a "
-            "few per cent. Name the base that they were trained from."
-        )
-    return changes
+    pairs = {name: (weight, base.parameter(name).detach().float().cpu()) for name, weight in weights.items()}
+    notes = () if names_its_base else _check_base(base.name, pairs, path)
+    deltas = {name: weight - before for name, (weight, before) in pairs.items()}
+    return {name: Dense(delta=delta) for name, delta in deltas.items() if delta.any()}, notes
 
 
 def split_compressed(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, LowRank]]:
@@ -147,3 +150,65 @@ def _as_the_base_has_it(name: str, weight: Tensor, base: Backbone) -> tuple[str,
             is_table = name.endswith("token_embedding.weight")
             return spelling, weight[: len(own)] if is_table else weight
     return name, weight
+
+
+def _check_base(name: str, pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> tuple[str, ...]:
+    """Check by their values that full weights belong to a base, because their formats do not name it.
+
+    The size of the change says little. Evidence for the base are equal matrices, an embedding table that is almost
+    equal, and differences of low rank, as a merge makes them. Evidence against it is a lack of any correlation.
+
+    Args:
+        name: The name of the base.
+        pairs: W and W0 by parameter name.
+        path: The file, which messages name.
+
+    Returns:
+        A note when nothing shows whether the base is the right one.
+
+    Raises:
+        BaseMismatchError: The weights are those of another model.
+    """
+    denoiser = {key: pair for key, pair in pairs.items() if key.startswith("unet.")} or pairs
+    difference, correlation = _compared(denoiser)
+    matrices = [(weight, before) for weight, before in pairs.values() if weight.ndim == 2 and before.any()]
+    tables = {key: pair for key, pair in pairs.items() if key.endswith("token_embedding.weight")}
+    if (
+        difference <= FINE_TUNING
+        or any(torch.equal(weight, before) for weight, before in matrices)
+        or (tables and _compared(tables)[0] <= AGREEMENT)
+        or all(_agree_in_some_directions(weight, before) for weight, before in denoiser.values() if weight.ndim == 2)
+    ):
+        return ()
+    if correlation < UNRELATED:
+        raise BaseMismatchError(
+            f"The weights of {path} differ from those of {name!r} by {difference:.0%} and have nothing in common with "
+            f"them (correlation {correlation:.2f}). Name the base that they were trained from."
+        )
+    return (
+        f"The weights of {path.name} differ from those of {name!r} by {difference:.0%}, and nothing in the file shows "
+        "whether this is the base that they were trained from. If the pictures look wrong, name another base.",
+    )
+
+
+def _compared(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Return the norm of W - W0 relative to that of W0, and the correlation of W with W0, over all pairs together."""
+    difference, product, weight_squared, base_squared = 0.0, 0.0, 0.0, 0.0
+    for weight, before in pairs.values():
+        w, w0 = weight.double(), before.double()
+        difference += float((w - w0).square().sum())
+        product += float((w * w0).sum())
+        weight_squared += float(w.square().sum())
+        base_squared += float(w0.square().sum())
+    tiny = torch.finfo(torch.float64).tiny
+    root = max(weight_squared * base_squared, tiny) ** 0.5
+    return (difference / max(base_squared, tiny)) ** 0.5, product / root
+
+
+def _agree_in_some_directions(weight: Float[Tensor, "out in"], before: Float[Tensor, "out in"]) -> bool:
+    """Return whether W and W0 agree in an eighth of all directions, which only weights of one origin do."""
+    delta = (weight - before).double()
+    gram = delta @ delta.T if delta.shape[0] < delta.shape[1] else delta.T @ delta
+    squares = torch.linalg.eigvalsh(gram).clamp(min=0)  # of the singular values, smallest first
+    smallest = squares[: max(1, len(squares) // 8)].mean()
+    return bool(smallest <= AGREEMENT**2 * before.double().square().sum() / len(squares))

@@ -111,7 +111,8 @@ class Recognized:
             BaseMismatchError: The concept does not fit the base; the message lists what differs.
             TokenError: A new name is no token.
         """
-        changes = {**self.parts.changes, **self._changes_of_full_weights(base)}
+        changes_of_full_weights, notes = self._changes_of_full_weights(base)
+        changes = {**self.parts.changes, **changes_of_full_weights}
         self._check_that_something_changes(changes)
         rows = {token: torch.cat(row) for token, row in self.parts.tokens.items()}
         tensors = {f"{name}.{kind}": part for name, c in changes.items() for kind, part in c.tensors().items()}
@@ -120,17 +121,19 @@ class Recognized:
         concept = _with_categories(_with_tokens(concept, tokens), categories)
         if base is not None:
             concept.check_base(base)
-        return Imported(concept=concept, format=self.format.name, notes=self._notes())
+        return Imported(concept=concept, format=self.format.name, notes=self._notes() + notes)
 
-    def _changes_of_full_weights(self, base: Backbone | None) -> dict[str, Dense]:
+    def _changes_of_full_weights(self, base: Backbone | None) -> tuple[dict[str, Dense], tuple[str, ...]]:
+        """Return W - W0 of full weights, and a note when nothing shows whether they belong to the base."""
         if not self.parts.weights:
-            return {}
+            return {}, ()
         if base is None:
             raise OptionError(
                 f"{self.path} ({self.format.title}) stores full weights. Their change can only be computed with the "
                 "model that they were trained from: name it with --base (--model for other commands than convert)."
             )
-        return changes_against(base, self.parts.weights, self.path)
+        names_its_base = bool(self.parts.provenance and self._provenance_of_ours()["fingerprint"].norms)
+        return changes_against(base, self.parts.weights, self.path, names_its_base=names_its_base)
 
     def _check_that_something_changes(self, changes: Mapping[str, Dense | LowRank]) -> None:
         if self.parts.tokens or any(_changes_something(change) for change in changes.values()):

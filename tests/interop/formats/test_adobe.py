@@ -14,12 +14,12 @@ from moongate.interop import WriteOptions
 def test_delta_bin_is_read(tiny: Backbone, tmp_path: Path) -> None:
     before = denoiser(tiny)
     path = foreign.adobe(tmp_path / "any name", before, {"<new1>": foreign.row(WIDTH)})
-    found = interop.read(path, base=tiny)
-    assert found.format == "adobe"
-    assert_changes(found.concept, before, exactly=False)
-    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
-    assert not found.concept.tokens["<new1>"].requires_grad
-    assert found.concept.fingerprint == tiny.fingerprint
+    imported = interop.read(path, base=tiny)
+    assert imported.format == "adobe"
+    assert_changes(imported.concept, before, exactly=False)
+    assert torch.equal(imported.concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert not imported.concept.tokens["<new1>"].requires_grad
+    assert imported.concept.fingerprint == tiny.fingerprint
 
 
 def test_delta_bin_with_a_trained_text_encoder_is_read(tiny: Backbone, tmp_path: Path) -> None:
@@ -42,12 +42,12 @@ def test_delta_bin_with_a_trained_text_encoder_is_read(tiny: Backbone, tmp_path:
 
 def test_a_compressed_delta_bin_is_read_without_a_base(tiny: Backbone, tmp_path: Path) -> None:
     before = denoiser(tiny)
-    found = interop.read(foreign.adobe_compressed(tmp_path / "a", before, {"<new1>": foreign.row(WIDTH)}))
-    assert found.format == "adobe"
-    assert_changes(found.concept, before)
-    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
-    assert found.concept.base == ""
-    with found.concept.applied(tiny):
+    imported = interop.read(foreign.adobe_compressed(tmp_path / "a", before, {"<new1>": foreign.row(WIDTH)}))
+    assert imported.format == "adobe"
+    assert_changes(imported.concept, before)
+    assert torch.equal(imported.concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert imported.concept.base == ""
+    with imported.concept.applied(tiny):
         pass
 
 

@@ -20,11 +20,11 @@ def test_a_compvis_checkpoint_is_read_and_its_tokens_are_numbered_or_named(
     before = denoiser(tiny)
     rows = torch.stack([foreign.row(WIDTH), foreign.row(WIDTH, seed=8)])
     path = foreign.compvis_checkpoint(tmp_path / "delta_epoch=000004.ckpt", before, rows.flatten() if flat else rows)
-    found = interop.read(path, base=tiny)
-    assert found.format == "compvis"
-    assert_changes(found.concept, before, exactly=False)
-    assert list(found.concept.tokens) == ["<new1>", "<new2>"]
-    assert "called <new1>, <new2>" in found.notes[0]
+    imported = interop.read(path, base=tiny)
+    assert imported.format == "compvis"
+    assert_changes(imported.concept, before, exactly=False)
+    assert list(imported.concept.tokens) == ["<new1>", "<new2>"]
+    assert "called <new1>, <new2>" in imported.notes[0]
     named = interop.read(path, base=tiny, tokens=("<cat>", "<pot>"), categories=("cat", "wooden pot")).concept
     assert [subject.words for subject in named.subjects] == ["<cat> cat", "<pot> wooden pot"]
     assert torch.equal(named.tokens["<pot>"], rows[1])
@@ -37,9 +37,9 @@ def test_a_compvis_checkpoint_is_read_and_its_tokens_are_numbered_or_named(
 def test_a_compressed_compvis_checkpoint_is_read_without_a_base(tiny: Backbone, tmp_path: Path) -> None:
     before = denoiser(tiny)
     path = foreign.compvis_checkpoint(tmp_path / "b", before, foreign.row(WIDTH)[None], compressed=True)
-    found = interop.read(path)
-    assert found.format == "compvis"
-    assert_changes(found.concept, before)
-    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
-    with found.concept.applied(tiny):
+    imported = interop.read(path)
+    assert imported.format == "compvis"
+    assert_changes(imported.concept, before)
+    assert torch.equal(imported.concept.tokens["<new1>"], foreign.row(WIDTH))
+    with imported.concept.applied(tiny):
         pass

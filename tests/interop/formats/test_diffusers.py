@@ -15,8 +15,8 @@ from moongate.backbone import Backbone
 def test_the_folder_of_diffusers_is_read(tiny: Backbone, tmp_path: Path, suffix: str) -> None:
     before = denoiser(tiny)
     folder = foreign.diffusers_folder(tmp_path / "model", before, "<new1>", foreign.row(WIDTH), suffix=suffix)
-    found = interop.read(folder, base=tiny)
-    assert found.format == "diffusers"
-    assert_changes(found.concept, before, exactly=False)
-    assert torch.equal(found.concept.tokens["<new1>"], foreign.row(WIDTH))
-    assert found.concept.tokens["<new1>"].untyped_storage().nbytes() == 4 * WIDTH
+    imported = interop.read(folder, base=tiny)
+    assert imported.format == "diffusers"
+    assert_changes(imported.concept, before, exactly=False)
+    assert torch.equal(imported.concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert imported.concept.tokens["<new1>"].untyped_storage().nbytes() == 4 * WIDTH

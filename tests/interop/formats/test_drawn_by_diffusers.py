@@ -51,28 +51,28 @@ def diffusers_bin(pipeline: Any, folder: Path, _concept: Concept) -> None:
 
 def diffusers_safetensors(pipeline: Any, folder: Path, _concept: Concept) -> None:
     """By the documented keys, because diffusers' loader cannot read this file."""
-    found = load_file(folder / "pytorch_custom_diffusion_weights.safetensors")
+    content = load_file(folder / "pytorch_custom_diffusion_weights.safetensors")
     for name in ("to_k", "to_v"):
-        for key in (key for key in found if f"{name}_custom" in key):
+        for key in (key for key in content if f"{name}_custom" in key):
             attention = pipeline.unet.get_submodule(key.split(".processor")[0])
-            getattr(attention, name).weight.data = found[key]
+            getattr(attention, name).weight.data = content[key]
     load_embedding(pipeline, folder, "<bear>.safetensors")
 
 
 def adobe(pipeline: Any, path: Path, _concept: Concept) -> None:
     """As the paper's code loads its file: each parameter by name, each token's row into the table."""
-    found = torch.load(path, weights_only=True)
+    content = torch.load(path, weights_only=True)
     for name, weight in pipeline.unet.named_parameters():
-        if name in found["unet"]:
-            weight.data.copy_(found["unet"][name])
-    add_rows(pipeline, found["modifier_token"])
+        if name in content["unet"]:
+            weight.data.copy_(content["unet"][name])
+    add_rows(pipeline, content["modifier_token"])
 
 
 def compvis(pipeline: Any, path: Path, concept: Concept) -> None:
     """By the published numbering of blocks, of which these models have two in a level."""
     state = torch.load(path, weights_only=True)["state_dict"]
     add_rows(pipeline, dict(zip(concept.tokens, state.pop("embed"), strict=True)))
-    for key, found in state.items():
+    for key, content in state.items():
         side, number, third, rest = key.removeprefix("model.diffusion_model.").split(".", 3)
         if side == "middle_block":
             block, rest = "mid_block.attentions.0", f"{third}.{rest}"
@@ -80,12 +80,12 @@ def compvis(pipeline: Any, path: Path, concept: Concept) -> None:
             level, attention = divmod(int(number) - (side == "input_blocks"), 2)
             block = f"{'down' if side == 'input_blocks' else 'up'}_blocks.{level}.attentions.{attention}"
         weight = pipeline.unet.get_parameter(f"{block}.{rest}")
-        weight.data = found
+        weight.data = content
 
 
 def add_rows(pipeline: Any, tokens: dict[str, Any]) -> None:
-    for token, found in tokens.items():
-        rows = found if isinstance(found, list) else [found]
+    for token, content in tokens.items():
+        rows = content if isinstance(content, list) else [content]
         for row, end in zip(rows, ("", "_2"), strict=False):
             tokenizer, encoder = getattr(pipeline, f"tokenizer{end}"), getattr(pipeline, f"text_encoder{end}")
             tokenizer.add_tokens(token)

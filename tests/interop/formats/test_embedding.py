@@ -18,10 +18,10 @@ def test_embeddings_are_read(tiny: Backbone, tmp_path: Path) -> None:
     save_file({"emb_params": row[None]}, tmp_path / "bear.safetensors")
     save_file({"<bear>": row}, tmp_path / "diffusers.safetensors")
     for name, token in (("any.pt", "<my-bear>"), ("bear.safetensors", "<bear>"), ("diffusers.safetensors", "<bear>")):
-        found = interop.read(tmp_path / name, base=tiny)
-        assert found.format == "embedding"
-        assert torch.equal(found.concept.tokens[token], row)
-        assert not found.concept.deltas
+        imported = interop.read(tmp_path / name, base=tiny)
+        assert imported.format == "embedding"
+        assert torch.equal(imported.concept.tokens[token], row)
+        assert not imported.concept.deltas
     two = interop.read(foreign.a1111(tmp_path / "two.pt", torch.stack([row, -row])))
     assert list(two.concept.tokens) == ["<bear>", "<bear-2>"]
     assert "'<bear> <bear-2>'" in two.notes[0]
