@@ -1,5 +1,6 @@
 """What is refused, and what is said about a file that is read."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,12 @@ def test_reading_a_clash_of_tokens_is_a_token_error(tiny: Backbone, tmp_path: Pa
     )
     with pytest.raises(TokenError, match="two tokens the same name"):
         interop.read(path, tokens=("<c>", "<c>"))
+
+
+def test_a_concept_of_tokens_alone_is_read_with_these_tokens_alone(tiny: Backbone, tmp_path: Path) -> None:
+    concept = dataclasses.replace(make_concept(tiny), deltas={})
+    path = concept.save(tmp_path / "bear.safetensors")
+    imported = interop.read(path, base=tiny)
+    assert imported.format == "moongate"
+    assert list(imported.concept.tokens) == ["<bear>"]
+    assert imported.concept.hash == concept.hash

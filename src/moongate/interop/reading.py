@@ -63,7 +63,7 @@ def recognize(path: str | Path) -> "Recognized":
     """
     path = Path(path)
     contents = open_content(path)
-    recognized = [(content, form) for content in contents for form in FORMATS.values() if form.recognizes(content)]
+    recognized = [(content, form) for content in contents if (form := _format_of(content))]
     if not recognized:
         keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
         raise ConceptFileError(
@@ -186,6 +186,11 @@ class Recognized:
         kinds = listed(kinds_of(self.parts.left_out))
         note = f"Not taken, because a concept changes keys and values of cross-attention: {kinds}."
         return (note, *self.parts.notes)
+
+
+def _format_of(content: Content) -> Format | None:
+    """Return the first format that recognizes a file; a file has one format, whatever others its keys resemble."""
+    return next((form for form in FORMATS.values() if form.recognizes(content)), None)
 
 
 def _format_of_weights(formats: Iterable[Format]) -> Format:
