@@ -119,3 +119,33 @@ def test_a_token_cannot_lead_out_of_the_folder(tiny: Backbone, tmp_path: Path) -
         written = interop.write(concept, tmp_path / name, to=name, options=WriteOptions(base=tiny))
         assert {file.parent for file in written.files} == {tmp_path / name}
         assert list(interop.read(tmp_path / name, base=tiny).concept.tokens) == ["<../../bear>"]
+
+
+def test_a_folder_named_like_a_token_gets_the_lora_and_the_embedding(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny)
+    written = interop.write(concept, tmp_path / "bear", to="kohya")
+    assert [file.name for file in written.files] == ["bear-lora.safetensors", "bear.safetensors"]
+    assert interop.read(tmp_path / "bear").concept.hash == concept.hash
+
+
+@pytest.mark.parametrize("name", ["embedding", "kohya", "lora", "diffusers"])
+@pytest.mark.parametrize("tokens", [("<a:b>", "<a*b>"), ("<Rex>", "<rex>"), ("<x>", "<x-lora>", "<X-LORA>")])
+def test_tokens_whose_file_names_would_be_alike_are_separate_files(
+    tiny: Backbone, tmp_path: Path, name: str, tokens: tuple[str, ...]
+) -> None:
+    concept = make_concept(tiny, tokens=tokens)
+    written = interop.write(concept, tmp_path / "x", to=name, options=WriteOptions(base=tiny))
+    names = [file.name.lower() for file in written.files]
+    assert len(set(names)) == len(names)
+    again = interop.read(tmp_path / "x", base=tiny).concept
+    assert set(again.tokens) == set(tokens)
+    assert all(torch.equal(again.tokens[token], concept.tokens[token]) for token in tokens)
+    if name in ("embedding", "kohya") and tokens[0] != "<x>":
+        assert any("is called by its file name" in note for note in written.notes)
+
+
+@pytest.mark.parametrize("name", ["embedding", "kohya", "lora", "diffusers"])
+def test_the_name_of_a_file_is_refused_where_a_folder_is_written(tiny: Backbone, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=r"the name of a file. Give --out .*bear\.$"):
+        interop.write(make_concept(tiny), tmp_path / "bear.safetensors", to=name, options=WriteOptions(base=tiny))
+    assert not any(tmp_path.iterdir())

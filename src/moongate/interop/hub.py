@@ -15,7 +15,7 @@ from moongate.concept import Concept
 from moongate.data import photo_of
 from moongate.errors import PublishError, first_line
 from moongate.interop.formats.contract import Format
-from moongate.interop.tokens import ENCODERS, file_stem
+from moongate.interop.tokens import ENCODERS, file_stems
 
 __all__ = ["CARD", "card_prompts", "check_login", "model_card", "publish"]
 
@@ -134,8 +134,8 @@ def _usage(concept: Concept, form: Format, base: str) -> list[str]:
         return console
     imports = ["from diffusers import DiffusionPipeline"]
     lines = ['folder = "FOLDER"', f'pipeline = DiffusionPipeline.from_pretrained("{base}")', form.usage]
-    for token in concept.tokens:
-        file = f"{file_stem(token)}.safetensors"
+    for token, stem in file_stems(concept.tokens).items():
+        file = f"{stem}.safetensors"
         if len(concept.token_widths) < 2:
             lines.append(f'pipeline.load_textual_inversion(folder, weight_name="{file}")')
             continue

@@ -1,7 +1,8 @@
 """The rows of tokens in other programs' files: their names, their shapes, and the names of their files."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from moongate.errors import ConceptFileError
 
-__all__ = ["BUNDLED", "ENCODERS", "bracketed", "bundled_rows", "file_stem", "named_rows", "rows_of"]
+__all__ = ["BUNDLED", "ENCODERS", "bracketed", "bundled_rows", "file_stems", "free_stem", "named_rows", "rows_of"]
 
 ENCODERS = ("clip_l", "clip_g")
 """What embedding files call the two text encoders of SDXL, in Moongate's order."""
@@ -73,6 +74,21 @@ def bracketed(name: str) -> str:
     return f"<{inner or 'new1'}>"
 
 
-def file_stem(name: str) -> str:
-    """Return the name of a token's file without its suffix, which never leads out of the folder."""
-    return re.sub(r'[/\\:*?"|\s]+', "-", name).lstrip(".") or "token"
+def file_stems(names: Iterable[str]) -> dict[str, str]:
+    """Return a file name without suffix for each name. No two are equal, also on systems that ignore capitals.
+
+    Characters that are not allowed in file names are replaced, so that no name leads out of the folder; a name whose
+    file name is taken gets a number.
+    """
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r'[/\\:*?"|\s]+', "-", name).lstrip(".") or "token"
+        stems[name] = free_stem(stem, stems.values())
+    return stems
+
+
+def free_stem(stem: str, taken: Iterable[str]) -> str:
+    """Return the file name, or the first of "stem-2", "stem-3", ... that is not taken; capitals do not count."""
+    lowered = {name.lower() for name in taken}
+    candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in candidates if name.lower() not in lowered)

@@ -38,6 +38,9 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
     out = Path(out)
     if not named_format(to).is_folder:
         check_writable(out, overwrite=overwrite)
+    elif out.suffix.lower() in SUFFIXES:
+        folder = out.with_suffix("")
+        raise OptionError(f"{to!r} is written into a folder, but {out} is the name of a file. Give --out {folder}.")
     elif out.is_file():
         raise OptionError(f"{to!r} is written into a folder, but {out} is a file. Give another --out.")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -8,7 +8,7 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.interop.content import Content, flat_tensors, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.full_weights import float32_base, left_out_note, whole_weights
-from moongate.interop.tokens import ENCODERS, file_stem
+from moongate.interop.tokens import ENCODERS, file_stems
 
 __all__ = ["DIFFUSERS", "token_files"]
 
@@ -22,10 +22,10 @@ def token_files(concept: Concept) -> dict[str, bytes]:
     The example has no layout for two text encoders; there the rows stand under the names of `ENCODERS`.
     """
     files = {}
-    for token in concept.tokens:
+    for token, stem in file_stems(concept.tokens).items():
         rows = concept.rows(token)
         by_key = {token: rows[0]} if len(rows) == 1 else dict(zip(ENCODERS, rows, strict=True))
-        files[f"{file_stem(token)}.safetensors"] = safetensors_bytes(by_key, {"name": token})
+        files[f"{stem}.safetensors"] = safetensors_bytes(by_key, {"name": token})
     return files
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from moongate.concept import Concept, safetensors_bytes
-from moongate.errors import OptionError
+from moongate.errors import OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.tokens import ENCODERS, bracketed, file_stem, named_rows
+from moongate.interop.tokens import ENCODERS, bracketed, file_stems, named_rows
 
-__all__ = ["EMBEDDING", "embedding_files"]
+__all__ = ["EMBEDDING", "embedding_files", "renamed_note"]
 
 PLAIN_KEY = "emb_params"
 A1111_KEY = "string_to_param"
@@ -26,12 +26,25 @@ def embedding_files(concept: Concept) -> dict[str, bytes]:
     A file is named after its token without the brackets, because A1111 and ComfyUI call an embedding by its file name.
     """
     files = {}
-    for token in concept.tokens:
+    for token, stem in _stems(concept).items():
         rows = concept.rows(token)
         keys = ENCODERS if len(rows) > 1 else (PLAIN_KEY,)
         vectors = {key: row[None] for key, row in zip(keys, rows, strict=True)}
-        files[f"{file_stem(token.strip('<>'))}.safetensors"] = safetensors_bytes(vectors, {"name": token})
+        files[f"{stem}.safetensors"] = safetensors_bytes(vectors, {"name": token})
     return files
+
+
+def renamed_note(concept: Concept) -> tuple[str, ...]:
+    """Return a note about tokens whose file has another name, because theirs is taken or not allowed."""
+    renamed = [
+        f"{token} is in {stem}.safetensors" for token, stem in _stems(concept).items() if token.strip("<>") != stem
+    ]
+    return (f"An embedding is called by its file name: {listed(renamed)}.",) if renamed else ()
+
+
+def _stems(concept: Concept) -> dict[str, str]:
+    stems = file_stems(token.strip("<>") for token in concept.tokens)
+    return {token: stems[token.strip("<>")] for token in concept.tokens}
 
 
 def _recognizes(content: Content) -> bool:
@@ -65,7 +78,8 @@ def _render(concept: Concept, _options: WriteOptions) -> Rendered:
     if not concept.tokens:
         raise OptionError("The concept has no token, so that there is no embedding to write. Write a LoRA (--to lora).")
     note = f"The changes of {len(concept.deltas)} weights are left out: an embedding holds tokens alone."
-    return Rendered(files=embedding_files(concept), notes=(note,) if concept.deltas else ())
+    notes = renamed_note(concept) + ((note,) if concept.deltas else ())
+    return Rendered(files=embedding_files(concept), notes=notes)
 
 
 EMBEDDING = Format(

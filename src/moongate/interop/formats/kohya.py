@@ -4,6 +4,8 @@ All layers are padded with zeros to one rank, and every alpha is equal to that r
 diffusers ignores the alphas of such a file when they differ between layers.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -12,9 +14,9 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.interop.adapters import factors_of, read_adapter
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
-from moongate.interop.formats.embedding import embedding_files
+from moongate.interop.formats.embedding import embedding_files, renamed_note
 from moongate.interop.layers import KOHYA_PREFIX, blocks_per_level, kohya_name
-from moongate.interop.tokens import bundled_rows
+from moongate.interop.tokens import bundled_rows, free_stem
 
 __all__ = ["KOHYA"]
 
@@ -51,7 +53,16 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
         }
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     lora = safetensors_bytes(tensors, header_of(concept) | header)
-    return Rendered(files={f"{options.name}.safetensors": lora, **embedding_files(concept)}, notes=notes)
+    embeddings = embedding_files(concept)
+    return Rendered(
+        files={_lora_file(options.name, embeddings): lora, **embeddings}, notes=notes + renamed_note(concept)
+    )
+
+
+def _lora_file(name: str, embeddings: Iterable[str]) -> str:
+    """Return the name of the LoRA's file, with "-lora" when an embedding, called by its file name, has that name."""
+    taken = [file.removesuffix(".safetensors") for file in embeddings]
+    return free_stem(name if free_stem(name, taken) == name else f"{name}-lora", taken) + ".safetensors"
 
 
 KOHYA = Format(
