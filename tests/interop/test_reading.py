@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import foreign_files as foreign
@@ -75,10 +76,42 @@ def test_numbers_that_are_not_finite_are_refused(tiny: Backbone, tmp_path: Path,
         interop.read(tmp_path / "bear.safetensors")
 
 
-def test_a_part_of_a_folder_that_belongs_together_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["lora", "kohya"])
+def test_a_lora_without_the_files_of_its_tokens_is_read_and_the_tokens_are_named(
+    tiny: Backbone, tmp_path: Path, to: str
+) -> None:
+    concept = make_concept(tiny, tokens=("<bear>", "<chair>"))
+    written = interop.write(concept, tmp_path / "folder", to=to)
+    moved = written.files[0].rename(tmp_path / "moved.safetensors")
+    with safe_open(moved, "pt") as file:
+        header = file.metadata()
+    ups = ("lora_up.weight", "lora_B.weight")
+    half = {key: 0.5 * value if key.endswith(ups) else value for key, value in load_file(moved).items()}
+    save_file(half, tmp_path / "resized.safetensors", metadata=header)  # a tool that keeps the header
+    for file, scale in ((moved, 1.0), (tmp_path / "resized.safetensors", 0.5)):
+        imported = interop.read(file, base=tiny)
+        assert "together with the tokens <bear>, <chair>, which are not there" in imported.notes[0]
+        assert not imported.concept.tokens
+        assert [subject.words for subject in imported.concept.subjects] == ["bear", "bear"]
+        assert imported.concept.fingerprint == concept.fingerprint
+        for name, change in concept.deltas.items():
+            assert torch.equal(imported.concept.deltas[name].full(), scale * change.full())
+    with imported.concept.applied(tiny):
+        pass
+
+
+def test_a_lora_with_some_files_of_its_tokens_keeps_these_subjects(tiny: Backbone, tmp_path: Path) -> None:
+    interop.write(make_concept(tiny, tokens=("<bear>", "<chair>")), tmp_path / "lora", to="lora")
+    (tmp_path / "lora" / "<chair>.safetensors").unlink()
+    imported = interop.read(tmp_path / "lora", base=tiny)
+    assert "tokens <chair>, which are not there" in imported.notes[0]
+    assert list(imported.concept.tokens) == ["<bear>"]
+    assert [subject.words for subject in imported.concept.subjects] == ["<bear> bear", "bear"]
+    assert imported.concept.subjects[1].prompts == ()
+
+
+def test_two_files_of_a_folder_that_hold_one_token_are_refused(tiny: Backbone, tmp_path: Path) -> None:
     written = interop.write(make_concept(tiny), tmp_path / "lora", to="lora")
-    with pytest.raises(ConceptFileError, match=r"together with the tokens <bear>, which are not there"):
-        interop.read(written.files[0])
     (tmp_path / "lora" / "twice.safetensors").write_bytes(written.files[1].read_bytes())
     with pytest.raises(ConceptFileError, match="both hold <bear>"):
         interop.read(tmp_path / "lora")

@@ -166,26 +166,30 @@ class Recognized:
         }
 
     def _provenance_of_ours(self) -> dict[str, Any]:
-        """Return the fields that Moongate wrote into the header of the file."""
-        provenance = self.parts.provenance
+        """Return the fields that Moongate wrote into the header of the file, without tokens that are not there."""
         try:
-            fields, tokens = read_provenance(provenance), list(map(str, provenance["tokens"]))
+            fields, missing = read_provenance(self.parts.provenance), self._missing_tokens()
         except (KeyError, TypeError, ValueError) as error:
             raise ConceptFileError(f"The header of {self.path} lacks a part: {error}. Download it again.") from error
-        missing = [token for token in tokens if token not in self.parts.tokens]
-        if missing:
-            raise ConceptFileError(
-                f"{self.path} was written together with the tokens {', '.join(missing)}, which are not there. Give the "
-                "folder that holds all of its files."
-            )
-        return fields
+        subjects = [_without(subject, missing) for subject in fields["subjects"]]
+        return {**fields, "subjects": tuple(subject for subject in subjects if subject.words)}
+
+    def _missing_tokens(self) -> list[str]:
+        """Return the tokens that Moongate wrote in files of their own which are not there."""
+        return [token for token in map(str, self.parts.provenance.get("tokens", ())) if token not in self.parts.tokens]
 
     def _notes(self) -> tuple[str, ...]:
-        if not self.parts.left_out:
-            return self.parts.notes
-        kinds = listed(kinds_of(self.parts.left_out))
-        note = f"Not taken, because a concept changes keys and values of cross-attention: {kinds}."
-        return (note, *self.parts.notes)
+        notes = []
+        if self.parts.left_out:
+            kinds = listed(kinds_of(self.parts.left_out))
+            notes.append(f"Not taken, because a concept changes keys and values of cross-attention: {kinds}.")
+        missing = self._missing_tokens()
+        if missing:
+            notes.append(
+                f"It was written together with the tokens {', '.join(missing)}, which are not there, so that prompts "
+                "cannot use them. Give the folder that holds all files to read them too."
+            )
+        return (*notes, *self.parts.notes)
 
 
 def _format_of(content: Content) -> Format | None:
@@ -196,6 +200,14 @@ def _format_of(content: Content) -> Format | None:
 def _format_of_weights(formats: Iterable[Format]) -> Format:
     """Return the first format that keeps changes, or the first of all when there is none."""
     return min(formats, key=lambda form: form.keeps_changes == "no")
+
+
+def _without(subject: SubjectRecord, tokens: Sequence[str]) -> SubjectRecord:
+    """Return the record of a subject without a token that is missing, and without the prompts that use it."""
+    if subject.token is None or subject.token not in tokens:
+        return subject
+    prompts = tuple(prompt for prompt in subject.prompts if subject.token not in prompt)
+    return dataclasses.replace(subject, token=None, prompts=prompts)
 
 
 def _ignored(contents: Sequence[Content], recognized: Sequence[tuple[Content, Format]]) -> tuple[str, ...]:
