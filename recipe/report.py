@@ -40,7 +40,7 @@ from moongate.pocket import recognizer_file, weights_digest, weights_folder
 from recipe.corpus import Corpus, scenes
 from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 from recipe.corpus.places import PLACES, PLAIN_COLORS
-from recipe.pretrain import PretrainOptions, Stage, fit, native_autocast
+from recipe.fitting import Cosine, Stage, fit, native_autocast
 
 BARS = {
     "autoencoder_psnr_db": (26.0, 30.0),
@@ -218,21 +218,22 @@ def train_recognizer(corpus: Corpus, options: ReportOptions) -> Recognizer:
     """Train on the training pictures, or load what `options.work` holds."""
     torch.manual_seed(0)
     recognizer = Recognizer(CLASSES, WIDTHS)
-    stage = Stage(steps=options.classifier_steps, batch=128, rate=3e-3)
+    stage = Stage(batch=128, lr=3e-3, average_decay=1 - 10 / options.classifier_steps, device=options.device)
     truth = torch.stack([_target(_content(scene)) for scene in corpus.scenes[: corpus.training]])
 
-    def loss_of(generator: torch.Generator) -> Tensor:
+    def losses(generator: torch.Generator, step: int) -> dict[str, Tensor]:
         chosen = torch.randint(0, corpus.training, (stage.batch,), generator=generator)
         chosen = chosen.sort().values  # the order in which the corpus returns images
         images = _augmented(corpus.images(chosen), generator).to(options.device)
         with native_autocast(options.device):
             scores = recognizer(images.contiguous(memory_format=torch.channels_last))
         both = scores.split(CLASS_COUNTS, 1), truth[chosen].to(scores).split(CLASS_COUNTS, 1)
-        return torch.stack(list(map(F.cross_entropy, *both))).sum()
+        return dict(zip(Classes._fields, map(F.cross_entropy, *both), strict=True))
 
     digest = hashlib.sha256((options.corpus / "scenes.jsonl").read_bytes()).hexdigest()[:12]
-    name = f"classifier-{stage.steps}-{digest}"
-    fit(name, recognizer, loss_of, stage, PretrainOptions(out=options.work, device=options.device))
+    name = f"classifier-{options.classifier_steps}-{digest}"
+    recognizer.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fit(recognizer, losses, Cosine(steps=options.classifier_steps), stage, folder=options.work / name)
     return recognizer.eval().requires_grad_(False)
 
 
