@@ -2,9 +2,8 @@
 VENV := .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
-CODE := src recipe tests experiments benchmarks
 
-.PHONY: demo test test-slow tables check docs format clean
+.PHONY: demo test test-slow tables check docs package format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -16,26 +15,34 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(RUN)/python -m pytest -m slow
 
-# Measures whatever result of the paper's tables is missing, and writes docs/results/tables.md.
+# Measures the records of the paper's tables that are missing, and writes docs/results/tables.md.
 tables: $(VENV)/tables
 	$(RUN)/python -m experiments
 
 check: $(VENV)/ready
-	$(RUN)/ruff check $(CODE)
-	$(RUN)/ruff format --check $(CODE)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-logo
+	$(MAKE) docs
+	$(MAKE) package
 
 # Builds the site into build/site; the pages open from the disk, without a server and without a network.
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 
+# Builds the source archive and the wheel into build/dist, and checks their metadata.
+package: $(VENV)/ready
+	rm -rf build/dist && mkdir -p build
+	$(RUN)/python -m build --no-isolation --outdir build/dist >build/package.log || { cat build/package.log; exit 1; }
+	$(RUN)/twine check --strict build/dist/*
+
 format: $(VENV)/ready
-	$(RUN)/ruff check --fix $(CODE)
-	$(RUN)/ruff format $(CODE)
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) build demo
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Moongate needs Python 3.11 or newer")'

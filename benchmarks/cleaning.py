@@ -1,22 +1,24 @@
-"""Measure what cleaning a concept keeps and what it puts back, on one of pocket's examples.
+"""Measure what cleaning a concept keeps and what it restores, on one of pocket's examples.
 
     python benchmarks/cleaning.py [--example teddyBear] [--concept FILE] [--steps N] [--count N] [--json]
 
-A concept is trained on the example (or read from a file) and cleaned: merged alone. Before and after, the same prompts
-and seeds are drawn; image alignment is the mean cosine between EfficientNet-Lite0's features of what is drawn and of
-the example's evaluation pictures, which were not trained on (the paper's measure, with another network). Drift is the
-change of keys and values on held-out neutral captions. Beside them stand the alignment of what pocket draws for the
-bare category words, from below, and of the training pictures, from above. Needs the extra `corpus`.
+A concept is trained on the example (or read from a file) and cleaned, that is, merged alone. The same prompts and seeds
+are drawn before and after. Image alignment is the mean cosine between EfficientNet-Lite0 features of the drawn pictures
+and of the example's evaluation pictures, which were not trained on (the paper's measure, with another network). Drift
+is the change of keys and values on held-out neutral captions. For comparison: the alignment of pictures that pocket
+draws for the category words alone (a lower bound), and of the training pictures (an upper bound). Needs the extra
+`evaluation`.
 """
 
-import argparse
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
 from moongate import Backbone, Concept, Regularization, Subject, TrainOptions, merge, pocket, sample, train
@@ -29,7 +31,24 @@ from moongate.sampling import SampleOptions
 Features = Callable[[list[np.ndarray]], Tensor]
 
 
-def figures(options: argparse.Namespace) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure, and how to print it."""
+
+    example: str = "teddyBear"
+    """Which of pocket's examples."""
+    concept: Path | None = None
+    """A concept of that example; one is trained when None."""
+    steps: int | None = None
+    """Training steps; the method's own when None."""
+    count: int = 16
+    """Pictures in each of the places that the demo draws in."""
+    sampling_steps: int = 50
+    json: bool = False
+    """Print one line of JSON."""
+
+
+def measure(options: Options) -> dict[str, float]:
     """Train or read, clean, draw and measure."""
     example = pocket.example(options.example)
     backbone = Backbone.load("pocket")
@@ -37,10 +56,10 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
     concept = Concept.load(options.concept) if options.concept else taught(backbone, subject, options.steps)
     evaluation = Subject.load(example.evaluation, category=example.category)
     features = unit_features()
-    wanted = features(shown(evaluation, backbone))
+    targets = features(shown(evaluation, backbone))
 
     def alignment(pictures: list[np.ndarray]) -> float:
-        return round(float((features(pictures) @ wanted.T).mean()), 4)
+        return round(float((features(pictures) @ targets.T).mean()), 4)
 
     cleaned = merge(backbone, [concept])
     words, sampling = concept.subjects[0].words, SampleOptions(steps=options.sampling_steps)
@@ -65,14 +84,14 @@ def taught(backbone: Backbone, subject: Subject, steps: int | None) -> Concept:
 def drawn(
     backbone: Backbone, words: str, concept: Concept | None, count: int, options: SampleOptions
 ) -> list[np.ndarray]:
-    """Return `count` pictures of the words in each of the demo's places, always of the same seeds."""
+    """Return `count` pictures of the words in each of the demo's places, always with the same seeds."""
     prompts = [f"{photo_of(words)} {place}" for place in PLACES for _ in range(count)]
     with concept.applied(backbone) if concept else contextlib.nullcontext():
-        return [each.image for each in sample(backbone, prompts, seeds=range(len(prompts)), options=options)]
+        return [picture.image for picture in sample(backbone, prompts, seeds=range(len(prompts)), options=options)]
 
 
 def unit_features() -> Features:
-    """Return what gives the features of uint8 pictures, each of length one."""
+    """Return a function from uint8 pictures to their features, as unit vectors."""
     network = lite0_features("cpu")
 
     @torch.no_grad()
@@ -84,15 +103,8 @@ def unit_features() -> Features:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--example", default="teddyBear")
-    parser.add_argument("--concept", type=Path, help="a concept of that example, instead of training one")
-    parser.add_argument("--steps", type=int, help="of training; 250 by default")
-    parser.add_argument("--count", type=int, default=16, help="pictures in each of the four places")
-    parser.add_argument("--sampling-steps", type=int, default=50)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    options = parser.parse_args()
-    measured = figures(options)
+    options = tyro.cli(Options, description=__doc__)
+    measured = measure(options)
     if options.json:
         print(json.dumps(measured))
         return

@@ -2,19 +2,19 @@
 
     python benchmarks/full_size.py [--json]
 
-The denoiser and the text encoder have the true shapes; only the autoencoder is a tiny one and the vocabulary is made
-up, so that nothing must be downloaded. A step takes one picture of 512 pixels. Memory is the peak of the process so
-far, for training first with activations computed again on the way back, then with all of them kept.
+The denoiser and the text encoder have the true shapes. The autoencoder is a tiny one and the vocabulary is made up, so
+that nothing must be downloaded. A step takes one picture of 512 pixels. Memory is the peak of the process so far.
+Training is measured first with activations computed again in the backward pass (`recompute`), then with all kept.
 """
 
-import argparse
-import json
 import resource
 import time
 from collections.abc import Callable
+from json import dumps
 
 import numpy as np
 import torch
+import tyro
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -74,7 +74,7 @@ def full_size_backbone() -> Backbone:
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Do some work and return how long it took, how much of the processors, and the peak of memory so far."""
+    """Do some work and return its wall-clock time, its processor time, and the peak of memory so far."""
     began, cpu = time.perf_counter(), time.process_time()
     work()
     return {
@@ -87,36 +87,38 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
 def train_once(backbone: Backbone, *, recompute: bool) -> None:
     """Train one step on one picture."""
     picture = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
-    words = {"captions": ("photo of a <bear> bear",), "category": "bear", "token": "<bear>"}
+    subject = Subject(pictures=(picture,), captions=("photo of a <bear> bear",), category="bear", token="<bear>")
     method = METHODS["custom-diffusion-without-regularization"]
     options = TrainOptions(steps=1, batch=1, recompute=recompute)
-    train(backbone, [Subject(pictures=(picture,), **words)], [], method, options=options)
+    train(backbone, [subject], [], method, options=options)
 
 
 def measure() -> dict[str, object]:
-    """Return all figures; the whole call of each part counts, of which the step itself is nearly all."""
-    found: list[Backbone] = []
+    """Return all values; each covers a whole call, nearly all of which is the step itself."""
+    backbones: list[Backbone] = []
     figures: dict[str, object] = {"threads": torch.get_num_threads()}
-    figures["loading"] = timed(lambda: found.append(full_size_backbone()))
-    weights = found[0].weights("cross-attention-kv")
+    figures["loading"] = timed(lambda: backbones.append(full_size_backbone()))
+    (backbone,) = backbones
+    weights = backbone.weights("cross-attention-kv")
     figures |= {"matrices": len(weights), "trained": sum(weight.numel() for weight in weights.values())}
     options = SampleOptions(steps=1, guidance=1.0)
     parts: dict[str, Callable[[], object]] = {
-        "denoising step": lambda: list(sample(found[0], ["a bear"], seeds=[0], options=options)),
-        "training step, recomputed": lambda: train_once(found[0], recompute=True),
-        "training step": lambda: train_once(found[0], recompute=False),
+        "denoising step": lambda: list(sample(backbone, ["a bear"], seeds=[0], options=options)),
+        "training step, recomputed": lambda: train_once(backbone, recompute=True),
+        "training step": lambda: train_once(backbone, recompute=False),
     }
     return figures | {name: timed(work) for name, work in parts.items()}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    as_json = parser.parse_args().json
+def main(*, json: bool = False) -> None:
+    """Measure and print.
+
+    Args:
+        json: Print one line of JSON.
+    """
     figures = measure()
-    if as_json:
-        print(json.dumps(figures))
+    if json:
+        print(dumps(figures))
         return
     print(f"{figures['matrices']} matrices, {figures['trained']:,} numbers are trained; {figures['threads']} threads")
     print(f"{'':28s}{'seconds':>8}  {'of CPU':>8}  {'peak GB':>8}")
@@ -126,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -1,17 +1,17 @@
-"""Time the closed-form merge on Stable Diffusion 1.5's shapes, beside Eq. 5 as the paper writes it, in float32.
+"""Time the closed-form merge on Stable Diffusion 1.5's shapes, and for comparison Eq. 5 as written, in float32.
 
     python benchmarks/merge.py [--json]
 
-32 matrices read 768-wide text features; every concept prescribes four features in two contexts. The features are
-random with the spread that text features have (a few strong directions, a long tail), so no model is needed.
+32 matrices take text features of width 768; every concept prescribes four features in two contexts. The features are
+random, with the spectrum of text features (a few strong directions, a long tail), so that no model is needed.
 """
 
-import argparse
-import json
 import resource
 import time
+from json import dumps
 
 import torch
+import tyro
 from torch import Tensor
 
 from moongate.merging.closed_form import factorize
@@ -22,7 +22,7 @@ OUTPUTS = (320,) * 10 + (640,) * 10 + (1280,) * 12
 FEATURES_PER_CONCEPT = 8
 REGULARIZATION_ROWS = 20_000
 TAIL = 4.0
-"""Powers of ten between the strongest and the weakest direction."""
+"""Powers of ten between the strongest and the weakest direction of the features."""
 
 
 def problem(concepts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -35,7 +35,7 @@ def problem(concepts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64) * strength @ basis
 
     captions, rows = features(REGULARIZATION_ROWS), features(concepts * FEATURES_PER_CONCEPT)
-    values = [torch.randn(len(rows), out, generator=generator, dtype=torch.float64) for out in OUTPUTS]
+    values = [torch.randn(len(rows), outputs, generator=generator, dtype=torch.float64) for outputs in OUTPUTS]
     return rows, captions.T @ captions, values
 
 
@@ -51,30 +51,31 @@ def plain(rows: Tensor, gram: Tensor, values: list[Tensor]) -> float:
     d = rows @ torch.linalg.inv(gram).T
     inner = torch.linalg.inv(d @ rows.T)
     worst = 0.0
-    for each in values:
-        change = (inner @ each.float()).T @ d
-        missed = change.double() @ rows.double().T - each.T
-        worst = max(worst, float(missed.norm() / each.norm()))
+    for wanted in values:
+        change = (inner @ wanted.float()).T @ d
+        residual = change.double() @ rows.double().T - wanted.T
+        worst = max(worst, float(residual.norm() / wanted.norm()))
     return worst
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    as_json = parser.parse_args().json
+def main(*, json: bool = False) -> None:
+    """Measure and print.
+
+    Args:
+        json: Print one line of JSON.
+    """
     figures: dict[str, float] = {}
     ours(*problem(1))  # the first call loads the linear algebra library
     for concepts in (2, 10, 50):
-        given = problem(concepts)
+        rows, gram, values = problem(concepts)
         for name, solve in (("", ours), ("plain_", plain)):
             began = time.perf_counter()
-            residual = solve(*given)
+            residual = solve(rows, gram, values)
             figures[f"{name}n{concepts}_seconds"] = round(time.perf_counter() - began, 4)
             figures[f"{name}n{concepts}_residual"] = residual
     figures["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    if as_json:
-        print(json.dumps(figures))
+    if json:
+        print(dumps(figures))
         return
     print(f"{'concepts':>8}  {'seconds':>8}  {'residual':>9}  {'Eq. 5 in float32':>16}  {'residual':>9}")
     for n in (2, 10, 50):
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
