@@ -25,7 +25,7 @@ from moongate import Backbone, Concept, Regularization, Subject, TrainOptions, m
 from moongate.data import photo_of
 from moongate.data.pictures import as_tensor
 from moongate.demo.single import PLACES, shown
-from moongate.evaluation.networks import lite0_features
+from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.sampling import SampleOptions
 
 Features = Callable[[list[np.ndarray]], Tensor]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from moongate import Backbone, pocket
-from moongate.evaluation.networks.embedding import Encoder
+from moongate.evaluation.networks.clip import Clip
 from moongate.regularization.collection import Collection
 from moongate.regularization.sources import Skipped, read_source
 
@@ -33,18 +33,18 @@ LOOKED_FOR = 200
 """Captions to retrieve in one search."""
 
 
-def precision(encoder: Encoder) -> dict[str, float]:
+def precision(clip: Clip) -> dict[str, float]:
     """Return the precision of each category, and the threshold of the best F1 score."""
     rows = [json.loads(line) for line in (pocket.pool_folder() / "metadata.jsonl").read_text().splitlines()]
-    vectors = encoder.captions([row["caption"] for row in rows])
+    vectors = clip.captions([row["caption"] for row in rows])
     figures: dict[str, float] = {}
     similarities, truths = [], []
     for category in CATEGORIES:
-        similarity = vectors @ encoder.captions([f"photo of a {category}"])[0]
+        similarity = (vectors @ clip.captions([f"photo of a {category}"])[0]).numpy()
         truth = np.array([category in row["categories"] for row in rows])
         named = np.array([bool(re.search(rf"\b{category}s?\b", row["caption"])) for row in rows])
         nearest = np.argsort(-similarity)[: truth.sum()]
-        near = similarity >= encoder.threshold
+        near = similarity >= clip.threshold
         name = category.replace(" ", "_")
         figures[f"{name}_in_pool"] = int(truth.sum())
         figures[f"{name}_precision"] = _share(truth[nearest])
@@ -75,7 +75,7 @@ def synthetic(count: int) -> list[str]:
     return random.Random(0).sample(captions, count)
 
 
-def scale(encoder: Encoder, count: int) -> dict[str, float]:
+def scale(clip: Clip, count: int) -> dict[str, float]:
     """Index `count` captions with addresses from Parquet, and search them."""
     figures: dict[str, float] = {"captions": count, "peak_mb_before": _peak_mb()}
     with tempfile.TemporaryDirectory() as folder:
@@ -86,18 +86,18 @@ def scale(encoder: Encoder, count: int) -> dict[str, float]:
         began = time.perf_counter()
         skipped = Skipped()
         place = str(Path(folder) / "collection")
-        collection = Collection.index(read_source(str(source), skipped), encoder, place=place, skipped=skipped)
+        collection = Collection.index(read_source(str(source), skipped), clip, place=place, skipped=skipped)
         figures["index_seconds"] = round(time.perf_counter() - began, 1)
         figures["peak_mb"] = _peak_mb()
         files = [path.stat().st_size for path in Path(place).rglob("*") if path.is_file()]
         figures["disk_mb"] = round(sum(files) / 1e6, 1)
-        queries = encoder.captions([f"photo of a red {category} in the snow" for category in CATEGORIES])
+        queries = clip.captions([f"photo of a red {category} in the snow" for category in CATEGORIES])
         seconds, hits_in_exact = [], 0
         for query in queries:
             began = time.perf_counter()
             hits = list(itertools.islice(collection.search(query), LOOKED_FOR))
             seconds.append(time.perf_counter() - began)
-            exact = collection._table.search(query, vector_column_name="vector").distance_type("cosine")
+            exact = collection._table.search(query.numpy(), vector_column_name="vector").distance_type("cosine")
             true = exact.bypass_vector_index().limit(LOOKED_FOR).select(["key", "_distance"]).to_arrow()
             hits_in_exact += len({hit.record.key for hit in hits} & set(true["key"].to_pylist()))
         figures["search_seconds"] = round(float(np.median(seconds)), 3)
@@ -126,14 +126,14 @@ class Options:
 def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
-    encoder = Encoder.of_backbone(Backbone.load("pocket", device="cpu"))
-    figures: dict[str, float] = {"threshold": encoder.threshold, **precision(encoder)}
+    clip = Clip.of_backbone(Backbone.load("pocket", device="cpu"))
+    figures: dict[str, float] = {"threshold": clip.threshold, **precision(clip)}
     if options.captions:
-        figures |= scale(encoder, options.captions)
+        figures |= scale(clip, options.captions)
     if options.json:
         print(json.dumps(figures))
         return
-    above = f"above {encoder.threshold}"
+    above = f"above {clip.threshold}"
     print(f"{'category':12} {'in pool':>7} {'nearest':>8} {'by word':>8} {above:>11} {'true':>6}")
     for category in CATEGORIES:
         name = category.replace(" ", "_")

@@ -368,7 +368,7 @@ def _evaluation(
         folder=study.pictures,
         comparisons=comparisons,
         options=options,
-    )
+    ).to_json()
     return {
         "concept": concept.hash if concept else None,
         "targets": [_by_subject(target) for target in evaluation["targets"]],

@@ -33,11 +33,12 @@ from moongate.data import photo_of, square
 from moongate.data.pictures import find_pictures, read_picture
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid
-from moongate.evaluation.networks import lite0_features
-from moongate.evaluation.networks.embedding import Encoder
+from moongate.evaluation.networks.clip import Clip
+from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.files import write_atomically
 from moongate.regularization.collection import nearest
-from moongate.regularization.sources import Record, Skipped, read_bytes, read_source
+from moongate.regularization.reading import read_bytes
+from moongate.regularization.sources import Record, Skipped, read_source
 from moongate.sampling import SampleOptions
 
 WAYS = ("base", "none", "generated", "retrieved", "word")
@@ -89,7 +90,7 @@ def regularization(
         drawn = sample(backbone, [prompt] * count, seeds=range(10_000, 10_000 + count), options=options)
         pictures = tuple(each.image for each in drawn)
         return [Regularization(pictures=pictures, captions=(prompt,) * count, source=way)]
-    encoder = Encoder.of_backbone(backbone)
+    encoder = Clip.of_backbone(backbone)
     hits = list(nearest(pool.records, encoder.captions([prompt])[0], encoder))[:count]
     return [_regularization([hit.record for hit in hits], way)]
 
@@ -236,7 +237,7 @@ def _settings(way: str, backbone: Backbone, arguments: argparse.Namespace) -> di
     own = {key: getattr(arguments, key) for key in ("steps", "count", "pictures", "sampling_steps", "seed")}
     own["backbone"] = backbone.fingerprint.short
     if way == "retrieved":
-        own["encoder"] = hashlib.sha256(np.round(Encoder.of_backbone(backbone).probe, 2).tobytes()).hexdigest()[:8]
+        own["encoder"] = hashlib.sha256(np.round(Clip.of_backbone(backbone).probe, 2).tobytes()).hexdigest()[:8]
     return own
 
 

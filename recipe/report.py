@@ -33,7 +33,7 @@ from moongate.data.pictures import as_tensor
 from moongate.demo.recognizer import WIDTHS, Classes, Recognizer, recognized
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid
-from moongate.evaluation.networks import lite0_features
+from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.files import write_atomically
 from moongate.pages import contact_sheet
 from moongate.pocket import recognizer_file, weights_digest, weights_folder

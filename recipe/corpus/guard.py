@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from moongate.evaluation.networks import lite0_features
+from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.files import write_atomically
 from recipe.corpus.catalog import Object, is_held_out, read_objects
 

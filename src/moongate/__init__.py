@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from moongate.compression import Compressed, CompressionReport, compress
     from moongate.concept import Concept, Dense, LowRank, SubjectRecord
     from moongate.data import PRESETS, Preset, Regularization, Subject
-    from moongate.evaluation.networks.embedding import Encoder
+    from moongate.evaluation.networks.clip import Clip
     from moongate.merging import Merged, MergeOptions, merge
     from moongate.merging.report import MergeReport
     from moongate.pages import contact_sheet
@@ -28,12 +28,12 @@ __all__ = [
     "METHODS",
     "PRESETS",
     "Backbone",
+    "Clip",
     "Collection",
     "Compressed",
     "CompressionReport",
     "Concept",
     "Dense",
-    "Encoder",
     "Fingerprint",
     "LowRank",
     "MergeOptions",
@@ -63,7 +63,7 @@ _HOMES = {
     "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("PRESETS", "Preset", "Regularization", "Subject"),
-    "evaluation.networks.embedding": ("Encoder",),
+    "evaluation.networks.clip": ("Clip",),
     "merging": ("MergeOptions", "Merged", "merge"),
     "merging.report": ("MergeReport",),
     "pages": ("contact_sheet",),

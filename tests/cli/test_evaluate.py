@@ -24,10 +24,10 @@ def test_evaluate_writes_a_record_and_draws_nothing_twice(
     shown = capsys.readouterr().out
     assert "training" in shown
     assert f"{record['measures'][1]['value']:.4f}" in shown
-    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").rglob("*.png")}
     assert len(drawn) == 2 + 4
     run(evaluate)
-    assert {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()} == drawn
+    assert {path: path.stat().st_mtime_ns for path in (out / "pictures").rglob("*.png")} == drawn
     assert json.loads((out / "record.json").read_text()) == record
 
 

@@ -8,12 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from moongate.backbone import Backbone
+from moongate import sampling
+from moongate.backbone import Backbone, Settings
 from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import square
+from moongate.data.pictures import read_picture
 from moongate.errors import OptionError, TokenError
-from moongate.evaluation import EvaluationOptions, Network, Reference, Targets, evaluate
-from moongate.evaluation import benchmark as module
+from moongate.evaluation import (
+    Evaluation,
+    EvaluationOptions,
+    Network,
+    Reference,
+    Targets,
+    benchmark,
+    evaluate,
+    read_prompts,
+)
 from moongate.sampling import SampleOptions
 
 OPTIONS = EvaluationOptions(count=2, sampling=SampleOptions(steps=1, guidance=1), resamples=20)
@@ -57,13 +67,14 @@ def noise(count: int, *, seed: int = 0) -> list[np.ndarray]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Prompt and seed of each picture that is drawn."""
     found: list[tuple[str, int]] = []
-    real: Callable = module.sample
+    real: Callable = sampling.sample
 
     def sample(backbone: Backbone, prompts: Sequence[str], *, seeds: Sequence[int], options: SampleOptions) -> object:
+        pictures = real(backbone, prompts, seeds=seeds, options=options)
         found.extend(zip(prompts, seeds, strict=True))
-        return real(backbone, prompts, seeds=seeds, options=options)
+        return pictures
 
-    monkeypatch.setattr(module, "sample", sample)
+    monkeypatch.setattr(sampling, "sample", sample)
     return found
 
 
@@ -72,7 +83,7 @@ def test_the_record_holds_every_setting_and_figure(
 ) -> None:
     reader, targets = Reader(), Targets(pictures=noise(3))
     shown: list[tuple[int, int]] = []
-    record = evaluate(
+    evaluation = evaluate(
         tiny,
         concept,
         PROMPTS,
@@ -82,6 +93,7 @@ def test_the_record_holds_every_setting_and_figure(
         options=OPTIONS,
         on_picture=lambda *progress: shown.append(progress),
     )
+    record = evaluation.to_json()
     assert json.loads(json.dumps(record)) == record
     said = ["photo of a <bear> teddy bear on the beach", "a red <bear> teddy bear"]
     assert drawn == [(prompt, seed) for prompt in said for seed in (0, 1)]
@@ -95,7 +107,7 @@ def test_the_record_holds_every_setting_and_figure(
     assert (text["measure"], held_out["measure"]) == ("text alignment", "image alignment")
     assert (held_out["pictures"], training["pictures"]) == ("held out", "training")
     assert held_out["value"] == training["value"]
-    images = torch.stack([square(module.np.asarray(module.Image.open(path)), 64) for path in tmp_path.iterdir()])
+    images = torch.stack([square(read_picture(path), 64) for path in tmp_path.rglob("*.png")])
     wanted = torch.stack([square(picture, 64) for picture in targets.pictures])
     pairs = torch.nn.functional.cosine_similarity(colors(images)[:, None], colors(wanted)[None], dim=2)
     assert held_out["value"] == pytest.approx(float(pairs.mean()), abs=1e-6)
@@ -106,7 +118,7 @@ def test_the_record_holds_every_setting_and_figure(
 def test_only_missing_pictures_are_drawn_and_other_settings_draw_others(
     tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
 ) -> None:
-    def again(given: Concept | None = concept, **changes: object) -> dict[str, object]:
+    def again(given: Concept | None = concept, **changes: object) -> Evaluation:
         drawn.clear()
         prompts = PROMPTS if given else ["a dog"]
         options = replace(OPTIONS, **changes)
@@ -115,7 +127,7 @@ def test_only_missing_pictures_are_drawn_and_other_settings_draw_others(
     first = again()
     assert again() == first
     assert drawn == []
-    next(tmp_path.glob("a-red-*-1-*.png")).unlink()
+    next(tmp_path.rglob("a-red-*-0001.png")).unlink()
     assert again() == first
     assert drawn == [("a red <bear> teddy bear", 1)]
     again(count=3)
@@ -124,7 +136,7 @@ def test_only_missing_pictures_are_drawn_and_other_settings_draw_others(
     assert len(drawn) == 4
     again(concept.scaled(2))
     assert len(drawn) == 4
-    assert again(None)["concept"] is None
+    assert again(None).concept is None
     assert drawn == [("a dog", 0), ("a dog", 1)]
 
 
@@ -133,16 +145,17 @@ def test_real_pictures_give_distances_from_what_their_captions_draw(
 ) -> None:
     captions = ["a bear", "a bear", "a red bear"]
     reference = Reference(pictures=noise(3), captions=captions)
-    record = evaluate(
+    evaluation = evaluate(
         tiny, concept, ["a {}"], [Reader().network], folder=tmp_path, comparisons=[reference], options=OPTIONS
     )
     assert drawn[2:] == [("a bear", 0), ("a bear", 1), ("a red bear", 2)], "alike captions draw different pictures"
-    kid, fid = record["measures"][1:]
-    assert (kid["measure"], fid["measure"]) == ("KID", "FID")
-    assert kid["features"] == fid["features"] == "colors"
-    assert fid["value"] > 0
-    assert "low" in kid
-    assert record["references"][0]["pictures"] == 3
+    kid, fid = evaluation.measures[1:]
+    assert (kid.measure, fid.measure) == ("KID", "FID")
+    assert kid.features == fid.features == "colors"
+    assert fid.value > 0
+    assert kid.low is not None
+    assert fid.low is None
+    assert evaluation.references[0].pictures == 3
 
 
 def test_textual_inversion_is_called_by_its_token_alone(
@@ -168,10 +181,12 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
         refused(["a {}", "a {}"], reader)
     with pytest.raises(OptionError, match="Nothing can be measured: colors reads no text"):
         refused(["a {}"], blind)
-    with pytest.raises(OptionError, match="Pictures of thing 2 were given, but the concept has 1"):
+    with pytest.raises(OptionError, match="Pictures of subject 2 were given, but the concept has 1"):
         refused(["a {}"], reader, comparisons=[Targets(pictures=noise(1), subject=1)])
-    with pytest.raises(OptionError, match="two real pictures or more"):
+    with pytest.raises(OptionError, match="at least two real pictures"):
         refused(["a {}"], reader, comparisons=[Reference(pictures=noise(1), captions=["a bear"])])
+    with pytest.raises(OptionError, match="2 real pictures have 1 captions"):
+        refused(["a {}"], reader, comparisons=[Reference(pictures=noise(2), captions=["a bear"])])
     with pytest.raises(TokenError, match="unknown token '<cat>'"):
         refused(["a <cat> cat"], reader)
     with pytest.raises(OptionError, match="count is 0"):
@@ -179,3 +194,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
     with pytest.raises(OptionError, match="level is 95"):
         EvaluationOptions(level=95)
     assert drawn == []
+
+
+def test_prompts_and_networks_are_by_default_those_that_suit_the_model(
+    tiny: Backbone, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "settings", Settings(prompt_sets=("animal", "pair"), features=("mine",)))
+    loaded: list[str] = []
+    monkeypatch.setattr(benchmark, "load_network", lambda name, device: loaded.append(name) or Reader().network)
+    evaluation = evaluate(tiny, concept, folder=tmp_path, options=replace(OPTIONS, count=1))
+    assert [prompt.given for prompt in evaluation.prompts] == read_prompts("animal")
+    assert loaded == ["mine"]

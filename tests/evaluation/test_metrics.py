@@ -100,21 +100,9 @@ def test_fid_of_a_set_with_itself_is_zero_and_of_a_shifted_one_the_square_of_the
     assert fid(a.double(), a.double() + 2) == pytest.approx(4 * 50, rel=1e-9)
 
 
-def test_kid_and_fid_agree_with_torch_fidelity() -> None:
-    pytest.importorskip("torch_fidelity")
-    from torch_fidelity import metric_fid, metric_kid
-
-    a, b = random(60, 6, seed=0), random(60, 6, seed=1, shift=0.3)
-    other = metric_kid.polynomial_mmd(a.double().numpy(), b.double().numpy(), 3, None, 1)
-    assert kid(a, b) == pytest.approx(float(other), rel=1e-6)
-    statistics = [metric_fid.fid_features_to_statistics(part.double()) for part in (a, b)]
-    (value,) = metric_fid.fid_statistics_to_metric(*statistics, False).values()
-    assert fid(a, b) == pytest.approx(value, rel=1e-6)
-
-
 def test_one_picture_is_no_set() -> None:
     for distance in (kid, fid):
-        with pytest.raises(OptionError, match="two pictures or more of each, not 1"):
+        with pytest.raises(OptionError, match="at least two pictures of each, not 1"):
             distance(random(1, 4, seed=0), random(5, 4, seed=1))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from making import make_clip
 from moongate.backbone import Backbone
 from moongate.errors import CollectionError, MissingLibrary, OptionError
-from moongate.evaluation.networks.embedding import Encoder
+from moongate.evaluation.networks.clip import Clip
 from moongate.regularization import collection as module
 from moongate.regularization.collection import Collection, Hit, nearest
 from moongate.regularization.sources import Record, Skipped
@@ -24,8 +24,8 @@ def records(count: int = 60) -> list[Record]:
 
 
 @pytest.fixture
-def encoder(tiny: Backbone) -> Encoder:
-    return Encoder.of_backbone(tiny)
+def encoder(tiny: Backbone) -> Clip:
+    return Clip.of_backbone(tiny)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def place(tmp_path: Path) -> str:
     return str(tmp_path / "collection")
 
 
-def build(given: list[Record], encoder: Encoder, place: str, **options: object) -> Collection:
+def build(given: list[Record], encoder: Clip, place: str, **options: object) -> Collection:
     return Collection.index(given, encoder, place=place, skipped=Skipped(), **options)
 
 
@@ -42,9 +42,9 @@ def keys(hits: Iterator[Hit]) -> list[str]:
 
 
 def test_a_search_gives_every_record_by_falling_cosine(
-    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+    encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_ASKED_FOR", 3)  # so that it looks up several times
+    monkeypatch.setattr(module, "FIRST_HITS", 3)  # so that it looks up several times
     given = records()
     build(given, encoder, place)
     query = encoder.captions(["red dog"])[0]
@@ -59,7 +59,7 @@ def test_a_search_gives_every_record_by_falling_cosine(
     assert found[0].record == next(record for record in given if record.key == found[0].record.key)
 
 
-def test_a_search_without_an_index_finds_the_same(encoder: Encoder, place: str) -> None:
+def test_a_search_without_an_index_finds_the_same(encoder: Clip, place: str) -> None:
     query = encoder.captions(["teddy bear"])[0]
     indexed = list(build(records(), encoder, place).search(query))
     plain = list(nearest(records(), query, encoder))
@@ -68,9 +68,9 @@ def test_a_search_without_an_index_finds_the_same(encoder: Encoder, place: str) 
 
 
 def test_a_stopped_run_continues_without_embedding_again(
-    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+    encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ADDED_AT_ONCE", 16)
+    monkeypatch.setattr(module, "CAPTIONS_AT_ONCE", 16)
 
     def stopping() -> Iterator[Record]:
         yield from records()[:40]
@@ -79,8 +79,8 @@ def test_a_stopped_run_continues_without_embedding_again(
     with pytest.raises(KeyboardInterrupt):
         build(stopping(), encoder, place)
     embedded: list[str] = []
-    counted = Encoder.captions
-    monkeypatch.setattr(Encoder, "captions", lambda self, texts: embedded.extend(texts) or counted(self, texts))
+    counted = Clip.captions
+    monkeypatch.setattr(Clip, "captions", lambda self, texts: embedded.extend(texts) or counted(self, texts))
     progress: list[int] = []
     collection = build(records(), encoder, place, on_progress=progress.append)
     assert len(collection) == 60
@@ -88,17 +88,17 @@ def test_a_stopped_run_continues_without_embedding_again(
     assert progress == [16, 32, 48, 60]
 
 
-def test_the_same_picture_twice_counts_once(encoder: Encoder, place: str) -> None:
+def test_the_same_picture_twice_counts_once(encoder: Clip, place: str) -> None:
     assert len(build([*records(20), *records(30)], encoder, place)) == 30
 
 
 def test_an_index_made_with_another_encoder_is_refused_by_name(
-    encoder: Encoder, other_folder: Path, tiny_folder: Path, place: str
+    encoder: Clip, other_folder: Path, tiny_folder: Path, place: str
 ) -> None:
     build(records(5), encoder, place)
     collection = Collection.open(place)
-    collection.check(Encoder.of_backbone(Backbone.load(tiny_folder, device="cpu")))
-    other = Encoder.of_backbone(Backbone.load(other_folder, device="cpu"))
+    collection.check(Clip.of_backbone(Backbone.load(tiny_folder, device="cpu")))
+    other = Clip.of_backbone(Backbone.load(other_folder, device="cpu"))
     message = f"was made with the text encoder '{encoder.name}', not with '{other.name}'"
     with pytest.raises(CollectionError, match=message):
         collection.check(other)
@@ -107,12 +107,12 @@ def test_an_index_made_with_another_encoder_is_refused_by_name(
     assert len(collection) == 5
 
 
-def test_another_encoder_is_refused_before_the_source_is_read(encoder: Encoder, other_folder: Path, place: str) -> None:
+def test_another_encoder_is_refused_before_the_source_is_read(encoder: Clip, other_folder: Path, place: str) -> None:
     build(records(5), encoder, place)
     read: list[Record] = []
     given = (read.append(record) or record for record in records())
     with pytest.raises(CollectionError, match="was made with the text encoder"):
-        build(given, Encoder.of_backbone(Backbone.load(other_folder, device="cpu")), place)
+        build(given, Clip.of_backbone(Backbone.load(other_folder, device="cpu")), place)
     assert len(read) == 1
 
 
@@ -120,7 +120,7 @@ def test_pictures_are_embedded_on_request_and_found_by_their_looks(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PICTURES_AT_ONCE", 2)  # so that the memory holds no more
-    clip = Encoder.load(str(make_clip(tmp_path / "clip", tiny)))
+    clip = Clip.load(str(make_clip(tmp_path / "clip", tiny)))
     given = []
     for number, color in enumerate(("red", "green", "blue")):
         Image.linear_gradient("L").convert("RGB").resize((40, 40)).rotate(90 * number).save(tmp_path / f"{color}.png")
@@ -136,7 +136,7 @@ def test_pictures_are_embedded_on_request_and_found_by_their_looks(
     assert collection.made_by_clip
 
 
-def test_pictures_that_were_not_embedded_cannot_be_searched(encoder: Encoder, place: str) -> None:
+def test_pictures_that_were_not_embedded_cannot_be_searched(encoder: Clip, place: str) -> None:
     collection = build(records(5), encoder, place)
     with pytest.raises(CollectionError, match="has no features of pictures"):
         next(collection.search(encoder.captions(["dog"])[0], by="pictures"))
@@ -146,7 +146,7 @@ def test_pictures_that_were_not_embedded_cannot_be_searched(encoder: Encoder, pl
 
 
 def test_bytes_that_came_from_the_hub_are_kept_and_others_are_read_where_they_lie(
-    encoder: Encoder, place: str, tmp_path: Path
+    encoder: Clip, place: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"on disk")
     here = Record(caption="a dog", picture=str(tmp_path / "a.png"), key="a")
@@ -159,7 +159,7 @@ def test_bytes_that_came_from_the_hub_are_kept_and_others_are_read_where_they_li
 
 
 def test_a_large_collection_is_searched_through_a_vector_index(
-    encoder: Encoder, place: str, monkeypatch: pytest.MonkeyPatch
+    encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "VECTOR_INDEX_FROM", 500)
     given = records(1000)
@@ -168,13 +168,13 @@ def test_a_large_collection_is_searched_through_a_vector_index(
     query = encoder.captions(["red cat in chair"])[0]
     exact = encoder.captions([record.caption for record in given]) @ query
     found = [hit for hit, _ in zip(collection.search(query), range(20), strict=False)]
-    assert found[0].similarity == pytest.approx(exact.max(), abs=1e-5)
-    best = set(np.argsort(-exact)[:20])
+    assert found[0].similarity == pytest.approx(float(exact.max()), abs=1e-5)
+    best = set(exact.argsort(descending=True)[:20].tolist())
     assert len({int(hit.record.key, 16) for hit in found} & best) >= 15
 
 
 def test_nothing_to_index_and_no_collection_are_said(
-    encoder: Encoder, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Clip, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
         build([], encoder, place)

@@ -1,18 +1,22 @@
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moongate.backbone import Backbone
 from moongate.data import Regularization
 from moongate.data.pictures import read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
-from moongate.regularization.collection import Hit
-from moongate.regularization.retrieval import RetrieveOptions, already_in, retrieve
-from moongate.regularization.sources import Record
+from moongate.evaluation.networks.clip import Clip
+from moongate.regularization.collection import Collection, Hit
+from moongate.regularization.retrieval import RetrieveOptions, already_retrieved, retrieve, write_nearest
+from moongate.regularization.sources import Record, Skipped
 
 FACTS = {"query": "photo of a dog", "collection": "here"}
 
@@ -50,7 +54,7 @@ def rows(folder: Path) -> list[dict]:
 def test_the_nearest_above_the_threshold_are_written_with_all_that_is_known(tmp_path: Path) -> None:
     out = tmp_path / "reg"
     options = RetrieveOptions(threshold=0.7, count=3, side_px=20)
-    found = retrieve(hits("0 1 2 3 4 5"), stored, facts=FACTS, out=out, options=options)
+    found = write_nearest(hits("0 1 2 3 4 5"), stored, facts=FACTS, out=out, options=options)
     assert [row["caption"] for row in rows(out)] == ["dog number 0", "dog number 1", "dog number 2"]
     first = {"source": "0", "license": "CC0", "similarity": 0.95, "file_name": "0000.png", "caption": "dog number 0"}
     assert rows(out)[0] == first
@@ -62,22 +66,22 @@ def test_the_nearest_above_the_threshold_are_written_with_all_that_is_known(tmp_
 
 def test_too_few_are_said_with_the_threshold_that_would_have_given_enough(tmp_path: Path) -> None:
     options = RetrieveOptions(threshold=0.82, count=5)
-    found = retrieve(hits("0 1 2 3 4 5 6"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
+    found = write_nearest(hits("0 1 2 3 4 5 6"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
     assert (found.count, found.enough_at) == (3, 0.75)
     assert "a threshold of 0.750 would have given 5" in str(found)
     again = RetrieveOptions(threshold=found.enough_at, count=5)
-    assert retrieve(hits("0 1 2 3 4 5 6"), stored, facts=FACTS, out=tmp_path / "reg", options=again).count == 5
+    assert write_nearest(hits("0 1 2 3 4 5 6"), stored, facts=FACTS, out=tmp_path / "reg", options=again).count == 5
 
 
 def test_more_than_the_collection_has_is_said(tmp_path: Path) -> None:
     options = RetrieveOptions(threshold=0, count=9)
-    found = retrieve(hits("0 1"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
-    assert "the collection has no 9" in str(found)
+    found = write_nearest(hits("0 1"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
+    assert "the collection does not have 9" in str(found)
 
 
 def test_the_threshold_is_passed_on_request_alone(tmp_path: Path) -> None:
     options = RetrieveOptions(threshold=0.88, count=4, tops_up=True)
-    found = retrieve(hits("0 1 2 3 4 5"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
+    found = write_nearest(hits("0 1 2 3 4 5"), stored, facts=FACTS, out=tmp_path / "reg", options=options)
     assert found.count == 4
     assert found.lowest == pytest.approx(0.8)
 
@@ -85,7 +89,7 @@ def test_the_threshold_is_passed_on_request_alone(tmp_path: Path) -> None:
 def test_pictures_alike_gone_or_torn_are_skipped_counted_and_named(tmp_path: Path) -> None:
     options = RetrieveOptions(threshold=0, count=3)
     out = tmp_path / "reg"
-    found = retrieve(hits("0 gone same torn 1 2"), stored, facts=FACTS, out=out, options=options)
+    found = write_nearest(hits("0 gone same torn 1 2"), stored, facts=FACTS, out=out, options=options)
     assert [row["source"] for row in rows(out)] == ["0", "1", "2"]
     assert found.skipped.counts == {"pictures that cannot be read": 2, "near-identical pictures": 1}
     manifest = json.loads((out / "retrieval.json").read_text())
@@ -105,7 +109,7 @@ def test_nothing_left_is_an_error_and_leaves_what_was_there(tmp_path: Path) -> N
         ("", RetrieveOptions(threshold=0), "The collection is empty"),
     ):  # fmt: skip
         with pytest.raises(CollectionError, match=message):
-            retrieve(hits(pictures), stored, facts=FACTS, out=out, options=options)
+            write_nearest(hits(pictures), stored, facts=FACTS, out=out, options=options)
     assert [path.name for path in tmp_path.rglob("*")] == ["reg", "mine.txt"]
 
 
@@ -117,19 +121,57 @@ def test_no_more_pictures_are_read_than_are_wanted(tmp_path: Path) -> None:
         return stored(record)
 
     many = " ".join(map(str, range(100)))
-    retrieve(
+    write_nearest(
         hits(many, step=0.001), counted, facts=FACTS, out=tmp_path / "r", options=RetrieveOptions(threshold=0, count=3)
     )
     assert len(read) <= 16
 
 
-def test_what_was_retrieved_is_known_again(tmp_path: Path) -> None:
-    options = RetrieveOptions(threshold=0, count=2)
-    assert not already_in(tmp_path / "r", FACTS, options)
-    retrieve(hits("0 1 2"), stored, facts=FACTS, out=tmp_path / "r", options=options)
-    assert already_in(tmp_path / "r", FACTS, options)
-    assert not already_in(tmp_path / "r", FACTS, RetrieveOptions(threshold=0, count=3))
-    assert not already_in(tmp_path / "r", {**FACTS, "query": "photo of a cat"}, options)
+def test_what_was_retrieved_from_a_collection_is_known_again(tiny: Backbone, tmp_path: Path) -> None:
+    clip, records = Clip.of_backbone(tiny), []
+    for number, caption in enumerate(("photo of a dog", "a red chair", "a dog on the beach")):
+        noise(number).save(tmp_path / f"{number}.png")
+        records.append(Record(caption=caption, picture=str(tmp_path / f"{number}.png"), key=str(number)))
+    collection = Collection.index(records, clip, place=str(tmp_path / "collection"), skipped=Skipped())
+    setup: dict[str, Any] = {"clip": clip, "collection": collection, "out": tmp_path / "reg"}
+    options = RetrieveOptions(threshold=-1, count=2)
+    assert not already_retrieved("photo of a dog", **setup, options=options)
+    progress: list[int] = []
+    retrieve("photo of a dog", **setup, options=options, on_progress=progress.append)
+    assert progress == [1, 2]
+    assert rows(tmp_path / "reg")[0]["caption"] == "photo of a dog"
+    manifest = json.loads((tmp_path / "reg" / "retrieval.json").read_text())
+    assert (manifest["query"], manifest["collection"]) == ("photo of a dog", collection.place)
+    assert already_retrieved("photo of a dog", **setup, options=options)
+    assert not already_retrieved("photo of a dog", **setup, options=RetrieveOptions(threshold=-1, count=3))
+    assert not already_retrieved("photo of a cat", **setup, options=options)
+    assert not already_retrieved("photo of a dog", **{**setup, "collection": None}, options=options)
+
+
+def test_the_pool_is_searched_without_a_collection(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pool").mkdir()
+    for number, caption in enumerate(("a cat", "photo of a dog")):
+        noise(number).save(tmp_path / "pool" / f"{number}.png")
+        (tmp_path / "pool" / f"{number}.txt").write_text(caption)
+    monkeypatch.setattr("moongate.pocket.pool_folder", lambda: tmp_path / "pool")
+    out, options = tmp_path / "reg", RetrieveOptions(threshold=-1, count=1)
+    retrieve("photo of a dog", clip=Clip.of_backbone(tiny), collection=None, out=out, options=options)
+    assert [row["caption"] for row in rows(out)] == ["photo of a dog"]
+    assert json.loads((out / "retrieval.json").read_text())["collection"] == "pool"
+
+
+def test_two_processes_that_write_one_folder_both_succeed(tmp_path: Path) -> None:
+    out, options = tmp_path / "reg", RetrieveOptions(threshold=0, count=2)
+
+    def write(number: int) -> int:
+        return write_nearest(hits("0 1 2"), stored, facts={"by": str(number)}, out=out, options=options).count
+
+    with ThreadPoolExecutor(4) as writers:
+        assert set(writers.map(write, range(12))) == {2}
+    assert len(rows(out)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["reg"]
 
 
 def test_options_that_cannot_be_are_refused() -> None:

@@ -32,9 +32,19 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = ["PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE", "Backbone", "Conditioning", "Fingerprint", "Settings"]
+__all__ = [
+    "POCKET",
+    "PROJECTION",
+    "PROJECTION_FILE",
+    "SETTINGS_FILE",
+    "Backbone",
+    "Conditioning",
+    "Fingerprint",
+    "Settings",
+]
 
 POCKET = "pocket"
+"""Name of the model that comes with Moongate."""
 WEIGHT_SETS = {
     "cross-attention-kv": (".attn2.to_k.weight", ".attn2.to_v.weight"),
     "cross-attention": (".attn2.to_k.weight", ".attn2.to_v.weight", ".attn2.to_q.weight",

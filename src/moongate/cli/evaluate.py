@@ -81,8 +81,7 @@ class Evaluate:
         count = sum(len(concept.subjects) for concept in concepts)
         prompts = self._prompts(backbone, count)
         comparisons = self._comparisons(concepts)
-        chosen = self.features or backbone.settings.features or ("clip", "dino")
-        networks = [load_network(name, device=str(backbone.device)) for name in chosen]
+        networks = [load_network(name, device=str(backbone.device)) for name in self.features]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
 
@@ -93,22 +92,21 @@ class Evaluate:
                 backbone,
                 _together(backbone, concepts),
                 prompts,
-                networks,
+                networks or None,
                 folder=self.out / "pictures",
                 comparisons=comparisons,
                 options=options,
                 on_picture=show,
-            )
+            ).to_json()
         record["files"] = [{"name": str(f), "hash": c.hash} for f, c in zip(self.files, concepts, strict=True)]
         write_atomically(self.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
         _print(record, console)
         say(console, f"Wrote {self.out / 'record.json'}.")
 
     def _prompts(self, backbone: "Backbone", subjects: int) -> list[str]:
-        from moongate.evaluation import read_prompts
+        from moongate.evaluation import default_prompts, read_prompts
 
-        single, pair = backbone.settings.prompt_sets or ("object", "pair")
-        return read_prompts(self.prompts or (pair if subjects > 1 else single))
+        return read_prompts(self.prompts) if self.prompts else default_prompts(backbone, subjects)
 
     def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":
         from moongate.data import Regularization, Subject

@@ -8,12 +8,12 @@ import tyro
 from rich.console import Console
 
 from moongate.cli.options import Flag, Model, ModelOptions, OptionalFloat, OptionalStr
-from moongate.cli.regularization import POOL, retrieve_into, say_skipped
-from moongate.cli.terminal import progress_bar, say
+from moongate.cli.terminal import progress_bar, say, say_notes
 from moongate.errors import BackboneError, OptionError
+from moongate.pocket import POOL
 
 if TYPE_CHECKING:
-    from moongate.evaluation.networks.embedding import Encoder
+    from moongate.evaluation.networks.clip import Clip
     from moongate.regularization.collection import Collection
     from moongate.regularization.retrieval import RetrieveOptions
 
@@ -52,7 +52,7 @@ class RetrieveIndex:
                 with_pictures=self.pictures,
                 on_progress=lambda count: progress.update(task, completed=count),
             )
-        say_skipped(console, skipped)
+        say_notes(console, skipped.notes)
         say(console, f"{self.out} holds {len(collection)} captions, embedded by {encoder.name}.")
 
 
@@ -85,6 +85,7 @@ class RetrieveSearch:
 
     def __call__(self, console: Console) -> None:
         from moongate.regularization.collection import Collection
+        from moongate.regularization.retrieval import retrieve
 
         self._check()
         options = self._options()
@@ -92,7 +93,18 @@ class RetrieveSearch:
         encoder = self._encoder(collection)
         if self.threshold is None:
             options = replace(options, threshold=encoder.threshold if self.by == "captions" else -1.0)
-        retrieve_into(self.out, self.query, collection, encoder, options=options, console=console)
+        with progress_bar(console) as progress:
+            task = progress.add_task("Retrieving", total=self.count, note="")
+            retrieved = retrieve(
+                self.query,
+                clip=encoder,
+                collection=collection,
+                out=self.out,
+                options=options,
+                on_progress=lambda count: progress.update(task, completed=count),
+            )
+        say_notes(console, retrieved.skipped.notes)
+        say(console, f"Retrieved {retrieved}")
         say(console, f"Train against them with --regularization {self.out}.")
 
     def _check(self) -> None:
@@ -111,18 +123,17 @@ class RetrieveSearch:
             )
 
     def _options(self) -> "RetrieveOptions":
-        from moongate.evaluation.networks.embedding import CLIP_THRESHOLD
         from moongate.regularization.retrieval import RetrieveOptions
 
         return RetrieveOptions(
-            threshold=CLIP_THRESHOLD if self.threshold is None else self.threshold,
+            threshold=0.0 if self.threshold is None else self.threshold,  # replaced by that of the encoder
             count=self.count,
             side_px=self.side,
             tops_up=self.top_up,
             by=self.by,
         )
 
-    def _encoder(self, collection: "Collection | None") -> "Encoder":
+    def _encoder(self, collection: "Collection | None") -> "Clip":
         """Load the encoder that the collection was indexed with; pocket's for the pool."""
         name = collection.encoder_name if collection else "pocket"
         clip = name if collection and collection.made_by_clip and not self.model.model else None
@@ -133,10 +144,10 @@ class RetrieveSearch:
             raise BackboneError(f"{error} {remedy}") from error
 
 
-def _encoder(clip: str | None, model: ModelOptions, *, default: str = "pocket") -> "Encoder":
-    from moongate.evaluation.networks.embedding import Encoder
+def _encoder(clip: str | None, model: ModelOptions, *, default: str = "pocket") -> "Clip":
+    from moongate.evaluation.networks.clip import Clip
 
     if clip:
         path = str(Path(clip).absolute()) if Path(clip).is_dir() else clip  # a collection is searched from any folder
-        return Encoder.load(path, device=model.device or "cpu")
-    return Encoder.of_backbone(model.load(default=default))
+        return Clip.load(path, device=model.device or "cpu")
+    return Clip.of_backbone(model.load(default=default))

@@ -9,10 +9,8 @@ from typing import Any, Self
 
 from moongate.errors import OptionError
 
-__all__ = ["CHOICES", "SubjectOptions", "subjects_from_file", "subjects_from_options"]
+__all__ = ["SubjectOptions", "subjects_from_file", "subjects_from_options"]
 
-CHOICES = ("auto", "retrieved", "pool", "generated", "none")
-"""Values of `regularization` that are not a folder."""
 EXAMPLES = {"pictures": "bear-photos", "category": "teddy bear", "token": "<bear>", "regularization": "generated"}
 """The keys of an entry in a file, with examples of their values."""
 NO_TOKEN = "none"
@@ -23,7 +21,7 @@ NO_TOKEN = "none"
 class SubjectOptions:
     """One subject to teach.
 
-    `regularization` is a folder or one of `CHOICES`; None leaves it to the option for all subjects.
+    `regularization` is a folder or one of `moongate.regularization.CHOICES`; None leaves it to the option for all.
     """
 
     pictures: tuple[Path, ...]
@@ -71,7 +69,7 @@ class SubjectOptions:
         pictures = entry.get("pictures")
         pictures = pictures if isinstance(pictures, list) else [pictures]
         token, source = entry.get("token"), entry.get("regularization")
-        if source is not None and source not in CHOICES:
+        if source is not None and not _is_choice(source):
             source = str(folder / text("regularization", source))
         return cls(
             pictures=tuple(folder / text("pictures", path) for path in pictures),
@@ -79,6 +77,12 @@ class SubjectOptions:
             token=None if token in (None, NO_TOKEN) else text("token", token),
             regularization=source,
         )
+
+
+def _is_choice(regularization: Any) -> bool:
+    from moongate.regularization import CHOICES
+
+    return regularization in CHOICES
 
 
 def subjects_from_options(

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from moongate.training import Step
 
-__all__ = ["print_table", "progress_bar", "readable", "say", "size_of", "training_bar"]
+__all__ = ["print_table", "progress_bar", "readable", "say", "say_notes", "size_of", "training_bar"]
 
 SMOOTHED_STEPS = 25
 """The loss that the bar shows is the mean over this many steps; that of one step depends mostly on its noise level."""
@@ -21,6 +21,12 @@ SMOOTHED_STEPS = 25
 def say(console: Console, text: str, *, style: str | None = None) -> None:
     """Print plain text as it is: no wrapping of paths, no markup in brackets."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print what was skipped while pictures or captions were read."""
+    for note in notes:
+        say(console, note, style="yellow")
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

@@ -7,8 +7,7 @@ import tyro
 from rich.console import Console
 
 from moongate.cli.options import Model, ModelOptions
-from moongate.cli.regularization import say_skipped
-from moongate.cli.terminal import print_table, say
+from moongate.cli.terminal import print_table, say, say_notes
 from moongate.errors import OptionError
 
 __all__ = ["TokensSuggest"]
@@ -32,7 +31,7 @@ class TokensSuggest:
 
         skipped = Skipped()
         tokens = suggest(self.model.load(), read_captions(self.source, skipped), occurrences=self.occurrences)
-        say_skipped(console, skipped)
+        say_notes(console, skipped.notes)
         if not tokens:
             raise OptionError(
                 f"No alphabetic token that is not part of another occurs {self.occurrences[0]} to "

@@ -20,15 +20,15 @@ from moongate.cli.options import (
     OptionalStr,
     read_concepts,
 )
-from moongate.cli.regularization import Wanted, regularization_pictures
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
-from moongate.cli.terminal import readable, say, size_of, training_bar
+from moongate.cli.terminal import progress_bar, readable, say, say_notes, size_of, training_bar
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept, SubjectRecord
-    from moongate.data import Preset, Subject
+    from moongate.data import Preset, Regularization, Subject
+    from moongate.regularization import RegularizationOptions
     from moongate.training import Step, TrainOptions
     from moongate.training.method import Method
 
@@ -142,9 +142,7 @@ class Train:
         sets = []
         for subject, each in zip(chosen, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / subject.folder_name
-            sets.append(
-                regularization_pictures(backbone, subject.category, each, preset=preset, folder=folder, console=console)
-            )
+            sets.append(_regularization(backbone, subject.category, each, method, preset, folder, console))
         prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
         with training_bar(console) as show:
 
@@ -212,17 +210,22 @@ class Train:
     def _choice(self, subject: SubjectOptions) -> str:
         return subject.regularization or next(iter(self.regularization), "auto")
 
-    def _wanted(self, subject: SubjectOptions, method: "Method") -> Wanted:
+    def _wanted(self, subject: SubjectOptions, method: "Method") -> "RegularizationOptions":
+        """Return where the regularization pictures of a subject come from; how to retrieve only if they may be."""
+        from moongate.regularization import RegularizationOptions
+
         choice = self._choice(subject)
-        return Wanted(
-            choice="generated" if choice == "auto" and method.generates_prior else choice,
+        choice = "generated" if choice == "auto" and method.generates_prior else choice
+        may_retrieve = choice == "retrieved" or (choice == "auto" and self.collection is not None)
+        return RegularizationOptions(
+            choice=choice,
             count=self.regularization_count,
-            collection=self.collection,
-            threshold=self.threshold,
+            collection=self.collection if may_retrieve else None,
+            threshold=self.threshold if may_retrieve else None,
         )
 
-    def _check_retrieval(self, wanted: Sequence[Wanted], method: "Method") -> None:
-        """Refuse what is said about retrieval where nothing is retrieved."""
+    def _check_retrieval(self, wanted: "Sequence[RegularizationOptions]", method: "Method") -> None:
+        """Refuse options of retrieval if nothing is retrieved."""
         if method.prior_weight and any(each.is_retrieved for each in wanted):
             return
         for name, value in (("--collection", self.collection), ("--threshold", self.threshold)):
@@ -248,6 +251,32 @@ class Train:
                 "some, or take --regularization none for all."
             )
         return METHODS[name].without_regularization()
+
+
+def _regularization(
+    backbone: "Backbone",
+    category: str,
+    options: "RegularizationOptions",
+    method: "Method",
+    preset: "Preset",
+    folder: Path,
+    console: Console,
+) -> "Regularization":
+    """Return the regularization pictures of a subject, with a bar while they are drawn or retrieved."""
+    from moongate.regularization import choose
+
+    with progress_bar(console) as progress:
+        task = progress.add_task("Regularization pictures", total=None, note="", visible=False)
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{stage} {category}", completed=done, total=total, visible=True)
+
+        chosen = choose(
+            backbone, category, folder=folder, options=options, method=method, preset=preset, on_progress=show
+        )
+    say_notes(console, chosen.notes)
+    assert chosen.pictures is not None  # the method has regularization pictures
+    return chosen.pictures
 
 
 def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:

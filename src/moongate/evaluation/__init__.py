@@ -1,19 +1,25 @@
 """How good pictures are: feature networks, measures of their features, prompts, and the record of an evaluation."""
 
 from moongate.evaluation.benchmark import EvaluationOptions, Reference, Targets, evaluate
-from moongate.evaluation.networks import NETWORKS, Network, load_network
-from moongate.evaluation.prompts import PROMPT_SETS, BenchmarkConcept, custom_concept_101, read_prompts
+from moongate.evaluation.networks import NETWORKS, Clip, Network, load_network
+from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
+from moongate.evaluation.protocols import Protocol, read_protocol
+from moongate.evaluation.record import Evaluation, Measure
 
 __all__ = [
     "NETWORKS",
     "PROMPT_SETS",
-    "BenchmarkConcept",
+    "Clip",
+    "Evaluation",
     "EvaluationOptions",
+    "Measure",
     "Network",
+    "Protocol",
     "Reference",
     "Targets",
-    "custom_concept_101",
+    "default_prompts",
     "evaluate",
     "load_network",
     "read_prompts",
+    "read_protocol",
 ]

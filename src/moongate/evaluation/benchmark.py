@@ -1,55 +1,62 @@
-"""Judge a concept: prompts and seeds to pictures, pictures to measures, all in one JSON record (paper, Sec. 4).
+"""Evaluate a concept: prompts and seeds to pictures, pictures to measures, all in one record (paper, Sec. 4).
 
-Pictures are kept in a folder under a name that says all they depend on, so that only missing ones are drawn. It
-knows nothing of training.
+Pictures are kept in a folder under a name that identifies all they depend on, so that only missing ones are drawn. The
+module knows nothing of training.
 """
 
-import contextlib
-import dataclasses
-import hashlib
-import io
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import square
-from moongate.data.pictures import as_tensor
+from moongate.data.pictures import as_tensor, read_picture
 from moongate.errors import OptionError
-from moongate.evaluation.metrics import Interval, fid, image_alignment, kid_interval, mean_interval, text_alignment
-from moongate.evaluation.networks import Network
-from moongate.evaluation.prompts import filled, without_tokens
+from moongate.evaluation.metrics import fid, image_alignment, kid_interval, mean_interval, text_alignment
+from moongate.evaluation.networks import Network, load_network
+from moongate.evaluation.prompts import default_prompts, filled, without_tokens
+from moongate.evaluation.record import (
+    BaseFacts,
+    ConceptFacts,
+    Evaluation,
+    Measure,
+    ReferenceFacts,
+    TargetFacts,
+    Wording,
+)
 from moongate.extras import versions
-from moongate.files import write_atomically
-from moongate.sampling import SampleOptions, check_prompt, sample
+from moongate.files import digest
+from moongate.sampling import SampleOptions, draw_missing
 from moongate.training.method import METHODS
 
-__all__ = ["EvaluationOptions", "Reference", "Targets", "evaluate"]
+__all__ = ["DEFAULT_FEATURES", "EvaluationOptions", "Reference", "Targets", "evaluate"]
 
-SEEN_AT_ONCE = 64
+DEFAULT_FEATURES = ("clip", "dino")
+"""Networks for a model whose `moongate.json` names none."""
+PICTURES_AT_ONCE = 64
+"""Pictures that a network gets in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How many pictures are drawn, how, and how sure the intervals are."""
+    """How many pictures are drawn, how they are drawn, and how intervals are computed."""
 
     count: int = 5
     """Pictures for each prompt."""
     seed: int = 0
-    """Seed of a prompt's first picture; the others follow."""
+    """Seed of the first picture of a prompt; the next pictures have the next seeds."""
     sampling: SampleOptions = field(default_factory=SampleOptions)
     resamples: int = 1000
+    """Bootstrap resamples of the prompts for an interval."""
     level: float = 0.95
+    """Confidence level of the intervals, between 0 and 1."""
 
     def __post_init__(self) -> None:
         for name in ("count", "resamples"):
@@ -59,83 +66,93 @@ class EvaluationOptions:
             raise OptionError(f"The level is {self.level}; it must be between 0 and 1, such as 0.95.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """Pictures of a thing that drawn ones should resemble: held out from training, or those trained on."""
+    """Pictures of a subject that drawn pictures should resemble."""
 
-    pictures: Sequence[np.ndarray]
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     kind: Literal["held out", "training"] = "held out"
+    """Whether training saw them."""
     subject: int = 0
-    """Which thing of the concept they show."""
+    """Index of the subject in the concept."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
-    """Real pictures of the category with captions: what is drawn from those captions should be distributed alike."""
+    """Real pictures of the category with captions; pictures drawn from the captions should have their distribution."""
 
-    pictures: Sequence[np.ndarray]
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     captions: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """Pictures in -1..1, and the number of the prompt of each."""
-
-    images: Float[Tensor, "n 3 height width"]
-    prompts: Tensor
-
-    def features(self, network: Network) -> Float[Tensor, "n width"]:
-        return _features(network, self.images)
 
 
 def evaluate(
     backbone: Backbone,
     concept: Concept | None,
-    prompts: Sequence[str],
-    networks: Sequence[Network],
+    prompts: Sequence[str] | None = None,
+    networks: Sequence[Network] | None = None,
     *,
     folder: Path,
     comparisons: Sequence[Targets | Reference] = (),
     options: EvaluationOptions | None = None,
     on_picture: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Draw, measure, and return one record of every setting and figure, as plain JSON.
+) -> Evaluation:
+    """Draw pictures of a concept, measure them, and return one record of every setting and value.
 
-    `prompts` have a place for the thing, `{}`, or name tokens themselves; None for the concept judges the base. For
-    each network there is the alignment with the text (V* removed) where it reads text, with each of the `Targets`,
-    and KID and FID to each `Reference`, from whose captions further pictures are drawn. Intervals are for other
-    prompts of the same kind. `on_picture` is told how many of how many pictures there are.
+    Each network gives the alignment with the text (V* removed) if it reads text, the alignment with each of the
+    `Targets`, and KID and FID to each `Reference`, whose captions are drawn too. Intervals hold for similar prompts.
+
+    Args:
+        backbone: The base model, with no concept applied.
+        concept: The concept; None evaluates the base model.
+        prompts: Prompts with a place for the subject, `{}`, or with tokens; by default the set that suits the model.
+        networks: The feature networks; by default those that suit the model.
+        folder: Where pictures are kept; a picture that is there already is not drawn again.
+        comparisons: Target and reference pictures.
+        options: How many pictures, how they are drawn, how intervals are computed.
+        on_picture: Called after each drawn picture with the number of pictures that exist and the number wanted.
+
+    Raises:
+        OptionError: There is nothing to measure, or the arguments do not fit each other. Raised before any drawing.
+        TokenError: A prompt has a `<token>` that the concept does not have. Raised before any drawing.
     """
     options = options or EvaluationOptions()
-    targets = [given for given in comparisons if isinstance(given, Targets)]
-    references = [given for given in comparisons if isinstance(given, Reference)]
-    said, captions = _wordings(concept, prompts)
-    _check(concept, said, networks, comparisons)
-    asked = [(prompt, options.seed + index) for prompt in said for index in range(options.count)]
-    asked += [(text, options.seed + index) for given in references for index, text in enumerate(given.captions)]
-    pictures = _pictures(backbone, concept, asked, options.sampling, folder, on_picture)
-    count = len(said) * options.count
-    drawn = _Drawn(
-        images=as_tensor(np.stack(pictures[:count])), prompts=torch.arange(len(said)).repeat_interleave(options.count)
+    if prompts is None:
+        prompts = default_prompts(backbone, len(concept.subjects) if concept else 0)
+    if networks is None:
+        networks = _default_networks(backbone)
+    wordings = _wordings(concept, prompts)
+    _check(concept, wordings, networks, comparisons)
+    targets = [part for part in comparisons if isinstance(part, Targets)]
+    references = [part for part in comparisons if isinstance(part, Reference)]
+    sets = [[(wording.drawn, options.seed + index) for wording in wordings for index in range(options.count)]]
+    sets += [[(text, options.seed + index) for index, text in enumerate(part.captions)] for part in references]
+    texts, seeds = zip(*(pair for pairs in sets for pair in pairs), strict=True)
+    paths = iter(
+        draw_missing(
+            backbone,
+            texts,
+            seeds=seeds,
+            folder=folder,
+            concept=concept,
+            options=options.sampling,
+            on_picture=on_picture,
+        )
     )
-    measured: list[dict[str, Any]] = []
+    drawn, *from_captions = ([read_picture(next(paths)) for _ in pairs] for pairs in sets)
+    measures: list[Measure] = []
     for network in networks:
-        measured += _alignments(network, drawn, captions, targets, options, backbone.resolution_px)
-        first = count
-        for reference in references:
-            last = first + len(reference.captions)
-            measured += _distances(network, pictures[first:last], reference, options, backbone.resolution_px)
-            first = last
-    settings = _settings(backbone, concept, options) | {
-        "features": [network.name for network in networks],
-        "prompts": [{"given": g, "drawn": s, "read": c} for g, s, c in zip(prompts, said, captions, strict=True)],
-        "targets": [_facts(given, concept) for given in targets],
-        "references": [{"pictures": len(r.captions), "content": _digest(r.pictures)} for r in references],
-    }
-    return {**settings, "measures": measured}
+        measures += _alignments(network, drawn, wordings, targets, options, backbone.resolution_px)
+        for pictures, reference in zip(from_captions, references, strict=True):
+            measures += _distances(network, pictures, reference, options, backbone.resolution_px)
+    return _record(backbone, concept, wordings, networks, comparisons, options, measures)
 
 
-def _wordings(concept: Concept | None, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+def _default_networks(backbone: Backbone) -> list[Network]:
+    names = backbone.settings.features or DEFAULT_FEATURES
+    return [load_network(name, device=str(backbone.device)) for name in names]
+
+
+def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
     """Return the prompts as they are drawn, with tokens, and as networks read them, with categories alone."""
     if not prompts:
         raise OptionError("There is no prompt. Name a set or a file of prompts.")
@@ -145,26 +162,38 @@ def _wordings(concept: Concept | None, prompts: Sequence[str]) -> tuple[list[str
         method.worded(subject.words, token=subject.token, category=subject.category) if method else subject.words
         for subject in subjects
     ]
-    said = [filled(prompt, words) for prompt in prompts]
     categories = {subject.token: subject.category for subject in subjects if subject.token}
-    return said, [without_tokens(prompt, categories) for prompt in said]
+    drawn = [filled(prompt, words) for prompt in prompts]
+    return [
+        Wording(given=given, drawn=text, read=without_tokens(text, categories))
+        for given, text in zip(prompts, drawn, strict=True)
+    ]
 
 
 def _check(
     concept: Concept | None,
-    said: Sequence[str],
+    wordings: Sequence[Wording],
     networks: Sequence[Network],
     comparisons: Sequence[Targets | Reference],
 ) -> None:
-    if len(set(said)) < len(said):
-        twice = next(prompt for prompt in said if said.count(prompt) > 1)
+    """Refuse what cannot be measured, before anything is drawn."""
+    drawn = [wording.drawn for wording in wordings]
+    if len(set(drawn)) < len(drawn):
+        twice = next(prompt for prompt in drawn if drawn.count(prompt) > 1)
         raise OptionError(f"The prompt {twice!r} is given twice. Remove one.")
-    things = len(concept.subjects) if concept else 0
-    for given in comparisons:
-        if isinstance(given, Targets) and given.subject >= things:
-            raise OptionError(f"Pictures of thing {given.subject + 1} were given, but the concept has {things}.")
-        if isinstance(given, Reference) and len(given.pictures) < 2:
-            raise OptionError("KID and FID need two real pictures or more, and many to mean something. Give more.")
+    subjects = len(concept.subjects) if concept else 0
+    for comparison in comparisons:
+        if isinstance(comparison, Targets) and comparison.subject >= subjects:
+            raise OptionError(
+                f"Pictures of subject {comparison.subject + 1} were given, but the concept has {subjects}. Leave them "
+                "out."
+            )
+        if isinstance(comparison, Reference) and len(comparison.pictures) < 2:
+            raise OptionError("KID and FID need at least two real pictures, and many to be meaningful. Give more.")
+        if isinstance(comparison, Reference) and len(comparison.pictures) != len(comparison.captions):
+            raise OptionError(
+                f"{len(comparison.pictures)} real pictures have {len(comparison.captions)} captions. Give each one."
+            )
     if not comparisons and not any(network.caption_features for network in networks):
         raise OptionError(
             f"Nothing can be measured: {', '.join(network.name for network in networks)} reads no text and there are "
@@ -172,125 +201,116 @@ def _check(
         )
 
 
-def _pictures(
-    backbone: Backbone,
-    concept: Concept | None,
-    asked: Sequence[tuple[str, int]],
-    options: SampleOptions,
-    folder: Path,
-    on_picture: Callable[[int, int], None] | None,
-) -> list[np.ndarray]:
-    """Draw what is missing in `folder`, and return all that is asked for, uint8 [height, width, 3]."""
-    recipe = {key: value for key, value in dataclasses.asdict(options).items() if key != "batch"}
-    recipe |= {"base": backbone.fingerprint.to_json(), "concept": concept.hash if concept else None}
-    recipe |= {"dtype": str(backbone.dtype)}
-    paths = [folder / _file_name(prompt, seed, recipe) for prompt, seed in asked]
-    missing = {path: pair for path, pair in zip(paths, asked, strict=True) if not path.exists()}
-    if missing:
-        with concept.applied(backbone) if concept else contextlib.nullcontext():
-            for prompt, _ in missing.values():
-                check_prompt(backbone, prompt)
-            pairs = list(missing.values())
-            drawn = sample(backbone, [p for p, _ in pairs], seeds=[s for _, s in pairs], options=options)
-            for index, (path, picture) in enumerate(zip(missing, drawn, strict=True)):
-                png = io.BytesIO()
-                Image.fromarray(picture.image).save(png, format="PNG")
-                write_atomically(path, png.getvalue())
-                if on_picture:
-                    on_picture(len(set(paths)) - len(missing) + index + 1, len(set(paths)))
-    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-
-
-def _file_name(prompt: str, seed: int, recipe: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps([prompt, seed, recipe], sort_keys=True).encode()).hexdigest()[:10]
-    return f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60]}-{seed}-{digest}.png"
-
-
 def _alignments(
     network: Network,
-    drawn: _Drawn,
-    captions: Sequence[str],
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
+    wordings: Sequence[Wording],
     targets: Sequence[Targets],
     options: EvaluationOptions,
     side_px: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Measure]:
     """Yield the alignment with the text and with each set of target pictures."""
-    features = drawn.features(network)
+    features = _features(network, as_tensor(np.stack(pictures)))
+    prompts = torch.arange(len(wordings)).repeat_interleave(options.count)
 
-    def figure(measure: str, values: Tensor, **more: Any) -> dict[str, Any]:
-        found = mean_interval(values, drawn.prompts, generator=_generator(options), **_certainty(options))
-        means = [float(values[drawn.prompts == prompt].mean()) for prompt in range(len(captions))]
-        return _figure(measure, network, found, **more) | {"by_prompt": means}
+    def measure(name: str, values: Float[Tensor, " n"], *, part: Targets | None = None) -> Measure:
+        interval = mean_interval(
+            values, prompts, generator=_generator(options), resamples=options.resamples, level=options.level
+        )
+        return Measure(
+            measure=name,
+            features=network.name,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            by_prompt=tuple(float(values[prompts == prompt].mean()) for prompt in range(len(wordings))),
+            pictures=part.kind if part else None,
+            subject=part.subject if part else None,
+        )
 
     if network.caption_features:
-        read = network.caption_features(captions).cpu()[drawn.prompts]
-        yield figure("text alignment", text_alignment(features, read))
-    for given in targets:
-        wanted = _features(network, torch.stack([square(picture, side_px) for picture in given.pictures]))
-        values = image_alignment(features, wanted)
-        yield figure("image alignment", values, pictures=given.kind, thing=given.subject)
+        read = network.caption_features([wording.read for wording in wordings]).cpu()[prompts]
+        yield measure("text alignment", text_alignment(features, read))
+    for part in targets:
+        wanted = _features(network, _squares(part.pictures, side_px))
+        yield measure("image alignment", image_alignment(features, wanted), part=part)
 
 
 def _distances(
     network: Network,
-    pictures: Sequence[np.ndarray],
+    pictures: Sequence[UInt8[np.ndarray, "height width 3"]],
     reference: Reference,
     options: EvaluationOptions,
     side_px: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield KID and FID between pictures drawn from the captions of real ones, and these."""
+) -> Iterator[Measure]:
+    """Yield KID and FID between pictures drawn from the captions of real ones and these."""
     drawn = _features(network, as_tensor(np.stack(pictures)))
-    real = _features(network, torch.stack([square(picture, side_px) for picture in reference.pictures]))
-    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(reference.captions))}
-    prompts = torch.tensor([numbers[caption] for caption in reference.captions])
-    found = kid_interval(drawn, real, prompts, generator=_generator(options), **_certainty(options))
-    yield _figure("KID", network, found)
-    yield {"measure": "FID", "features": network.name, "value": fid(drawn, real)}
+    real = _features(network, _squares(reference.pictures, side_px))
+    interval = kid_interval(
+        drawn,
+        real,
+        _indices(reference.captions),
+        generator=_generator(options),
+        resamples=options.resamples,
+        level=options.level,
+    )
+    yield Measure(measure="KID", features=network.name, value=interval.value, low=interval.low, high=interval.high)
+    yield Measure(measure="FID", features=network.name, value=fid(drawn, real))
 
 
-def _figure(measure: str, network: Network, found: Interval, **more: Any) -> dict[str, Any]:
-    return {"measure": measure, "features": network.name, **more, **dataclasses.asdict(found)}
+def _indices(captions: Sequence[str]) -> Int[Tensor, " n"]:
+    """Return the same index for equal captions."""
+    index = {caption: position for position, caption in enumerate(dict.fromkeys(captions))}
+    return torch.tensor([index[caption] for caption in captions])
 
 
-def _settings(backbone: Backbone, concept: Concept | None, options: EvaluationOptions) -> dict[str, Any]:
-    subjects = concept.subjects if concept else ()
-    return {
-        "versions": versions(),
-        "base": {"name": backbone.name, "fingerprint": backbone.fingerprint.short, "dtype": str(backbone.dtype)},
-        "concept": concept
-        and {
-            "hash": concept.hash,
-            "method": concept.method,
-            "things": [subject.words for subject in subjects],
-        },
-        "count": options.count,
-        "seeds": list(range(options.seed, options.seed + options.count)),
-        "sampling": dataclasses.asdict(options.sampling),
-        "intervals": {"level": options.level, "resamples": options.resamples, "over": "prompts"},
-    }
+def _squares(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], side_px: int) -> Float[Tensor, "n 3 {side_px} {side_px}"]:
+    """Return pictures in -1..1 in the size of the backbone."""
+    return torch.stack([square(picture, side_px) for picture in pictures])
 
 
-def _facts(given: Targets, concept: Concept | None) -> dict[str, Any]:
-    words = concept.subjects[given.subject].words if concept else ""
-    return {
-        "thing": words,
-        "kind": given.kind,
-        "pictures": len(given.pictures),
-        "content": _digest(given.pictures),
-    }
+def _features(network: Network, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
+    return torch.cat([network.image_features(part).cpu() for part in torch.split(images, PICTURES_AT_ONCE)])
 
 
-def _features(network: Network, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n width"]:
-    return torch.cat([network.image_features(part).cpu() for part in images.split(SEEN_AT_ONCE)])
+def _record(
+    backbone: Backbone,
+    concept: Concept | None,
+    wordings: Sequence[Wording],
+    networks: Sequence[Network],
+    comparisons: Sequence[Targets | Reference],
+    options: EvaluationOptions,
+    measures: Sequence[Measure],
+) -> Evaluation:
+    words = [subject.words for subject in concept.subjects] if concept else []
+    return Evaluation(
+        versions=versions(),
+        base=BaseFacts(name=backbone.name, fingerprint=backbone.fingerprint.short, dtype=str(backbone.dtype)),
+        concept=ConceptFacts(hash=concept.hash, method=concept.method, subjects=tuple(words)) if concept else None,
+        count=options.count,
+        seeds=tuple(range(options.seed, options.seed + options.count)),
+        sampling=options.sampling,
+        level=options.level,
+        resamples=options.resamples,
+        features=tuple(network.name for network in networks),
+        prompts=tuple(wordings),
+        targets=tuple(
+            TargetFacts(words=words[t.subject], kind=t.kind, pictures=len(t.pictures), content=_digest(t.pictures))
+            for t in comparisons
+            if isinstance(t, Targets)
+        ),
+        references=tuple(
+            ReferenceFacts(pictures=len(reference.pictures), content=_digest(reference.pictures))
+            for reference in comparisons
+            if isinstance(reference, Reference)
+        ),
+        measures=tuple(measures),
+    )
 
 
-def _digest(pictures: Sequence[np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()[:12]
+def _digest(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> str:
+    return digest(*(picture.tobytes() for picture in pictures))
 
 
 def _generator(options: EvaluationOptions) -> torch.Generator:
     return torch.Generator().manual_seed(options.seed)
-
-
-def _certainty(options: EvaluationOptions) -> dict[str, Any]:
-    return {"resamples": options.resamples, "level": options.level}

@@ -7,9 +7,20 @@ from pathlib import Path
 
 from moongate.errors import OptionError
 
-__all__ = ["Example", "example", "examples", "pool_folder", "recognizer_file", "weights_digest", "weights_folder"]
+__all__ = [
+    "POOL",
+    "Example",
+    "example",
+    "examples",
+    "pool_folder",
+    "recognizer_file",
+    "weights_digest",
+    "weights_folder",
+]
 
 _HERE = Path(__file__).parent
+POOL = "pool"
+"""Name of the captioned regularization pictures, where a command or a setting asks for them."""
 SETTINGS_FILE = "moongate.json"
 MEASURED = ("rare_tokens", "lr_scale", "retrieval_threshold")
 """Settings of the weights that change what a training or a retrieval gives."""

@@ -1,6 +1,8 @@
 """A searchable collection: captions as unit vectors in one LanceDB table, on a disk or in object storage.
 
-The table remembers which text encoder made it. Pictures stay where they are; the table says where that is.
+The table knows which text encoder made it. Pictures stay where they are (a file, an address, bytes of a shard, a row of
+Parquet) and the table says where; only pictures that the hub streams are stored. A copy of every picture would double a
+large data set to use 200 of it.
 """
 
 import json
@@ -12,48 +14,53 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from moongate.data.pictures import read_picture
 from moongate.errors import CollectionError, PictureError
-from moongate.evaluation.networks.embedding import Encoder
+from moongate.evaluation.networks.clip import Clip
 from moongate.extras import library
-from moongate.regularization.sources import Record, Skipped, read_bytes
+from moongate.regularization.reading import read_bytes
+from moongate.regularization.sources import Record, Skipped
 
 __all__ = ["READ_AT_ONCE", "Collection", "Hit", "nearest"]
 
 TABLE = "captions"
-ADDED_AT_ONCE = 1024
+CAPTIONS_AT_ONCE = 1024
+"""Records that are added at once."""
 PICTURES_AT_ONCE = 64
-"""How many are added at once where pictures are embedded too, which fill the memory."""
+"""Records that are added at once if their pictures are embedded too, because pictures fill the memory."""
 READ_AT_ONCE = 16
-"""Pictures that are fetched side by side."""
-FIRST_ASKED_FOR = 1000
+"""Pictures that are fetched in parallel."""
+FIRST_HITS = 1000
+"""Hits that a search asks for first; it asks for more when these are used up."""
 VECTOR_INDEX_FROM = 100_000
-"""From so many captions on a vector index is built; fewer are compared one by one, exactly, within a second."""
+"""Number of captions from which on a vector index is built. Fewer are compared exactly, within a second."""
 PROBES, REFINED = 50, 10
-"""Partitions that a search of the vector index looks into, and how many times the hits are compared exactly."""
+"""Partitions of the vector index that a search looks into, and factor of the hits that are compared exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A record and the similarity of its caption (or picture) to the query, the cosine of their features."""
+    """A record and the cosine similarity of its caption (or picture) to the query."""
 
     record: Record
     similarity: float
 
 
-def nearest(records: Iterable[Record], query: Float[np.ndarray, " width"], encoder: Encoder) -> Iterator[Hit]:
-    """Yield all records of a small source, the nearest first, without an index."""
+def nearest(records: Iterable[Record], query: Float[Tensor, " features"], clip: Clip) -> Iterator[Hit]:
+    """Yield all records of a small source without an index, the nearest to a unit vector first."""
     everything = list(records)
     if everything:
-        similarities = encoder.captions([record.caption for record in everything]) @ query
-        for index in np.argsort(-similarities, kind="stable"):
+        similarities = clip.captions([record.caption for record in everything]) @ query
+        for index in torch.argsort(similarities, descending=True, stable=True).tolist():
             yield Hit(record=everything[index], similarity=float(similarities[index]))
 
 
 class Collection:
-    """An open collection."""
+    """An open collection; `open` and `index` return one."""
 
     def __init__(self, place: str, table: Any) -> None:
         self.place = place
@@ -63,16 +70,24 @@ class Collection:
             raise CollectionError(f"The table in {place} was not made by `moongate retrieve index`. Index its source.")
         self.encoder_name: str = facts["encoder"]
         self.made_by_clip: bool = facts["clip"]
-        """Whether a CLIP model made it, rather than a backbone's own text encoder."""
+        """Whether a CLIP model made it, rather than the text encoder of a backbone."""
         self.has_pictures: bool = facts["pictures"]
         self._probe: list[float] = facts["probe"]
 
     @classmethod
     def open(cls, place: str) -> Self:
-        """Open a collection: a folder or an address such as s3://bucket/path. Raises CollectionError."""
+        """Open a collection.
+
+        Args:
+            place: A folder, or an address in object storage such as `s3://bucket/path`.
+
+        Raises:
+            CollectionError: There is no collection.
+            MissingLibrary: LanceDB is not installed.
+        """
         lancedb = library("lancedb")
         try:
-            if "://" not in place and not Path(place).is_dir():  # LanceDB would make it
+            if "://" not in place and not Path(place).is_dir():  # LanceDB would create it
                 raise FileNotFoundError(place)
             return cls(place, lancedb.connect(place).open_table(TABLE))
         except (ValueError, OSError) as error:
@@ -84,28 +99,39 @@ class Collection:
     def index(
         cls,
         records: Iterable[Record],
-        encoder: Encoder,
+        clip: Clip,
         *,
         place: str,
         skipped: Skipped,
         with_pictures: bool = False,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Self:
-        """Embed captions into the collection at `place`, beginning or continuing it; `on_progress` gets records read.
+        """Embed captions into a collection, which is created or continued.
 
-        What it holds already is not embedded again, so that a stopped run continues; the same picture twice counts
-        once. `with_pictures` embeds the pictures too, for which the encoder must be a CLIP model. Raises
-        CollectionError when another encoder made it, or when nothing could be indexed.
+        What it holds already is not embedded again, so that a stopped run continues. Two records of one picture count
+        once. The table is asked for the keys of each batch: a set of all keys would grow with the source.
+
+        Args:
+            records: Captions and where their pictures are.
+            clip: Embeds the captions, and for `with_pictures` the pictures.
+            place: A folder, or an address in object storage.
+            skipped: The records that the source could not use; pictures that cannot be read are added to it.
+            with_pictures: Whether to embed the pictures too.
+            on_progress: Called with the number of records read so far.
+
+        Raises:
+            CollectionError: Another encoder made the collection, or nothing could be indexed.
+            OptionError: Pictures cannot be embedded, because `clip` has no image tower.
         """
         rest = iter(records)
         first = next(rest, None)
         if first is None:
             reason = skipped.with_example if skipped.counts else "it is empty"
             raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
-        collection = cls._begun(place, encoder, with_pictures)
+        collection = cls._opened(place, clip, with_pictures)
         read = 0
-        for batch in _batches(chain([first], rest), PICTURES_AT_ONCE if collection.has_pictures else ADDED_AT_ONCE):
-            collection._add(batch, encoder, skipped)
+        for batch in _batches(chain([first], rest), PICTURES_AT_ONCE if collection.has_pictures else CAPTIONS_AT_ONCE):
+            collection._add(batch, clip, skipped)
             read += len(batch)
             on_progress(read)
         collection._finish()
@@ -114,71 +140,82 @@ class Collection:
     def __len__(self) -> int:
         return self._table.count_rows()
 
-    def check(self, encoder: Encoder) -> None:
-        """Raise CollectionError unless `encoder` made the collection."""
-        if not encoder.agrees(self._probe):
-            version = "another version of " if encoder.name == self.encoder_name else ""
+    def check(self, clip: Clip) -> None:
+        """Raise CollectionError unless the text encoder of `clip` made the collection."""
+        if not clip.agrees(self._probe):
+            version = "another version of " if clip.name == self.encoder_name else ""
             raise CollectionError(
                 f"The collection {self.place} was made with {version}the text encoder {self.encoder_name!r}, not with "
-                f"{encoder.name!r}, so that their features cannot be compared. Search it with its own encoder, or "
+                f"{clip.name!r}, so that their features cannot be compared. Search it with its own encoder, or "
                 "index its source again into another folder."
             )
 
     def search(
-        self, query: Float[np.ndarray, " width"], *, by: Literal["captions", "pictures"] = "captions"
+        self, query: Float[Tensor, " features"], *, by: Literal["captions", "pictures"] = "captions"
     ) -> Iterator[Hit]:
-        """Yield hits, the nearest first; more are looked up as they are asked for."""
+        """Yield hits, the nearest to a unit vector first; more are looked up as they are used.
+
+        Args:
+            query: A vector of `Clip.captions` or `Clip.pictures`.
+            by: What of the records is compared with it.
+
+        Raises:
+            CollectionError: The pictures were not indexed.
+        """
         column = {"captions": "vector", "pictures": "picture_vector"}[by]
         if by == "pictures" and not self.has_pictures:
             raise CollectionError(f"The collection {self.place} has no features of pictures. Index with --pictures.")
-        wanted = ["caption", "picture", "key", "license", "_distance"]
-        total, asked = len(self), FIRST_ASKED_FOR
+        columns = ["caption", "picture", "key", "license", "_distance"]
+        total, limit = len(self), FIRST_HITS
         yielded: set[str] = set()
         while len(yielded) < total:
-            search = self._table.search(query.astype(np.float32), vector_column_name=column).distance_type("cosine")
-            found = search.nprobes(PROBES).refine_factor(REFINED).select(wanted).limit(asked).to_arrow().to_pylist()
-            for row in found:
+            search = self._table.search(query.numpy(), vector_column_name=column).distance_type("cosine")
+            search = search.nprobes(PROBES).refine_factor(REFINED).select(columns).limit(limit)
+            rows = search.to_arrow().to_pylist()
+            for row in rows:
                 if row["key"] not in yielded:
                     yielded.add(row["key"])
                     similarity = 1 - row.pop("_distance")
                     yield Hit(record=Record(**row), similarity=similarity)
-            if len(found) < min(asked, total):
+            if len(rows) < min(limit, total):
                 return
-            asked *= 8
+            limit *= 8
 
     def read(self, record: Record) -> bytes:
-        """Return the bytes of a record's picture. Raises PictureError when it cannot be had."""
+        """Return the bytes of a record's picture. Raises PictureError when it cannot be read."""
         if not record.picture.startswith("hub:"):
             return read_bytes(record.picture)
         rows = self._table.search().where(f"key = '{record.key}'").select(["data"]).limit(1).to_arrow()
         return rows["data"][0].as_py()
 
     @classmethod
-    def _begun(cls, place: str, encoder: Encoder, with_pictures: bool) -> Self:
+    def _opened(cls, place: str, clip: Clip, with_pictures: bool) -> Self:
+        """Open or create the collection that `clip` indexes into."""
         if with_pictures:
-            encoder.check_pictures()
+            clip.check_pictures()
         try:
             collection = cls.open(place)
         except CollectionError:
-            return cls._new(place, encoder, with_pictures)
-        collection.check(encoder)
+            return cls._new(place, clip, with_pictures)
+        collection.check(clip)
         if with_pictures and not collection.has_pictures:
-            raise CollectionError(f"The collection {place} was begun without pictures. Index into another folder.")
+            raise CollectionError(f"The collection {place} was created without pictures. Index into another folder.")
         return collection
 
     @classmethod
-    def _new(cls, place: str, encoder: Encoder, with_pictures: bool) -> Self:
+    def _new(cls, place: str, clip: Clip, with_pictures: bool) -> Self:
         arrow = library("pyarrow")
-        probe = encoder.probe
+        probe = clip.probe
         vector = arrow.list_(arrow.float32(), len(probe))
         columns = [("key", arrow.string()), ("caption", arrow.string()), ("picture", arrow.string())]
         columns += [("license", arrow.string()), ("data", arrow.large_binary()), ("vector", vector)]
         columns += [("picture_vector", vector)] if with_pictures else []
-        facts = {"encoder": encoder.name, "clip": encoder.clip is not None, "probe": probe, "pictures": with_pictures}
+        facts = {"encoder": clip.name, "clip": not clip.is_backbone, "probe": probe, "pictures": with_pictures}
         schema = arrow.schema(columns, metadata={"moongate": json.dumps(facts)})
         return cls(place, library("lancedb").connect(place).create_table(TABLE, schema=schema))
 
-    def _add(self, batch: list[Record], encoder: Encoder, skipped: Skipped) -> None:
+    def _add(self, batch: list[Record], clip: Clip, skipped: Skipped) -> None:
+        """Embed and store the records of a batch that the table does not have."""
         new = {record.key: record for record in batch}
         keys = ", ".join(f"'{key}'" for key in new)
         known = self._table.search().where(f"key IN ({keys})").select(["key"]).limit(len(new)).to_arrow()
@@ -188,28 +225,28 @@ class Collection:
         if self.has_pictures:
             with ThreadPoolExecutor(READ_AT_ONCE) as readers:
                 read = dict(zip(new, readers.map(_picture, new.values()), strict=True))
-            for error in (found for found in read.values() if isinstance(found, PictureError)):
+            for error in (result for result in read.values() if isinstance(result, PictureError)):
                 skipped.add(str(error), "pictures that cannot be read")
             pictures = {key: picture for key, picture in read.items() if not isinstance(picture, PictureError)}
             new = {key: new[key] for key in pictures}
             if new:
-                columns["picture_vector"] = list(encoder.pictures(list(pictures.values())))
+                columns["picture_vector"] = list(clip.pictures(list(pictures.values())).numpy())
         if new:
-            columns["vector"] = list(encoder.captions([record.caption for record in new.values()]))
+            columns["vector"] = list(clip.captions([record.caption for record in new.values()]).numpy())
             for name in ("key", "caption", "picture", "license", "data"):
                 columns[name] = [getattr(record, name) for record in new.values()]
             self._table.add(library("pyarrow").table(columns, schema=self._table.schema))
 
     def _finish(self) -> None:
-        """Compact the table, and build vector indices where it is large."""
+        """Compact the table, and build vector indices if it is large."""
         self._table.optimize()
         if len(self) >= VECTOR_INDEX_FROM:
             config = library("lancedb.index").IvfPq(distance_type="cosine")
-            for column in ("vector", "picture_vector")[: 1 + self.has_pictures]:
+            for column in ("vector", "picture_vector") if self.has_pictures else ("vector",):
                 self._table.create_index(column, config=config, replace=True)
 
 
-def _picture(record: Record) -> np.ndarray | PictureError:
+def _picture(record: Record) -> UInt8[np.ndarray, "height width 3"] | PictureError:
     try:
         return read_picture(record.data or read_bytes(record.picture), name=record.picture)
     except PictureError as error:

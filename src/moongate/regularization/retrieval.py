@@ -1,11 +1,13 @@
-"""Regularization pictures by similarity: the captions nearest to a prompt, their pictures checked and written.
+"""Regularization pictures by similarity: the captions nearest to a query, their pictures checked and written.
 
-The paper takes 200 whose captions are nearer than 0.85 to the prompt (Sec. 3.2).
+The paper takes 200 pictures whose captions have a similarity above 0.85 to the prompt (Sec. 3.2).
 """
 
+import contextlib
+import errno
 import json
 import math
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,31 +16,37 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
+from moongate import pocket
 from moongate.data.pictures import MIN_SIDE_PX, SAME_ABOVE, looks, read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
-from moongate.regularization.collection import READ_AT_ONCE, Hit
-from moongate.regularization.sources import Record, Skipped
+from moongate.evaluation.networks.clip import Clip
+from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
+from moongate.regularization.reading import read_bytes
+from moongate.regularization.sources import Record, Skipped, read_source
 
-__all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_in", "retrieve"]
+__all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_retrieved", "retrieve", "write_nearest"]
 
 MANIFEST = "retrieval.json"
+"""File that says what was searched for, where, with which options, and what was skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveOptions:
-    """How many pictures to take, how near their captions must be, and how large they may be."""
+    """How many pictures to take, how near their captions must be, and how large the pictures may be."""
 
     threshold: float
-    """The least similarity to the query."""
+    """Least cosine similarity to the query, -1..1."""
     count: int = 200
+    """Number of pictures."""
     side_px: int = 512
-    """The shorter side of a picture; larger ones are shrunk, none is cut or squashed."""
+    """Shorter side of a picture; larger pictures are scaled down, none is cropped or distorted."""
     tops_up: bool = False
-    """Whether pictures below the threshold make up for those that are missing."""
+    """Whether pictures below the threshold are taken when too few are above it."""
     by: Literal["captions", "pictures"] = "captions"
-    """What was compared with the query."""
+    """What of the collection is compared with the query."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -49,35 +57,78 @@ class RetrieveOptions:
             raise OptionError(f"threshold is {self.threshold}; a similarity is between -1 and 1, such as 0.85.")
 
 
-def already_in(out: Path, facts: Mapping[str, str], options: RetrieveOptions) -> bool:
-    """Tell whether the folder `out` holds what `retrieve` was told to write there."""
-    manifest = out / MANIFEST
-    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    wanted = {**facts, **asdict(options)}
-    return {key: found.get(key) for key in wanted} == wanted
-
-
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """What came of it. `enough_at` is the threshold that would have given the count, where it was not reached."""
+    """The outcome of a retrieval."""
 
     count: int
+    """Number of pictures written."""
     wanted: int
     lowest: float
+    """Lowest similarity of a picture that was written."""
     highest: float
     enough_at: float | None
+    """If there were too few: the threshold that would have sufficed, or None if the collection is too small."""
     skipped: Skipped
 
     def __str__(self) -> str:
-        found = f"{self.count} pictures with similarities from {self.highest:.3f} to {self.lowest:.3f}"
+        written = f"{self.count} pictures with similarities from {self.highest:.3f} to {self.lowest:.3f}"
         if self.count == self.wanted:
-            return f"{found}."
+            return f"{written}."
         if self.enough_at is None:
-            return f"{found}; the collection has no {self.wanted}."
-        return f"{found}; a threshold of {self.enough_at:.3f} would have given {self.wanted}."
+            return f"{written}; the collection does not have {self.wanted}."
+        return f"{written}; a threshold of {self.enough_at:.3f} would have given {self.wanted}."
 
 
 def retrieve(
+    query: str,
+    *,
+    clip: Clip,
+    collection: Collection | None,
+    out: Path,
+    options: RetrieveOptions,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Retrieved:
+    """Write the pictures whose captions are nearest to a query into a folder, with a listing and a manifest.
+
+    Near-identical pictures are dropped, and pictures that cannot be read are skipped and counted. `metadata.jsonl`
+    gives each picture its caption, source, license and similarity.
+
+    Args:
+        query: What the captions should say, such as "photo of a dog".
+        clip: The text encoder that made the collection.
+        collection: The collection to search; None searches the pool that comes with pocket. Its captions are few enough
+            to be embedded at once, so that no index becomes outdated with the text encoder.
+        out: The folder to write, which is replaced.
+        options: How many pictures, how near, how large.
+        on_progress: Called with the number of pictures written.
+
+    Raises:
+        CollectionError: Another encoder made the collection, or there is no picture to write. `out` is unchanged then.
+    """
+    if collection:
+        collection.check(clip)
+    vector = clip.captions([query])[0]
+    hits: Iterable[Hit]
+    if collection:
+        hits, read = collection.search(vector, by=options.by), collection.read
+    else:
+        hits, read = nearest(read_source(str(pocket.pool_folder()), Skipped()), vector, clip), _read_pool
+    facts = _facts(query, clip, collection)
+    return write_nearest(hits, read, facts=facts, out=out, options=options, on_progress=on_progress)
+
+
+def already_retrieved(
+    query: str, *, clip: Clip, collection: Collection | None, out: Path, options: RetrieveOptions
+) -> bool:
+    """Return whether the folder `out` holds what `retrieve` would write there."""
+    manifest = out / MANIFEST
+    recorded = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    wanted = {**_facts(query, clip, collection), **asdict(options)}
+    return {key: recorded.get(key) for key in wanted} == wanted
+
+
+def write_nearest(
     hits: Iterable[Hit],
     read: Callable[[Record], bytes],
     *,
@@ -86,41 +137,44 @@ def retrieve(
     options: RetrieveOptions,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Retrieved:
-    """Write the pictures of the nearest hits into the folder `out`, replacing it, and return what came of it.
+    """Write the pictures of hits that come nearest first; `retrieve` says how.
 
-    `hits` come nearest first. Near-identical pictures are dropped, and those that cannot be read are skipped and
-    counted. `metadata.jsonl` gives each picture its caption, source, license and similarity; `retrieval.json` has
-    the `facts` (what was searched for, and where), the options and what was skipped. `on_progress` gets the number of
-    pictures written. Raises CollectionError when there is none, and changes nothing then.
+    Args:
+        hits: Records with their similarities, the nearest first. They are read as far as needed.
+        read: Returns the bytes of a record's picture; raises PictureError for a picture to skip.
+        facts: Further entries of the manifest.
+        out: The folder to write, which is replaced.
+        options: How many pictures, how near, how large.
+        on_progress: Called with the number of pictures written.
+
+    Raises:
+        CollectionError: There is no picture to write. `out` is unchanged then.
     """
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     skipped = Skipped()
     kept: list[float] = []
     below: list[float] = []
     stream = iter(hits)
-    with ThreadPoolExecutor(READ_AT_ONCE) as readers, (partial / "metadata.jsonl").open("w") as listing:
-        distinct = _distinct(stream, read, readers, skipped, below, options)
-        for hit, picture in islice(distinct, options.count):
-            name = f"{len(kept):04d}.png"
-            _shrunk(picture, options.side_px).save(partial / name)
-            record, similarity = hit.record, round(hit.similarity, 4)
-            row = {"file_name": name, "caption": record.caption, "similarity": similarity, "source": record.picture}
-            listing.write(json.dumps(row | {"license": record.license}) + "\n")
-            kept.append(hit.similarity)
-            on_progress(len(kept))
-    short = options.count - len(kept)
-    below += [hit.similarity for hit in islice(stream, max(0, short - len(below)))]
-    enough_at = math.floor(below[short - 1] * 1000) / 1000 if 0 < short <= len(below) else None
-    if not kept:
-        shutil.rmtree(partial)
-        raise CollectionError(_nothing(below, skipped, enough_at, options))
-    manifest = {**facts, **asdict(options), "found": len(kept), "enough_at": enough_at}
-    manifest |= {"skipped": dict(skipped.counts), "skipped_names": skipped.names}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".moongate-") as temporary:
+        folder = Path(temporary) / "new"
+        folder.mkdir()
+        with ThreadPoolExecutor(READ_AT_ONCE) as readers, (folder / "metadata.jsonl").open("w") as listing:
+            distinct = _distinct(stream, read, readers, skipped, below, options)
+            for hit, picture in islice(distinct, options.count):
+                name = f"{len(kept):04d}.png"
+                _shrunk(picture, options.side_px).save(folder / name)
+                listing.write(json.dumps(_row(name, hit)) + "\n")
+                kept.append(hit.similarity)
+                on_progress(len(kept))
+        short = options.count - len(kept)
+        below += [hit.similarity for hit in islice(stream, max(0, short - len(below)))]
+        enough_at = math.floor(below[short - 1] * 1000) / 1000 if 0 < short <= len(below) else None
+        if not kept:
+            raise CollectionError(_nothing(below, skipped, enough_at, options))
+        manifest = {**facts, **asdict(options), "found": len(kept), "enough_at": enough_at}
+        manifest |= {"skipped": dict(skipped.counts), "skipped_names": skipped.names}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _exchange(folder, out, Path(temporary))
     return Retrieved(
         count=len(kept),
         wanted=options.count,
@@ -131,6 +185,37 @@ def retrieve(
     )
 
 
+def _facts(query: str, clip: Clip, collection: Collection | None) -> dict[str, str]:
+    return {"query": query, "collection": collection.place if collection else pocket.POOL, "encoder": clip.name}
+
+
+def _read_pool(record: Record) -> bytes:
+    return read_bytes(record.picture)
+
+
+def _row(name: str, hit: Hit) -> dict[str, str | float]:
+    """Return the line of a picture in `metadata.jsonl`."""
+    record = hit.record
+    similarity = round(hit.similarity, 4)
+    row: dict[str, str | float] = {"file_name": name, "caption": record.caption, "similarity": similarity}
+    return row | {"source": record.picture, "license": record.license}
+
+
+def _exchange(folder: Path, out: Path, temporary: Path) -> None:
+    """Rename `folder` to `out`; an earlier `out` goes into `temporary`. Of several processes the last one wins."""
+    for attempt in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            out.rename(temporary / f"earlier-{attempt}")
+        try:
+            folder.rename(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # by another process in the meantime
+                raise
+        else:
+            return
+    raise OptionError(f"{out} is written by other processes again and again. Give each its own folder.")
+
+
 def _distinct(
     hits: Iterator[Hit],
     read: Callable[[Record], bytes],
@@ -138,10 +223,10 @@ def _distinct(
     skipped: Skipped,
     below: list[float],
     options: RetrieveOptions,
-) -> Iterator[tuple[Hit, np.ndarray]]:
+) -> Iterator[tuple[Hit, UInt8[np.ndarray, "height width 3"]]]:
     """Yield hits above the threshold with their pictures, no two alike; similarities below it go into `below`."""
 
-    def load(hit: Hit) -> np.ndarray | PictureError:
+    def load(hit: Hit) -> UInt8[np.ndarray, "height width 3"] | PictureError:
         try:
             return read_picture(read(hit.record), name=hit.record.picture)
         except PictureError as error:
@@ -165,7 +250,7 @@ def _distinct(
             return
 
 
-def _shrunk(picture: np.ndarray, side_px: int) -> Image.Image:
+def _shrunk(picture: UInt8[np.ndarray, "height width 3"], side_px: int) -> Image.Image:
     image = Image.fromarray(picture)
     scale = side_px / min(image.size)
     if scale >= 1:
@@ -174,9 +259,12 @@ def _shrunk(picture: np.ndarray, side_px: int) -> Image.Image:
 
 
 def _nothing(below: list[float], skipped: Skipped, enough_at: float | None, options: RetrieveOptions) -> str:
+    """Return why there is no picture, and the threshold that would have sufficed."""
     if not below:
-        return f"No picture can be used: {skipped.with_example}" if skipped.counts else "The collection is empty."
-    nearest = f"No caption reaches the similarity {options.threshold}; the nearest has {max(below):.3f}"
+        if skipped.counts:
+            return f"No picture can be used: {skipped.with_example}. Correct the source, or search another one."
+        return "The collection is empty. Index a source into it."
+    best = f"No caption reaches the similarity {options.threshold}; the nearest has {max(below):.3f}"
     if enough_at is None:
-        return f"{nearest}. Lower --threshold."
-    return f"{nearest}. Take --threshold {enough_at:.3f} for {options.count} pictures."
+        return f"{best}. Lower --threshold."
+    return f"{best}. Take --threshold {enough_at:.3f} for {options.count} pictures."

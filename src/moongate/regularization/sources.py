@@ -1,24 +1,13 @@
 """Captioned pictures where users have them: folders, listings, WebDataset shards, Parquet, and the hub's data sets.
 
-Records are read one after the other, so that any number of them fits into memory. A record says where its picture
-lies rather than holding it, as one line of text:
-
-    /data/0001.jpg                   a file
-    https://host/0001.jpg            fetched when it is needed
-    /data/shard.tar#1536+20480       bytes of a WebDataset shard, from an offset on
-    /data/part.parquet#image:17      a row of a column
+Records are read one after the other, so that any number of them fits into memory. A record does not hold its picture.
+One line of text says where the picture is, and `reading.read_bytes` reads it.
 """
 
 import csv
-import hashlib
-import http.client
 import json
 import re
-import string
 import tarfile
-import time
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,64 +19,82 @@ from PIL import Image
 from moongate.data.pictures import caption_beside, find_pictures
 from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
+from moongate.files import digest
 
-__all__ = ["Record", "Skipped", "read_bytes", "read_captions", "read_source"]
+__all__ = ["Record", "Skipped", "read_captions", "read_source"]
 
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "caption_original")
 PICTURE_KEYS = ("file_name", "url", "image", "jpg", "png", "webp")
 LICENSE_KEYS = ("license", "licence")
 TEXT_SUFFIXES = ("txt", "caption", "text")
-TIMEOUT_S = 10
-SLOWEST_S = 60
-"""A picture that takes longer to arrive, however steadily, is given up."""
-MAX_BYTES = 50_000_000
 ROWS_AT_ONCE = 64
-LISTED = 200
-"""So many skipped records are remembered by name; the rest are counted."""
+"""Rows of a Parquet file that are in memory at once."""
+NAMES_KEPT = 200
+"""Number of skipped records that are remembered by name; the others are only counted."""
+NAMES_SHOWN = 20
+"""Number of skipped records that a note lists by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A caption, where its picture lies, and a key that two records share when they are the same picture."""
+    """A caption and where its picture is."""
 
     caption: str
     picture: str
+    """Where the picture is; see `reading.read_bytes`."""
     key: str
+    """Digest of the bytes or of the address: two records of one picture have the same key."""
     license: str = ""
     data: bytes | None = None
-    """The picture itself where it cannot be found again by `picture`."""
+    """The picture itself, if it cannot be found again by `picture`."""
 
 
 @dataclass(kw_only=True)
 class Skipped:
-    """What could not be used: how many for each reason, and the first ones by name."""
+    """Records that could not be used."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    """Number of records by reason."""
     names: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of the first ones."""
 
     def add(self, name: str, reason: str) -> None:
         """Note that `name` was skipped."""
         self.counts[reason] += 1
-        if len(self.names) < LISTED:
+        if len(self.names) < NAMES_KEPT:
             self.names.append((name, reason))
 
     @property
     def with_example(self) -> str:
-        """How many were skipped for each reason, and the first one by name."""
+        """The number for each reason, and the first one by name."""
         return f"{self}, such as {self.names[0][0]}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people: the number for each reason, and the first ones by name. Empty if nothing was skipped."""
+        if not self.counts:
+            return []
+        lines = [f"Skipped: {self}.", *(f"  {name}" for name, _ in self.names[:NAMES_SHOWN])]
+        rest = self.counts.total() - NAMES_SHOWN
+        return [*lines, f"  and {rest} more"] if rest > 0 else lines
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
 
 
 def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
-    """Yield the records of a source; what cannot be used goes into `skipped`.
+    """Yield the records of a source, one after the other.
 
-    A folder holds `metadata.jsonl` or `metadata.csv` (file_name or url, caption, license), or, in it or in folders
-    below, `.tar` shards, `.parquet` files, or pictures with a `.txt` beside each; one such file may be given alone.
-    Anything else is taken for the id of a data set of the hub. Raises CollectionError when there is nothing of the
-    kind.
+    Args:
+        source: A folder with `metadata.jsonl` or `metadata.csv` (file_name or url, caption, license); or a folder that
+            has, in itself or in folders below, `.tar` shards, `.parquet` files, or pictures with a `.txt` file each;
+            or one such file; or the id of a data set of the hub.
+        skipped: Gets the records that cannot be used.
+
+    Raises:
+        CollectionError: The source does not exist or is of another kind.
+        MissingLibrary: The source needs a library that is not installed.
     """
     path = Path(source)
     if path.is_dir():
@@ -101,43 +108,12 @@ def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
 
 
 def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
-    """Yield the captions of a source alone, or the lines of a text file."""
+    """Yield the captions of a source without the pictures, or the lines of a text file in UTF-8."""
     if source.endswith(".txt") and Path(source).is_file():
         with Path(source).open(encoding="utf-8") as lines:
             yield from (line.strip() for line in lines if line.strip())
     else:
         yield from (record.caption for record in read_source(source, skipped))
-
-
-def read_bytes(picture: str) -> bytes:
-    """Return the bytes of the picture that a record points to.
-
-    Raises PictureError when the file is gone, or the address is none or does not answer within ten seconds.
-    """
-    try:
-        if re.match(r"https?://", picture):
-            return _fetched(picture)
-        if found := re.fullmatch(r"(.*\.tar)#(\d+)\+(\d+)", picture):
-            with Path(found[1]).open("rb") as shard:
-                shard.seek(int(found[2]))
-                return shard.read(int(found[3]))
-        if found := re.fullmatch(r"(.*\.parquet)#(.+):(\d+)", picture):
-            return _parquet_row(Path(found[1]), found[2], int(found[3]))
-        return Path(picture).read_bytes()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise PictureError(f"{picture} cannot be read ({error}).") from error
-
-
-def _fetched(url: str) -> bytes:
-    address = urllib.parse.quote(url, safe=string.punctuation)  # listings hold spaces and letters with accents
-    request = urllib.request.Request(address, headers={"User-Agent": "moongate"})
-    content, last = bytearray(), time.monotonic() + SLOWEST_S
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        while part := answer.read1(1 << 16):
-            content += part
-            if len(content) > MAX_BYTES or time.monotonic() > last:
-                raise PictureError(f"{url} has more than {MAX_BYTES // 10**6} MB or takes more than {SLOWEST_S} s.")
-    return bytes(content)
 
 
 def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
@@ -147,7 +123,7 @@ def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
     for suffix in ("*.tar", "*.parquet"):
         if files := sorted(folder.rglob(suffix)):
             return _read_files(files, skipped)
-    return _read_beside(folder, skipped)
+    return _read_text_files(folder, skipped)
 
 
 def _read_files(files: Sequence[Path], skipped: Skipped) -> Iterator[Record]:
@@ -166,18 +142,19 @@ def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
     if file.suffix in (".jsonl", ".csv"):
         return _read_listing(file, skipped)
     raise CollectionError(
-        f"{file} is no collection. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
+        f"{file} is not a collection. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
     )
 
 
-def _read_beside(folder: Path, skipped: Skipped) -> Iterator[Record]:
+def _read_text_files(folder: Path, skipped: Skipped) -> Iterator[Record]:
+    """Read pictures with a text file each, in a folder and the folders below."""
     empty = True
     for inside in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
         paths = find_pictures(inside, strict=False)
         empty = empty and not paths
-        captioned = {path.stem for path in paths}
+        stems = {path.stem for path in paths}
         for text in sorted(inside.glob("*.txt")):
-            if text.stem not in captioned:
+            if text.stem not in stems:
                 skipped.add(str(text), "captions without a picture")
         for path in paths:
             try:
@@ -186,7 +163,7 @@ def _read_beside(folder: Path, skipped: Skipped) -> Iterator[Record]:
                 skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
     if empty:
         raise CollectionError(
-            f"The folder {folder} holds no pictures, and no metadata.jsonl, metadata.csv, .tar or .parquet either."
+            f"The folder {folder} has no pictures, and no metadata.jsonl, metadata.csv, .tar or .parquet. Check it."
         )
 
 
@@ -203,7 +180,7 @@ def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
                 path = (file.parent / name).absolute()
                 try:
                     content = path.read_bytes()
-                except (OSError, ValueError):  # no file, a folder, or no name that a file can have
+                except (OSError, ValueError):  # a missing file, a folder, or a name that no file can have
                     skipped.add(name, "captions without a picture")
                     continue
                 yield from _checked(caption, str(path), license, content, skipped)
@@ -213,7 +190,7 @@ def _csv_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Ma
     try:
         yield from csv.DictReader(lines)
     except csv.Error as error:
-        skipped.add(f"{file} ({error})", "broken listings, read up to where they break")
+        skipped.add(f"{file} ({error})", "broken listings, read up to the error")
 
 
 def _json_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
@@ -223,19 +200,19 @@ def _json_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[M
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, dict):
-            skipped.add(f"{file}, line {number}", "lines that are no JSON")
+            skipped.add(f"{file}, line {number}", "lines that are not JSON objects")
         elif row:
             yield row
 
 
 def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
-    """Read a WebDataset shard: files that share a name up to its first dot are one record and lie together."""
+    """Read a WebDataset shard: consecutive files whose names agree up to the first dot are one record."""
     parts: dict[str, tuple[int, bytes]] = {}
     name = ""
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
-                shard.members = []  # type: ignore[attr-defined]  # else it would remember all of them
+                shard.members = []  # type: ignore[attr-defined]  # otherwise all of them stay in memory
                 if not member.isfile():
                     continue
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
@@ -247,12 +224,12 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
                 parts[suffix.lower()] = (member.offset_data, content.read() if content else b"")
             _check_end(file, shard.offset)
     except (tarfile.TarError, OSError) as error:
-        skipped.add(f"{file} ({error})", "broken shards, read up to where they break")
+        skipped.add(f"{file} ({error})", "broken shards, read up to the error")
     yield from _shard_record(file, name, parts, skipped)
 
 
 def _check_end(file: Path, offset: int) -> None:
-    """Raise ReadError unless a shard ends at `offset`: tarfile takes a broken header for the end."""
+    """Raise ReadError unless a shard ends at `offset`: tarfile takes a broken header for the end of the file."""
     with file.open("rb") as content:
         content.seek(offset)
         if content.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -272,8 +249,9 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
     if picture is None:
         skipped.add(f"{file}: {name.lstrip('/')}", "captions without a picture")
         return
-    place = f"{file.absolute()}#{picture[0]}+{len(picture[1])}"
-    yield from _checked(caption, place, _first(facts, LICENSE_KEYS), picture[1], skipped)
+    offset, content = picture
+    where = f"{file.absolute()}#{offset}+{len(content)}"
+    yield from _checked(caption, where, _first(facts, LICENSE_KEYS), content, skipped)
 
 
 def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
@@ -290,19 +268,17 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
     }
     if not (columns["caption"] and columns["picture"]):
         raise CollectionError(
-            f"{file} has the columns {', '.join(by_lower.values())}. A caption (caption or text) and a picture (url or "
-            "image) are needed."
+            f"{file} has the columns {', '.join(by_lower.values())}. It needs a caption (caption or text) and a "
+            "picture (url or image)."
         )
-    wanted = [name for name in columns.values() if name]
-    batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted)
-    number = 0
+    names = [name for name in columns.values() if name]
+    batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
     try:
-        for row in (row for batch in batches for row in batch.to_pylist()):
+        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             values = {kind: row.get(name) if name else None for kind, name in columns.items()}
-            picture, data = _parquet_picture(file, columns["picture"], number, values["picture"])
-            number += 1
+            picture, data = _parquet_picture(file, columns["picture"], index, values["picture"])
             if not picture:
-                skipped.add(f"{file}, row {number}", "captions without a picture")
+                skipped.add(f"{file}, row {index + 1}", "captions without a picture")
                 continue
             yield from _checked(_text(values["caption"]), picture, _text(values["license"]), data, skipped)
     except (errors, OSError) as error:
@@ -310,6 +286,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
 
 
 def _parquet_picture(file: Path, column: str | None, row: int, value: Any) -> tuple[str, bytes | None]:
+    """Return where a picture is and its bytes; "" when there is none, and no bytes for an address."""
     if isinstance(value, dict):  # as the hub stores pictures
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
@@ -317,40 +294,28 @@ def _parquet_picture(file: Path, column: str | None, row: int, value: Any) -> tu
     return (value, None) if isinstance(value, str) and re.match(r"https?://", value) else ("", None)
 
 
-def _parquet_row(file: Path, column: str, row: int) -> bytes:
-    table = library("pyarrow.parquet").ParquetFile(file)
-    for group in range(table.num_row_groups):
-        count = table.metadata.row_group(group).num_rows
-        if row < count:
-            value = table.read_row_group(group, columns=[column])[column][row].as_py()
-            return value["bytes"] if isinstance(value, dict) else value
-        row -= count
-    raise ValueError(f"it has {row} rows too few")
-
-
 def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
+    """Stream the training split of a data set of the hub; pictures are kept as the bytes they are stored in."""
     try:
         datasets = library("datasets")
     except MissingLibrary as error:
-        raise MissingLibrary(
-            f"There is no folder {name}, so that it is taken for a data set of the hub. {error}"
-        ) from error
+        raise MissingLibrary(f"There is no folder {name}, so it is read as a data set of the hub. {error}") from error
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
         for column in PICTURE_KEYS:
             if isinstance((rows.features or {}).get(column), datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             value = next((row[key] for key in PICTURE_KEYS if row.get(key)), None)
-            place, data = f"hub:{name}#{number}", None
+            where, data = f"hub:{name}#{index}", None
             if isinstance(value, dict):
                 data = value.get("bytes") or _opened(value.get("path"))
             elif isinstance(value, str):
-                place = value
-            if data is None and place.startswith("hub:"):
-                skipped.add(place, "captions without a picture")
+                where = value
+            if data is None and where.startswith("hub:"):
+                skipped.add(where, "captions without a picture")
                 continue
-            for record in _checked(_first(row, CAPTION_KEYS), place, _first(row, LICENSE_KEYS), data, skipped):
+            for record in _checked(_first(row, CAPTION_KEYS), where, _first(row, LICENSE_KEYS), data, skipped):
                 yield Record(**{**vars(record), "data": data})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CollectionError(
@@ -360,7 +325,7 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
 
 
 def _opened(path: str | None) -> bytes | None:
-    """Return the bytes of a file of the hub, or of one inside an archive there, as data sets of pictures name them."""
+    """Return the bytes of a file of the hub, or of a file in an archive there; None when it cannot be read."""
     try:
         with library("fsspec").open(path or "", "rb") as file:
             content: bytes = file.read()
@@ -370,25 +335,25 @@ def _opened(path: str | None) -> bytes | None:
 
 
 def _checked(caption: str, picture: str, license: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
-    """Yield the record unless its caption or picture is empty; its key is that of the bytes, where there are some."""
+    """Yield the record unless its caption or picture is empty."""
     caption = " ".join(caption.split())
     if not caption:
         skipped.add(picture, "pictures without a caption")
     elif data == b"":
         skipped.add(picture, "empty pictures")
     else:
-        key = hashlib.sha256(picture.encode() if data is None else data).hexdigest()[:24]
+        key = digest(picture if data is None else data, length=24)
         yield Record(caption=caption, picture=picture, key=key, license=license)
 
 
 def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """Return the first of the keys that has a value, whatever its case, as text."""
+    """Return the value of the first key that has one, as text. Upper and lower case of keys do not count."""
     lower = {str(key).lower(): value for key, value in row.items()}
     return next((_text(lower[key]) for key in keys if lower.get(key)), "")
 
 
 def _text(value: Any) -> str:
-    """Return a value as text, and the first one where several captions are given."""
+    """Return a value as text; of a list of captions the first one."""
     if isinstance(value, list):
         value = next(iter(value), None)
     return "" if value is None else str(value)

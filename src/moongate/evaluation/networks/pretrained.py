@@ -1,0 +1,45 @@
+"""Load a model of transformers completely, or say why not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moongate.backbone.loading import quiet
+from moongate.errors import BackboneError, first_line, listed
+
+__all__ = ["pretrained"]
+
+
+def pretrained(kind: Any, source: str | Path, *, device: str = "cpu", unused: Sequence[str] = ()) -> Any:
+    """Load a model in float32, in evaluation mode and without gradients.
+
+    Transformers would fill weights that are missing with random numbers; here they are an error.
+
+    Args:
+        kind: A model class of transformers.
+        source: A folder in transformers' layout, or a model id of the hub.
+        device: Where the model computes.
+        unused: Beginnings of the names of weights that are not needed and may be missing.
+
+    Raises:
+        BackboneError: The model cannot be found or read, or lacks weights.
+    """
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise BackboneError(
+            f"The model {str(source)!r} cannot be loaded: {first_line(error)} Give a folder in transformers' layout, "
+            "or a model id while the hub can be reached. Pocket's own CLIP (pocket-clip) comes with Moongate."
+        ) from error
+    absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if needed := sorted(key for key in absent if not key.startswith(tuple(unused))):
+        raise BackboneError(
+            f"The model {str(source)!r} lacks weights of a {kind.__name__}, or has them in other shapes: "
+            f"{listed(needed, at_most=3)}. Give a complete model of this kind."
+        )
+    return model.to(device).eval().requires_grad_(False)
