@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from command_line import command, fails, run
-from moongate.demo.pair import EXAMPLES, Composition, Way
+from moongate.demo.pair import EXAMPLES, PairDemo, Strategy
 
 
 def test_demo_is_single_unless_two_are_to_be_composed(
@@ -17,14 +17,16 @@ def test_demo_is_single_unless_two_are_to_be_composed(
         asked.append((name, options))
         return tmp_path / "single.html"
 
-    def compose(names: tuple[str, ...], **options: object) -> Composition:
+    def compose(names: tuple[str, ...], **options: object) -> PairDemo:
         asked.append((names, options))
         seen = torch.tensor([[True, True], [True, False], [False, False], [True, False]])
-        way = Way(name="joint", seconds=7.0, pictures={}, seen=seen)
-        return Composition(page=tmp_path / "both.html", head=("way", "both", "jar", "pot", "seconds"), ways=(way,))
+        strategy = Strategy(name="joint", seconds=7.0, pictures={}, seen=seen)
+        return PairDemo(
+            page=tmp_path / "both.html", head=("strategy", "both", "jar", "pot", "seconds"), strategies=(strategy,)
+        )
 
-    monkeypatch.setattr("moongate.demo.single.make_demo", single)
-    monkeypatch.setattr("moongate.demo.pair.make_compose_demo", compose)
+    monkeypatch.setattr("moongate.demo.single.make_single_demo", single)
+    monkeypatch.setattr("moongate.demo.pair.make_pair_demo", compose)
     run(command("demo"))
     run(command("demo", example="jar", steps=3, out="here"))
     run(command("demo single", example="pot"))

@@ -7,16 +7,16 @@ from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Subject
-from moongate.demo import single as demo
+from moongate.demo import single
 from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
 from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 
 
 def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "PICTURES_PER_PROMPT", 1)
-    monkeypatch.setattr(demo, "DRAWING", SampleOptions(steps=2))
-    page = demo.make_demo("teapot", out=tmp_path, steps=2)
+    monkeypatch.setattr(single, "PICTURES_PER_PROMPT", 1)
+    monkeypatch.setattr(single, "SAMPLING", SampleOptions(steps=2))
+    page = single.make_single_demo("teapot", out=tmp_path, steps=2)
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 6 + 5 + 5 + 2 * 2  # targets, before, after, two unrelated prompts twice
@@ -38,9 +38,9 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
     assert (tmp_path / "overview.png").is_file()
 
 
-def test_the_unrelated_photos_are_of_things_that_pocket_saw_photos_of() -> None:
+def test_the_unrelated_photos_are_of_categories_that_pocket_saw_photos_of() -> None:
     """Of houses it saw drawings alone, so that the demo's "photo of a house" was none, before and after."""
-    for category in demo.UNRELATED_CATEGORIES:
+    for category in single.UNRELATED_CATEGORIES:
         assert set(CATALOG[category]["models"]) - HELD_OUT_MODELS
 
 
@@ -48,13 +48,13 @@ def test_the_unrelated_photos_are_of_things_that_pocket_saw_photos_of() -> None:
 def test_the_demo_draws_an_example_where_none_of_its_pictures_shows_it(name: str) -> None:
     example = pocket.example(name)
     subject = Subject.load(example.training, category=example.category, token="<it>")
-    prompts = [context.describe(f"<it> {example.category}") for context in demo.contexts(example, subject)]
-    assert len(set(prompts)) == demo.CONTEXTS
+    prompts = [context.describe(f"<it> {example.category}") for context in single.contexts(example, subject)]
+    assert len(set(prompts)) == single.CONTEXTS
     assert not set(prompts) & set(subject.captions)
     assert all(prompt.startswith(f"{example.style} of a <it> {example.category} ") for prompt in prompts)
 
 
 def test_an_unknown_example_is_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no example 'unicorn'"):
-        demo.make_demo("unicorn", out=tmp_path / "demo")
+        single.make_single_demo("unicorn", out=tmp_path / "demo")
     assert not (tmp_path / "demo").exists()

@@ -28,12 +28,12 @@ class Demo:
     """Seed of training and pictures."""
 
     def __call__(self, console: Console) -> None:
-        from moongate.demo.single import EXAMPLE, make_demo
+        from moongate.demo.single import EXAMPLE, make_single_demo
 
         if len(self.example) > 1:
             raise OptionError(f"{len(self.example)} examples were given. `moongate demo compose` takes two.")
         with training_bar(console) as show:
-            page = make_demo(
+            page = make_single_demo(
                 next(iter(self.example), EXAMPLE),
                 out=self.out,
                 steps=self.steps,
@@ -61,10 +61,10 @@ class DemoCompose:
     """Seed of training and pictures."""
 
     def __call__(self, console: Console) -> None:
-        from moongate.demo.pair import EXAMPLES, make_compose_demo
+        from moongate.demo.pair import EXAMPLES, make_pair_demo
 
         with training_bar(console) as show:
-            composition = make_compose_demo(
+            demo = make_pair_demo(
                 self.example or EXAMPLES,
                 out=self.out,
                 steps=self.steps,
@@ -73,6 +73,6 @@ class DemoCompose:
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )
-        rows = [way.row for way in composition.ways]
-        print_table(console, composition.head, rows, title="Recognized in the pictures")
-        say(console, f"Open {composition.page}")
+        rows = [strategy.row for strategy in demo.strategies]
+        print_table(console, demo.head, rows, title="Recognized in the pictures")
+        say(console, f"Open {demo.page}")

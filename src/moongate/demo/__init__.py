@@ -1,3 +1,3 @@
-"""The demos, a surface beside the command line: they teach pocket its examples and show the pictures."""
+"""Demos on pocket: teach one example subject (`single`) or two (`pair`), and write one page with all pictures."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""The demo of composing: two held-out examples in one picture, by each of the ways there are.
+"""The demo of two subjects in one picture, by each strategy: merge, addition, joint and sequential training.
 
-Each is taught alone, and the two concepts are merged, or simply added up; they are also taught together (joint
-training) and one after the other (sequential training). What came of it is counted by the recognizer, which knows
-categories and not the very things; whether it is the very thing, the page lets everyone judge.
+Both subjects are taught alone, and the two concepts are merged, or simply applied together; they are also taught
+together (joint training) and one after the other (sequential training). The recognizer counts the results. It knows
+categories, not instances: whether a picture shows the very subject, everyone can see on the page.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from moongate.backbone import Backbone
+from moongate.backbone import POCKET, Backbone
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization, Subject
 from moongate.data.pictures import find_pictures, read_picture
 from moongate.demo.recognizer import Recognizer
-from moongate.demo.single import METHOD, drawn, shown
+from moongate.demo.single import METHOD, Picture, as_trained, draw
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.merging import Merged, merge
 from moongate.merging.page import verdict
-from moongate.pages import Page, contact_sheet
+from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
 from moongate.training import Step, TrainOptions, train
 
-__all__ = ["EXAMPLES", "Composition", "Way", "make_compose_demo"]
+__all__ = ["EXAMPLES", "PairDemo", "Strategy", "make_pair_demo"]
 
 EXAMPLES = ("drawn-penguin", "drawn-snowman-without-snow")
-"""Two that the recognizer knows for what they are; of most held-out objects it does not."""
+"""Two examples whose category the recognizer sees in real pictures; for most examples it does not."""
 SCENES = (
     ("", "in a garden"),
     ("", "on the beach"),
@@ -46,47 +46,47 @@ SCENES = (
     ("watercolor painting", "in a forest"),
     ("pencil sketch", "on a white background"),
 )
-"""Style, that of the examples where there is none, and place; every second prompt turns the two things round."""
+"""Style (that of the examples if empty) and place. Every second prompt names the subjects in the other order."""
 PAGE_PICTURES = 6
-"""Pictures of each prompt and way on the page."""
+"""Pictures of each prompt and strategy on the page."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to compose: its pictures, and which of the two things the recognizer sees in each of them."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Strategy:
+    """One way to get two subjects into one picture, its pictures, and what the recognizer sees in them."""
 
     name: str
     seconds: float
-    """What making it took: joint training from nothing, the others from the single concepts."""
-    pictures: dict[str, list[np.ndarray]]
-    """By prompt."""
+    """Time that making it took: joint training from nothing, the others from the concepts taught alone."""
+    pictures: dict[str, list[Picture]]
+    """Pictures by prompt."""
     seen: Bool[Tensor, "pictures 2"]
-    """In the order of the pictures."""
+    """Whether each subject's category is seen, for all pictures in order."""
 
     @property
     def shares(self) -> dict[str, float]:
-        """In what share of the pictures both things are seen, and each of them."""
+        """The share of pictures in which both categories are seen, and each of them."""
         first, second = self.seen.double().mean(0).tolist()
         return {"both": float(self.seen.all(1).double().mean()), "first": first, "second": second}
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The way as a row of the table: name, shares, seconds."""
+        """The strategy as a row of the table: name, shares, seconds."""
         return (self.name, *(f"{share:.0%}" for share in self.shares.values()), f"{self.seconds:.0f}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Composition:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairDemo:
     """The page, and the table on it."""
 
     page: Path
     head: tuple[str, ...]
-    ways: tuple[Way, ...]
+    strategies: tuple[Strategy, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Made:
-    """The concepts, and how long each took."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Concepts:
+    """The concepts of all strategies, and how long each took."""
 
     singles: tuple[Concept, Concept]
     joint: Concept
@@ -95,8 +95,8 @@ class _Made:
     seconds: dict[str, float]
 
     @property
-    def ways(self) -> dict[str, tuple[Concept, ...]]:
-        """What is applied in each way; nothing, to see what pocket makes of the category words."""
+    def by_strategy(self) -> dict[str, tuple[Concept, ...]]:
+        """The concepts that each strategy applies; none for what pocket draws for the categories."""
         return {
             "pocket itself": (),
             "joint": (self.joint,),
@@ -106,7 +106,7 @@ class _Made:
         }
 
 
-def make_compose_demo(
+def make_pair_demo(
     names: Sequence[str] = EXAMPLES,
     *,
     out: Path,
@@ -115,48 +115,60 @@ def make_compose_demo(
     count: int = 8,
     on_step: Callable[[Step], None] | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
-) -> Composition:
-    """Teach the two examples `names` in every way, draw `count` pictures of each joint prompt, and count.
+) -> PairDemo:
+    """Teach two examples by every strategy, draw pictures of both together, and count what the recognizer sees.
 
-    Writes `index.html` (self-contained), `overview.png`, `figures.json`, the two single concepts and the merged one
-    into `out`. `steps` are for each thing. Raises OptionError before any work when there are not two examples of
-    different categories that the recognizer knows, or no recognizer.
+    Args:
+        names: Two of `moongate.pocket.examples`, of different categories that the recognizer knows.
+        out: Folder for `index.html` (self-contained), `overview.png`, `figures.json` and the concept files (the two
+            subjects alone, and merged).
+        steps: Optimizer steps for each subject; by default what the method needs.
+        seed: Seed of the trainings.
+        count: Pictures of each prompt and strategy.
+        on_step: Called after each optimizer step.
+        on_stage: Called with a line for people when a stage begins.
+
+    Raises:
+        OptionError: The examples do not fit, `count` is less than 1, or there is no recognizer. Raised before any work.
     """
     pair = _pair(names)
     if count < 1:
         raise OptionError(f"count is {count}; it must be at least 1.")
     recognizer = Recognizer.load()
-    categories = [each.category for each in pair]
+    categories = [chosen.category for chosen in pair]
     recognizer.numbers(categories)
-    backbone = Backbone.load("pocket")
-    subjects = [Subject.load(each.training, category=each.category, token=f"<{each.name.lower()}>") for each in pair]
+    backbone = Backbone.load(POCKET)
+    subjects = [
+        Subject.load(chosen.training, category=chosen.category, token=f"<{chosen.name.lower()}>") for chosen in pair
+    ]
     real = _seen_alone(recognizer, pair)
-    made = _make(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
-    for each, concept in zip((*names, "merged"), (*made.singles, made.merged.concept), strict=True):
-        concept.save(out / f"{each}.safetensors", overwrite=True)
-    ways = []
-    for name, concepts in made.ways.items():
-        things = [f"{s.token} {s.category}" if concepts else s.category for s in subjects]
+    concepts = _train(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
+    for name, concept in zip((*names, "merged"), (*concepts.singles, concepts.merged.concept), strict=True):
+        concept.save(out / f"{name}.safetensors", overwrite=True)
+    strategies = []
+    for name, applied in concepts.by_strategy.items():
+        words = [f"{s.token} {s.category}" if applied else s.category for s in subjects]
         on_stage(f"Drawing {len(SCENES) * count} pictures: {name}")
         with contextlib.ExitStack() as stack:
-            for concept in concepts:
+            for concept in applied:
                 stack.enter_context(concept.applied(backbone))
-            pictures = drawn(backbone, _prompts(things, style=pair[0].style), count=count)
-        every = np.stack([picture for some in pictures.values() for picture in some])
+            pictures = draw(backbone, _prompts(words, style=pair[0].style), count=count)
+        every = np.stack([picture for group in pictures.values() for picture in group])
         seen = recognizer.sees(every, categories)
-        ways.append(Way(name=name, seconds=made.seconds.get(name, 0.0), pictures=pictures, seen=seen))
-        on_stage(f"Both recognized in {ways[-1].shares['both']:.0%}")
-    head = ("way", "both", *categories, "seconds")
-    composition = Composition(page=out / "index.html", head=head, ways=tuple(ways))
-    write_atomically(out / "figures.json", (json.dumps(_figures(made, ways, real), indent=1) + "\n").encode())
-    _page(composition, backbone, subjects, made, real).save(composition.page)
-    _overview(backbone, subjects, ways).save(out / "overview.png")
-    return composition
+        strategies.append(Strategy(name=name, seconds=concepts.seconds.get(name, 0.0), pictures=pictures, seen=seen))
+        on_stage(f"Both recognized in {strategies[-1].shares['both']:.0%}")
+    head = ("strategy", "both", *categories, "seconds")
+    demo = PairDemo(page=out / "index.html", head=head, strategies=tuple(strategies))
+    figures = _figures(concepts, strategies, real)
+    write_atomically(out / "figures.json", (json.dumps(figures, indent=1) + "\n").encode())
+    _page(demo, backbone, subjects, concepts, real).save(demo.page)
+    write_atomically(out / "overview.png", png_bytes(_overview(backbone, subjects, strategies)))
+    return demo
 
 
 def _pair(names: Sequence[str]) -> tuple[Example, Example]:
     if len(names) != 2:
-        raise OptionError(f"{len(names)} examples were given; two are composed, such as {' and '.join(EXAMPLES)}.")
+        raise OptionError(f"{len(names)} examples were given. Give two, such as {' and '.join(EXAMPLES)}.")
     first, second = (example(name) for name in names)
     if first.category == second.category:
         raise OptionError(
@@ -167,48 +179,48 @@ def _pair(names: Sequence[str]) -> tuple[Example, Example]:
 
 
 def _seen_alone(recognizer: Recognizer, pair: Sequence[Example]) -> dict[str, float]:
-    """Return by category in what share of an example's own held-out pictures it is among the two that score highest."""
+    """Return by category in what share of an example's held-out pictures it is among the two that score highest."""
     shares = {}
-    for index, each in enumerate(pair):
-        pictures = np.stack([read_picture(path) for path in find_pictures(each.evaluation)])
+    for index, chosen in enumerate(pair):
+        pictures = np.stack([read_picture(path) for path in find_pictures(chosen.evaluation)])
         seen = recognizer.sees(pictures, [other.category for other in pair])
-        shares[each.category] = float(seen[:, index].double().mean())
+        shares[chosen.category] = float(seen[:, index].double().mean())
     return shares
 
 
-def _prompts(things: Sequence[str], *, style: str) -> list[str]:
-    """Return the joint prompts for two things, as pocket's corpus words them."""
+def _prompts(words: Sequence[str], *, style: str) -> list[str]:
+    """Return the prompts for two subjects, in the words of pocket's corpus."""
     return [
-        Preset(caption=f"{own or style} of a {{}} {place}").describe(*(things if number % 2 == 0 else things[::-1]))
-        for number, (own, place) in enumerate(SCENES)
+        Preset(caption=f"{own or style} of a {{}} {place}").describe(*(words if index % 2 == 0 else words[::-1]))
+        for index, (own, place) in enumerate(SCENES)
     ]
 
 
-def _make(
+def _train(
     backbone: Backbone,
     subjects: Sequence[Subject],
     options: TrainOptions,
     on_step: Callable[[Step], None] | None,
     on_stage: Callable[[str], None],
-) -> _Made:
-    """Train and merge; the two singles begin as different rare tokens, as do the two tokens of the other ways."""
-    priors = [Regularization.load(pool_folder(), category=each.category, only_category=True) for each in subjects]
+) -> _Concepts:
+    """Train and merge. The two single concepts begin from different rare tokens, like the tokens of one concept."""
+    sets = [Regularization.load(pool_folder(), category=s.category, only_category=True) for s in subjects]
     seconds: dict[str, float] = {}
 
-    def taught(way: str, *which: int, start_from: Concept | None = None, rare_token: int | None = None) -> Concept:
+    def taught(strategy: str, *which: int, start_from: Concept | None = None, rare_token: int | None = None) -> Concept:
         tokens = " and ".join(str(subjects[index].token) for index in which)
-        on_stage(f"Teaching {tokens} ({way})")
+        on_stage(f"Teaching {tokens} ({strategy})")
         began = time.monotonic()
         concept = train(
             backbone,
             [subjects[index] for index in which],
-            [priors[index] for index in which],
+            [sets[index] for index in which],
             METHOD,
             options=replace(options, steps=options.steps and options.steps * len(which), rare_token=rare_token),
             start_from=start_from,
             on_step=on_step,
         )
-        seconds[way] = seconds.get(way, 0.0) + time.monotonic() - began
+        seconds[strategy] = seconds.get(strategy, 0.0) + time.monotonic() - began
         return concept
 
     first, second = taught("alone", 0), taught("alone", 1, rare_token=1)
@@ -218,77 +230,77 @@ def _make(
     began = time.monotonic()
     merged = merge(backbone, [first, second])
     seconds["merge"] = time.monotonic() - began
-    return _Made(singles=(first, second), joint=joint, sequential=sequential, merged=merged, seconds=seconds)
+    return _Concepts(singles=(first, second), joint=joint, sequential=sequential, merged=merged, seconds=seconds)
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(made: _Made, ways: Sequence[Way], real: Mapping[str, float]) -> dict[str, Any]:
+def _figures(concepts: _Concepts, strategies: Sequence[Strategy], real: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "things": [subject.words for subject in made.joint.subjects],
-        "prompts": list(ways[-1].pictures),
-        "pictures_of_each_way": len(ways[0].seen),
-        "steps": {"alone": made.singles[0].record["steps"], "joint": made.joint.record["steps"]},
-        "seed": made.joint.record["seed"],
-        "recognized": {way.name: {name: round(share, 4) for name, share in way.shares.items()} for way in ways},
+        "subjects": [subject.words for subject in concepts.joint.subjects],
+        "prompts": list(strategies[-1].pictures),
+        "pictures_of_each_strategy": len(strategies[0].seen),
+        "steps": {"alone": concepts.singles[0].record["steps"], "joint": concepts.joint.record["steps"]},
+        "seed": concepts.joint.record["seed"],
+        "recognized": {s.name: {key: round(share, 4) for key, share in s.shares.items()} for s in strategies},
         "recognized_in_real_pictures": real,
-        "seconds": {name: round(value, 1) for name, value in made.seconds.items()},
+        "seconds": {name: round(value, 1) for name, value in concepts.seconds.items()},
         "merge": {
-            "drift": made.merged.report.drift,
-            "joint_error": {fit.words: fit.joint_error for fit in made.merged.report.subjects},
+            "drift": concepts.merged.report.drift,
+            "joint_error": {fit.words: fit.joint_error for fit in concepts.merged.report.subjects},
         },
     }
 
 
 def _page(
-    composition: Composition, backbone: Backbone, subjects: Sequence[Subject], made: _Made, real: Mapping[str, float]
+    demo: PairDemo, backbone: Backbone, subjects: Sequence[Subject], concepts: _Concepts, real: Mapping[str, float]
 ) -> Page:
-    ways = composition.ways
-    first, second = (subject.words for subject in made.joint.subjects)
-    total, count = len(ways[0].seen), len(ways[0].seen) // len(SCENES)
-    known = " and ".join(f"{share:.0%}" for share in real.values())
+    first, second = (subject.words for subject in concepts.joint.subjects)
+    total, count = len(demo.strategies[0].seen), len(demo.strategies[0].seen) // len(SCENES)
     page = Page(title=f"Moongate: {first} and {second}")
-    page.text("h1", f"Composing {first} and {second}")
+    page.text("h1", f"{first} and {second} in one picture")
     page.text(
-        "p", "Pocket, the small backbone that comes with Moongate, has never seen these two. It learned them from:"
+        "p",
+        "Pocket, the small model that comes with Moongate, has never seen these two subjects. It was taught from these "
+        "pictures:",
     )
     for subject, words in zip(subjects, (first, second), strict=True):
-        page.row(words, shown(subject, backbone))
+        page.row(words, as_trained(subject, backbone))
     page.text("h2", "Are both in the picture?")
     page.text(
         "p",
-        f"{total} pictures of each way, {count} of each of {len(SCENES)} prompts. Both are counted when the recognizer "
-        f"scores {subjects[0].category} and {subjects[1].category} above all other categories, one when it is among "
-        f"the two highest, as in {known} of real pictures of the two alone. One standard error is at most "
-        f"{50 / total**0.5:.0f} percentage points. The seconds are what making each took: joint training from "
-        "nothing, the others from the concepts taught alone "
-        f"({made.seconds['alone']:.0f} s for both).",
+        f"{total} pictures of each strategy, {count} of each of {len(SCENES)} prompts. Both subjects count when the "
+        f"recognizer scores {subjects[0].category} and {subjects[1].category} above all other categories; one counts "
+        f"when it is among the two highest, as in {' and '.join(f'{share:.0%}' for share in real.values())} of real "
+        f"pictures of the two alone. The standard error is at most {50 / total**0.5:.0f} percentage points. Seconds "
+        "are the time for each strategy: joint training from nothing, the others from the concepts taught alone "
+        f"({concepts.seconds['alone']:.0f} s for both).",
     )
-    page.table(composition.head, [way.row for way in ways])
-    page.text("h2", "What the merge says of itself")
-    for line in verdict(made.merged.report):
+    page.table(demo.head, [strategy.row for strategy in demo.strategies])
+    page.text("h2", "The report of the merge")
+    for line in verdict(concepts.merged.report):
         page.text("p", line)
-    for number, prompt in enumerate(ways[-1].pictures):
+    for index, prompt in enumerate(demo.strategies[-1].pictures):
         page.text("h2", prompt)
-        for way in ways:
-            pictures = list(way.pictures.values())[number]
-            both = int(way.seen[number * count : (number + 1) * count].all(1).sum())
-            page.row(f"{way.name}: both in {both} of {count}", pictures[:PAGE_PICTURES])
+        for strategy in demo.strategies:
+            pictures = list(strategy.pictures.values())[index]
+            both = int(strategy.seen[index * count : (index + 1) * count].all(1).sum())
+            page.row(f"{strategy.name}: both in {both} of {count}", pictures[:PAGE_PICTURES])
     return page
 
 
-def _overview(backbone: Backbone, subjects: Sequence[Subject], ways: Sequence[Way]) -> Image.Image:
-    """Return one picture: what was taught, then a row for each way with the first picture of each prompt."""
+def _overview(backbone: Backbone, subjects: Sequence[Subject], strategies: Sequence[Strategy]) -> Image.Image:
+    """Return one picture: what was taught, then a row for each strategy with the first picture of each prompt."""
     half = len(SCENES) // 2
     blank = np.full((backbone.resolution_px, backbone.resolution_px, 3), 255, dtype=np.uint8)
     images, labels = [], []
     for subject in subjects:
-        pictures = shown(subject, backbone)[:half]
+        pictures = as_trained(subject, backbone)[:half]
         images += pictures + [blank] * (half - len(pictures))
-        labels += [f"learned: {subject.token} {subject.category}", *[""] * (half - 1)]
-    for way in ways:
-        images += [pictures[0] for pictures in way.pictures.values()]
-        first, *others = list(way.pictures) if way is ways[-1] else [""] * len(SCENES)
-        labels += [f"{way.name}: both in {way.shares['both']:.0%} {first}", *others]
+        labels += [f"taught: {subject.token} {subject.category}", *[""] * (half - 1)]
+    for strategy in strategies:
+        images += [pictures[0] for pictures in strategy.pictures.values()]
+        first, *others = list(strategy.pictures) if strategy is strategies[-1] else [""] * len(SCENES)
+        labels += [f"{strategy.name}: both in {strategy.shares['both']:.0%} {first}", *others]
     return contact_sheet(images, columns=len(SCENES), labels=labels)
