@@ -8,7 +8,7 @@ Factors are written with a scale of exactly 1: folding another scale into a fact
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -49,16 +49,7 @@ class Adapter:
     """Keys of layers that cannot be taken."""
 
 
-@dataclass
-class _Layer:
-    """The values of one layer: `up`, `down`, `alpha`, `diff` or DoRA."""
-
-    module: str = ""
-    """The layer's name in the file."""
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-def unscaled(_module: str, _rank: int) -> float:
+def unscaled(_name: str, _rank: int) -> float:
     """Return 1: the scale of a layer for which a file gives no alpha."""
     return 1.0
 
@@ -68,27 +59,25 @@ def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int], fl
 
     Args:
         values: The file's values by key.
-        scale_of: Returns the scale of a layer without an alpha of its own, given its name in the file and its rank.
+        scale_of: Returns the scale of a layer without an alpha of its own, given our name of its weight and its rank.
 
     Raises:
         ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is no number.
     """
     per_level = inferred_blocks_per_level(map(str, values))
-    layers: dict[str, _Layer] = {}
+    layers: dict[str, dict[str, Any]] = {}
     bundled: dict[str, Any] = {}
     left_out = []
     for key, value in ((str(key), value) for key, value in values.items()):
         name, part = kv_layer(key, per_level), ADAPTER_KEY.search(key)
         if name and part:
-            layer = layers.setdefault(name, _Layer())
-            layer.module = key[: part.start()]
-            layer.values[FACTORS.get(part["factor"], part["other"] or DORA)] = value
+            layers.setdefault(name, {})[FACTORS.get(part["factor"], part["other"] or DORA)] = value
         elif key.startswith(BUNDLED):
             bundled[key] = value
         else:
             left_out.append(key)
-    left_out += [f"{name} ({DORA})" for name, layer in layers.items() if DORA in layer.values]
-    changes = {name: _change(name, layer, scale_of) for name, layer in layers.items() if DORA not in layer.values}
+    left_out += [f"{name} ({DORA})" for name, layer in layers.items() if DORA in layer]
+    changes = {name: _change(name, layer, scale_of) for name, layer in layers.items() if DORA not in layer}
     return Adapter(changes=changes, bundled=bundled, left_out=tuple(left_out))
 
 
@@ -130,24 +119,24 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
     ]
 
 
-def _change(name: str, layer: _Layer, scale_of: Callable[[str, int], float]) -> Dense | LowRank:
+def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int], float]) -> Dense | LowRank:
     """Return one layer's change, with its scale multiplied in."""
-    if "diff" in layer.values:
-        return Dense(delta=flat_tensors({"diff": layer.values["diff"]})["diff"])
+    if "diff" in layer:
+        return Dense(delta=flat_tensors({"diff": layer["diff"]})["diff"])
     up, down = _factors(name, layer)
     rank = up.shape[1]
-    alpha = layer.values.get("alpha")
+    alpha = layer.get("alpha")
     if alpha is not None and not (isinstance(alpha, Tensor) and alpha.numel() == 1):
         raise ConceptFileError(f"The alpha of {name!r} is not one number.")
-    scale = scale_of(layer.module, rank) if alpha is None else float(alpha) / max(rank, 1)
+    scale = scale_of(name, rank) if alpha is None else float(alpha) / max(rank, 1)
     up, down = _without_padding(up, down)
     return LowRank(up=up if scale == 1 else scale * up, down=down)
 
 
-def _factors(name: str, layer: _Layer) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
-    tensors = flat_tensors({kind: value for kind, value in layer.values.items() if kind != "alpha"})
+def _factors(name: str, layer: Mapping[str, Any]) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    tensors = flat_tensors({kind: value for kind, value in layer.items() if kind != "alpha"})
     if not {"up", "down"} <= set(tensors):
-        parts = " and ".join(sorted(layer.values))
+        parts = " and ".join(sorted(layer))
         raise ConceptFileError(f"The file holds {parts} of {name!r}, but not both factors.")
     up, down = (
         factor[:, :, 0, 0] if factor.shape[2:] == (1, 1) else factor for factor in (tensors["up"], tensors["down"])

@@ -1,14 +1,18 @@
 """LoRA in the keys of diffusers and PEFT."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import foreign_files as foreign
-from foreign_concepts import denoiser
+from foreign_concepts import assert_changes, denoiser
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
@@ -47,3 +51,76 @@ def test_a_token_file_holds_one_row(tiny: Backbone, tmp_path: Path) -> None:
     assert {key: row.shape for key, row in load_file(tmp_path / "lora" / "<bear>.safetensors").items()} == {
         "<bear>": (16,)
     }
+
+
+def peft_folder(folder: Path, tensors: dict[str, Tensor], **settings: object) -> Path:
+    """Write an adapter as PEFT saves it."""
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"attn2.to_k": 8, "to_k": 32},
+        {"to_k": 32, "attn2.to_k": 8},
+        {"^attentions.0.transformer_blocks.0.attn2.to_k": 16},
+        {"^mid_block.attentions.0.transformer_blocks.0.attn2.to_v": 16, "to_v": 4},
+        {"o_k": 32},
+        {"up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": 5},
+    ],
+)
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys")
+def test_alpha_patterns_are_read_as_peft_reads_them(
+    tiny: Backbone, tmp_path: Path, patterns: dict[str, float], rank_stabilized: bool
+) -> None:
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=2,
+        alpha_pattern=patterns,
+        use_rslora=rank_stabilized,
+        target_modules=["attn2.to_k", "attn2.to_v"],
+        init_lora_weights=False,
+    )
+    peft.get_peft_model(copy.deepcopy(tiny.unet), config).save_pretrained(tmp_path / "lora")
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(tiny.unet), tmp_path / "lora")
+    concept = interop.read(tmp_path / "lora", base=tiny).concept
+    assert len(concept.deltas) == 14
+    for name, change in concept.deltas.items():
+        layer = model.base_model.model.get_submodule(name.removeprefix("unet.").removesuffix(".weight"))
+        assert torch.allclose(change.full(), layer.get_delta_weight("default"), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("pattern", [".*to_k", "(a+)+$", "to_[kv]", "to_k|to_v", "to_k$"])
+def test_a_pattern_that_is_a_regular_expression_is_refused_by_name(
+    tiny: Backbone, tmp_path: Path, pattern: str
+) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    folder = peft_folder(tmp_path / "peft", load_file(path), alpha_pattern={pattern: 4})
+    with pytest.raises(ConceptFileError, match=re.escape(repr(pattern))):
+        interop.read(folder)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize("where", ["header", "file"])
+def test_a_lora_that_also_changes_the_base_is_refused_by_name(
+    tiny: Backbone, tmp_path: Path, start: str, where: str
+) -> None:
+    tensors = load_file(foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft"))
+    path = peft_folder(tmp_path / "peft", tensors, init_lora_weights=start)
+    if where == "header":
+        path = tmp_path / "lora"
+        save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": start})})
+    with pytest.raises(ConceptFileError, match=f"init_lora_weights='{start}'.*changes the base"):
+        interop.read(path)
+
+
+@pytest.mark.parametrize("text", ["null", '{"unet.lora_alpha": null}'])
+def test_a_header_without_settings_leaves_a_lora_unscaled(tiny: Backbone, tmp_path: Path, text: str) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+    save_file(load_file(path), path, metadata={"lora_adapter_metadata": text})
+    assert_changes(interop.read(path).concept, denoiser(tiny))

@@ -6,6 +6,7 @@ PEFT keeps its alphas elsewhere: in `adapter_config.json`, or as the same object
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,10 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers' `load_lora_weights` looks for."""
 PEFT_HEADER = "lora_adapter_metadata"
 """The entry of a safetensors header that holds PEFT's settings in files written by diffusers."""
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` with which PEFT subtracts the first factors from the base when it loads a LoRA."""
+PATTERN = re.compile(r"\^?[\w.]+")
+"""The patterns of `alpha_pattern` that are read. PEFT takes any regular expression, which may run without end."""
 
 
 def _recognizes(content: Content) -> bool:
@@ -52,29 +57,54 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
 
 
 def _scales(content: Content) -> Callable[[str, int], float]:
-    """Return the function from a module and its rank to its scale, by PEFT's settings of a file.
+    """Return the function from our name of a weight and its rank to its scale, by PEFT's settings of a file.
 
     The scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`; a pattern may give a module its own alpha.
-    """
-    header = read_json(content.header.get(PEFT_HEADER, "{}"), content.path)
-    settings = {key.removeprefix("unet."): value for key, value in header.items()} or dict(content.adapter)
-    if "lora_alpha" not in settings:
-        return unscaled
 
-    def scale(module: str, rank: int) -> float:
-        try:
-            alpha = float(settings["lora_alpha"])
-            for pattern, value in (settings.get("alpha_pattern") or {}).items():
-                if re.search(rf"(?:^|\.){pattern.lstrip('^')}$", module):
-                    alpha = float(value)
-        except (TypeError, ValueError, AttributeError, re.error) as error:
+    Raises:
+        ConceptFileError: The adapter also changes the base, or a setting is odd.
+    """
+    settings = _settings(content)
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
+        raise ConceptFileError(
+            f"{content.path} was started with init_lora_weights={start!r}, which also changes the base model's "
+            "weights. Convert it into a plain LoRA with PEFT (save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
+        )
+    if settings.get("lora_alpha") is None:
+        return unscaled
+    root = bool(settings.get("use_rslora"))
+    try:
+        default = float(settings["lora_alpha"])
+        alphas = {str(pattern): float(alpha) for pattern, alpha in (settings.get("alpha_pattern") or {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd alpha ({error}).") from error
+    for pattern in alphas:
+        if not PATTERN.fullmatch(pattern):
             raise ConceptFileError(
-                f"The configuration of the LoRA {content.path} has an odd alpha ({error})."
-            ) from error
-        rank = max(rank, 1)
-        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+                f"The alpha_pattern {pattern!r} of the LoRA {content.path} is a regular expression that Moongate does "
+                "not evaluate. Only names of modules, with dots and perhaps a leading ^, are read."
+            )
+
+    def scale(name: str, rank: int) -> float:
+        module = name.removeprefix("unet.").removesuffix(".weight")
+        alpha = next((alpha for pattern, alpha in alphas.items() if _matches(pattern, module)), default)
+        return alpha / (math.sqrt(rank) if root else rank) if rank else 1.0
 
     return scale
+
+
+def _settings(content: Content) -> dict[str, Any]:
+    """Return PEFT's settings from the header of a file, or else from `adapter_config.json` in its folder."""
+    text = content.header.get(PEFT_HEADER, "{}")
+    header = {} if text == "null" else read_json(text, content.path)
+    return {key.removeprefix("unet."): value for key, value in header.items()} or dict(content.adapter)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Return whether a pattern is the module's name, or its end after a dot; ^ stands for the start of the name."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 LORA = Format(
