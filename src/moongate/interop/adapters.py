@@ -1,4 +1,4 @@
-"""LoRA adapters: low-rank factors that are added to weights, in every spelling of their keys.
+"""Adapters: LoRA, and LyCORIS' LoHa and LoKr, which add a product of small matrices to a weight.
 
 Of an adapter only the keys and values of cross-attention are read. Every other layer reads no text, so that a merge,
 which constrains what captions say, would have to refuse the concept; such layers are listed instead.
@@ -19,6 +19,7 @@ from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import ConceptFileError, OptionError, listed
 from moongate.interop.content import flat_tensors
 from moongate.interop.layers import inferred_blocks_per_level, kv_layer
+from moongate.interop.lycoris import LYCORIS_KEYS, loha, lokr
 from moongate.interop.tokens import BUNDLED
 
 __all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "factors_of", "read_adapter", "unscaled"]
@@ -31,7 +32,7 @@ DORA = "DoRA"
 """The part of a layer that is also scaled by the norms of its columns, so that no factors describe its change."""
 FACTORS: Mapping[str | None, str] = {"A": "down", "down": "down", "B": "up", "up": "up"}
 ADAPTER_KEY = re.compile(
-    r"(?:[._]lora[._](?P<factor>A|B|down|up)(?:\.default)?\.weight|(?:_lora)?\.(?P<other>alpha|diff)"
+    rf"(?:[._]lora[._](?P<factor>A|B|down|up)(?:\.default)?\.weight|(?:_lora)?\.(?P<other>alpha|diff|{LYCORIS_KEYS})"
     r"|\.(?:dora_scale|lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
 )
 """The end of a key that belongs to an adapter, after the name of its layer."""
@@ -49,17 +50,18 @@ class Adapter:
     """Keys of layers that cannot be taken."""
 
 
-def unscaled(_name: str, _rank: int) -> float:
+def unscaled(_name: str, _rank: int | None) -> float:
     """Return 1: the scale of a layer for which a file gives no alpha."""
     return 1.0
 
 
-def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int], float] = unscaled) -> Adapter:
+def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int | None], float] = unscaled) -> Adapter:
     """Return the changes of keys and values in an adapter file.
 
     Args:
         values: The file's values by key.
-        scale_of: Returns the scale of a layer without an alpha of its own, given our name of its weight and its rank.
+        scale_of: Returns the scale of a layer without an alpha of its own, given our name of its weight and its rank,
+            which is None where the file does not show it.
 
     Raises:
         ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is no number.
@@ -68,16 +70,24 @@ def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int], fl
     layers: dict[str, dict[str, Any]] = {}
     bundled: dict[str, Any] = {}
     left_out = []
+    others: dict[str, list[str]] = {}
     for key, value in ((str(key), value) for key, value in values.items()):
         name, part = kv_layer(key, per_level), ADAPTER_KEY.search(key)
         if name and part:
             layers.setdefault(name, {})[FACTORS.get(part["factor"], part["other"] or DORA)] = value
+        elif name:
+            others.setdefault(name, []).append(key)
         elif key.startswith(BUNDLED):
             bundled[key] = value
         else:
             left_out.append(key)
-    left_out += [f"{name} ({DORA})" for name, layer in layers.items() if DORA in layer]
-    changes = {name: _change(name, layer, scale_of) for name, layer in layers.items() if DORA not in layer}
+    left_out += [key for keys in others.values() for key in keys]
+    changes = {}
+    for name, layer in layers.items():
+        if DORA in layer:
+            left_out.append(f"{name} ({DORA})")
+        elif set(layer) != {"alpha"} or name not in others:  # an alpha alone belongs to a layer of another kind
+            changes[name] = _change(name, layer, scale_of)
     return Adapter(changes=changes, bundled=bundled, left_out=tuple(left_out))
 
 
@@ -119,24 +129,36 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
     ]
 
 
-def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int], float]) -> Dense | LowRank:
+def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int | None], float]) -> Dense | LowRank:
     """Return one layer's change, with its scale multiplied in."""
-    if "diff" in layer:
-        return Dense(delta=flat_tensors({"diff": layer["diff"]})["diff"])
-    up, down = _factors(name, layer)
-    rank = up.shape[1]
+    tensors = flat_tensors({kind: value for kind, value in layer.items() if kind != "alpha"})
+    if "diff" in tensors:
+        return Dense(delta=tensors["diff"])
+    change: Dense | LowRank
+    rank: int | None
+    if any(kind.startswith("hada_") for kind in tensors):
+        change, rank = loha(name, tensors)
+    elif any(kind.startswith("lokr_") for kind in tensors):
+        change, rank = lokr(name, tensors)
+    else:
+        up, down = _factors(name, tensors)
+        rank = up.shape[1]
+        change = _without_padding(up, down)
     alpha = layer.get("alpha")
     if alpha is not None and not (isinstance(alpha, Tensor) and alpha.numel() == 1):
         raise ConceptFileError(f"The alpha of {name!r} is not one number.")
-    scale = scale_of(name, rank) if alpha is None else float(alpha) / max(rank, 1)
-    up, down = _without_padding(up, down)
-    return LowRank(up=up if scale == 1 else scale * up, down=down)
+    if alpha is None:
+        return _scaled(change, scale_of(name, rank))
+    return _scaled(change, float(alpha) / rank if rank else 1.0)
 
 
-def _factors(name: str, layer: Mapping[str, Any]) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
-    tensors = flat_tensors({kind: value for kind, value in layer.items() if kind != "alpha"})
+def _scaled(change: Dense | LowRank, scale: float) -> Dense | LowRank:
+    return change if scale == 1 else change.scaled(scale)
+
+
+def _factors(name: str, tensors: Mapping[str, Tensor]) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
     if not {"up", "down"} <= set(tensors):
-        parts = " and ".join(sorted(layer))
+        parts = " and ".join(sorted(tensors)) or "only an alpha"
         raise ConceptFileError(f"The file holds {parts} of {name!r}, but not both factors.")
     up, down = (
         factor[:, :, 0, 0] if factor.shape[2:] == (1, 1) else factor for factor in (tensors["up"], tensors["down"])
@@ -147,10 +169,8 @@ def _factors(name: str, layer: Mapping[str, Any]) -> tuple[Float[Tensor, "out ra
     return up, down
 
 
-def _without_padding(
-    up: Float[Tensor, "out rank"], down: Float[Tensor, "rank in"]
-) -> tuple[Float[Tensor, "out used"], Float[Tensor, "used in"]]:
+def _without_padding(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank in"]) -> LowRank:
     """Return the factors without the zeros that fill them up to a larger rank."""
     used = (up.any(0) & down.any(1)).nonzero()
     rank = int(used[-1]) + 1 if len(used) else 0
-    return up[:, :rank], down[:rank]
+    return LowRank(up=up[:, :rank], down=down[:rank])

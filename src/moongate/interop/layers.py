@@ -25,8 +25,14 @@ KOHYA_PREFIX = "lora_unet_"
 USUAL_BLOCKS_PER_LEVEL = 3
 """The number in every Stable Diffusion: two blocks, and one that changes the resolution."""
 KINDS = (
-    ("layers with DoRA", r"DoRA"),
-    ("layers of LyCORIS' LoHa and LoKr", r"\.(?:hada|lokr)_"),
+    ("layers with DoRA", r"DoRA|dora_scale|lora_magnitude_vector"),
+    ("layers with LoHa", r"\.hada_"),
+    ("layers with LoKr", r"\.lokr_"),
+    ("layers with OFT or BOFT", r"\.b?oft_"),
+    ("layers with GLoRA", r"\.[ab][12]\.weight$"),
+    ("layers with (IA)3", r"\.on_input$|ia3_"),
+    ("layers with VeRA", r"vera_lambda"),
+    ("biases", r"\.(?:diff_b|bias)$"),
     ("the text encoder", r"^lora_te|text_encoder|text_model|bundle_emb"),
     ("self-attention (attn1)", r"attn1"),
     ("queries (attn2.to_q)", r"attn2.*to[._]q"),

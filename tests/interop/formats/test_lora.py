@@ -41,7 +41,7 @@ def test_the_alpha_of_peft_is_multiplied_in(tiny: Backbone, tmp_path: Path, wher
 def test_a_broken_configuration_beside_a_lora_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
     path = foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(ConceptFileError, match="broken JSON|where an object|odd alpha"):
+    with pytest.raises(ConceptFileError, match="broken JSON|where an object|odd lora_alpha"):
         interop.read(path)
 
 

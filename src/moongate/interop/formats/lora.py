@@ -5,7 +5,7 @@ PEFT keeps its alphas elsewhere: in `adapter_config.json`, or as the same object
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -56,10 +56,11 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
     return Rendered(files=files, notes=notes)
 
 
-def _scales(content: Content) -> Callable[[str, int], float]:
+def _scales(content: Content) -> Callable[[str, int | None], float]:
     """Return the function from our name of a weight and its rank to its scale, by PEFT's settings of a file.
 
-    The scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`; a pattern may give a module its own alpha.
+    The scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`; a pattern may give a module its own alpha. A
+    rank that the file does not show (None) is taken from the settings.
 
     Raises:
         ConceptFileError: The adapter also changes the base, or a setting is odd.
@@ -72,27 +73,35 @@ def _scales(content: Content) -> Callable[[str, int], float]:
             "weights. Convert it into a plain LoRA with PEFT (save_pretrained with "
             "path_initial_model_for_weight_conversion)."
         )
-    if settings.get("lora_alpha") is None:
+    key = "alpha" if settings.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
+    if settings.get(key) is None:
         return unscaled
     root = bool(settings.get("use_rslora"))
-    try:
-        default = float(settings["lora_alpha"])
-        alphas = {str(pattern): float(alpha) for pattern, alpha in (settings.get("alpha_pattern") or {}).items()}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd alpha ({error}).") from error
-    for pattern in alphas:
-        if not PATTERN.fullmatch(pattern):
-            raise ConceptFileError(
-                f"The alpha_pattern {pattern!r} of the LoRA {content.path} is a regular expression that Moongate does "
-                "not evaluate. Only names of modules, with dots and perhaps a leading ^, are read."
-            )
+    alpha_of = _by_pattern(content, settings, key, "alpha_pattern")
+    rank_of = _by_pattern(content, settings, "r", "rank_pattern")
 
-    def scale(name: str, rank: int) -> float:
+    def scale(name: str, rank: int | None) -> float:
         module = name.removeprefix("unet.").removesuffix(".weight")
-        alpha = next((alpha for pattern, alpha in alphas.items() if _matches(pattern, module)), default)
-        return alpha / (math.sqrt(rank) if root else rank) if rank else 1.0
+        divisor = rank_of(module) if rank is None else rank
+        return alpha_of(module) / (math.sqrt(divisor) if root else divisor) if divisor else 1.0
 
     return scale
+
+
+def _by_pattern(content: Content, settings: Mapping[str, Any], key: str, patterns_key: str) -> Callable[[str], float]:
+    """Return the function from a module to its number: that of the first pattern that fits, or else the default."""
+    try:
+        default = float(settings.get(key) or 0)
+        numbers = {str(pattern): float(number) for pattern, number in (settings.get(patterns_key) or {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd {key} ({error}).") from error
+    for pattern in numbers:
+        if not PATTERN.fullmatch(pattern):
+            raise ConceptFileError(
+                f"The {patterns_key} {pattern!r} of the LoRA {content.path} is a regular expression that Moongate does "
+                "not evaluate. Only names of modules, with dots and perhaps a leading ^, are read."
+            )
+    return lambda module: next((number for pattern, number in numbers.items() if _matches(pattern, module)), default)
 
 
 def _settings(content: Content) -> dict[str, Any]:
