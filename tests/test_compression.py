@@ -37,7 +37,7 @@ def test_no_layer_that_changed_is_lost_however_little_is_kept(tiny: Backbone) ->
     assert all(change.full().any() for change in compressed.concept.deltas.values())
 
 
-def test_a_low_rank_change_is_found_whole(tiny: Backbone) -> None:
+def test_a_low_rank_change_keeps_its_rank_and_its_values(tiny: Backbone) -> None:
     concept = invented(tiny, ("<one>", "bear"), rank=2)
     dense = replace(concept, deltas={name: Dense(delta=change.full()) for name, change in concept.deltas.items()})
     compressed = compress(dense, energy=1.0)
@@ -55,7 +55,7 @@ def test_what_two_factors_would_enlarge_is_kept_as_it_is(tiny: Backbone) -> None
     assert compressed.report.error == 0
 
 
-def test_a_layer_without_change_and_a_bias_are_told_apart(tiny: Backbone) -> None:
+def test_a_layer_without_change_is_dropped_and_a_bias_is_kept(tiny: Backbone) -> None:
     concept = invented(tiny, ("<one>", "bear"))
     deltas = {"zero": Dense(delta=torch.zeros(8, 8)), "bias": Dense(delta=torch.ones(8))}
     compressed = compress(replace(concept, deltas=deltas), energy=0.6)

@@ -27,12 +27,12 @@ def test_a_change_of_known_size_is_found_in_its_kind_of_layer(each: Backbone) ->
     weights = each.weights("denoiser")
     deltas = {n: Dense(delta=0.1 * w.detach()) for n, w in weights.items() if ".attn2." in n}
     deltas |= {n: Dense(delta=0.01 * w.detach()) for n, w in weights.items() if ".attn1." in n}
-    found = weight_changes(each, concept_of(each, deltas))
-    assert [change.kind for change in found] == ["cross-attention", "self-attention", "the rest"]
-    assert [change.mean for change in found] == pytest.approx([0.1, 0.01, 0], rel=1e-5)
-    assert sum(change.share for change in found) == pytest.approx(1)
-    assert found[0].layers == found[0].changed == len(found[0].by_layer) == 4 * len(each.cross_attentions())
-    assert found[2].changed == 0
+    changes = weight_changes(each, concept_of(each, deltas))
+    assert [change.kind for change in changes] == ["cross-attention", "self-attention", "the rest"]
+    assert [change.mean for change in changes] == pytest.approx([0.1, 0.01, 0], rel=1e-5)
+    assert sum(change.share for change in changes) == pytest.approx(1)
+    assert changes[0].layers == changes[0].changed == len(changes[0].by_layer) == 4 * len(each.cross_attentions())
+    assert changes[2].changed == 0
 
 
 def test_layers_that_stay_count_in_the_mean(tiny: Backbone) -> None:
@@ -50,14 +50,14 @@ def test_the_spectrum_of_known_singular_values(tiny: Backbone) -> None:
     kernel = (left * values) @ right.T
     deltas = {
         "matrix": Dense(delta=kernel),
-        "product": LowRank(up=left * values, down=right.T),
+        "factors": LowRank(up=left * values, down=right.T),
         "convolution": Dense(delta=kernel.reshape(16, 4, 2, 2)),
         "bias": Dense(delta=torch.ones(16)),
         "still": Dense(delta=torch.zeros(4, 4)),
     }
-    found = spectra(concept_of(tiny, deltas))
-    assert set(found) == {"matrix", "product", "convolution"}
-    for spectrum in found.values():
+    by_name = spectra(concept_of(tiny, deltas))
+    assert set(by_name) == {"matrix", "factors", "convolution"}
+    for spectrum in by_name.values():
         assert spectrum.values[:4].tolist() == pytest.approx([4, 3, 2, 1], rel=1e-5)
         assert spectrum.values[4:].abs().max() < 1e-5
         assert [spectrum.rank(energy) for energy in (0.4, 0.6, 0.95, 1.0)] == [1, 2, 4, 4]

@@ -43,8 +43,8 @@ def test_it_agrees_with_the_optimality_conditions_solved_at_once(spread: float) 
     system = np.block([[gram.numpy(), rows.numpy().T], [rows.numpy(), np.zeros((count, count))]])
     right = np.concatenate([np.zeros((width, values.shape[1])), values.numpy()])
     expected = scipy.linalg.solve(system, right, assume_a="sym")[:width].T
-    found = solution(rows, gram, values).numpy()
-    assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
+    actual = solution(rows, gram, values).numpy()
+    assert np.linalg.norm(actual - expected) <= 1e-8 * np.linalg.norm(expected)
 
 
 def test_it_agrees_with_the_papers_formula() -> None:

@@ -151,11 +151,11 @@ def test_of_all_changes_that_keep_the_words_it_moves_neutral_captions_least(
     cost = gram + 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))
     free = torch.from_numpy(scipy.linalg.null_space(rows.flatten(0, 1).numpy()))
     for name, change in merged.deltas.items():
-        found = change.full().double()
+        delta = change.full().double()
         for concept, own in zip(pair, rows, strict=True):
             wanted = own @ concept.deltas[name].full().double().T
-            assert (own @ found.T - wanted).norm() <= 1e-4 * wanted.norm()
-        gradient = found @ cost
+            assert (own @ delta.T - wanted).norm() <= 1e-4 * wanted.norm()
+        gradient = delta @ cost
         assert (gradient @ free).norm() <= 1e-2 * gradient.norm()
 
 
