@@ -62,11 +62,11 @@ class Page:
     """A page that grows from top to bottom. Texts are escaped."""
 
     title: str
-    parts: list[str] = field(default_factory=list)
+    _parts: list[str] = field(default_factory=list, init=False, repr=False)
 
     def text(self, tag: str, text: str) -> None:
         """Add an element that holds text, such as h1, h2 or p."""
-        self.parts.append(f"<{tag}>{html.escape(text)}</{tag}>")
+        self._parts.append(f"<{tag}>{html.escape(text)}</{tag}>")
 
     def row(self, label: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, captions: Sequence[str] = ()) -> None:
         """Add pictures side by side.
@@ -79,18 +79,18 @@ class Page:
         texts = captions or [""] * len(images)
         pictures = "".join(_figure(image, label, caption) for image, caption in zip(images, texts, strict=True))
         code = f"<code>{html.escape(label)}</code>" if label else ""
-        self.parts.append(f'<div class="row">{code}<div>{pictures}</div></div>')
+        self._parts.append(f'<div class="row">{code}<div>{pictures}</div></div>')
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Add a table with one line of headings."""
         lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
         lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         body = "".join(f"<tr>{line}</tr>" for line in lines)
-        self.parts.append(f'<div class="table"><table>{body}</table></div>')
+        self._parts.append(f'<div class="table"><table>{body}</table></div>')
 
     def chart(self, chart: Chart) -> None:
         """Add a chart made by `line_chart` or `bar_chart`."""
-        self.parts.append(chart)
+        self._parts.append(chart)
 
     def save(self, path: Path) -> None:
         """Write the page to `path`, whole or not at all.
@@ -102,7 +102,7 @@ class Page:
             '<meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style>"
         )
-        write_atomically(path, f"<!doctype html>{head}{''.join(self.parts)}".encode())
+        write_atomically(path, f"<!doctype html>{head}{''.join(self._parts)}".encode())
 
 
 def line_chart(lines: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, x_first: float = 1) -> Chart:
