@@ -1,4 +1,5 @@
 import errno
+import io
 import itertools
 import json
 import re
@@ -37,22 +38,27 @@ MARGIN = 2
 SENTENCE_ENDS = (".", ":", ")")
 
 
-def help_of(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def help_of(words: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the help as a terminal of 80 columns shows it."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setenv("COLUMNS", str(WIDTH))
+    monkeypatch.setattr(sys, "stdout", terminal)
     with pytest.raises(SystemExit) as stopped:
         run(*words.split(), "--help")
     assert stopped.value.code == 0
-    return capsys.readouterr().out
+    terminal.flush()
+    return terminal.buffer.getvalue().decode()
 
 
 @pytest.mark.parametrize("words", ["", *COMMANDS])
 def test_help_fits_80_columns_and_breaks_lines_only_after_a_sentence(
-    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage, _, rest = help_of(words, capsys, monkeypatch).partition("\n")
+    usage, _, rest = help_of(words, monkeypatch).partition("\n")
     assert usage.startswith(f"usage: moongate {words}".rstrip())
     lines = rest.splitlines()
     assert [line for line in lines if len(line) > WIDTH] == []
+    assert [line for line in lines if not line.strip("│ ") and line] == []
     for line, following in itertools.pairwise(line.replace("│", " ").rstrip() for line in lines):
         column = len(following) - len(following.lstrip())
         continues = column > MARGIN and re.match(r"  \S", line[column - 2 : column + 1])
@@ -62,10 +68,8 @@ def test_help_fits_80_columns_and_breaks_lines_only_after_a_sentence(
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_each_option_of_each_command_is_explained(
-    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = [line.replace("│", " ") for line in help_of(words, capsys, monkeypatch).splitlines()]
+def test_each_option_of_each_command_is_explained(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.replace("│", " ") for line in help_of(words, monkeypatch).splitlines()]
     options = [number for number, line in enumerate(lines) if re.match(r"  (--?\w|\[?[A-Z])", line)]
     assert options
     for number in options:
@@ -75,8 +79,8 @@ def test_each_option_of_each_command_is_explained(
         assert explained[:1].isalnum() or explained[:1] == '"', f"{words} {name} has no help"
 
 
-def test_two_word_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = {words: re.findall(r"• (\S+)", help_of(words, capsys, monkeypatch)) for words in ("", "retrieve", "demo")}
+def test_two_word_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {words: re.findall(r"• (\S+)", help_of(words, monkeypatch)) for words in ("", "retrieve", "demo")}
     assert {words for words in COMMANDS if " " not in words} == set(listed[""])
     assert listed["retrieve"] == ["index", "search"]
     assert listed["demo"] == ["single", "compose"]
@@ -86,10 +90,11 @@ def test_two_word_commands_are_listed(capsys: pytest.CaptureFixture[str], monkey
     ("words", "message"),
     [
         ([], "Expected one of {train, generate"),
-        (["trian"], "Unrecognized options: trian"),
+        (["trian"], "There is no command 'trian'. Did you mean 'train'?"),
+        (["teach"], "There is no command 'teach'. Known: train, generate, "),
         (["retrieve"], "Expected one of {index, search}"),
-        (["retrieve", "photo of a dog"], "Available subcommands: index, search"),
-        (["demo", "copmose"], "Available subcommands: single, compose"),
+        (["retrieve", "photo of a dog"], "There is no command 'retrieve photo of a dog'. Known: index, search."),
+        (["demo", "copmose"], "There is no command 'demo copmose'. Did you mean 'compose'?"),
         (["train", "--setps", "3"], "Perhaps you meant: --steps INT"),
         (["train", "--steps", "many"], "invalid literal for int() with base 10: 'many'"),
         (["merge", "bear.safetensors"], "Missing from moongate merge: --out PATH"),

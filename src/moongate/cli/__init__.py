@@ -4,8 +4,9 @@ Commands parse, call the library and print. Importing them loads no PyTorch: eac
 """
 
 import contextlib
+import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tyro
 from rich.console import Console
@@ -24,7 +25,7 @@ from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.terminal import say
 from moongate.cli.tokens import TokensSuggest
 from moongate.cli.train import Train
-from moongate.errors import MoongateError
+from moongate.errors import MoongateError, OptionError
 
 __all__ = [
     "Analyze",
@@ -43,12 +44,39 @@ __all__ = [
     "main",
 ]
 
+Command = Callable[..., Callable[[Console], None]]
+"""A class of options whose instances run the command."""
+
 DESCRIPTION = """\
 Teach a text-to-image diffusion model your own subjects from a few photos.
   moongate train my-photos/ --category "teddy bear" --token "<bear>"
   moongate generate "a <bear> teddy bear on a sofa" --concept bear.safetensors
 
 Options of a command: moongate COMMAND --help. Version: moongate --version."""
+
+
+COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
+    "train": Train,
+    "generate": Generate,
+    "merge": Merge,
+    "compress": Compress,
+    "info": Info,
+    "convert": Convert,
+    "retrieve": {"index": RetrieveIndex, "search": RetrieveSearch},
+    "evaluate": Evaluate,
+    "analyze": Analyze,
+    "demo": {"single": Demo, "compose": DemoCompose},
+    "tokens": {"suggest": TokensSuggest},
+}
+"""Commands by name; those of two words by their first word, then by their second."""
+GROUPS = {
+    "retrieve": "Find regularization pictures by their captions.",
+    "demo": "Teach pocket example subjects and write a page of pictures.",
+    "tokens": "Find tokens from which new words can start.",
+}
+"""Help for commands of two words."""
+DEFAULTS = {"demo": "single"}
+"""Second words that may be left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,32 +96,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.conf.FlagCreatePairsOff,
         tyro.conf.PositionalMetavarFromFieldName,
     )
-    command = _commands().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
     with _errors_printed():
+        _check_name(words)
+        command = _parser().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
         command(Console())
 
 
-def _commands() -> SubcommandApp:
-    retrieve, demo, tokens = SubcommandApp(), SubcommandApp(), SubcommandApp()
-    retrieve.command(name="index")(RetrieveIndex)
-    retrieve.command(name="search")(RetrieveSearch)
-    demo.command(name="single", is_default=True)(Demo)
-    demo.command(name="compose")(DemoCompose)
-    tokens.command(name="suggest")(TokensSuggest)
+def _parser() -> SubcommandApp:
+    parser = SubcommandApp()
+    for name, command in COMMANDS.items():
+        if not isinstance(command, Mapping):
+            parser.command(name=name)(command)
+            continue
+        group = SubcommandApp()
+        for second, subcommand in command.items():
+            group.command(name=second, is_default=DEFAULTS.get(name) == second)(subcommand)
+        parser.command(group, name=name, help=GROUPS[name])
+    return parser
 
-    app = SubcommandApp()
-    app.command(name="train")(Train)
-    app.command(name="generate")(Generate)
-    app.command(name="merge")(Merge)
-    app.command(name="compress")(Compress)
-    app.command(name="info")(Info)
-    app.command(name="convert")(Convert)
-    app.command(retrieve, name="retrieve", help="Find regularization pictures by their captions.")
-    app.command(name="evaluate")(Evaluate)
-    app.command(name="analyze")(Analyze)
-    app.command(demo, name="demo", help="Teach pocket example subjects and write a page of pictures.")
-    app.command(tokens, name="tokens", help="Find tokens from which new words can start.")
-    return app
+
+def _check_name(words: Sequence[str]) -> None:
+    """Raise OptionError for a word that names no command; options are left to the parser."""
+    known: Mapping[str, object] = COMMANDS
+    for position, word in enumerate(words[:2]):
+        if word.startswith("-"):
+            return
+        if word not in known:
+            similar = difflib.get_close_matches(word, known, n=1)
+            meant = f"Did you mean {similar[0]!r}?" if similar else f"Known: {', '.join(known)}."
+            raise OptionError(f"There is no command {' '.join(words[: position + 1])!r}. {meant}")
+        group = known[word]
+        if not isinstance(group, Mapping):
+            return
+        known = group
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Info:
             return
         table = Table(show_header=False, title=str(self.file), title_justify="left")
         for key, value in facts.items():
-            table.add_row(key, "\n".join(value) if isinstance(value, list) else str(value))
+            table.add_row(key, _shown(value))
         console.print(table, markup=False)
 
 
@@ -78,5 +78,12 @@ def _facts(concept: "Concept", file: Path) -> dict[str, object]:
         "method": concept.method,
         "layers": f"{len(ranks)} weights, {numbers:,} numbers; {stored}",
         "size": size_of(file),
-        **{key: str(value) for key, value in concept.record.items()},
+        **concept.record,
     }
+
+
+def _shown(value: object) -> str:
+    """Return a fact for the table: lists and mappings with one entry per line."""
+    if isinstance(value, dict):
+        value = [f"{key} {entry}" for key, entry in value.items()]
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -33,7 +33,7 @@ class RetrieveIndex:
     encoder: OptionalStr = None
     """CLIP model to embed with instead of --model: a folder in transformers' layout, or a model id of the hub."""
     pictures: Flag = False
-    """Also embed the pictures, with the image encoder of --encoder."""
+    """Embed the pictures too, with the image encoder of --encoder."""
     model: Model = field(default_factory=ModelOptions)
 
     def __call__(self, console: Console) -> None:

@@ -30,10 +30,10 @@ def say_notes(console: Console, notes: Sequence[str]) -> None:
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print rows of text as a table. Long cells continue on the next line."""
+    """Print rows of text as a table. Long cells continue on the next line; words of the head stay whole."""
     table = Table(title=title or None, title_justify="left")
     for name in head:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", min_width=max(map(len, name.split())))
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)

@@ -1,0 +1,53 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moongate.cli.terminal import print_table, readable, say, size_of, training_bar
+from moongate.training import Step
+
+
+def narrow() -> tuple[Console, io.StringIO]:
+    shown = io.StringIO()
+    return Console(file=shown, width=60, force_terminal=False), shown
+
+
+def test_plain_lines_keep_paths_whole_and_brackets_as_they_are() -> None:
+    console, shown = narrow()
+    path = "/a/path/" + "longer-than-the-terminal/" * 4 + "[red]bear.safetensors"
+    say(console, f"Wrote {path} with <bear>.")
+    assert shown.getvalue() == f"Wrote {path} with <bear>.\n"
+
+
+def test_a_table_keeps_the_words_of_its_head_whole() -> None:
+    console, shown = narrow()
+    print_table(console, ("layer", "constraints", "error elsewhere"), [("unet." * 20, "32", "[red]")], title="Layers")
+    text = shown.getvalue()
+    assert all(word in text for word in ("Layers", "constraints", "elsewhere", "[red]"))
+    assert text.replace("\n", "").count("unet.") > 2
+
+
+@pytest.mark.parametrize(("size", "text"), [(900, "0.9 kB"), (2_400_000, "2.4 MB"), (3.2e9, "3.2 GB")])
+def test_sizes_are_readable(size: float, text: str) -> None:
+    assert readable(size) == text
+
+
+def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x" * 1500)
+    assert size_of(tmp_path / "a") == "1.5 kB"
+    assert size_of(tmp_path) == "3.0 kB"
+
+
+def test_the_training_bar_shows_the_mean_loss_of_each_run_from_its_start() -> None:
+    console, shown = narrow()
+    with training_bar(console) as show:
+        for loss in (3.0, 1.0):
+            for index in (1, 2):
+                show(_step(index, loss * index))
+    assert "loss 1.500" in shown.getvalue()
+
+
+def _step(index: int, loss: float) -> Step:
+    return Step(index=index, steps=2, loss=loss, target_loss=loss, prior_loss=0.0, pictures_per_second=8.0)
