@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import all_weights, assert_same
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Fingerprint
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
 
@@ -40,6 +40,38 @@ def make_concept(tiny: Backbone) -> MakeConcept:
         )
 
     return make
+
+
+def test_the_hash_of_equal_content_stays_the_same() -> None:
+    """Concepts are found again by their hash, so a new version of Moongate must not change it."""
+    concept = Concept(
+        deltas={
+            "a.weight": Dense(delta=torch.arange(6.0).reshape(2, 3)),
+            "b.weight": LowRank(up=torch.ones(3, 1), down=torch.ones(1, 2)),
+        },
+        tokens={"<bear>": torch.arange(4.0)},
+        token_widths=(1, 3),
+        subjects=(
+            SubjectRecord(category="bear", token="<bear>", prompts=("photo of a <bear> bear",)),
+            SubjectRecord(category="dog"),
+        ),
+        base="pocket",
+        fingerprint=Fingerprint(layout="ab", norms=(1.0, 2.5)),
+        method="custom-diffusion",
+        record={"steps": 3, "versions": {"torch": "2"}},
+    )
+    assert concept.hash == "70fbed7e71be"
+    again = Concept.from_json(concept.to_json(), deltas=concept.deltas, tokens=concept.tokens)
+    assert again.hash == concept.hash
+    assert again.subjects == concept.subjects
+
+
+def test_what_holds_tensors_is_compared_by_identity(make_concept: MakeConcept) -> None:
+    one, two = make_concept(), make_concept()
+    assert one == one
+    assert one != two
+    assert Dense(delta=torch.ones(2)) != Dense(delta=torch.ones(2))
+    assert len({one, two}) == 2
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
@@ -175,7 +207,7 @@ def test_a_full_disk_leaves_the_old_file(
 def test_a_concept_is_not_taken_for_a_pickle_whatever_the_length_of_its_header(
     make_concept: MakeConcept, tmp_path: Path
 ) -> None:
-    """One concept in 32 was: its header's length began with the byte that pickles begin with."""
+    """The length of a header may begin with the byte that pickles begin with."""
     first_bytes = set()
     for padding in range(0, 256, 8):
         concept = dataclasses.replace(make_concept(), record={"note": "x" * padding})
@@ -185,7 +217,9 @@ def test_a_concept_is_not_taken_for_a_pickle_whatever_the_length_of_its_header(
     assert b"\x80" in first_bytes
 
 
-def test_files_that_are_no_concepts_are_refused_each_with_its_reason(make_concept: MakeConcept, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused_each_with_its_reason(
+    make_concept: MakeConcept, tmp_path: Path
+) -> None:
     good = make_concept().save(tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "cut").write_bytes(good[: len(good) // 2])
     (tmp_path / "noise").write_bytes(b"\x00\x01\x02" * 100)
@@ -252,10 +286,10 @@ def test_numbers_that_are_not_finite_are_refused_before_they_spoil_pictures(
         Concept.load(path)
 
 
-def test_a_place_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(
-        OptionError, match=r"file/bear.safetensors could not be written \((File exists|Not a dir).*place"
+        OptionError, match=r"file/bear.safetensors could not be written \((File exists|Not a dir).*another path"
     ):
         make_concept().save(tmp_path / "file" / "bear.safetensors")
     assert (tmp_path / "file").read_text() == "mine"
@@ -274,7 +308,6 @@ def test_a_place_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_
 def test_a_concept_with_a_broken_part_is_named(
     changed: dict[str, object], make_concept: MakeConcept, tmp_path: Path
 ) -> None:
-    """It ended in a traceback."""
     path = make_concept().save(tmp_path / "bear.safetensors")
     with safe_open(path, framework="pt") as file:
         header = file.metadata()

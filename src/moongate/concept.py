@@ -1,12 +1,11 @@
 """The Concept: what training makes, merging combines and generation applies.
 
-A concept is the change of a few weights against a base (deltas), the embeddings of its new tokens, and a record of
-where it came from. It is kept in one `.safetensors` file. It knows nothing of pictures, training or sampling.
+A concept is the change of some weights relative to a base (deltas), the embedding rows of its new tokens, and a record
+of its origin. It is stored in one `.safetensors` file. The module knows nothing of pictures, training and sampling.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -22,25 +21,16 @@ from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
 from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
-from moongate.files import check_writable, write_atomically
+from moongate.files import check_writable, digest, write_atomically
+from moongate.limits import CONCEPT_VERSION
 
-__all__ = [
-    "FORMAT",
-    "Concept",
-    "Dense",
-    "LowRank",
-    "SubjectRecord",
-    "check_finite",
-    "mismatches",
-    "read_provenance",
-    "safetensors_bytes",
-]
+__all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "check_finite", "mismatches", "safetensors_bytes"]
 
 FORMAT = "moongate-concept"
-FORMAT_VERSION = 1
+"""The value of `format` in the header of a concept file."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dense:
     """A change of one weight, W - W0, in float32."""
 
@@ -51,7 +41,7 @@ class Dense:
         return self.delta
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is written into the file, by suffix."""
+        """Return the tensors that are stored in a file, by the suffix of their name."""
         return {"delta": self.delta}
 
     def scaled(self, factor: float) -> Self:
@@ -60,6 +50,7 @@ class Dense:
 
     @property
     def rank(self) -> None:
+        """None: the change has no low-rank factors."""
         return None
 
     @property
@@ -68,9 +59,9 @@ class Dense:
         return tuple(self.delta.shape)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LowRank:
-    """A change of one matrix as a product `up @ down`, in float32."""
+    """A change of one matrix as two low-rank factors, `up @ down`, in float32."""
 
     up: Float[Tensor, "out rank"]
     down: Float[Tensor, "rank in"]
@@ -80,7 +71,7 @@ class LowRank:
         return self.up @ self.down
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is written into the file, by suffix."""
+        """Return the tensors that are stored in a file, by the suffix of their name."""
         return {"up": self.up, "down": self.down}
 
     def scaled(self, factor: float) -> Self:
@@ -89,6 +80,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Number of columns of `up` and rows of `down`."""
         return self.up.shape[1]
 
     @property
@@ -99,36 +91,51 @@ class LowRank:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectRecord:
-    """What a concept remembers of one thing it was taught."""
+    """What a concept records of one subject that it was taught."""
 
     category: str
-    """Empty where another program's file does not tell it."""
+    """Empty if the concept comes from another program's file that does not state it."""
     token: str | None = None
     prompts: tuple[str, ...] = ()
+    """The captions it was taught with, each once."""
 
     @property
     def words(self) -> str:
-        """The words that call the thing up in a prompt: "<bear> teddy bear"."""
+        """The words for the subject in a prompt: "<bear> teddy bear"."""
         return " ".join(filter(None, (self.token, self.category)))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON; `from_json` reads it."""
+        return {"category": self.category, "token": self.token, "prompts": list(self.prompts)}
 
-@dataclass(frozen=True, kw_only=True)
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned."""
+        return cls(**{**value, "prompts": tuple(value["prompts"])})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Concept:
-    """Deltas by full parameter name, token embeddings by token, and provenance.
+    """Deltas by full parameter name, token rows by token, and the record of their origin.
 
-    A token has one row: its rows over the text encoders, one after the other. `record` holds further facts as plain
-    JSON: steps, seed, rates, versions.
+    Raises:
+        TokenError: A token's row does not have the width of all text encoders together.
     """
 
     deltas: Mapping[str, Dense | LowRank]
     tokens: Mapping[str, Float[Tensor, " width"]] = field(default_factory=dict)
+    """One embedding row for each token: its rows in all text encoders, one after the other."""
     token_widths: tuple[int, ...] = ()
     """Width of a token's row in each text encoder, in order; may be empty for one encoder."""
     subjects: tuple[SubjectRecord, ...]
     base: str
+    """Name of the base model; empty if it is not known."""
     fingerprint: Fingerprint
+    """What identifies the weights of the base model."""
     method: str
+    """Name of the method that made the concept."""
     record: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts as plain JSON: steps, seed, learning rate, versions."""
 
     def __post_init__(self) -> None:
         for token, row in self.tokens.items():
@@ -142,7 +149,9 @@ class Concept:
     def load(cls, path: str | Path) -> Self:
         """Read a concept file.
 
-        Raises ConceptFileError when the file is missing, truncated, a pickle, or safetensors of another kind.
+        Raises:
+            ConceptFileError: The file is missing, damaged, a pickle, safetensors of another kind, or written by a later
+                version.
         """
         path = Path(path)
         _refuse_other_kinds(path)
@@ -161,23 +170,24 @@ class Concept:
             )
         check_finite(tensors, path)
         try:
-            if int(header["version"]) > FORMAT_VERSION:
+            if int(header["version"]) > CONCEPT_VERSION:
                 raise ConceptFileError(
-                    f"{path} has format version {header['version']}; this Moongate reads up to {FORMAT_VERSION}. "
+                    f"{path} has format version {header['version']}; this Moongate reads up to {CONCEPT_VERSION}. "
                     "Upgrade Moongate."
                 )
-            provenance = json.loads(header["concept"])
-            tokens = {token: tensors.pop(f"token.{token}") for token in provenance["tokens"]}
-            return cls(tokens=tokens, deltas=_deltas(tensors), **read_provenance(provenance))
+            facts = json.loads(header["concept"])
+            tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
+            return cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
             ) from error
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the concept into one safetensors file, whole or not at all.
+        """Write the concept into one safetensors file, completely or not at all.
 
-        Raises OptionError when the file exists and `overwrite` is false.
+        Raises:
+            OptionError: The file exists and `overwrite` is false, or it cannot be written.
         """
         path = Path(path)
         check_writable(path, overwrite=overwrite)
@@ -186,23 +196,28 @@ class Concept:
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, *, strength: float = 1.0) -> Iterator[Backbone]:
-        """Change the backbone by `strength` times the deltas and let prompts use the tokens, until the block ends.
+        """Add `strength` times the deltas to the backbone and let prompts use the tokens, until the block ends.
 
         Weights, tokens and tokenizer are restored bit for bit, also after an error. Concepts may be nested; their
-        deltas then add up. Raises BaseMismatchError before anything changes when the concept is for another base.
+        deltas then add up.
+
+        Raises:
+            BaseMismatchError: The concept is for another base; nothing has changed.
         """
         self.check_base(backbone)
-        changed = {
-            name: (weight.float() + strength * change.full().to(weight.device)).to(weight.dtype)
-            for name, change in self.deltas.items()
-            for weight in [backbone.parameter(name).data]
-        }
+        changed = {}
+        for name, change in self.deltas.items():
+            weight = backbone.parameter(name).data
+            changed[name] = (weight.float() + strength * change.full().to(weight.device)).to(weight.dtype)
         with backbone.tokens(self.tokens), backbone.weights_replaced(changed):
             yield backbone
 
     def check_base(self, backbone: Backbone) -> None:
-        """Raise BaseMismatchError unless the concept fits this backbone."""
-        here = backbone.fingerprint
+        """Check that the concept was made for this backbone.
+
+        Raises:
+            BaseMismatchError: A weight or token row does not fit, or the fingerprint differs.
+        """
         wrong = mismatches(backbone, {name: change.shape for name, change in self.deltas.items()})
         if wrong:
             raise BaseMismatchError(
@@ -215,10 +230,11 @@ class Concept:
                     f"The token {token!r} has a row of {len(row)} numbers, but {backbone.name!r} reads rows of "
                     f"{' + '.join(map(str, backbone.token_widths))}. {self._made_for(backbone)}"
                 )
-        if not self.fingerprint.matches(here):
+        if not self.fingerprint.matches(backbone.fingerprint):
             raise BaseMismatchError(
                 f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
-                f"{backbone.name!r} (fingerprint {here.short}). Load that model, or train the concept on this one."
+                f"{backbone.name!r} (fingerprint {backbone.fingerprint.short}). Load that model, or train the concept "
+                "on this one."
             )
 
     def _made_for(self, backbone: Backbone) -> str:
@@ -226,8 +242,8 @@ class Concept:
             return "Its file does not say which model it was made for; name the right one."
         return f"It was made for {self.base!r}; load that model."
 
-    def rows(self, token: str) -> tuple[Float[Tensor, " width"], ...]:
-        """Return a token's row in each text encoder."""
+    def rows(self, token: str) -> tuple[Float[Tensor, " _width"], ...]:
+        """Return a token's row in each text encoder; their widths may differ."""
         row = self.tokens[token]
         return row.split(self.token_widths or (len(row),))
 
@@ -238,19 +254,25 @@ class Concept:
         return dataclasses.replace(self, deltas={name: change.scaled(strength) for name, change in self.deltas.items()})
 
     def renamed(self, tokens: Mapping[str, str]) -> Self:
-        """Return the concept with tokens renamed, as `{old: new}`; prompts and records follow."""
+        """Return the concept with tokens renamed; its prompts and records follow.
+
+        Args:
+            tokens: The new name of each old name.
+
+        Raises:
+            TokenError: The concept lacks an old name, or two tokens would get the same name.
+        """
         unknown = sorted(set(tokens) - set(self.tokens))
         if unknown:
             raise TokenError(
                 f"The concept has no token {unknown[0]!r} to rename. It has: {', '.join(self.tokens) or 'none'}."
             )
-
         if not tokens:
             return self
         old = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
 
         def rename(text: str) -> str:
-            return re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda found: tokens[found[0]], text)
+            return re.sub(rf"(?<!\w)(?:{old})(?!\w)", lambda match: tokens[match[0]], text)
 
         subjects = tuple(
             SubjectRecord(
@@ -267,55 +289,85 @@ class Concept:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve characters that name the concept's content: its tensors, tokens and words."""
-        return hashlib.sha256(self.file_bytes).hexdigest()[:12]
+        """Twelve hexadecimal digits that identify the content: tensors, tokens and words."""
+        return digest(self.file_bytes)
 
     @cached_property
     def file_bytes(self) -> bytes:
-        """What `save` writes."""
+        """The content of the file that `save` writes."""
         tensors = {f"token.{token}": row for token, row in self.tokens.items()}
         for name, change in self.deltas.items():
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
-        header = {"format": FORMAT, "version": str(FORMAT_VERSION), "concept": json.dumps(self.provenance())}
+        header = {"format": FORMAT, "version": str(CONCEPT_VERSION), "concept": json.dumps(self.to_json())}
         return safetensors_bytes(tensors, header)
 
-    def provenance(self) -> dict[str, Any]:
-        """Return all that is no tensor as plain JSON; `read_provenance` reads it."""
-        provenance: dict[str, Any] = {
+    def to_json(self) -> dict[str, Any]:
+        """Return everything except the tensors as plain JSON; `from_json` reads it."""
+        value: dict[str, Any] = {
             "base": self.base,
             "fingerprint": self.fingerprint.to_json(),
-            "subjects": [dataclasses.asdict(subject) for subject in self.subjects],
+            "subjects": [subject.to_json() for subject in self.subjects],
             "tokens": list(self.tokens),
             "method": self.method,
             "record": dict(self.record),
         }
         if len(self.token_widths) > 1:
-            provenance["token_widths"] = list(self.token_widths)
-        return provenance
+            value["token_widths"] = list(self.token_widths)
+        return value
+
+    @classmethod
+    def from_json(
+        cls,
+        value: Mapping[str, Any],
+        *,
+        deltas: Mapping[str, Dense | LowRank],
+        tokens: Mapping[str, Float[Tensor, " width"]],
+    ) -> Self:
+        """Return the concept of what `to_json` returned, with its tensors.
+
+        Raises:
+            KeyError, TypeError or ValueError: A part is missing or has another type. Callers name the file.
+        """
+        if not (isinstance(value["base"], str) and isinstance(value["record"], Mapping)):
+            raise TypeError("the base must be a name, and the record an object")
+        return cls(
+            deltas=deltas,
+            tokens=tokens,
+            token_widths=tuple(value.get("token_widths", ())),
+            subjects=tuple(SubjectRecord.from_json(subject) for subject in value["subjects"]),
+            base=value["base"],
+            fingerprint=Fingerprint.from_json(value["fingerprint"]),
+            method=value["method"],
+            record=value["record"],
+        )
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """Return a safetensors file of float32 tensors: the same content gives the same bytes."""
+    """Return the content of a safetensors file of float32 tensors; equal content gives equal bytes."""
     plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     return _canonical(to_safetensors(plain, metadata=dict(header)))
 
 
 def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return, for people to read, which weights of these names and shapes the backbone does not have."""
-    wrong = []
+    """Return a phrase for each weight of these names and shapes that the backbone does not have."""
+    phrases = []
     for name, shape in shapes.items():
         try:
-            here = tuple(backbone.parameter(name).shape)
+            own = tuple(backbone.parameter(name).shape)
         except KeyError:
-            wrong.append(f"it has no weight {name!r}")
+            phrases.append(f"it has no weight {name!r}")
             continue
-        if here != shape:
-            wrong.append(f"{name!r} is {here} there and {shape} here")
-    return wrong
+        if own != shape:
+            phrases.append(f"its {name!r} has the shape {own}, not {shape}")
+    return phrases
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise ConceptFileError when a tensor read from `path` holds a number that is not finite."""
+    """Check that all numbers of the tensors that were read from `path` are finite.
+
+    Raises:
+        ConceptFileError: A number is infinite or not a number.
+    """
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ConceptFileError(
@@ -335,21 +387,6 @@ def _refuse_other_kinds(path: Path) -> None:
             f"{path} is a pickle (.bin, .ckpt, .pt), which may run code when it is opened. Moongate reads concepts "
             "from safetensors files only; `moongate convert` reads those of other programs without running code."
         )
-
-
-def read_provenance(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Concept that `Concept.provenance` wrote, all but tensors."""
-    subjects = tuple(SubjectRecord(**{**s, "prompts": tuple(s["prompts"])}) for s in value["subjects"])
-    if not (isinstance(value["base"], str) and isinstance(value["record"], Mapping)):
-        raise TypeError("the base is no name, or the record no object")
-    return {
-        "base": value["base"],
-        "fingerprint": Fingerprint.from_json(value["fingerprint"]),
-        "subjects": subjects,
-        "method": value["method"],
-        "record": value["record"],
-        "token_widths": tuple(value.get("token_widths", ())),
-    }
 
 
 def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:

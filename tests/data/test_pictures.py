@@ -9,11 +9,11 @@ from PIL import Image, ImageFilter
 from moongate import pocket
 from moongate.data.pictures import (
     SAME_ABOVE,
+    appearance,
     as_pixels,
     as_tensor,
     caption_beside,
     find_pictures,
-    looks,
     read_alpha,
     read_mask_beside,
     read_picture,
@@ -24,20 +24,20 @@ from moongate.errors import MissingLibrary, PictureError
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
 def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, mode: str) -> None:
-    grey = 200
+    gray = 200
     if mode in ("I;16", "I"):
-        image = Image.fromarray(np.full((20, 30), grey * 257, dtype=np.uint16 if mode == "I;16" else np.int32))
+        image = Image.fromarray(np.full((20, 30), gray * 257, dtype=np.uint16 if mode == "I;16" else np.int32))
     elif mode == "F":
-        image = Image.fromarray(np.full((20, 30), grey / 255, dtype=np.float32))
+        image = Image.fromarray(np.full((20, 30), gray / 255, dtype=np.float32))
     else:
-        plain = Image.new("RGB", (30, 20), (grey,) * 3)
+        plain = Image.new("RGB", (30, 20), (gray,) * 3)
         image = plain.quantize(2) if mode == "P" else plain.convert(mode)
     path = tmp_path / ("picture.jpg" if mode in ("CMYK", "YCbCr") else "picture.tiff")
     image.save(path)
     read = read_picture(path)
     assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
     if mode != "1":
-        assert np.abs(read.astype(int) - grey).max() <= 2
+        assert np.abs(read.astype(int) - gray).max() <= 2
 
 
 def test_transparent_parts_become_white(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_heic_photos_are_read_with_the_extra_and_named_without(tmp_path: Path, m
         read_picture(tmp_path / "photo.heic")
 
 
-def test_masks_are_no_pictures_and_are_read_beside_theirs(tmp_path: Path) -> None:
+def test_masks_are_not_pictures_and_are_read_with_theirs(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
     mask = np.zeros((20, 40), dtype=np.uint8)
     mask[:, 30:] = 255
@@ -88,7 +88,7 @@ def test_masks_are_no_pictures_and_are_read_beside_theirs(tmp_path: Path) -> Non
     assert read_mask_beside(tmp_path / "photo.jpg") is None
 
 
-def test_a_mask_that_is_no_png_or_belongs_to_no_picture_was_passed_over(tmp_path: Path) -> None:
+def test_a_mask_may_have_any_format_and_one_without_a_picture_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo[1].jpg")
     Image.new("L", (40, 20), "white").save(tmp_path / "photo[1].mask.jpg")
     assert read_mask_beside(tmp_path / "photo[1].jpg").min() == 255
@@ -98,7 +98,7 @@ def test_a_mask_that_is_no_png_or_belongs_to_no_picture_was_passed_over(tmp_path
     assert find_pictures(tmp_path, strict=False) == [tmp_path / "photo[1].jpg"]
 
 
-def test_a_mask_beside_a_heic_photo_or_a_broken_one_ended_in_a_traceback(
+def test_a_mask_of_a_heic_photo_is_read_and_a_broken_photo_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
@@ -112,7 +112,7 @@ def test_a_mask_beside_a_heic_photo_or_a_broken_one_ended_in_a_traceback(
         read_mask_beside(tmp_path / "broken.jpg")
 
 
-def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+def test_masks_of_other_proportions_or_all_black_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
     Image.new("L", (20, 40), "white").save(tmp_path / "photo.mask.png")
     with pytest.raises(PictureError, match=r"mask .* has 20 x 40 pixels and photo.jpg 40 x 20"):
@@ -135,12 +135,12 @@ def example_pictures() -> list[np.ndarray]:
     return [read_picture(path) for path in find_pictures(pocket.example("teddyBear").training)]
 
 
-def test_the_same_picture_in_another_size_and_format_is_told_from_other_views(tmp_path: Path) -> None:
+def test_a_copy_in_another_size_and_format_is_recognized_and_other_views_are_not(tmp_path: Path) -> None:
     pictures = example_pictures()
     Image.fromarray(pictures[0]).resize((90, 90)).save(tmp_path / "again.jpg", quality=60)
     again = read_picture(tmp_path / "again.jpg")
-    assert looks(pictures[0]) @ looks(again) > SAME_ABOVE
-    assert max(looks(pictures[0]) @ looks(other) for other in pictures[1:]) < SAME_ABOVE
+    assert appearance(pictures[0]) @ appearance(again) > SAME_ABOVE
+    assert max(appearance(pictures[0]) @ appearance(other) for other in pictures[1:]) < SAME_ABOVE
     names = [f"{index}.webp" for index in range(len(pictures))]
     assert remarks([*pictures, again], [*names, "again.jpg"]) == [
         "again.jpg shows the same as 0.webp. Different views teach more."

@@ -67,7 +67,7 @@ def test_addresses_are_fetched_when_needed_and_named_when_they_do_not_answer(
     assert read_bytes(first.picture) == png(0)
     with pytest.raises(PictureError, match=r"gone.png cannot be read \(.*404"):
         read_bytes(second.picture)
-    monkeypatch.setattr(reading, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(reading, "MAX_SILENCE_S", 0.3)
     with pytest.raises(PictureError, match=r"slow.png cannot be read \(.*timed out"):
         read_bytes(f"{server}/slow.png")
     with pytest.raises(PictureError, match="gone.jpg cannot be read"):
@@ -83,13 +83,13 @@ def test_an_address_with_a_space_is_fetched_and_an_invalid_one_named(server: str
 
 
 def test_a_picture_that_arrives_too_slowly_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SLOWEST_S", 0.2)
+    monkeypatch.setattr(reading, "MAX_DOWNLOAD_S", 0.2)
     with pytest.raises(PictureError, match=r"drip.png has more than 50 MB or takes more than 0.2 s"):
         read_bytes(f"{server}/drip.png")
 
 
 def test_too_large_an_answer_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_BYTES", 100)
+    monkeypatch.setattr(reading, "MAX_DOWNLOAD_BYTES", 100)
     with pytest.raises(PictureError, match="more than"):
         read_bytes(f"{server}/0.png")
 

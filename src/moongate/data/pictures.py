@@ -1,7 +1,7 @@
-"""Picture files as users have them: found, read upright as uint8 [height, width, 3], with captions and masks beside.
+"""Picture files as users have them: found, read upright as uint8 [height, width, 3], with their captions and masks.
 
-They become what models compute with, and pictures again, here and nowhere else. It also says when two pictures are the
-same one, or a picture is blurred. It knows nothing of training.
+Conversion between pixels and the tensors of models happens only here. The module also finds repeated and blurred
+pictures. It knows nothing of training.
 """
 
 import glob
@@ -11,92 +11,102 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from moongate.errors import PictureError
 from moongate.extras import library
+from moongate.limits import MAX_SIDE_PX, MIN_SIDE_PX
 
 __all__ = [
-    "MIN_SIDE_PX",
     "SAME_ABOVE",
     "as_pixels",
     "as_tensor",
     "caption_beside",
     "find_pictures",
-    "looks",
+    "appearance",
     "read_alpha",
     "read_mask_beside",
     "read_picture",
     "remarks",
 ]
 
-MIN_SIDE_PX = 16
-MAX_SIDE_PX = 1536
-"""Larger pictures are shrunk when they are read: no backbone needs more, and memory is finite."""
 SAME_ABOVE = 0.97
-"""Product of `looks` above which two pictures are one: no two of pocket's pool reach it, and every one does with itself
-shrunk by a third and saved as JPEG of quality 60."""
+"""Dot product of two `appearance` vectors above which two pictures are the same one. No two pictures of pocket's pool
+reach it, and every picture reaches it with a copy of itself that is a third smaller and saved as JPEG of quality 60."""
 SHARP_ABOVE = 30.0
 """Variance of the Laplacian below which a picture is called blurred: pocket's examples have 195 and more, and at most
 17 after a Gaussian blur of two pixels."""
 SHARPNESS_SIDE_PX = 256
-"""Sharpness is judged at this size, so that large photos with a little noise do not pass for sharp."""
+"""Sharpness is measured at this size, so that noise in large photos does not count as sharpness."""
 
 MASK = ".mask"
-"""How the name of a mask ends: photo.mask.png is that of photo.jpg."""
+"""End of a mask's name: photo.mask.png is the mask of photo.jpg."""
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _HEIC = (".heic", ".heif")
 
 
 def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool = True) -> list[Path]:
-    """Return the picture files of a folder (sorted), or the files given; masks beside pictures are left out.
+    """Return the picture files of a folder (sorted), or the files given, without masks.
 
-    Raises PictureError when there are none, or when a mask belongs to no picture, unless it is not `strict`.
+    Args:
+        pictures: A folder, or files and folders.
+        strict: Whether finding no pictures, or a mask without a picture, is an error.
+
+    Raises:
+        PictureError: A file or folder does not exist, or `strict` finds something wrong.
     """
-    given = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
+    places = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
     suffixes = {*Image.registered_extensions(), *_HEIC}
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes and path.is_file())
             if strict and not inside:
-                raise PictureError(f"The folder {path} holds no pictures. Put JPEG, PNG or WebP files there.")
-            found += inside
-        elif path.is_file():
-            found.append(path)
+                raise PictureError(f"The folder {place} holds no pictures. Put JPEG, PNG or WebP files there.")
+            files += inside
+        elif place.is_file():
+            files.append(place)
         else:
-            raise PictureError(f"There is no picture or folder {path}. Check the path.")
-    masks = [path for path in found if path.stem.endswith(MASK)]
-    found = [path for path in found if not path.stem.endswith(MASK)]
-    masked = {path.with_suffix("") for path in found}
-    lost = [mask for mask in masks if mask.with_name(mask.stem.removesuffix(MASK)) not in masked]
+            raise PictureError(f"There is no picture or folder {place}. Check the path.")
+    masks = [path for path in files if path.stem.endswith(MASK)]
+    files = [path for path in files if not path.stem.endswith(MASK)]
+    stems = {path.with_suffix("") for path in files}
+    lost = [mask for mask in masks if mask.with_name(mask.stem.removesuffix(MASK)) not in stems]
     if strict and lost:
         raise PictureError(f"The mask {lost[0]} has no picture of its name beside it. Rename it or remove it.")
-    if strict and not found:
+    if strict and not files:
         raise PictureError("No pictures were given. Name a folder or files.")
-    return found
+    return files
 
 
-def read_picture(file: Path | bytes, *, name: str | None = None) -> np.ndarray:
-    """Read any picture as uint8 [height, width, 3]: upright by its EXIF tag, transparent parts on white.
+def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Read any picture: upright by its EXIF tag, transparent parts on white, shrunk to at most `MAX_SIDE_PX`.
 
-    CMYK, palette, gray, alpha and 16-bit files are converted; errors call it `name`. Raises PictureError when the
-    file is damaged, is no picture, or is smaller than 16 pixels, and MissingLibrary for HEIC without its extra.
+    CMYK, palette, gray, alpha and 16-bit files are converted to RGB.
+
+    Args:
+        file: A file, or its content.
+        name: What errors call the picture; the path if it is not given.
+
+    Raises:
+        PictureError: The file is damaged, is not a picture, or is smaller than `MIN_SIDE_PX`.
+        MissingLibrary: The picture is HEIC and the extra for it is not installed.
     """
     picture = _as_rgb(_upright(file, name or str(file)))
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
     return np.array(picture)
 
 
-def read_mask_beside(path: Path) -> np.ndarray | None:
-    """Return the mask `photo.mask.png` of `photo.jpg` as uint8 [height, width], white where the thing is, if any.
+def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:
+    """Return the mask of a picture, white where the subject is; None if there is no mask.
 
-    It may have another format, such as `photo.mask.jpg`.
+    The mask of `photo.jpg` is `photo.mask.png` in the same folder, or has another ending such as `photo.mask.jpg`.
 
-    Raises PictureError when its proportions are not the picture's, or it is black all over.
+    Raises:
+        PictureError: The mask has other proportions than its picture, is black all over, or cannot be read.
     """
     file = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem + MASK)}.*"))), None)
     if file is None:
@@ -111,8 +121,12 @@ def read_mask_beside(path: Path) -> np.ndarray | None:
     return _usable(mask, file)
 
 
-def read_alpha(path: Path) -> np.ndarray | None:
-    """Return the alpha channel of a picture as a mask, uint8 [height, width]; None where nothing is transparent."""
+def read_alpha(path: Path) -> UInt8[np.ndarray, "height width"] | None:
+    """Return the alpha channel of a picture as a mask; None if no part is transparent.
+
+    Raises:
+        PictureError: The picture cannot be read, or is transparent all over.
+    """
     image = _upright(path, str(path))
     if not image.has_transparency_data:
         return None
@@ -130,12 +144,16 @@ def as_tensor(
 def as_pixels(
     images: Float[Tensor, "*n channels height width"],
 ) -> UInt8[np.ndarray, "*n height width channels"]:
-    """Return what `as_tensor` was given: floats in -1..1, from wherever they are, as the nearest pixels of 0..255."""
+    """Return floats in -1..1, on any device, as the nearest pixels of 0..255: the inverse of `as_tensor`."""
     return ((images + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
 def caption_beside(path: Path) -> str:
-    """Return the text of `photo.txt` for `photo.jpg` on one line, or nothing. Raises PictureError unless in UTF-8."""
+    """Return the text of `photo.txt` for `photo.jpg` on one line, or an empty string if there is no such file.
+
+    Raises:
+        PictureError: The text is not in UTF-8.
+    """
     text = path.with_suffix(".txt")
     try:
         return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
@@ -143,28 +161,38 @@ def caption_beside(path: Path) -> str:
         raise PictureError(f"The caption {text} is not in UTF-8 ({error.reason}). Save it as UTF-8.") from error
 
 
-def looks(picture: np.ndarray) -> np.ndarray:
-    """Return 768 numbers of length one whose products tell how alike pictures are, whatever their size or format."""
+def appearance(picture: UInt8[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "768"]:
+    """Return a unit vector of a picture's coarse appearance, whatever its size or format.
+
+    The dot product of two such vectors says how similar the pictures are; above `SAME_ABOVE` they are the same one.
+    """
     small = Image.fromarray(picture).resize((16, 16), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float64)
     values = (values - values.mean((0, 1))).ravel()
     return values / max(float(np.linalg.norm(values)), 1e-9)
 
 
-def remarks(pictures: Sequence[np.ndarray], names: Sequence[str]) -> list[str]:
-    """Return a sentence for each picture that repeats an earlier one, and for each that is blurred."""
-    found = []
-    seen = [looks(picture) for picture in pictures]
+def remarks(pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], names: Sequence[str]) -> list[str]:
+    """Return a warning for each picture that repeats an earlier one, and for each that is blurred.
+
+    Args:
+        pictures: The pictures of one subject.
+        names: What the warnings call each of them.
+    """
+    warnings = []
+    vectors = [appearance(picture) for picture in pictures]
     for index, name in enumerate(names):
-        earlier = [names[other] for other in range(index) if seen[index] @ seen[other] > SAME_ABOVE]
+        earlier = [names[other] for other in range(index) if vectors[index] @ vectors[other] > SAME_ABOVE]
         if earlier:
-            found.append(f"{name} shows the same as {earlier[0]}. Different views teach more.")
+            warnings.append(f"{name} shows the same as {earlier[0]}. Different views teach more.")
         if _sharpness(pictures[index]) < SHARP_ABOVE:
-            found.append(f"{name} is blurred, and so will be what is learned from it. Leave it out if you can.")
-    return found
+            warnings.append(
+                f"{name} is blurred, and what is learned from it will be blurred too. Leave it out if you can."
+            )
+    return warnings
 
 
-def _sharpness(picture: np.ndarray) -> float:
+def _sharpness(picture: UInt8[np.ndarray, "height width 3"]) -> float:
     """Return the variance of the Laplacian of the brightness, in gray levels squared."""
     image = Image.fromarray(picture).convert("L")
     image.thumbnail((SHARPNESS_SIDE_PX, SHARPNESS_SIDE_PX), Image.Resampling.LANCZOS)
@@ -174,6 +202,7 @@ def _sharpness(picture: np.ndarray) -> float:
 
 
 def _upright(file: Path | bytes, name: str) -> Image.Image:
+    """Return the picture, turned by its EXIF tag."""
     if Path(name).suffix.lower() in _HEIC:
         library("pillow_heif").register_heif_opener()
     try:
@@ -192,7 +221,8 @@ def _upright(file: Path | bytes, name: str) -> Image.Image:
     return upright
 
 
-def _usable(mask: Image.Image, file: Path) -> np.ndarray:
+def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
+    """Return the mask, shrunk as its picture is. Raises PictureError if it hides everything."""
     mask.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
     values = np.array(mask)
     if values.max() < 128:
@@ -201,6 +231,7 @@ def _usable(mask: Image.Image, file: Path) -> np.ndarray:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture in RGB, with transparent parts on white."""
     if image.mode in _DEEP_GRAY:
         values = np.asarray(image).astype(np.float64)
         image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))

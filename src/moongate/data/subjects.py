@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from jaxtyping import UInt8
 
 from moongate.data.captions import PRESETS, Preset, photo_of
 from moongate.data.pictures import caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
@@ -33,16 +34,16 @@ class Subject:
         TokenError: A caption lacks the token.
     """
 
-    pictures: tuple[np.ndarray, ...]
-    """Pixels, uint8 [height, width, 3]."""
+    pictures: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
+    """Pixels in 0..255."""
     captions: tuple[str, ...]
     """One caption for each picture."""
     category: str
     """A word or two that the model knows: "teddy bear"."""
     token: str | None = None
     """The new word for this subject, such as "<bear>"; None teaches the category itself."""
-    masks: tuple[np.ndarray | None, ...] = ()
-    """For each picture uint8 [height, width], white where it counts in the loss; None, or no masks: everywhere."""
+    masks: tuple[UInt8[np.ndarray, "_height _width"] | None, ...] = ()
+    """For each picture a mask of its size, white where it counts in the loss; None, or no masks: everywhere."""
     names: tuple[str, ...] = ()
     """File names of the pictures, if they come from files."""
     held_out: tuple[str, ...] = ()
@@ -136,8 +137,8 @@ class Regularization:
         PictureError: There are no pictures.
     """
 
-    pictures: tuple[np.ndarray, ...]
-    """Pixels, uint8 [height, width, 3]."""
+    pictures: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
+    """Pixels in 0..255."""
     captions: tuple[str, ...]
     """One caption for each picture."""
     source: str = "given"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
-from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, read_provenance
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite
 from moongate.errors import ConceptFileError, OptionError, TokenError, listed
 from moongate.interop.content import Content, open_content
 from moongate.interop.formats import FORMATS
@@ -117,7 +118,7 @@ class Recognized:
         rows = {token: torch.cat(row) for token, row in self.parts.tokens.items()}
         tensors = {f"{name}.{kind}": part for name, c in changes.items() for kind, part in c.tensors().items()}
         check_finite({**tensors, **rows}, self.path)
-        concept = Concept(deltas=changes, tokens=rows, **self._provenance(base))
+        concept = self._assembled(changes, rows, base)
         concept = _with_categories(_with_tokens(concept, tokens), categories)
         if base is not None:
             concept.check_base(base)
@@ -132,7 +133,7 @@ class Recognized:
                 f"{self.path} ({self.format.title}) stores full weights. Their change can only be computed with the "
                 "model that they were trained from: name it with --base (--model for other commands than convert)."
             )
-        names_its_base = bool(self.parts.provenance and self._provenance_of_ours()["fingerprint"].norms)
+        names_its_base = bool(self.parts.provenance and self._assembled_by_provenance({}, {}).fingerprint.norms)
         return changes_against(base, self.parts.weights, self.path, names_its_base=names_its_base)
 
     def _check_that_something_changes(self, changes: Mapping[str, Dense | LowRank]) -> None:
@@ -144,35 +145,40 @@ class Recognized:
             f"from the base.{left_out} Check that it is the file you mean."
         )
 
-    def _provenance(self, base: Backbone | None) -> dict[str, Any]:
-        """Return all fields of the concept except its tensors.
+    def _assembled(
+        self, deltas: Mapping[str, Dense | LowRank], tokens: Mapping[str, Tensor], base: Backbone | None
+    ) -> Concept:
+        """Return the concept of these tensors and of what the file says about itself.
 
         A file of another program does not name its base. Its fingerprint is that of the base it is read with, or else
         unknown, and an unknown one fits every base that has all of its weights in the same shapes. Asking for the base
         of every LoRA would be a burden without use, because its change is the same without the base.
         """
         if self.parts.provenance:
-            return self._provenance_of_ours()
+            return self._assembled_by_provenance(deltas, tokens)
         widths = {tuple(len(row) for row in rows) for rows in self.parts.tokens.values()}
         if len(widths) > 1:
             raise ConceptFileError(f"The tokens of {self.path} have rows of different widths: {sorted(widths)}.")
-        return {
-            "subjects": tuple(SubjectRecord(category="", token=token) for token in self.parts.tokens),
-            "token_widths": widths.pop() if widths else base.token_widths if base else (),
-            "base": base.name if base else "",
-            "fingerprint": base.fingerprint if base else Fingerprint.unknown(),
-            "method": f"imported ({self.format.name})",
-            "record": {"file": self.path.name},
-        }
+        return Concept(
+            deltas=deltas,
+            tokens=tokens,
+            subjects=tuple(SubjectRecord(category="", token=token) for token in self.parts.tokens),
+            token_widths=widths.pop() if widths else base.token_widths if base else (),
+            base=base.name if base else "",
+            fingerprint=base.fingerprint if base else Fingerprint.unknown(),
+            method=f"imported ({self.format.name})",
+            record={"file": self.path.name},
+        )
 
-    def _provenance_of_ours(self) -> dict[str, Any]:
-        """Return the fields that Moongate wrote into the header of the file, without tokens that are not there."""
+    def _assembled_by_provenance(self, deltas: Mapping[str, Dense | LowRank], tokens: Mapping[str, Tensor]) -> Concept:
+        """Return the concept with the facts in the header that Moongate wrote, without tokens that are not there."""
         try:
-            fields, missing = read_provenance(self.parts.provenance), self._missing_tokens()
+            concept = Concept.from_json(self.parts.provenance, deltas=deltas, tokens=tokens)
+            missing = self._missing_tokens()
         except (KeyError, TypeError, ValueError) as error:
             raise ConceptFileError(f"The header of {self.path} lacks a part: {error}. Download it again.") from error
-        subjects = [_without(subject, missing) for subject in fields["subjects"]]
-        return {**fields, "subjects": tuple(subject for subject in subjects if subject.words)}
+        subjects = [_without(subject, missing) for subject in concept.subjects]
+        return dataclasses.replace(concept, subjects=tuple(subject for subject in subjects if subject.words))
 
     def _missing_tokens(self) -> list[str]:
         """Return the tokens that Moongate wrote in files of their own which are not there."""

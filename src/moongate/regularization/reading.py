@@ -19,15 +19,10 @@ from huggingface_hub import get_session
 
 from moongate.errors import PictureError, first_line
 from moongate.extras import library
+from moongate.limits import MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_S, MAX_SILENCE_S
 
 __all__ = ["read_bytes"]
 
-TIMEOUT_S = 10
-"""Longest wait for a connection, and for the next bytes."""
-SLOWEST_S = 60
-"""Longest time for a whole picture, so that a server that sends byte by byte does not hold its reader."""
-MAX_BYTES = 50_000_000
-"""Largest picture that is fetched, so that an address cannot fill the memory."""
 ROW_GROUPS_KEPT = 4
 """Row groups of Parquet files that stay in memory. Hits of a search are in no order, so that the pictures of one row
 group are asked for again and again."""
@@ -60,16 +55,16 @@ def _fetched(url: str) -> bytes:
     """Fetch an address with the client of the hub, which follows redirects and knows proxies and certificates."""
     client = get_session()
     http: Any = import_module(type(client).__module__.partition(".")[0])  # httpx, or the successor of the same API
-    content, last = bytearray(), time.monotonic() + SLOWEST_S
+    content, last = bytearray(), time.monotonic() + MAX_DOWNLOAD_S
     try:
         with client.stream(
-            "GET", url, headers={"User-Agent": "moongate"}, timeout=TIMEOUT_S, follow_redirects=True
+            "GET", url, headers={"User-Agent": "moongate"}, timeout=MAX_SILENCE_S, follow_redirects=True
         ) as answer:
             answer.raise_for_status()
             for part in answer.iter_bytes():
                 content += part
-                if len(content) > MAX_BYTES or time.monotonic() > last:
-                    limits = f"more than {MAX_BYTES // 10**6} MB or takes more than {SLOWEST_S} s"
+                if len(content) > MAX_DOWNLOAD_BYTES or time.monotonic() > last:
+                    limits = f"more than {MAX_DOWNLOAD_BYTES // 10**6} MB or takes more than {MAX_DOWNLOAD_S} s"
                     raise PictureError(f"{url} has {limits}.")
     except (http.HTTPError, http.InvalidURL, OSError, ValueError) as error:
         raise PictureError(f"{url} cannot be read ({first_line(error)})") from error

@@ -20,9 +20,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from moongate import pocket
-from moongate.data.pictures import MIN_SIDE_PX, SAME_ABOVE, looks, read_picture
+from moongate.data.pictures import SAME_ABOVE, appearance, read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
 from moongate.evaluation.networks.clip import Clip
+from moongate.limits import MIN_SIDE_PX
 from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
@@ -239,7 +240,7 @@ def _distinct(
             if isinstance(picture, PictureError):
                 skipped.add(str(picture), "pictures that cannot be read")
                 continue
-            look = looks(picture)
+            look = appearance(picture)
             if seen and (np.stack(seen) @ look).max() > SAME_ABOVE:
                 skipped.add(hit.record.picture, "near-identical pictures")
                 continue

@@ -104,7 +104,7 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
             if not math.isfinite(loss.item()):
                 _save(run, index, moving, optimizer)
                 raise _diverged(index + 1, run.saved_state)
-            torch.autograd.backward(loss)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             moving.decay(plan.learning_rate * method.weight_decay)

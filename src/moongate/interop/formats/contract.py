@@ -19,7 +19,7 @@ from moongate.interop.content import Content, read_json
 __all__ = ["Format", "Parts", "Rendered", "WriteOptions", "header_of", "provenance_in"]
 
 HEADER_KEY = "moongate"
-"""The entry of a safetensors header that holds `Concept.provenance` in files for other programs, which ignore it."""
+"""The entry of a safetensors header that holds `Concept.to_json` in files for other programs, which ignore it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +92,7 @@ class Format:
 
 def header_of(concept: Concept) -> dict[str, str]:
     """Return the safetensors header that keeps a concept's provenance in a file for another program."""
-    return {"format": "pt", HEADER_KEY: json.dumps(concept.provenance())}
+    return {"format": "pt", HEADER_KEY: json.dumps(concept.to_json())}
 
 
 def provenance_in(content: Content) -> dict[str, Any]:

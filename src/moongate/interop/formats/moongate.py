@@ -17,7 +17,7 @@ def _recognizes(content: Content) -> bool:
 def _parse(content: Content) -> Parts:
     concept = Concept.load(content.path)
     rows = {token: concept.rows(token) for token in concept.tokens}
-    return Parts(changes=concept.deltas, tokens=rows, provenance=concept.provenance())
+    return Parts(changes=concept.deltas, tokens=rows, provenance=concept.to_json())
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:

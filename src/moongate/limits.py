@@ -1,0 +1,27 @@
+"""The limits on what is read from files and from the network, each with its reason."""
+
+__all__ = [
+    "CONCEPT_VERSION",
+    "MAX_DOWNLOAD_BYTES",
+    "MAX_DOWNLOAD_S",
+    "MAX_SIDE_PX",
+    "MAX_SILENCE_S",
+    "MIN_SIDE_PX",
+]
+
+CONCEPT_VERSION = 1
+"""Newest version of the concept file that is read, and the one that is written: a later version may mean other things
+by the same names."""
+
+MIN_SIDE_PX = 16
+"""Smaller pictures are refused: they are icons or errors, and show nothing that can be learned."""
+MAX_SIDE_PX = 1536
+"""Larger pictures are shrunk when they are read: no backbone needs more (SDXL trains at 1024), and memory is finite."""
+
+MAX_DOWNLOAD_BYTES = 50_000_000
+"""Larger pictures from the network are refused, so that an address cannot fill the memory; a photo of 100 megapixels
+takes less."""
+MAX_SILENCE_S = 10
+"""Longest wait for a connection and for the next bytes, so that one dead address does not hold up a collection."""
+MAX_DOWNLOAD_S = 60
+"""Longest time for a whole picture, so that a server that sends byte by byte does not hold its reader."""
