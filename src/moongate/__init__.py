@@ -1,11 +1,27 @@
-"""Teach a text-to-image diffusion model your own things from a few photos, and compose them in one picture.
+"""Teach a text-to-image diffusion model your own subjects from a few photos, and compose them in one picture.
 
 An implementation of *Multi-Concept Customization of Text-to-Image Diffusion* (Kumari et al., CVPR 2023). Importing
-the package loads no PyTorch; that happens when something of it is first used.
+the package does not load PyTorch: each name below is imported from its module when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from moongate.errors import (
+    BackboneError,
+    BaseMismatchError,
+    CollectionError,
+    ConceptFileError,
+    CorpusError,
+    InputError,
+    MissingLibrary,
+    MoongateError,
+    OptionError,
+    PictureError,
+    PublishError,
+    TokenError,
+    TrainingDiverged,
+)
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone, Fingerprint
@@ -25,22 +41,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS",
-    "PRESETS",
     "Backbone",
+    "BackboneError",
+    "BaseMismatchError",
     "Clip",
     "Collection",
+    "CollectionError",
     "Compressed",
     "CompressionReport",
     "Concept",
+    "ConceptFileError",
+    "CorpusError",
     "Dense",
     "Fingerprint",
+    "InputError",
     "LowRank",
+    "METHODS",
     "MergeOptions",
     "MergeReport",
     "Merged",
     "Method",
+    "MissingLibrary",
+    "MoongateError",
+    "OptionError",
+    "PRESETS",
+    "PictureError",
     "Preset",
+    "PublishError",
     "Regularization",
     "RetrieveOptions",
     "Retrieved",
@@ -49,7 +76,9 @@ __all__ = [
     "Step",
     "Subject",
     "SubjectRecord",
+    "TokenError",
     "TrainOptions",
+    "TrainingDiverged",
     "compress",
     "contact_sheet",
     "merge",
@@ -73,16 +102,15 @@ _HOMES = {
     "training": ("Step", "TrainOptions", "train"),
     "training.method": ("METHODS", "Method"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+"""The module of each name that is imported when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'moongate' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

