@@ -33,6 +33,7 @@ KINDS = (
     ("layers with (IA)3", r"\.on_input$|ia3_"),
     ("layers with VeRA", r"vera_lambda"),
     ("biases", r"\.(?:diff_b|bias)$"),
+    ("embeddings of a text encoder's output", r"^bundle_emb.*_out$"),
     ("the text encoder", r"^lora_te|text_encoder|text_model|bundle_emb"),
     ("self-attention (attn1)", r"attn1"),
     ("queries (attn2.to_q)", r"attn2.*to[._]q"),

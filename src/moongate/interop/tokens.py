@@ -2,57 +2,127 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from moongate.errors import ConceptFileError
+from moongate.errors import ConceptFileError, listed
 
-__all__ = ["BUNDLED", "ENCODERS", "bracketed", "bundled_rows", "file_stems", "free_stem", "named_rows", "rows_of"]
+__all__ = [
+    "BUNDLED",
+    "ENCODERS",
+    "FIELDS",
+    "OUTPUT",
+    "Words",
+    "bracketed",
+    "bundled_words",
+    "file_stems",
+    "free_stem",
+    "read_words",
+    "rows_of",
+]
 
 ENCODERS = ("clip_l", "clip_g")
 """What embedding files call the two text encoders of SDXL, in Moongate's order."""
+FIELDS = {
+    "clip_l": 0,
+    "clip_g": 1,  # SDXL: kohya, OneTrainer, ComfyUI, diffusers' pivotal tuning
+    "text_encoders_0": 0,
+    "text_encoders_1": 1,  # earlier versions of diffusers' pivotal tuning
+    "emb_params": 0,
+    "clip_h": 0,
+    "string_to_param.*": 0,
+    "*": 0,
+    "embedding": 0,
+    "embeddings": 0,  # one encoder
+}
+"""The keys under which trainers store the rows of a word, with the index of the text encoder that they are for."""
+OUTPUT = "_out"
+"""The end of the keys of OneTrainer's embeddings for the output of a text encoder, which a concept cannot hold."""
 BUNDLED = "bundle_emb."
 """The beginning of the keys of embeddings that are stored inside a LoRA file."""
+_BUNDLED_KEY = re.compile(r"bundle_emb\.(?P<name>.+?)(?:\.(?P<field>string_to_param\.\*|[^.]*))?")
 
 
-def named_rows(token: str, vectors: Sequence[Any]) -> dict[str, tuple[Float[Tensor, " _width"], ...]]:
-    """Return the rows of a token by name: "<bear>", and "<bear-2>", ... for further vectors.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Words:
+    """The words that a file holds embeddings of. A word of several vectors is as many tokens."""
 
-    Args:
-        token: The token, in angle brackets.
-        vectors: For each text encoder a tensor of one row, or of several rows.
-
-    Raises:
-        ConceptFileError: A vector is no tensor of rows, or the text encoders have different numbers of rows.
-    """
-    matrices = [rows_of(vector) for vector in vectors]
-    if len({len(matrix) for matrix in matrices}) != 1:
-        raise ConceptFileError(f"The embedding {token!r} has no vector, or not as many for each text encoder.")
-    names = [token, *(f"{token[:-1]}-{number}>" for number in range(2, len(matrices[0]) + 1))]
-    return {name: tuple(matrix[index] for matrix in matrices) for index, name in enumerate(names)}
+    rows: Mapping[str, tuple[Float[Tensor, " _width"], ...]]
+    """The rows of each token, one for each text encoder."""
+    left_out: tuple[str, ...]
+    """Keys that a concept cannot hold."""
+    notes: tuple[str, ...]
 
 
-def bundled_rows(values: Mapping[str, Any]) -> dict[str, tuple[Float[Tensor, " _width"], ...]]:
-    """Return the rows of the tokens that are stored inside a LoRA file, by name.
+def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
+    """Return the tokens of words: "<bear>", and "<bear-2>", ... for further vectors.
+
+    Names that would be alike get a number, with a note.
 
     Args:
-        values: The values of the file whose keys begin with `BUNDLED`.
+        words: Pairs of a word's name and its values by key; the keys are those of `FIELDS`.
 
     Raises:
-        ConceptFileError: A value is no tensor of rows.
+        ConceptFileError: A key is not known, a value is no tensor of rows, or the text encoders have different numbers
+            of rows.
     """
-    by_name: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        name, _, encoder = key.removeprefix(BUNDLED).partition(".")
-        by_name.setdefault(name, {})[encoder] = value
     rows: dict[str, tuple[Tensor, ...]] = {}
-    for name, vectors in by_name.items():
-        ordered = [vectors[encoder] for encoder in ENCODERS if encoder in vectors]
-        rows |= named_rows(name, ordered or [*vectors.values()])
-    return rows
+    left_out, notes = [], []
+    for name, values in words:
+        outputs = [key for key in values if key.endswith(OUTPUT)]
+        left_out += [f"{BUNDLED}{name}.{key}" for key in outputs]
+        matrices = _matrices(name, {key: value for key, value in values.items() if key not in outputs})
+        tokens = _free_tokens(bracketed(name), len(matrices[0]), rows)
+        rows |= {token: tuple(matrix[index] for matrix in matrices) for index, token in enumerate(tokens)}
+        if tokens[0] != bracketed(name):
+            notes.append(f"There are two words {bracketed(name)}; that of {name!r} is read as {tokens[0]}.")
+        if len(tokens) > 1:
+            notes.append(f"The embedding has {len(tokens)} vectors; write {' '.join(tokens)!r} for it in prompts.")
+    return Words(rows=rows, left_out=tuple(left_out), notes=tuple(notes))
+
+
+def bundled_words(values: Mapping[str, Any]) -> Words:
+    """Return the words whose embeddings are stored inside a LoRA file; see `read_words`.
+
+    Args:
+        values: The values of the file whose keys begin with `BUNDLED`, such as `bundle_emb.bear.clip_l`. A name may
+            hold dots and spaces, so the field is what follows the last dot.
+    """
+    words: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        match = _BUNDLED_KEY.fullmatch(key)
+        name, field = (match["name"], match["field"] or "emb_params") if match else (key.removeprefix(BUNDLED), key)
+        words.setdefault(name, {})[field] = value
+    return read_words(words.items())
+
+
+def _matrices(name: str, values: Mapping[str, Any]) -> list[Float[Tensor, "n _width"]]:
+    """Return the rows of a word for each text encoder, in order."""
+    unknown = [key for key in values if key not in FIELDS]
+    if unknown or not values:
+        held = listed([repr(key) for key in unknown]) or "nothing that the text encoder reads"
+        raise ConceptFileError(f"The embedding {name!r} holds {held}. Known keys: {', '.join(FIELDS)}.")
+    ordered = sorted(values, key=lambda key: FIELDS[key])
+    if len({FIELDS[key] for key in ordered}) < len(ordered):
+        raise ConceptFileError(f"The embedding {name!r} holds {' and '.join(ordered)} for one text encoder.")
+    matrices = [rows_of(values[key]) for key in ordered]
+    if len({len(matrix) for matrix in matrices}) != 1:
+        raise ConceptFileError(f"The embedding {name!r} has not as many vectors for each text encoder.")
+    return matrices
+
+
+def _free_tokens(token: str, count: int, taken: Container[str]) -> list[str]:
+    """Return names for `count` vectors of a word, of which none is taken."""
+    for number in itertools.count(1):
+        first = token if number == 1 else f"{token[:-1]}_{number}>"
+        names = [first, *(f"{first[:-1]}-{index}>" for index in range(2, count + 1))]
+        if not any(name in taken for name in names):
+            return names
+    raise AssertionError("unreachable")
 
 
 def rows_of(vector: Any) -> Float[Tensor, "n width"]:

@@ -4,15 +4,13 @@ A file holds one token: under the token's own name (diffusers), as `emb_params` 
 or as `clip_l` and `clip_g` for two text encoders (SDXL). A token without a name in the file is named after the file.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from moongate.concept import Concept, safetensors_bytes
-from moongate.errors import OptionError, listed
+from moongate.errors import ConceptFileError, OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.tokens import ENCODERS, bracketed, file_stems, named_rows
+from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, file_stems, read_words
 
 __all__ = ["EMBEDDING", "embedding_files", "renamed_note"]
 
@@ -49,29 +47,33 @@ def _stems(concept: Concept) -> dict[str, str]:
 
 def _recognizes(content: Content) -> bool:
     values = content.values
-    if A1111_KEY in values or set(values) == set(ENCODERS):
+    if A1111_KEY in values:
         return True
-    return len(values) == 1 and all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.ndim in (1, 2) and not key.endswith(".weight")
-        for key, value in values.items()
-    )
+    tensors = {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(values):
+        return False
+    if all(key in FIELDS or key.endswith(OUTPUT) for key in tensors):
+        return any(key in FIELDS for key in tensors)
+    (key, tensor), *others = tensors.items()
+    return not others and tensor.ndim in (1, 2) and not key.endswith(".weight")
 
 
 def _parse(content: Content) -> Parts:
-    """Read a token's rows; each vector of a token of several vectors becomes a token of its own."""
+    """Read the rows of a word. A key that is no field of a trainer's layout is the word itself (diffusers)."""
     values, name = content.values, content.header.get("name") or content.path.stem
     if A1111_KEY in values:
-        vectors: list[Any] = list(mapping_in(values, A1111_KEY).values())
         name = values["name"] if isinstance(values.get("name"), str) and values["name"] else name
-    elif set(values) == set(ENCODERS):
-        vectors = [values[encoder] for encoder in ENCODERS]
+        params = list(mapping_in(values, A1111_KEY).values())
+        if len(params) > len(ENCODERS):
+            raise ConceptFileError(f"{content.path} holds {len(params)} tensors under {A1111_KEY!r}; one is expected.")
+        fields = dict(zip(ENCODERS, params, strict=False))
+    elif any(key in FIELDS for key in values):
+        fields = dict(values)
     else:
-        (key,) = values
-        vectors = [values[key]]
-        name = name if key == PLAIN_KEY else key
-    tokens = named_rows(bracketed(name), vectors)
-    note = f"The embedding has {len(tokens)} vectors; write {' '.join(tokens)!r} for it in prompts."
-    return Parts(tokens=tokens, notes=(note,) if len(tokens) > 1 else ())
+        ((name, rows),) = values.items()
+        fields = {PLAIN_KEY: rows}
+    words = read_words([(name, fields)])
+    return Parts(tokens=words.rows, left_out=words.left_out, notes=words.notes)
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:
@@ -85,7 +87,8 @@ def _render(concept: Concept, _options: WriteOptions) -> Rendered:
 EMBEDDING = Format(
     name="embedding",
     title="textual-inversion embeddings (A1111, ComfyUI, diffusers)",
-    layout="folder: for each token `emb_params`, or `clip_l` and `clip_g`; `.pt` is read too",
+    layout="folder: for each token `emb_params`, or `clip_l` and `clip_g`; "
+    "`.pt` and the keys of other trainers are read too",
     recognizes=_recognizes,
     parse=_parse,
     render=_render,

@@ -16,7 +16,7 @@ from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.embedding import embedding_files, renamed_note
 from moongate.interop.layers import KOHYA_PREFIX, blocks_per_level, kohya_name
-from moongate.interop.tokens import bundled_rows, free_stem
+from moongate.interop.tokens import bundled_words, free_stem
 
 __all__ = ["KOHYA"]
 
@@ -27,10 +27,12 @@ def _recognizes(content: Content) -> bool:
 
 def _parse(content: Content) -> Parts:
     adapter = read_adapter(content.values)
+    words = bundled_words(adapter.bundled)
     return Parts(
         changes=adapter.changes,
-        tokens=bundled_rows(adapter.bundled),
-        left_out=adapter.left_out,
+        tokens=words.rows,
+        left_out=adapter.left_out + words.left_out,
+        notes=words.notes,
         provenance=provenance_in(content),
     )
 

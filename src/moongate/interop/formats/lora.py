@@ -17,7 +17,7 @@ from moongate.interop.content import Content, read_json
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.diffusers import token_files
 from moongate.interop.formats.kohya import KOHYA
-from moongate.interop.tokens import bundled_rows
+from moongate.interop.tokens import bundled_words
 
 __all__ = ["LORA"]
 
@@ -38,10 +38,12 @@ def _recognizes(content: Content) -> bool:
 
 def _parse(content: Content) -> Parts:
     adapter = read_adapter(content.values, scale_of=_scales(content))
+    words = bundled_words(adapter.bundled)
     return Parts(
         changes=adapter.changes,
-        tokens=bundled_rows(adapter.bundled),
-        left_out=adapter.left_out,
+        tokens=words.rows,
+        left_out=adapter.left_out + words.left_out,
+        notes=words.notes,
         provenance=provenance_in(content),
     )
 
