@@ -18,3 +18,8 @@ def test_the_first_line_of_an_error_is_a_sentence_also_where_it_has_none() -> No
     assert errors.first_line(ValueError("\n  no such file\nand more")) == "no such file."
     assert errors.first_line(OSError("It ended.")) == "It ended."
     assert errors.first_line(KeyError()) == "KeyError."
+
+
+def test_a_long_list_is_cut_and_its_rest_counted() -> None:
+    assert errors.listed(["a", "b"], at_most=2) == "a; b"
+    assert errors.listed(list("abcd"), at_most=2) == "a; b; and 2 more"
