@@ -32,6 +32,7 @@ __all__ = [
     "check_mergeable",
     "filled",
     "kept_subjects",
+    "value_change",
     "with_unique_tokens",
     "word_features",
 ]
