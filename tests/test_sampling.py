@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None
         ({"guidance": float("nan")}, "guidance is nan"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         SampleOptions(**options)
 
@@ -142,7 +143,7 @@ def test_only_missing_pictures_are_drawn(tiny: Backbone, tmp_path: Path) -> None
     assert first[0] == first[2]
     assert counts == [(1, 2), (2, 2)]
     expected = drawn(tiny, ["a dog", "a cat"], [0, 0])
-    assert [np.array_equal(Image.open(path), image) for path, image in zip(first, expected, strict=False)] == [True] * 2
+    assert np.array_equal([np.array(Image.open(path)) for path in first[:2]], expected)
     first[1].unlink()
     again = draw(["a cat", "a dog", "a dog"], [0, 0, 12])
     assert again[:2] == first[1::-1]
@@ -166,7 +167,7 @@ def test_pictures_of_other_settings_lie_in_another_folder_that_says_which(tiny: 
     assert settings["base"] == tiny.name
     assert settings["sampling"]["steps"] == 3
     with concept.applied(tiny):
-        assert np.array_equal(Image.open(taught), drawn(tiny, ["a <one> bear"], [0])[0])
+        assert np.array_equal(np.array(Image.open(taught)), drawn(tiny, ["a <one> bear"], [0])[0])
 
 
 def test_prompts_that_differ_by_signs_alone_have_files_of_their_own(tiny: Backbone, tmp_path: Path) -> None:

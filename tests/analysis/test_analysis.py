@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from moongate.errors import BaseMismatchError, OptionError
 from moongate.sampling import SampleOptions
 
 
-def concept_of(backbone: Backbone, deltas: dict[str, Dense | LowRank]) -> Concept:
+def concept_of(backbone: Backbone, deltas: Mapping[str, Dense | LowRank]) -> Concept:
     return Concept(
         deltas=deltas,
         tokens={"<bear>": backbone.token_row(20)},
@@ -48,7 +50,7 @@ def test_the_spectrum_of_known_singular_values(tiny: Backbone) -> None:
     left, right = (torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(s))).Q for s in (0, 1))
     values = torch.tensor([4.0, 3, 2, 1])
     kernel = (left * values) @ right.T
-    deltas = {
+    deltas: dict[str, Dense | LowRank] = {
         "matrix": Dense(delta=kernel),
         "factors": LowRank(up=left * values, down=right.T),
         "convolution": Dense(delta=kernel.reshape(16, 4, 2, 2)),

@@ -8,8 +8,8 @@ from making import invented
 from moongate.backbone import Backbone
 from moongate.concept import Concept, SubjectRecord
 from moongate.errors import OptionError
-from moongate.merging import CONTEXTS, MergeOptions, merge
-from moongate.merging.constraints import Constraints, filled, kept_subjects
+from moongate.merging import MergeOptions, merge
+from moongate.merging.constraints import CONTEXTS, Constraints, filled, kept_subjects
 from moongate.merging.page import verdict
 
 

@@ -12,7 +12,8 @@ from moongate.backbone import Backbone
 from moongate.compression import compress
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
-from moongate.merging import CONTEXTS, MergeOptions, merge
+from moongate.merging import MergeOptions, merge
+from moongate.merging.constraints import CONTEXTS
 from moongate.merging.neutral import neutral_captions, regularization_gram
 
 
@@ -62,10 +63,10 @@ def test_one_concept_alone_is_cleaned(tiny: Backbone, pair: Sequence[Concept]) -
 def test_the_users_own_captions_are_recorded_by_number_and_digest(tiny: Backbone, pair: Sequence[Concept]) -> None:
     own = ("zebra", "unicorn", "dragon")
     nothing, three, two = (
-        merge(tiny, pair, options=MergeOptions(captions=captions)).concept.record.get("further_captions")
+        merge(tiny, pair, options=MergeOptions(captions=captions)).concept.record.get("further_captions", {})
         for captions in ((), own, own[:2])
     )
-    assert nothing is None
+    assert nothing == {}
     assert (three["count"], two["count"]) == (3, 2)
     assert three["sha256"] == hashlib.sha256(b"zebra\nunicorn\ndragon").hexdigest()
 
