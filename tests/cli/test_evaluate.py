@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from command_line import command, fails, run
+from moongate.backbone import Backbone
 from moongate.concept import Concept
 
 
@@ -57,3 +59,43 @@ def test_evaluate_refuses_before_it_draws(
     assert "Unknown features 'vgg'" in fails(capsys, evaluate.but(features="vgg"))
     assert "Without a concept" in fails(capsys, command("evaluate", out=tmp_path / "evaluation"))
     assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """The layout of customconcept101/ with one subject, whose pictures are missing."""
+    folder = tmp_path / "customconcept101"
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "prompts" / "bear.txt").write_text("{} in the red\n{} on the beach\n")
+    entry = {"class_prompt": "teddy bear", "instance_data_dir": "./bears", "prompt_filename": "prompts/bear.txt"}
+    (folder / "dataset.json").write_text(json.dumps([entry]))
+    return folder
+
+
+def test_a_protocol_gives_the_prompts_and_the_training_pictures(
+    bear: Path, benchmark: Path, pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    evaluate = command("evaluate", bear, protocol=f"customconcept101:{benchmark}", features=f"clip:{clip}", out=out)
+    evaluate = evaluate.but(count=1, steps=1, device="cpu")
+    run(evaluate)
+    record = json.loads((out / "record.json").read_text())
+    assert record["protocol"] == f"customconcept101:{benchmark}"
+    assert [prompt["given"] for prompt in record["prompts"]] == ["{} in the red", "{} on the beach"]
+    assert [row["measure"] for row in record["measures"]] == ["text alignment"]
+    assert f"warning: {benchmark / 'bears'} is missing" in " ".join(capsys.readouterr().out.split())
+    shutil.copytree(pictures, benchmark / "bears")
+    run(evaluate)
+    measures = json.loads((out / "record.json").read_text())["measures"]
+    assert [row.get("pictures") for row in measures] == [None, "training"]
+
+
+def test_a_protocol_that_does_not_fit_is_named_before_a_model_is_loaded(
+    bear: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = command("evaluate", bear, protocol=f"customconcept101:{benchmark}", out=tmp_path / "evaluation")
+    assert "Unknown protocol 'cc101'" in fails(capsys, evaluate.but(protocol="cc101"))
+    monkeypatch.setattr(Backbone, "load", None)
+    assert "Leave out --prompts" in fails(capsys, evaluate.but(prompts="object"))
+    conceptless = command("evaluate", **evaluate.options)
+    assert "Name a concept file" in fails(capsys, conceptless)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -28,8 +28,8 @@ from moongate.errors import OptionError
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
-    from moongate.concept import Concept
-    from moongate.evaluation import Reference, Targets
+    from moongate.concept import Concept, SubjectRecord
+    from moongate.evaluation import Evaluation, Reference, Targets
 
 __all__ = ["Evaluate"]
 
@@ -43,6 +43,9 @@ class Evaluate:
     prompts: OptionalStr = None
     """object, animal, scene, pair, pocket, pocket-pair, or a text file with one prompt per line, {} for the subject.
     Default: what the model's moongate.json names, else object, or pair for several subjects."""
+    protocol: OptionalStr = None
+    """customconcept101:FOLDER takes prompts and training pictures from that benchmark, by the concept's categories.
+    customconcept101:FOLDER#NAME chooses one of several entries, such as pet_cat5 or pet_cat5+pet_dog3."""
     count: int = 5
     """Pictures for each prompt. Their seeds are --seed, --seed + 1, and so on."""
     seed: int = 0
@@ -64,31 +67,18 @@ class Evaluate:
 
     def __call__(self, console: Console) -> None:
         from moongate.evaluation import EvaluationOptions, evaluate, load_network
-        from moongate.files import write_atomically
 
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
-        if not (self.files or self.prompts):
-            raise OptionError(
-                "Without a concept there is no default set of prompts. Name a set or a file with --prompts."
-            )
+        self._check()
         backbone, concepts = read_concepts(self.files, self.model, console, dtype=self.dtype)
-        for file, concept in zip(self.files, concepts, strict=True):
-            if not all(subject.category for subject in concept.subjects) or not concept.subjects:
-                raise OptionError(
-                    f"{file} does not name the categories of its subjects, which the prompts need. Give it class "
-                    "words with `moongate convert FILE --to moongate --category WORD`."
-                )
-        count = sum(len(concept.subjects) for concept in concepts)
-        prompts = self._prompts(backbone, count)
-        comparisons = self._comparisons(concepts)
+        _check_categories(self.files, concepts)
+        subjects = [subject for concept in concepts for subject in concept.subjects]
+        prompts, training_pictures = self._prompts(backbone, subjects, console)
+        comparisons = self._comparisons(subjects, training_pictures)
         networks = [load_network(name, device=str(backbone.device)) for name in self.features]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
-
-            def show(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
-            record = evaluate(
+            evaluation = evaluate(
                 backbone,
                 _together(backbone, concepts),
                 prompts,
@@ -96,26 +86,48 @@ class Evaluate:
                 folder=self.out / "pictures",
                 comparisons=comparisons,
                 options=options,
-                on_picture=show,
-            ).to_json()
-        record["files"] = [{"name": str(f), "hash": c.hash} for f, c in zip(self.files, concepts, strict=True)]
-        write_atomically(self.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
-        _print(record, console)
+                on_picture=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        self._write(evaluation, concepts)
+        _print(evaluation, console)
         say(console, f"Wrote {self.out / 'record.json'}.")
 
-    def _prompts(self, backbone: "Backbone", subjects: int) -> list[str]:
-        from moongate.evaluation import default_prompts, read_prompts
+    def _check(self) -> None:
+        """Raise OptionError before a model is loaded."""
+        if self.protocol and self.prompts:
+            raise OptionError(f"The protocol {self.protocol} has prompts of its own. Leave out --prompts.")
+        if self.protocol and not self.files:
+            raise OptionError("A protocol chooses prompts by the categories of a concept. Name a concept file.")
+        if not (self.files or self.prompts):
+            raise OptionError(
+                "Without a concept there is no default set of prompts. Name a set or a file with --prompts."
+            )
 
-        return read_prompts(self.prompts) if self.prompts else default_prompts(backbone, subjects)
+    def _prompts(
+        self, backbone: "Backbone", subjects: "Sequence[SubjectRecord]", console: Console
+    ) -> tuple[Sequence[str], tuple[Path, ...]]:
+        """Return the prompts, and the folders of training pictures to compare with."""
+        from moongate.evaluation import default_prompts, read_prompts, read_protocol
 
-    def _comparisons(self, concepts: "Sequence[Concept]") -> "list[Targets | Reference]":
+        if not self.protocol:
+            prompts = read_prompts(self.prompts) if self.prompts else default_prompts(backbone, len(subjects))
+            return prompts, self.training_pictures
+        protocol = read_protocol(self.protocol, [subject.category for subject in subjects])
+        missing = [folder for folder in protocol.pictures if not folder.is_dir()]
+        if missing and not self.training_pictures:
+            say(console, f"warning: {missing[0]} is missing, so pictures are not compared with it.", style="yellow")
+        return protocol.prompts, self.training_pictures or (() if missing else protocol.pictures)
+
+    def _comparisons(
+        self, subjects: "Sequence[SubjectRecord]", training_pictures: Sequence[Path]
+    ) -> "list[Targets | Reference]":
+        """Read the pictures to compare with."""
         from moongate.data import Regularization, Subject
         from moongate.evaluation import Reference, Targets
 
-        subjects = [subject for concept in concepts for subject in concept.subjects]
-        found: list[Targets | Reference] = []
-        kinds: dict[Literal["held out", "training"], tuple[Path, ...]]
-        kinds = {"held out": self.pictures, "training": self.training_pictures}
+        comparisons: list[Targets | Reference] = []
+        kinds: dict[Literal["held out", "training"], Sequence[Path]]
+        kinds = {"held out": self.pictures, "training": training_pictures}
         for kind, folders in kinds.items():
             if folders and len(folders) != len(subjects):
                 raise OptionError(
@@ -124,16 +136,34 @@ class Evaluate:
                 )
             for index, (folder, subject) in enumerate(zip(folders, subjects, strict=True) if folders else ()):
                 pictures = Subject.load(folder, category=subject.category).pictures
-                found.append(Targets(pictures=pictures, kind=kind, subject=index))
+                comparisons.append(Targets(pictures=pictures, kind=kind, subject=index))
         if self.reference:
             category = subjects[0].category if subjects else "thing"
             real = Regularization.load(self.reference, category=category, at_most=1_000_000)
-            found.append(Reference(pictures=real.pictures, captions=real.captions))
-        return found
+            comparisons.append(Reference(pictures=real.pictures, captions=real.captions))
+        return comparisons
+
+    def _write(self, evaluation: "Evaluation", concepts: "Sequence[Concept]") -> None:
+        from moongate.files import write_atomically
+
+        files = [{"name": str(file), "hash": c.hash} for file, c in zip(self.files, concepts, strict=True)]
+        protocol = {"protocol": self.protocol} if self.protocol else {}
+        record = {**evaluation.to_json(), **protocol, "files": files}
+        write_atomically(self.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _check_categories(files: Sequence[Path], concepts: "Sequence[Concept]") -> None:
+    """Raise OptionError for a concept whose subjects have no category to fill into prompts."""
+    for file, concept in zip(files, concepts, strict=True):
+        if not concept.subjects or not all(subject.category for subject in concept.subjects):
+            raise OptionError(
+                f"{file} does not name the categories of its subjects, which the prompts need. Give it class words "
+                "with `moongate convert FILE --to moongate --category WORD`."
+            )
 
 
 def _together(backbone: "Backbone", concepts: "Sequence[Concept]") -> "Concept | None":
-    """Return the concept, several merged in memory, or None for none."""
+    """Return the concept, several merged in memory, or None if there is none."""
     from moongate.merging import MergeOptions, merge
 
     if len(concepts) > 1:
@@ -141,17 +171,17 @@ def _together(backbone: "Backbone", concepts: "Sequence[Concept]") -> "Concept |
     return concepts[0] if concepts else None
 
 
-def _print(record: dict[str, Any], console: Console) -> None:
-    head = ("measure", "features", "compared with", "value", f"{record['intervals']['level']:.0%} interval")
-    subjects = record["concept"]["things"] if record["concept"] else []
+def _print(evaluation: "Evaluation", console: Console) -> None:
+    head = ("measure", "features", "compared with", "value", f"{evaluation.level:.0%} interval")
+    subjects = evaluation.concept.subjects if evaluation.concept else ()
     rows = [
         (
-            row["measure"],
-            row["features"],
-            f"{row['pictures']} pictures of {subjects[row['thing']]}" if "pictures" in row else "",
-            f"{row['value']:.4f}",
-            f"{row['low']:.4f} to {row['high']:.4f}" if "low" in row else "",
+            measure.measure,
+            measure.features,
+            "" if measure.subject is None else f"{measure.pictures} pictures of {subjects[measure.subject]}",
+            f"{measure.value:.4f}",
+            "" if measure.low is None else f"{measure.low:.4f} to {measure.high:.4f}",
         )
-        for row in record["measures"]
+        for measure in evaluation.measures
     ]
     print_table(console, head, rows)

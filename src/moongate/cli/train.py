@@ -1,6 +1,7 @@
 """The command `moongate train`."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -36,9 +37,9 @@ __all__ = ["Train"]
 
 VALIDATION_PICTURES = 4
 LARGE = 100_000_000
-"""Changes of more numbers than this (400 MB) are cut to low rank unless told otherwise; only SDXL has so many."""
+"""Changes of more numbers than this (400 MB) are cut to low rank by default; only SDXL has as many."""
 LARGE_ENERGY = 0.6
-"""What is kept of them: the paper's choice (App. C)."""
+"""The share of the singular values that is then kept, as in the paper (App. C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,9 @@ class Train:
     def __call__(self, console: Console) -> None:
         from moongate.compression import check_energy
         from moongate.data import PRESETS
-        from moongate.files import check_writable
         from moongate.training import Plan, train
-        from moongate.training.runs import STATE, check_free
 
+        # Check everything that needs no model.
         preset = PRESETS[self.preset]
         if self.energy is not None:
             check_energy(self.energy)
@@ -129,38 +129,51 @@ class Train:
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
         subjects = [self._load(subject, preset, console) for subject in chosen]
+        out, run = self._paths(chosen)
+        options = self._options(run)
+
+        # Load the model, and check the plan before regularization pictures are drawn.
+        files = [self.start_from] if self.start_from else []
+        backbone, concepts = read_concepts(files, self.model, console, dtype=self.dtype)
+        earlier = concepts[0] if concepts else None
+        Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
+        sets = []
+        for subject, source in zip(chosen, wanted, strict=True) if method.prior_weight else ():
+            folder = run / "regularization" / subject.folder_name
+            sets.append(_regularization(backbone, subject.category, source, method, preset, folder, console))
+
+        # Train and write the concept.
+        prompt = self.validation_prompt or preset.describe(*_words_of(subjects, method))
+        with training_bar(console) as show, _interruption_explained(run, console):
+            on_step = self._on_step(show, backbone, prompt, run)
+            concept = train(backbone, subjects, sets, method, options=options, start_from=earlier, on_step=on_step)
+        concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
+        concept.save(out, overwrite=True)
+        example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
+        say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
+
+    def _paths(self, chosen: Sequence[SubjectOptions]) -> tuple[Path, Path]:
+        """Return the concept file and the run folder. Raises OptionError if one may not be written."""
+        from moongate.files import check_writable
+        from moongate.training.runs import check_free
+
         out = self.out or Path("-".join(subject.file_name for subject in chosen) + ".safetensors")
         check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
         check_free(run, resume=self.resume, overwrite=self.overwrite)
-        options = self._options(run)
-        files = [self.start_from] if self.start_from else []
-        backbone, concepts = read_concepts(files, self.model, console, dtype=self.dtype)
-        earlier = concepts[0] if concepts else None
-        # Check the plan before regularization pictures are drawn.
-        Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
-        sets = []
-        for subject, each in zip(chosen, wanted, strict=True) if method.prior_weight else ():
-            folder = run / "regularization" / subject.folder_name
-            sets.append(_regularization(backbone, subject.category, each, method, preset, folder, console))
-        prompt = self.validation_prompt or preset.describe(*_called(subjects, method))
-        with training_bar(console) as show:
+        return out, run
 
-            def on_step(step: "Step") -> None:
-                show(step)
-                if self.validate_every and step.index % self.validate_every == 0:
-                    _validate(backbone, prompt, run / "validation" / f"{step.index:05d}.png")
+    def _on_step(
+        self, show: "Callable[[Step], None]", backbone: "Backbone", prompt: str, run: Path
+    ) -> "Callable[[Step], None]":
+        """Return what to do after each step: show it, and draw validation pictures when they are due."""
 
-            try:
-                concept = train(backbone, subjects, sets, method, options=options, start_from=earlier, on_step=on_step)
-            except KeyboardInterrupt:
-                kept = f"The state is in {run}; the same command with --resume continues."
-                say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
-                raise
-        concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
-        concept.save(out, overwrite=True)
-        example = preset.describe(*_called(concept.subjects, method)) + " on the beach"
-        say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
+        def on_step(step: "Step") -> None:
+            show(step)
+            if self.validate_every and step.index % self.validate_every == 0:
+                _validate(backbone, prompt, run / "validation" / f"{step.index:05d}.png")
+
+        return on_step
 
     def _chosen_subjects(self) -> Sequence[SubjectOptions]:
         if self.concepts is None:
@@ -169,7 +182,7 @@ class Train:
             raise OptionError(f"{self.concepts} says what to teach: leave out pictures, --category and --token.")
         if len(self.regularization) > 1:
             raise OptionError(
-                f"With --concepts one --regularization is for all, but {len(self.regularization)} were given. Write "
+                f"With --concepts one --regularization holds for all, but {len(self.regularization)} were given. Write "
                 "those that differ into the file."
             )
         return subjects_from_file(self.concepts)
@@ -226,17 +239,17 @@ class Train:
 
     def _check_retrieval(self, wanted: "Sequence[RegularizationOptions]", method: "Method") -> None:
         """Refuse options of retrieval if nothing is retrieved."""
-        if method.prior_weight and any(each.is_retrieved for each in wanted):
+        if method.prior_weight and any(source.is_retrieved for source in wanted):
             return
         for name, value in (("--collection", self.collection), ("--threshold", self.threshold)):
             if value is not None:
                 raise OptionError(
                     f"{name} {value} would be ignored, because no regularization pictures are retrieved. Leave it "
-                    "out, or take --regularization retrieved and a method that uses such pictures."
+                    "out, or choose --regularization retrieved and a method that uses such pictures."
                 )
 
     def _method(self, usual: str, chosen: Sequence[SubjectOptions]) -> "Method":
-        """Return the method, or its variant without regularization where no thing is to have any."""
+        """Return the method, or its variant without regularization if no subject has any."""
         from moongate.training.method import METHODS
 
         name = self.method or usual
@@ -247,8 +260,8 @@ class Train:
             return METHODS[name]
         if len(without) < len(chosen):
             raise OptionError(
-                f"The {without[0].category} is to have no regularization pictures, but others are. Give all of them "
-                "some, or take --regularization none for all."
+                f"The {without[0].category} has no regularization pictures, but other subjects have. Give all of them "
+                "some, or choose --regularization none for all."
             )
         return METHODS[name].without_regularization()
 
@@ -279,14 +292,26 @@ def _regularization(
     return chosen.pictures
 
 
-def _called(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
-    """Return what calls each subject up in a prompt."""
-    words = [f"{each.token} {each.category}" if each.token else each.category for each in subjects]
-    return [method.worded(text, token=s.token, category=s.category) for text, s in zip(words, subjects, strict=True)]
+@contextlib.contextmanager
+def _interruption_explained(run: Path, console: Console) -> Iterator[None]:
+    """After Ctrl-C, say what was kept."""
+    from moongate.training.runs import STATE
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"The state is in {run}; the same command with --resume continues."
+        say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
+        raise
+
+
+def _words_of(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
+    """Return the words for each subject in a prompt, as the method words them."""
+    return [method.worded(subject.words, token=subject.token, category=subject.category) for subject in subjects]
 
 
 def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
-    """Cut the changes to low rank where asked for, or where they are large, and say what it gave and cost."""
+    """Cut the changes to low rank if `energy` says so, or if they are large; print sizes and error."""
     from moongate.compression import compress
 
     numbers = sum(change.full().numel() for change in concept.deltas.values())
