@@ -1,6 +1,6 @@
 """The command `moongate convert`: other programs' files to concepts, and concepts to their files."""
 
-import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
     from moongate.interop import Format
+    from moongate.sampling import Sample
 
 __all__ = ["Convert"]
 
@@ -91,29 +92,23 @@ class Convert:
         return target
 
     def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None") -> None:
+        """Write the model card, with sample pictures if the model was named."""
         from moongate.files import write_atomically
         from moongate.interop import CARD, card_prompts, model_card
+        from moongate.pages import png_bytes
 
         pictures = []
-        prompts = card_prompts(concept, self.pictures) if base else []
-        for number, (prompt, png) in enumerate(_drawn(concept, base, prompts) if base else [], start=1):
-            pictures.append((prompt, f"sample-{number}.png"))
-            write_atomically(self.out / pictures[-1][1], png)
+        for number, drawn in enumerate(_drawn(concept, base, card_prompts(concept, self.pictures)) if base else (), 1):
+            pictures.append((drawn.prompt, f"sample-{number}.png"))
+            write_atomically(self.out / pictures[-1][1], png_bytes(drawn.image))
         title = self.push.split("/")[-1] if self.push else self.out.name
         card = model_card(concept, target, title=title, license=self.license, pictures=pictures)
         write_atomically(self.out / CARD, card.encode())
 
 
-def _drawn(concept: "Concept", base: "Backbone", prompts: list[str]) -> list[tuple[str, bytes]]:
-    """Return each prompt with its picture as a PNG file."""
-    from PIL import Image
-
+def _drawn(concept: "Concept", base: "Backbone", prompts: Sequence[str]) -> "Iterator[Sample]":
+    """Draw one picture of each prompt."""
     from moongate.sampling import sample
 
-    drawn = []
     with concept.applied(base):
-        for picture in sample(base, prompts, seeds=range(len(prompts))):
-            png = io.BytesIO()
-            Image.fromarray(picture.image).save(png, format="PNG")
-            drawn.append((picture.prompt, png.getvalue()))
-    return drawn
+        yield from sample(base, prompts, seeds=range(len(prompts)))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +39,6 @@ __all__ = ["Generate"]
 METADATA_KEY = "moongate"
 SHEET = "contact-sheet.png"
 SHEET_COLUMNS = 8
-NAME_LENGTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class Generate:
         chosen = self._chosen()
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         strengths = [strength for _, strength in chosen]
-        jobs = [(prompt, seed) for prompt in prompts for seed in range(self.seed, self.seed + self.count)]
+        jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
                 stack.enter_context(_merged(backbone, concepts, strengths, console).applied(backbone))
@@ -97,6 +95,11 @@ class Generate:
                 backbone, [prompt for prompt, _ in jobs], seeds=[seed for _, seed in jobs], options=options
             )
             self._save(samples, paths, self._record(backbone, concepts, strengths), console)
+
+    @property
+    def _seeds(self) -> range:
+        """The seeds of the pictures of each prompt."""
+        return range(self.seed, self.seed + self.count)
 
     def _all_prompts(self) -> list[str]:
         prompts = list(self.prompts)
@@ -117,14 +120,16 @@ class Generate:
         return chosen
 
     def _paths(self, prompts: Sequence[str]) -> list[Path]:
-        seeds = range(self.seed, self.seed + self.count)
-        names = [re.sub(r"[^\w<>]+", "-", prompt.lower()).strip("-<>")[:NAME_LENGTH] for prompt in prompts]
-        names = [name.replace("<", "").replace(">", "") for name in names]
-        paths = [self.out / f"{name}-{seed}.png" for name in dict.fromkeys(names) for seed in seeds]
-        if len(paths) < len(prompts) * self.count:
+        """Return the picture files, one for each prompt and seed, named after them."""
+        from moongate.files import file_name
+
+        names = [file_name(prompt.lower()) for prompt in prompts]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise OptionError(
-                f"Two prompts are the same, or begin with the same {NAME_LENGTH} characters. Give each prompt once."
+                f"Two prompts are the same, or so similar that both give the file name {twice[0]!r}. Give each once, "
+                "or draw them into two folders (--out)."
             )
+        paths = [self.out / f"{name}-{seed}.png" for name in names for seed in self._seeds]
         existing = [path for path in [*paths, self.out / SHEET] if path.exists()]
         if existing and not self.overwrite:
             raise OptionError(f"{existing[0]} exists already. Choose another --out, or allow --overwrite.")

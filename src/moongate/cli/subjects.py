@@ -1,7 +1,6 @@
 """The subjects that `moongate train` teaches: from repeated options, or from a file that lists them."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +36,16 @@ class SubjectOptions:
     @property
     def file_name(self) -> str:
         """The token or category as part of a file name."""
-        return re.sub(r"\W+", "-", self.token or self.category).strip("-")
+        from moongate.files import file_name  # loads asyncio, which --help does not need
+
+        return file_name(self.token or self.category)
 
     @property
     def folder_name(self) -> str:
         """The category as the name of a folder, in which its regularization pictures are kept."""
-        return self.category.strip().replace(" ", "-")
+        from moongate.files import file_name
+
+        return file_name(self.category)
 
     @classmethod
     def from_entry(cls, entry: Any, *, folder: Path, place: str) -> Self:
