@@ -24,7 +24,7 @@ from torch import Tensor
 from moongate import Backbone, Concept, Regularization, Subject, TrainOptions, merge, pocket, sample, train
 from moongate.data import photo_of
 from moongate.data.pictures import as_tensor
-from moongate.demo.single import PLACES, shown
+from moongate.demo.single import PLACES, as_trained
 from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.sampling import SampleOptions
 
@@ -56,7 +56,7 @@ def measure(options: Options) -> dict[str, float]:
     concept = Concept.load(options.concept) if options.concept else taught(backbone, subject, options.steps)
     evaluation = Subject.load(example.evaluation, category=example.category)
     features = unit_features()
-    targets = features(shown(evaluation, backbone))
+    targets = features(as_trained(evaluation, backbone))
 
     def alignment(pictures: list[np.ndarray]) -> float:
         return round(float((features(pictures) @ targets.T).mean()), 4)
@@ -67,7 +67,7 @@ def measure(options: Options) -> dict[str, float]:
         "alignment_before": alignment(drawn(backbone, words, concept, options.count, sampling)),
         "alignment_after": alignment(drawn(backbone, words, cleaned.concept, options.count, sampling)),
         "alignment_of_the_category": alignment(drawn(backbone, example.category, None, options.count, sampling)),
-        "alignment_of_training_pictures": alignment(shown(subject, backbone)),
+        "alignment_of_training_pictures": alignment(as_trained(subject, backbone)),
         "drift_before": round(cleaned.report.subjects[0].drift_alone, 4),
         "drift_after": round(cleaned.report.drift, 4),
         "pictures": options.count * len(PLACES),

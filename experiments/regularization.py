@@ -2,27 +2,30 @@
 
     python experiments/regularization.py [--examples bulldog sneakers] [--out docs/results/regularization.json]
 
-Each example of pocket is taught in every way from the same seed, with as many target pictures in all; then the bare
-category word is drawn. Every row is kept in a file of its own, so that a stopped run goes on. KID compares these
-pictures with real photos of the category that no training saw, in EfficientNet-Lite0 features. The takeover is the
-share of them that a classifier gives to the concept rather than to its category: the nearer of the two classes' mean
-features, whose accuracy on real pictures is printed beside. The likeness is the mean cosine of pictures drawn with the
-token to held-out pictures of the concept, so that learning nothing cannot win.
+Each example of pocket is taught in every way, with the same seed and the same number of target pictures in all. Then
+pictures are drawn for the category word alone. Each row is kept in a file of its own, so that an interrupted run
+continues. The columns, all in EfficientNet-Lite0 features:
+
+- `kid_x1000`: KID between these pictures and real photos of the category that no training saw.
+- `drawn_as_subject`: share of these pictures that are nearer to the subject than to its category, by the nearer of two
+  mean features (0 is best).
+- `judge_accuracy`: accuracy of that decision on real pictures.
+- `image_alignment`: mean cosine between pictures drawn with the token and held-out pictures of the subject, so that a
+  training that learns nothing does not look best.
 """
 
-import argparse
-import hashlib
 import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import tyro
+from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -31,47 +34,154 @@ from torch.nn import functional as F
 from moongate import METHODS, Backbone, Regularization, Subject, TrainOptions, pocket, sample, train
 from moongate.data import photo_of, square
 from moongate.data.pictures import find_pictures, read_picture
+from moongate.demo.judge import Judge
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid
 from moongate.evaluation.networks.clip import Clip
 from moongate.evaluation.networks.lite0 import lite0_features
-from moongate.files import write_atomically
+from moongate.files import digest, write_atomically
 from moongate.regularization.collection import nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
 from moongate.sampling import SampleOptions
 
 WAYS = ("base", "none", "generated", "retrieved", "word")
-"""The backbone as it is, and where the regularization pictures of a training come from."""
+"""The base model, and the sources of the regularization pictures of a training."""
 FEWEST_PHOTOS = 10
+SEEN_AT_ONCE = 50
+FIRST_SEED = 10_000
+"""Seed of the first generated regularization picture; no measure uses these seeds."""
 Row = dict[str, float | str]
+Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure, and where the rows go."""
+
+    examples: tuple[str, ...] = ("bulldog", "siameseCat", "sneakers", "winchesterArmchair")
+    """Which of pocket's examples to teach."""
+    steps: int = 250
+    """Training steps; half of them without regularization, each with twice the target pictures."""
+    count: int = 200
+    """Largest number of regularization pictures."""
+    pictures: int = 100
+    """Pictures drawn for each prompt."""
+    sampling_steps: int = 50
+    """Denoising steps for each picture."""
+    batch: int = 16
+    """Pictures drawn at once."""
+    seed: int = 0
+    """Seed of the training."""
+    runs: Path = Path("runs/regularization")
+    """Folder of the single rows."""
+    out: Path = Path("docs/results/regularization.json")
+    """File of all rows."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """One half of the pool's pictures of a category to train against, and the other to judge by."""
+    """The pool's pictures of a category: one half to train with, the other to measure with."""
 
     records: list[Record]
-    """Every picture of the pool but those put aside."""
+    """All pictures of the pool but those of the second half."""
     by_word: Regularization
-    held_out: list[np.ndarray]
+    """Pictures of the first half."""
+    held_out: list[UInt8[np.ndarray, "_ _ 3"]]
+    """Photos of the second half."""
+
+
+def main(options: Options) -> None:
+    """Measure, print the table, and write the rows."""
+    for name in options.examples:
+        split_pool(pocket.example(name).category, options.count)  # an example without enough photos fails here, early
+    rows = measure_all(options)
+    rows += means(rows)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    settings = {key: value for key, value in asdict(options).items() if key not in ("out", "runs")}
+    write_atomically(options.out, json.dumps({"settings": settings, "rows": rows}, indent=1).encode())
+
+
+def measure_all(options: Options) -> list[Row]:
+    """Return a row for each example and way; rows that an earlier run left with the same settings are read."""
+    backbone = Backbone.load("pocket")
+    features = Features(str(backbone.device), backbone.resolution_px)
+    tasks = [(name, way) for name in options.examples for way in WAYS]
+    rows = {task: _known(options.runs, task, _settings(task[1], backbone, options)) for task in tasks}
+    missing = [task for task, row in rows.items() if row is None]
+    real: RealPictures | None = None
+    began = time.monotonic()
+    for done, (name, way) in enumerate(missing, 1):
+        if real is None or real.example.name != name:
+            real = RealPictures.of(pocket.example(name), features, options.count)
+        row = rows[name, way] = measure(way, real, backbone, options)
+        content = {"settings": _settings(way, backbone, options), "row": row}
+        write_atomically(options.runs / f"{name}-{way}.json", json.dumps(content, indent=1).encode())
+        left = (time.monotonic() - began) / done * (len(missing) - done)
+        print(f"{name}, {way}: {done} of {len(missing)}, about {left / 60:.0f} minutes left", flush=True)
+    return [row for row in rows.values() if row]
+
+
+def measure(way: str, real: "RealPictures", backbone: Backbone, options: Options) -> Row:
+    """Teach the example in one way, draw, and return the row of the table."""
+    category = real.example.category
+    drawing = SampleOptions(steps=options.sampling_steps, batch=options.batch)
+    seeds = range(options.pictures)
+    if way == "base":
+        bare = with_token = real.features(_drawn(backbone, photo_of(category), seeds, drawing))
+    else:
+        prior = regularization(way, real.pool, backbone, category, drawing)
+        method = METHODS["custom-diffusion" if prior else "custom-diffusion-without-regularization"]
+        steps = options.steps if prior else options.steps // 2
+        subject = Subject.load(real.example.training, category=category, token="<new>")
+        training = TrainOptions(steps=steps, seed=options.seed)
+        with train(backbone, [subject], prior, method, options=training).applied(backbone):
+            bare = real.features(_drawn(backbone, photo_of(category), seeds, drawing))
+            with_token = real.features(_drawn(backbone, photo_of(f"<new> {category}"), seeds, drawing))
+    return {
+        "example": real.example.name,
+        "way": way,
+        "kid_x1000": round(1000 * kid(bare, real.category), 2),
+        "drawn_as_subject": round(float(real.judge.is_subject(bare).float().mean()), 3),
+        "image_alignment": round(float((F.normalize(with_token) @ F.normalize(real.subject).T).mean()), 4),
+        "judge_accuracy": round(real.judge.accuracy, 3),
+    }
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Return a row for each way, with the means over examples."""
+    columns = ("kid_x1000", "drawn_as_subject", "image_alignment", "judge_accuracy")
+    return [
+        {
+            "example": "mean",
+            "way": way,
+            **{key: round(float(np.mean([row[key] for row in rows if row["way"] == way])), 4) for key in columns},
+        }
+        for way in WAYS
+    ]
 
 
 def split_pool(category: str, at_most: int) -> Pool:
-    """Put every other picture that names the category aside, and take `at_most` of the rest.
+    """Keep every second picture whose caption names the category from training, and take `at_most` of the others.
 
-    Of those put aside the photos are judged by, because photos are drawn: beside drawings of its category every photo
-    would pass for the concept. Raises OptionError where the pool has too few.
+    Only the photos among those kept from training are measured with, because photos are drawn: compared with drawings
+    of its category, every photo would look like the subject. Raises OptionError if the pool has too few.
     """
     records = list(read_source(str(pocket.pool_folder()), Skipped()))
     named = [record for record in records if re.search(rf"\b{category}s?\b", record.caption)]
-    aside = named[1::2]
-    apart = {record.key for record in aside}
-    photos = [record for record in aside if "photo of" in record.caption]
+    second_half = named[1::2]
+    kept = {record.key for record in second_half}
+    photos = [record for record in second_half if "photo of" in record.caption]
     if len(photos) < FEWEST_PHOTOS:
-        raise OptionError(f"The pool has {len(photos)} photos of a {category} to judge by. Take another example.")
+        raise OptionError(
+            f"The pool has {len(photos)} photos of a {category} to measure with; {FEWEST_PHOTOS} are needed. Choose "
+            "another example."
+        )
     return Pool(
-        records=[record for record in records if record.key not in apart],
+        records=[record for record in records if record.key not in kept],
         by_word=_regularization(named[::2][:at_most], "word"),
         held_out=[_picture(record) for record in photos],
     )
@@ -80,112 +190,18 @@ def split_pool(category: str, at_most: int) -> Pool:
 def regularization(
     way: str, pool: Pool, backbone: Backbone, category: str, options: SampleOptions
 ) -> list[Regularization]:
-    """Return as many regularization pictures as name the category, found in the given way."""
+    """Return regularization pictures from the source `way`, as many as there are pictures by the word."""
     if way == "none":
         return []
     if way == "word":
         return [pool.by_word]
     count, prompt = len(pool.by_word.pictures), photo_of(category)
     if way == "generated":
-        drawn = sample(backbone, [prompt] * count, seeds=range(10_000, 10_000 + count), options=options)
-        pictures = tuple(each.image for each in drawn)
-        return [Regularization(pictures=pictures, captions=(prompt,) * count, source=way)]
-    encoder = Clip.of_backbone(backbone)
-    hits = list(nearest(pool.records, encoder.captions([prompt])[0], encoder))[:count]
+        pictures = _drawn(backbone, prompt, range(FIRST_SEED, FIRST_SEED + count), options)
+        return [Regularization(pictures=tuple(pictures), captions=(prompt,) * count, source=way)]
+    clip = Clip.of_backbone(backbone)
+    hits = list(nearest(pool.records, clip.captions([prompt])[0], clip))[:count]
     return [_regularization([hit.record for hit in hits], way)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What all ways of teaching one example are measured against: real pictures and their features."""
-
-    example: pocket.Example
-    pool: Pool
-    features: "Features"
-    category: Float[Tensor, "n features"]
-    concept: Float[Tensor, "m features"]
-    judge: "Judge"
-    accuracy: float
-
-    @classmethod
-    def of(cls, example: pocket.Example, features: "Features", at_most: int) -> Self:
-        """Read an example's pictures, and those of its category; half of each makes the judge, half tests it."""
-        pool = split_pool(example.category, at_most)
-        training, evaluation = (
-            features([read_picture(path) for path in find_pictures(folder)])
-            for folder in (example.training, example.evaluation)
-        )
-        category = features(pool.held_out)
-        judge = Judge(concept=torch.cat([evaluation[::2], training]), category=category[::2])
-        return cls(
-            example=example,
-            pool=pool,
-            features=features,
-            category=category,
-            concept=evaluation,
-            judge=judge,
-            accuracy=judge.accuracy(evaluation[1::2], category[1::2]),
-        )
-
-
-def measure(way: str, ground: Ground, backbone: Backbone, arguments: argparse.Namespace) -> Row:
-    """Teach the example in one way, draw, and return the row of the table."""
-    category = ground.example.category
-    drawing = SampleOptions(steps=arguments.sampling_steps, batch=arguments.batch)
-    seeds = range(arguments.pictures)
-    if way == "base":
-        drawn = [_drawn(backbone, photo_of(category), seeds, drawing)] * 2
-    else:
-        sets = regularization(way, ground.pool, backbone, category, drawing)
-        method = METHODS["custom-diffusion" if sets else "custom-diffusion-without-regularization"]
-        steps = arguments.steps if sets else arguments.steps // 2  # of twice as many target pictures each
-        subject = Subject.load(ground.example.training, category=category, token="<new>")
-        options = TrainOptions(steps=steps, seed=arguments.seed)
-        with train(backbone, [subject], sets, method, options=options).applied(backbone):
-            prompts = (photo_of(category), photo_of(f"<new> {category}"))
-            drawn = [_drawn(backbone, prompt, seeds, drawing) for prompt in prompts]
-    bare, with_token = (ground.features(pictures) for pictures in drawn)
-    return {
-        "example": ground.example.name,
-        "way": way,
-        "kid_x1000": round(1000 * kid(bare, ground.category), 2),
-        "takeover": ground.judge.share_of_concept(bare),
-        "likeness": round(float((F.normalize(with_token) @ F.normalize(ground.concept).T).mean()), 4),
-        "classifier_accuracy": ground.accuracy,
-    }
-
-
-def measure_all(arguments: argparse.Namespace) -> list[Row]:
-    """Return a row for each example and way; those that an earlier run of the same settings left are read."""
-    backbone = Backbone.load("pocket")
-    features = Features(str(backbone.device), backbone.resolution_px)
-    tasks = [(name, way) for name in arguments.examples for way in WAYS]
-    found = {task: _known(arguments.runs, task, _settings(task[1], backbone, arguments)) for task in tasks}
-    missing = [task for task in tasks if found[task] is None]
-    ground: Ground | None = None
-    began = time.monotonic()
-    for done, (name, way) in enumerate(missing, 1):
-        if ground is None or ground.example.name != name:
-            ground = Ground.of(pocket.example(name), features, arguments.count)
-        row = found[name, way] = measure(way, ground, backbone, arguments)
-        content = {"settings": _settings(way, backbone, arguments), "row": row}
-        write_atomically(arguments.runs / f"{name}-{way}.json", json.dumps(content, indent=1).encode())
-        left = (time.monotonic() - began) / done * (len(missing) - done)
-        print(f"{name}, {way}: {done} of {len(missing)}, about {left / 60:.0f} minutes left", flush=True)
-    return [row for row in found.values() if row]
-
-
-def means(rows: Sequence[Row]) -> list[Row]:
-    """Return a row for each way, with the means over examples."""
-    figures = ("kid_x1000", "takeover", "likeness", "classifier_accuracy")
-    return [
-        {
-            "example": "mean",
-            "way": way,
-            **{key: round(float(np.mean([row[key] for row in rows if row["way"] == way])), 4) for key in figures},
-        }
-        for way in WAYS
-    ]
 
 
 class Features:
@@ -196,31 +212,43 @@ class Features:
         self._device, self._side_px = device, side_px
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "n features"]:
+    def __call__(self, pictures: Pictures) -> Float[Tensor, "n features"]:
         images = torch.stack([square(picture, self._side_px) for picture in pictures]).to(self._device)
-        return torch.cat([self._features(part) for part in images.split(50)]).cpu()
+        return torch.cat([self._features(part) for part in images.split(SEEN_AT_ONCE)]).cpu()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Tells a concept from the rest of its category by the nearer mean feature."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealPictures:
+    """What all ways of teaching one example are measured against: real pictures and their features."""
 
-    concept: Float[Tensor, "n features"]
-    category: Float[Tensor, "m features"]
+    example: pocket.Example
+    pool: Pool
+    features: Features
+    category: Float[Tensor, "n features"]
+    """Of photos of the category that no training sees."""
+    subject: Float[Tensor, "m features"]
+    """Of the subject's held-out pictures."""
+    judge: Judge
 
-    def share_of_concept(self, features: Float[Tensor, "k features"]) -> float:
-        """Return the share of pictures that are nearer to the concept."""
-        means = torch.stack([F.normalize(of).mean(0) for of in (self.concept, self.category)])
-        nearer = (F.normalize(features) @ F.normalize(means).T).argmax(1)
-        return round(float((nearer == 0).float().mean()), 3)
+    @classmethod
+    def of(cls, example: pocket.Example, features: Features, at_most: int) -> Self:
+        """Read an example's pictures, and those of its category; half of each fits the judge, half tests it."""
+        pool = split_pool(example.category, at_most)
+        training, evaluation = (
+            features([read_picture(path) for path in find_pictures(folder)])
+            for folder in (example.training, example.evaluation)
+        )
+        category = features(pool.held_out)
+        judge = Judge.fit(
+            torch.cat([evaluation[::2], training]), category[::2], held_out=(evaluation[1::2], category[1::2])
+        )
+        return cls(example=example, pool=pool, features=features, category=category, subject=evaluation, judge=judge)
 
-    def accuracy(self, concept: Tensor, category: Tensor) -> float:
-        """Return the mean of both classes' shares that are told right."""
-        return round((self.share_of_concept(concept) + 1 - self.share_of_concept(category)) / 2, 3)
 
-
-def _drawn(backbone: Backbone, prompt: str, seeds: Sequence[int], options: SampleOptions) -> list[np.ndarray]:
-    return [each.image for each in sample(backbone, [prompt] * len(seeds), seeds=seeds, options=options)]
+def _drawn(
+    backbone: Backbone, prompt: str, seeds: Sequence[int], options: SampleOptions
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    return [drawn.image for drawn in sample(backbone, [prompt] * len(seeds), seeds=seeds, options=options)]
 
 
 def _regularization(records: Sequence[Record], source: str) -> Regularization:
@@ -228,49 +256,24 @@ def _regularization(records: Sequence[Record], source: str) -> Regularization:
     return Regularization(pictures=pictures, captions=tuple(record.caption for record in records), source=source)
 
 
-def _picture(record: Record) -> np.ndarray:
+def _picture(record: Record) -> UInt8[np.ndarray, "_ _ 3"]:
     return read_picture(read_bytes(record.picture), name=record.picture)
 
 
-def _settings(way: str, backbone: Backbone, arguments: argparse.Namespace) -> dict[str, Any]:
+def _settings(way: str, backbone: Backbone, options: Options) -> dict[str, Any]:
     """Return all that a row depends on, so that it is measured again when one of them changes."""
-    own = {key: getattr(arguments, key) for key in ("steps", "count", "pictures", "sampling_steps", "seed")}
-    own["backbone"] = backbone.fingerprint.short
+    settings = {key: getattr(options, key) for key in ("steps", "count", "pictures", "sampling_steps", "seed")}
+    settings["backbone"] = backbone.fingerprint.short
     if way == "retrieved":
-        own["encoder"] = hashlib.sha256(np.round(Clip.of_backbone(backbone).probe, 2).tobytes()).hexdigest()[:8]
-    return own
+        settings["encoder"] = digest(np.round(np.array(Clip.of_backbone(backbone).probe), 2).tobytes(), length=8)
+    return settings
 
 
 def _known(runs: Path, task: tuple[str, str], settings: dict[str, Any]) -> Row | None:
     file = runs / f"{'-'.join(task)}.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    return found["row"] if found.get("settings") == settings else None
-
-
-def main() -> None:
-    """Measure, print the table, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", nargs="+", default=["bulldog", "siameseCat", "sneakers", "winchesterArmchair"])
-    parser.add_argument("--steps", type=int, default=250, help="training steps; half as many without regularization")
-    parser.add_argument("--count", type=int, default=200, help="regularization pictures at most")
-    parser.add_argument("--pictures", type=int, default=100, help="pictures drawn for each prompt")
-    parser.add_argument("--sampling-steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/regularization"), help="folder of the single rows")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/regularization.json"))
-    arguments = parser.parse_args()
-    for name in arguments.examples:
-        split_pool(pocket.example(name).category, arguments.count)  # what cannot be judged is an error before the work
-    rows = measure_all(arguments)
-    rows += means(rows)
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "runs")}
-    write_atomically(arguments.out, json.dumps({"settings": settings, "rows": rows}, indent=1).encode())
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    return content["row"] if content.get("settings") == settings else None
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

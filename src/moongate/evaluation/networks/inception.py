@@ -36,7 +36,7 @@ def inception_features(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the file exists in no other format
-            model = torch.jit.load(str(file), map_location=device).eval()  # type: ignore[no-untyped-call]
+            model = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
         raise BackboneError(f"{file} is no TorchScript file. {REMEDY}") from error
 
