@@ -122,9 +122,9 @@ def test_gradients_reach_the_row_and_nothing_else(each: Backbone) -> None:
     [
         ("bear", "'bear' is already a word of the tokenizer.*Use a new one such as '<bear1>'"),
         ("<|endoftext|>", "already a word"),
-        ("", "white space or nothing"),
+        ("", "is empty or has white space"),
         ("<my bear>", "white space"),
-        ("xyz", "not written in angle brackets.*'<xyz>'"),
+        ("xyz", "has no angle brackets.*'<xyz>'"),
     ],
 )
 def test_a_token_that_is_no_new_word_is_refused(tiny: Backbone, token: str, message: str) -> None:
@@ -210,10 +210,10 @@ def test_single_files_that_cannot_be_used_are_refused_each_with_its_reason(
         (
             "model.safetensors",
             None,
-            r"weights alone; .* not on this machine .* Give a folder with it .--config FOLDER.",
+            r"weights only; .* not on this machine .* Give a folder with it .--config FOLDER.",
         ),
-        ("model.safetensors", tmp_path, "no folder in diffusers' layout: it has no model_index.json"),
-        ("harmful.ckpt", None, "a pickle that holds more than weights, which might run code"),
+        ("model.safetensors", tmp_path, "not a folder in diffusers' layout: it has no model_index.json"),
+        ("harmful.ckpt", None, "a pickle that contains more than weights, which might run code"),
         ("cut.safetensors", None, "is damaged. Copy or download it again"),
         ("partial.safetensors", configuration, "lacks weights that the configuration in .* lists"),
     ):
@@ -261,7 +261,7 @@ def test_models_of_another_kind_are_refused_by_name(tmp_path: Path) -> None:
     config = folder / "vae" / "config.json"
     plain = config.read_text()
     config.write_text(json.dumps(json.loads(plain) | {"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}))
-    refused("shifts its latents and was trained on another kind of noise")
+    refused("shifts its latents and was trained with another kind of noise")
     config.write_text(plain)
     nothing = [None, None]
     refused("has no text_encoder, as a refiner has none", text_encoder=nothing, tokenizer=nothing)

@@ -1,12 +1,15 @@
 """The frozen model: tokenizers, text encoders, denoiser, autoencoder and noise schedule, loaded once.
 
-With its parts (`loading`, `text`, `fingerprint`) the one place that knows families of models: their layers, their
-text encoders, what else their denoiser is told, and how a token is added. It knows nothing of concepts, training or
-sampling.
+This package alone knows families of models: their layers, their text encoders, the further inputs of their denoisers,
+and how a token is added. All other code passes a `Conditioning` from `encode_text` to `predict` without looking into
+it. There is no class for each family: three of them would differ in ten lines. The package knows nothing of concepts,
+training or sampling.
+
+The model that comes with Moongate (pocket) is a real diffusers pipeline, so that every test and a first run take the
+same path as Stable Diffusion, without a network.
 """
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import DDPMScheduler
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ from moongate.backbone.loading import load_pipeline
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import Conditioning, TextEncoder
 from moongate.errors import OptionError, TokenError
+from moongate.files import digest
 from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
@@ -53,20 +57,19 @@ WEIGHT_SETS = {
 }  # fmt: skip
 """Sets of denoiser weights by the endings of their names: the paper's K and V, all of cross-attention, or all."""
 LAYER_KINDS = {".attn2.": "cross-attention", ".attn1.": "self-attention"}
-"""Kinds of layers by a part of their weights' names; all else is "the rest" (paper, Fig. 3)."""
+"""Kinds of layers by a part of their weights' names; all others are "the rest" (paper, Fig. 3)."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
-"""Rare entries of CLIP's vocabulary by id, the first two as in the paper (App. D); OpenCLIP has the same vocabulary."""
+"""Ids of rare tokens of CLIP's vocabulary, the first two from the paper (App. D). OpenCLIP has the same vocabulary."""
 PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
-"""Optional file in a model folder: the matrix [width, hidden] that takes the feature of a caption's end into the space
-that captions and pictures share, as CLIP has it. Pipelines are stored without it, because they draw without it."""
+"""Optional file in a model folder: the matrix [width, hidden] that projects the feature of a caption's end token into
+the space that captions and pictures share in CLIP. Pipelines are stored without it, because they draw without it."""
 
 
 class Backbone:
-    """A text-to-image diffusion model with the doors that Moongate needs.
+    """A text-to-image diffusion model with the operations that Moongate needs.
 
-    Images are float [n, 3, height, width] in -1..1; latents are scaled as the denoiser expects them; what it is told
-    of captions is a `Conditioning`. Nothing here changes the model except inside `tokens` and `weights_replaced`,
-    which put back bit for bit what they found.
+    Images are float [n, 3, height, width] in -1..1. Latents are scaled as the denoiser expects them. Nothing here
+    changes the model except inside `tokens`, `weights_replaced` and `activations_recomputed`, which restore it exactly.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Backbone:
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
         self.unet = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # it overflows in float16
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows in float16
             self.vae.float()
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
         self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -105,11 +108,19 @@ class Backbone:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load `"pocket"`, a diffusers folder, a single-file checkpoint, or a model id of the hub.
+        """Load a model of the families SD 1.x, SD 2.x and SDXL.
 
-        `config` is for a single file: the folder that says what its weights are the weights of, where neither a
-        folder of the same name beside it nor the hub does. `device` defaults to CUDA where there is one. Raises
-        BackboneError when the model cannot be found or is none of SD 1.x, SD 2.x and SDXL.
+        Args:
+            model: `"pocket"`, a folder in diffusers' layout, a single file (.safetensors or .ckpt), or a model id of
+                the hub.
+            config: For a single file: a folder in diffusers' layout with its configuration, with or without weights.
+                By default a folder of the file's name next to it, or the hub, has the configuration.
+            device: Where the model computes; CUDA by default if there is any.
+            dtype: Precision of the frozen weights.
+
+        Raises:
+            BackboneError: The model cannot be found or read, lacks weights, is of another family, or its
+                `moongate.json` is wrong.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,47 +154,36 @@ class Backbone:
         """Number of noise levels of the schedule."""
         return int(self.schedule.config.num_train_timesteps)
 
-    @property
-    def lr_scale(self) -> float:
-        """Factor on a method's learning rate that was measured to suit this model; 1 for Stable Diffusion."""
-        return self.settings.lr_scale
-
-    @property
-    def retrieval_threshold(self) -> float:
-        """Similarity of its own text features from which on a caption is near a prompt; the paper's if not measured."""
-        return self.settings.retrieval_threshold
-
-    @property
-    def lists_rare_tokens(self) -> bool:
-        """Whether the model brings a list of rare tokens of its own."""
-        return self.settings.rare_tokens is not None
-
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
-        """Ids of rarely used tokens, from which new tokens start (paper, App. D)."""
+        """Ids of rarely used tokens, which initialize new tokens (paper, App. D)."""
         known = self.settings.rare_tokens or RARE_TOKENS
-        vocabulary = self.encoders[0].table.num_embeddings
-        return tuple(i for i in known if i < vocabulary)
+        vocabulary_size = self.encoders[0].table.num_embeddings
+        return tuple(token_id for token_id in known if token_id < vocabulary_size)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What tells this base from others; taken from the keys and values of cross-attention."""
+        """Identifies these weights, by the keys and values of cross-attention."""
         weights = self.weights("cross-attention-kv")
         layout = json.dumps({name: list(weight.shape) for name, weight in weights.items()})
         return Fingerprint(
-            layout=hashlib.sha256(layout.encode()).hexdigest(),
+            layout=digest(layout, length=64),
             norms=tuple(float(weight.bfloat16().double().norm()) for weight in weights.values()),
         )
 
     def weights(self, selection: str) -> dict[str, nn.Parameter]:
-        """Return the denoiser's parameters of a set of `WEIGHT_SETS` by full name, sorted."""
+        """Return the denoiser's parameters of one of `WEIGHT_SETS`, by full name and sorted by it.
+
+        Raises:
+            OptionError: There is no such set.
+        """
         if selection not in WEIGHT_SETS:
             raise OptionError(f"Unknown set of weights {selection!r}. Known: {', '.join(WEIGHT_SETS)}.")
         named = {f"unet.{name}": weight for name, weight in self.unet.named_parameters()}
         return {name: named[name] for name in sorted(named) if name.endswith(WEIGHT_SETS[selection])}
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the parameter called `name` ("unet.…"); KeyError when there is none."""
+        """Return the parameter with a full name such as "unet.conv_in.weight". Raises KeyError if there is none."""
         part, _, rest = name.partition(".")
         if part not in ("unet", "text_encoder", "text_encoder_2"):
             raise KeyError(name)
@@ -195,7 +195,7 @@ class Backbone:
 
     @staticmethod
     def layer_kind(name: str) -> str:
-        """Return the kind of layer that a weight called `name` is of: cross-attention, self-attention or the rest."""
+        """Return the kind of layer that a weight belongs to: cross-attention, self-attention or the rest."""
         return next((kind for part, kind in LAYER_KINDS.items() if part in name), "the rest")
 
     def cross_attentions(self) -> dict[str, nn.Module]:
@@ -207,23 +207,27 @@ class Backbone:
         names = [name.removeprefix("unet.") for name in self.weights("cross-attention-kv")]
         return [self.unet.get_submodule(name.removesuffix(".weight")) for name in names]
 
-    # --- weights that are exchanged for a while ---------------------------------------------------------------------
+    # --- temporary changes ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def weights_replaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Use `values` (by full name, kept in their own precision) and put the old tensors back on exit."""
-        found = {name: self.parameter(name).data for name in values}
+        """Use other weights until the block ends.
+
+        Args:
+            values: Tensors by full name. They keep their own precision.
+        """
+        before = {name: self.parameter(name).data for name in values}
         try:
             for name, value in values.items():
                 self.parameter(name).data = value
             yield
         finally:
-            for name, value in found.items():
+            for name, value in before.items():
                 self.parameter(name).data = value
 
     @contextlib.contextmanager
     def activations_recomputed(self) -> Iterator[None]:
-        """Keep few of the denoiser's activations for the way back and compute the others again: memory for time."""
+        """Recompute most activations of the denoiser in the backward pass: less memory, more time."""
         self.unet.enable_gradient_checkpointing()
         try:
             yield
@@ -234,7 +238,7 @@ class Backbone:
 
     @property
     def tokenizer(self) -> "CLIPTokenizer":
-        """The tokenizer; where there are two they differ in nothing but the padding."""
+        """The tokenizer. If there are two, they differ in the padding only."""
         return self.encoders[0].tokenizer
 
     @property
@@ -244,21 +248,25 @@ class Backbone:
 
     @property
     def token_widths(self) -> tuple[int, ...]:
-        """Width of a token's row in each text encoder; its whole row is these one after the other."""
+        """Width of a token's row in each text encoder.
+
+        A token has one row: those of all text encoders one after the other, like the features that cross-attention
+        reads. So merging, compression and files need no second case for SDXL.
+        """
         return tuple(encoder.width for encoder in self.encoders)
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Return a caption's words, each with the positions of its pieces in what the denoiser attends to."""
+        """Return the words of a caption, each with the positions of its pieces among the features."""
         return self.encoders[0].words(caption)
 
     def token_row(self, token_id: int) -> Float[Tensor, " width"]:
-        """Return a copy, in float32, of one row of the embedding tables."""
+        """Return a copy of a token's row of the embedding tables, in float32."""
         return torch.cat([encoder.table.weight[token_id].detach().float() for encoder in self.encoders])
 
     def word_row(self, words: str) -> Float[Tensor, " width"]:
-        """Return the row of what stands best for some words in one token: the longest piece of the last word.
+        """Return the row of the token that represents some words best: the longest piece of the last word.
 
-        It is the paper's choice (App. D): "pot" for "wooden pot", "plush" for "tortoise plushy".
+        This is the paper's choice (App. D): "pot" for "wooden pot", "plush" for "tortoise plushy".
         """
         ids = self.tokenizer(words.split()[-1], add_special_tokens=False).input_ids
         pieces = self.tokenizer.convert_ids_to_tokens(ids)
@@ -266,36 +274,42 @@ class Backbone:
         return self.token_row(ids[longest])
 
     def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
-        """Return noise of the mean norm that rows have in each text encoder."""
+        """Return noise that has the mean norm of the rows in each text encoder."""
         parts = []
         for encoder in self.encoders:
             noise = torch.randn(encoder.width, generator=generator).to(self.device)
-            usual = float(encoder.table.weight.float().norm(dim=1).mean())
-            parts.append(noise * usual / noise.norm())
+            mean_norm = float(encoder.table.weight.float().norm(dim=1).mean())
+            parts.append(noise * mean_norm / noise.norm())
         return torch.cat(parts)
 
     def check_token(self, token: str) -> None:
-        """Raise TokenError unless `token` can be added as one new word."""
+        """Raise TokenError unless `token` can be added as one new word.
+
+        Angle brackets are required, so that an unknown token in a prompt can be told from a word.
+        """
         if not token.strip() or any(character.isspace() for character in token):
-            raise TokenError(f"The token {token!r} holds white space or nothing. Use one word such as '<bear>'.")
+            raise TokenError(f"The token {token!r} is empty or has white space. Use one word such as '<bear>'.")
         vocabulary = self.tokenizer.get_vocab()
         if token in vocabulary or token.lower() + "</w>" in vocabulary:
             raise TokenError(
-                f"The token {token!r} is already a word of the tokenizer, whose meaning would be lost. "
+                f"The token {token!r} is already a word of the tokenizer, and would lose its meaning. "
                 f"Use a new one such as '<{token.strip('<>|') or 'new'}1>'."
             )
         if not (token.startswith("<") and token.endswith(">") and len(token) > 2):
             raise TokenError(
-                f"The token {token!r} is not written in angle brackets, so that a prompt could not tell it from "
-                f"words. Use '<{token.strip('<>')}>'."
+                f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
+                f"Use '<{token.strip('<>')}>'."
             )
 
     @contextlib.contextmanager
     def tokens(self, rows: Mapping[str, Float[Tensor, " width"]]) -> Iterator[None]:
-        """Let captions use the tokens of `rows`; gradients reach the rows. Restores everything on exit.
+        """Let captions use new tokens until the block ends. Gradients reach their rows.
 
-        A row holds a token's rows for all text encoders, `token_widths` wide. Raises TokenError when a token is
-        already a word or is in use.
+        Args:
+            rows: The row of each token, as wide as the sum of `token_widths`.
+
+        Raises:
+            TokenError: A token is already in use or cannot be added.
         """
         clash = sorted(set(rows) & set(self._rows))
         if clash:
@@ -315,20 +329,26 @@ class Backbone:
             yield
 
     def unknown_tokens(self, caption: str) -> list[str]:
-        """Return the `<words>` of a caption that are not known as tokens."""
+        """Return what a caption has in angle brackets and is not a token in use."""
         return [token for token in re.findall(r"<[^<>\s]+>", caption) if token not in self._rows]
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
-        """Tokenize, pad to the model's length, and cut what is longer."""
+        """Return the token ids of captions, padded or cut to the context of the text encoder."""
         return self.encoders[0].token_ids(captions)
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
-        """Return what the denoiser is told of captions; gradients reach the rows of tokens in use."""
-        read = [encoder.encode(captions) for encoder in self.encoders]
-        return Conditioning(features=torch.cat([part.features for part in read], -1), pooled=read[-1].pooled)
+        """Return the conditioning of captions; gradients reach the rows of tokens in use.
+
+        The features of several text encoders are side by side, and the last one gives the pooled vector, as in SDXL.
+        """
+        parts = [encoder.encode(captions) for encoder in self.encoders]
+        return Conditioning(features=torch.cat([part.features for part in parts], -1), pooled=parts[-1].pooled)
 
     def encode_negative(self, prompt: str, count: int) -> Conditioning:
-        """Return what guidance leads away from, `count` times: an empty prompt is all zeros where so made (SDXL)."""
+        """Return the conditioning that guidance leads away from, `count` times.
+
+        For an empty prompt it is all zeros if the model was trained so (SDXL), else that of the empty caption.
+        """
         text = self.encode_text([prompt] * count)
         return text.zeroed() if self._zeros_for_empty and not prompt else text
 
@@ -336,7 +356,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c lh lw"]:
-        """Encode images in -1..1 into scaled latents (the mean of the posterior where there is one)."""
+        """Encode images in -1..1 into scaled latents (the mean of the posterior if the autoencoder has one)."""
         encoded = self.vae.encode(images.to(self.device, self.vae.dtype))
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return latents * self.vae.config.scaling_factor
@@ -348,20 +368,29 @@ class Backbone:
         return self.vae.decode(latents).sample.clamp(-1, 1).float()
 
     def predict(
-        self, noisy: Float[Tensor, "n c lh lw"], timesteps: Int[Tensor, " n"], text: Conditioning
+        self, noisy: Float[Tensor, "n c lh lw"], timesteps: Real[Tensor, " n"], text: Conditioning
     ) -> Float[Tensor, "n c lh lw"]:
         """Return the denoiser's output, in float32.
 
-        A half-precision base computes under autocast, so that trained float32 weights may sit inside it.
+        A half-precision base computes under autocast, so that it may contain trained weights in float32.
+
+        Args:
+            noisy: Latents with noise.
+            timesteps: Noise level of each, 0..`train_timesteps`. Integers in training; some schedulers (Euler, Heun)
+                give fractions when drawing.
+            text: The conditioning of each.
         """
         half = self.dtype != torch.float32
         precision = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
-        given = noisy.to(self.dtype), timesteps, text.features.to(self.dtype)
+        inputs = noisy.to(self.dtype), timesteps, text.features.to(self.dtype)
         with precision:
-            return self.unet(*given, added_cond_kwargs=self._added(noisy, text)).sample.float()
+            return self.unet(*inputs, added_cond_kwargs=self._added(noisy, text)).sample.float()
 
     def _added(self, noisy: Float[Tensor, "n c lh lw"], text: Conditioning) -> dict[str, Tensor] | None:
-        """Return what SDXL is told beside: the pooled text, and that the picture is whole and of its own size."""
+        """Return SDXL's further inputs: the pooled text, and that the picture is not cropped and has its own size.
+
+        Training says the same of a subject that was shrunk or enlarged, because whole pictures shall be drawn later.
+        """
         if text.pooled is None:
             return None
         size = [side * self.latent_scale for side in noisy.shape[-2:]]
@@ -374,7 +403,7 @@ class Backbone:
         noise: Float[Tensor, "n c lh lw"],
         timesteps: Int[Tensor, " n"],
     ) -> Float[Tensor, "n c lh lw"]:
-        """Return what `predict` should give: the noise, the velocity or the clean latents, as the model was made."""
+        """Return what `predict` should return: the noise, the velocity or the clean latents, depending on the model."""
         kind = self.schedule.config.prediction_type
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)

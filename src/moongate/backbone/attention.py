@@ -1,6 +1,7 @@
-"""Watch what pictures attend to in their captions; the only code that touches diffusers' attention processors.
+"""Record which words pictures attend to; the only code that touches diffusers' attention processors.
 
-What the processors compute is left as it is: pictures drawn meanwhile are those drawn otherwise, bit for bit.
+The attention probabilities are computed a second time, in addition to the processor that is there. A processor that
+replaced it would compute with another kernel and change the pictures; so they stay the same bit for bit.
 """
 
 import contextlib
@@ -19,57 +20,74 @@ from moongate.errors import OptionError
 __all__ = ["AttentionMaps", "recorded"]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class AttentionMaps:
-    """Attention probabilities of the last `pictures` of each batch, as they come in; earlier rows are guidance's."""
+    """Attention probabilities, added up while pictures are drawn."""
 
     pictures: int
+    """Pictures in a batch: its last rows. The rows before belong to guidance."""
     size: tuple[int, int]
     """Height and width of the latents."""
-    _total: Tensor | None = None
+    _total: Float[Tensor, "pictures tokens height width"] | None = None
     _count: int = field(default=0)
 
     def mean(self) -> Float[Tensor, "pictures tokens height width"]:
-        """Return the mean over layers, heads and steps so far; every place's tokens sum to one."""
+        """Return the mean over layers, heads and steps so far; at every position the tokens sum to one.
+
+        Raises:
+            OptionError: Nothing was drawn.
+        """
         if self._total is None:
             raise OptionError("Nothing was drawn while attention was recorded. Draw a picture inside the block.")
         return self._total / self._count
 
-    def add(self, probabilities: Float[Tensor, "pictures places tokens"]) -> None:
-        """Take in one layer at one step; its places are scaled up to the latents."""
+    def add(self, probabilities: Float[Tensor, "pictures positions tokens"]) -> None:
+        """Add one layer at one step; its positions are resized to the latents."""
         height, width = self._shape(probabilities.shape[1])
-        maps = probabilities.float().transpose(1, 2).unflatten(2, (height, width))
+        maps = probabilities.float().transpose(1, 2).reshape(len(probabilities), -1, height, width)
         maps = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False).cpu()
         self._total = maps if self._total is None else self._total + maps
         self._count += 1
 
-    def _shape(self, places: int) -> tuple[int, int]:
-        """Return the height and width of a layer with so many places: the latents' halved some times."""
+    def _shape(self, positions: int) -> tuple[int, int]:
+        """Return the height and width of a layer: those of the latents, halved as often as needed."""
         height, width = self.size
-        while height * width > places:
+        while height * width > positions:
             height, width = -(-height // 2), -(-width // 2)
-        if height * width != places:
-            raise OptionError(f"A layer has {places} places, which are no halving of latents of {self.size}.")
+        if height * width != positions:
+            raise OptionError(
+                f"A layer has {positions} positions, but latents of {self.size} cannot be halved to them. Draw a "
+                "picture of the size that was given."
+            )
         return height, width
 
 
 @contextlib.contextmanager
 def recorded(backbone: Backbone, *, pictures: int, size: tuple[int, int]) -> Iterator[AttentionMaps]:
-    """Record the cross-attention of whatever is drawn in the block, `pictures` at once; restore the processors."""
+    """Record the cross-attention of everything drawn in the block.
+
+    Args:
+        backbone: The model that draws.
+        pictures: Pictures that are drawn at once.
+        size: Height and width of the latents.
+
+    Yields:
+        The maps, which grow while pictures are drawn.
+    """
     maps = AttentionMaps(pictures=pictures, size=size)
     modules: list[Any] = list(backbone.cross_attentions().values())
-    found = [module.processor for module in modules]
+    before = [module.processor for module in modules]
     try:
-        for module, processor in zip(modules, found, strict=True):
-            module.set_processor(_Watching(processor, maps))
+        for module, processor in zip(modules, before, strict=True):
+            module.set_processor(_Recording(processor, maps))
         yield maps
     finally:
-        for module, processor in zip(modules, found, strict=True):
+        for module, processor in zip(modules, before, strict=True):
             module.set_processor(processor)
 
 
-class _Watching:
-    """A processor that computes the attention probabilities beside the one that it stands for."""
+class _Recording:
+    """A processor that computes the attention probabilities and then calls the processor that it replaces."""
 
     def __init__(self, processor: Any, maps: AttentionMaps) -> None:
         self.processor = processor
@@ -84,7 +102,7 @@ class _Watching:
         **rest: Any,
     ) -> Tensor:
         if encoder_hidden_states is not None:
-            self._watch(attn, hidden_states, encoder_hidden_states)
+            self._record(attn, hidden_states, encoder_hidden_states)
         return self.processor(
             attn,
             hidden_states,
@@ -94,9 +112,11 @@ class _Watching:
         )
 
     @torch.no_grad()
-    def _watch(self, attn: Any, hidden: Float[Tensor, "n places width"], text: Float[Tensor, "n tokens w"]) -> None:
+    def _record(
+        self, attn: Any, hidden: Float[Tensor, "n positions width"], text: Float[Tensor, "n tokens text_width"]
+    ) -> None:
         last = slice(-self.maps.pictures, None)
         query = attn.head_to_batch_dim(attn.to_q(hidden[last]))
         key = attn.head_to_batch_dim(attn.to_k(text[last]))
         probabilities = attn.get_attention_scores(query, key)
-        self.maps.add(probabilities.unflatten(0, (-1, attn.heads)).mean(1))
+        self.maps.add(probabilities.reshape(-1, attn.heads, *probabilities.shape[1:]).mean(1))

@@ -1,34 +1,38 @@
-"""What tells one base from another, whatever the precision it is loaded in."""
+"""The fingerprint of a base: it identifies the weights, in whatever precision they are loaded."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+from moongate.files import digest
 
 __all__ = ["Fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What tells one base from another, whatever the precision it is loaded in.
+    """Identifies a base by the keys and values of its cross-attention.
 
-    `layout` is a hash of the names and shapes of all cross-attention keys and values; `norms` are their Frobenius
-    norms after rounding to bfloat16, in name order. The rounding makes them equal for a base loaded in float32 or
-    bfloat16, and equal to about 1e-5 for float16; fine-tuning moves some norm by more than the tolerance.
+    It compares norms, not bytes: a hash of the bytes would differ between copies of one model in float32 and half
+    precision. Rounding to bfloat16 makes the norms equal for a base in float32 and in bfloat16, and equal to about 1e-5
+    in float16. Fine-tuning moves some norm by more than the tolerance.
     """
 
     layout: str
+    """Digest of the names and shapes of the weights; "" if unknown."""
     norms: tuple[float, ...]
+    """Frobenius norms of the weights after rounding to bfloat16, in the order of names; empty if unknown."""
 
     TOLERANCE = 1e-4
+    """Largest relative difference of a norm within one base."""
 
     @classmethod
     def unknown(cls) -> Self:
-        """Return the fingerprint of a concept whose file does not say which base it belongs to."""
+        """Return the fingerprint for a concept file that does not identify its base. It matches every base."""
         return cls(layout="", norms=())
 
     def matches(self, other: Self) -> bool:
-        """Tell whether both come from the same weights, as far as both are known."""
+        """Return whether both come from the same weights, as far as both are known."""
         if not (self.norms and other.norms):
             return True
         if self.layout != other.layout or len(self.norms) != len(other.norms):
@@ -38,11 +42,10 @@ class Fingerprint:
 
     @property
     def short(self) -> str:
-        """Return a name of twelve characters for people to read (it may differ between precisions)."""
+        """A name of twelve characters for people; it may differ between precisions."""
         if not self.norms:
             return "unknown"
-        text = self.layout + ",".join(f"{norm:.3g}" for norm in self.norms)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(self.layout, ",".join(f"{norm:.3g}" for norm in self.norms))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -1,6 +1,8 @@
-"""Find a model: a folder in diffusers' layout, a model id of the hub, or a single file in the original layout.
+"""Load a model: a folder in diffusers' layout, a model id of the hub, or a single file in the original layout.
 
-It knows where models are kept and which kinds can be used; nothing of what they compute.
+Single files go through diffusers' own reader, with a configuration that is looked for in a fixed order: the one given,
+a folder of the file's name, the hub. Configurations of our own would be right for most files and silently wrong for the
+others. The module knows which kinds of models can be used, and nothing of what they compute.
 """
 
 import contextlib
@@ -34,26 +36,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
     "StableDiffusionXLPipeline": {**WITHOUT, "add_watermarker": False},
 }
-"""The classes of pipelines that can be used, and what of each is left out. They are imported when a model is read,
-because diffusers and transformers remark on that, too."""
-CANNOT = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError)
-"""What the libraries raise for a model that is missing, incomplete or of another kind."""
+"""The pipeline classes that can be used, and the parts of each that are left out. They are imported when a model is
+loaded, because diffusers and transformers print remarks on importing them too."""
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError)
+"""Raised by the libraries for a model that is missing, incomplete or of another kind."""
 
 
 def load_pipeline(
     model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype
 ) -> tuple[Any, Path]:
-    """Return the pipeline and the folder that may hold further settings of it.
+    """Load a pipeline. Pickles are read as weights only and refused otherwise.
 
-    A single file holds weights alone; the rest comes from `config` (a folder in diffusers' layout, with or without
-    weights), from a folder beside the file and named like it, or from the hub. Pickles are read as weights only.
-    Raises BackboneError when something is missing or cannot be used.
+    Args:
+        model: A folder, a model id of the hub, or a single file.
+        config: For a single file: a folder in diffusers' layout with its configuration.
+        device: Where the model computes.
+        dtype: Precision of the weights.
+
+    Returns:
+        The pipeline, and the folder that may contain further settings of the model.
+
+    Raises:
+        BackboneError: The model is missing, incomplete or of another kind.
     """
     is_file = model.endswith(SINGLE_FILES)
     if config is not None and not is_file:
         raise BackboneError(
-            f"A configuration ({config}) was given for {model!r}, which is no single file and brings its own. "
-            "Leave one of them out."
+            f"A configuration ({config}) was given for {model!r}, which is not a single file and has its own. "
+            "Leave the configuration out."
         )
     with quiet():
         if is_file:
@@ -72,27 +82,27 @@ def load_pipeline(
             pipeline.to(device)
         except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
             raise _lacking(model, source) from error
-        except CANNOT as error:
+        except LOADING_ERRORS as error:
             raise BackboneError(f"The model {model!r} cannot be loaded: {first_line(error)}") from error
     _check_parts(pipeline, model)
     return pipeline, Path(source)
 
 
 def _configuration(file: Path, config: Path | None) -> str:
-    """Return the folder or model id that says what a single file's weights are the weights of."""
+    """Return the folder or model id with the configuration of a single file."""
     if not file.is_file():
         raise BackboneError(f"There is no file {file}. Check the path.")
-    beside = file.with_suffix("")
-    for folder in (config, beside):
+    namesake = file.with_suffix("")
+    for folder in (config, namesake):
         if folder and (folder / INDEX).is_file():
             return str(folder)
     if config:
-        raise BackboneError(f"{config} is no folder in diffusers' layout: it has no {INDEX}. Check the path.")
+        raise BackboneError(f"{config} is not a folder in diffusers' layout: it has no {INDEX}. Check the path.")
     try:
         weights = load_single_file_checkpoint(str(file))
-    except CANNOT as error:
+    except LOADING_ERRORS as error:
         pickled = file.suffix != ".safetensors"
-        reason = " or is a pickle that holds more than weights, which might run code" if pickled else ""
+        reason = " or is a pickle that contains more than weights, which might run code" if pickled else ""
         raise BackboneError(
             f"{file} is damaged{reason}. Copy or download it again, in safetensors where there is a choice."
         ) from error
@@ -100,16 +110,16 @@ def _configuration(file: Path, config: Path | None) -> str:
 
 
 def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
-    """Return the class of the pipeline, and its index, which names the classes of its parts."""
+    """Return the class of the pipeline and its index, which names the classes of its parts."""
     try:
         index = DiffusionPipeline.load_config(source)
         name = index["_class_name"]
-    except CANNOT as error:
+    except LOADING_ERRORS as error:
         if source != model:
             raise BackboneError(
-                f"{model} holds weights alone; its configuration is that of {source!r}, which is not on this machine "
-                f"and cannot be had: {first_line(error)} Give a folder with it (--config FOLDER), or put that "
-                f"folder beside the file as {Path(model).with_suffix('')}."
+                f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine "
+                f"and cannot be downloaded: {first_line(error)} Give a folder with it (--config FOLDER), or put that "
+                f"folder next to the file as {Path(model).with_suffix('')}."
             ) from error
         raise BackboneError(
             f"The model {model!r} cannot be loaded: {first_line(error)} Give 'pocket', a folder in diffusers' layout "
@@ -124,25 +134,25 @@ def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Read the text encoders of a folder or model id.
+    """Load the text encoders of a folder or model id.
 
-    Diffusers would hand on what transformers makes of an incomplete one: random numbers for all that is missing.
+    Of an incomplete text encoder, diffusers would accept the random numbers that transformers fills in.
     """
-    found = {}
+    encoders = {}
     for part in ("text_encoder", "text_encoder_2"):
         library, name = index.get(part) or ("", "")
         if library == "transformers":
-            read = getattr(transformers, name).from_pretrained
+            load = getattr(transformers, name).from_pretrained
             how = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            found[part], told = read(model, subfolder=part, **how)
-            wrong = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}
+            encoders[part], report = load(model, subfolder=part, **how)
+            wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
             if wrong:
                 raise _lacking(model, model, [f"{part}.{key}" for key in sorted(wrong)])
-    return found
+    return encoders
 
 
 def _check_whole(pipeline: Any, model: str, source: str) -> None:
-    """Refuse a model some of whose weights have no numbers, as diffusers leaves those that a file lacks."""
+    """Refuse a model with weights that have no values; diffusers leaves them so when a file lacks them."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     named = [(f"{name}.{key}", weight) for name, part in parts.items() for key, weight in part.named_parameters()]
     if empty := [name for name, weight in named if weight.is_meta]:
@@ -159,7 +169,7 @@ def _lacking(model: str, source: str, names: Sequence[str] = ()) -> BackboneErro
 
 
 def _check_parts(pipeline: Any, model: str) -> None:
-    """Refuse what looks like a base and is not one."""
+    """Refuse models that look like a base and are none: refiners, inpainting models, other latents."""
     unet, missing = pipeline.unet.config, [name for name, part in pipeline.components.items() if part is None]
     missing = sorted(set(missing) - {*WITHOUT, "safety_checker"})
     if missing:
@@ -173,8 +183,8 @@ def _check_parts(pipeline: Any, model: str) -> None:
         )
     if getattr(pipeline.vae.config, "latents_mean", None):
         raise BackboneError(
-            f"The model {model!r} shifts its latents and was trained on another kind of noise than SDXL, which "
-            "Moongate does not know. Give a model of SDXL's own kind."
+            f"The model {model!r} shifts its latents and was trained with another kind of noise than SDXL, which "
+            "Moongate does not support. Give a model that was trained like SDXL."
         )
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
@@ -183,18 +193,18 @@ def _check_parts(pipeline: Any, model: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep remarks and progress bars of the libraries from the terminal while a model is read."""
+    """Keep remarks and progress bars of the libraries off the terminal while a model is loaded."""
     libraries = (diffusers_logging, transformers_logging)
-    found = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="huggingface_hub")  # diffusers calls it in its older ways
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # diffusers uses deprecated calls
             yield
     finally:
-        for library, (level, bars) in zip(libraries, found, strict=True):
+        for library, (level, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(level)
             if bars:
                 library.enable_progress_bar()

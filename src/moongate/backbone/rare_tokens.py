@@ -1,4 +1,4 @@
-"""Which tokens new words may begin as: the rarely used ones of a vocabulary (paper, App. D)."""
+"""Rarely used tokens of a vocabulary, whose rows initialize new tokens (paper, App. D)."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,44 +9,55 @@ from moongate.backbone import Backbone
 __all__ = ["OCCURRENCES", "RareToken", "latest", "suggest"]
 
 OCCURRENCES = (5, 10)
-"""How often a rare token occurs; the paper counted over 200,000 captions."""
+"""Least and largest number of occurrences of a rare token; the paper counted in 200,000 captions."""
 WORD_END = "</w>"
+"""How the vocabulary marks a piece that ends a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RareToken:
-    """A token, what it spells, and how often the captions hold it."""
+    """A token and how often it occurs."""
 
     id: int
     text: str
+    """The word that it spells."""
     count: int
+    """Number of occurrences in the captions."""
 
 
 def suggest(
     backbone: Backbone, captions: Iterable[str], *, occurrences: tuple[int, int] = OCCURRENCES
 ) -> list[RareToken]:
-    """Return the alphabetic tokens, not part of another, which captions hold `occurrences` times; rarest first."""
+    """Return the rare tokens of a model by counting in captions, the rarest first.
+
+    Only alphabetic words that are not part of another token count.
+
+    Args:
+        backbone: The model with the vocabulary.
+        captions: Captions like those that it was trained on, and many of them.
+        occurrences: Least and largest number of occurrences.
+    """
     counts = Counter(token for caption in captions for token in backbone.tokenizer(caption, truncation=True).input_ids)
     low, high = occurrences
-    found = [
+    tokens = [
         RareToken(id=token, text=text, count=counts[token])
         for token, text in _whole_words(backbone).items()
         if low <= counts[token] <= high
     ]
-    return sorted(found, key=lambda token: (token.count, token.id))
+    return sorted(tokens, key=lambda token: (token.count, token.id))
 
 
 def latest(backbone: Backbone) -> list[int]:
-    """Return the ids of alphabetic words that are not part of another token, those learned last first.
+    """Return the ids of alphabetic words that are not part of another token, beginning with those learned last.
 
-    Byte-pair pieces are learned in the order of their frequency, so that the vocabulary itself tells what is rare where
-    there are no captions to count.
+    Byte-pair pieces are learned in the order of their frequency, so that the vocabulary itself shows what is rare
+    without any captions. (Among a thousand captions, what occurs five to ten times is an ordinary word.)
     """
     return sorted(_whole_words(backbone), reverse=True)
 
 
 def _whole_words(backbone: Backbone) -> dict[int, str]:
-    """Return the tokens that are alphabetic words and occur in no other token's spelling, by id."""
+    """Return the tokens that are alphabetic words and are not part of another token's spelling, by id."""
     vocabulary = backbone.tokenizer.get_vocab()
     spelled = {token: piece.removesuffix(WORD_END) for piece, token in vocabulary.items()}
     times = Counter(spelled.values())

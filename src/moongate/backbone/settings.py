@@ -56,9 +56,7 @@ class Settings:
         except ValueError as error:
             raise BackboneError(f"{file} is not valid JSON ({error}). Correct it, or remove it.") from error
         if not isinstance(content, dict):
-            raise BackboneError(
-                f'{file} holds {_shown(content)}. It must be a JSON object such as {{"lr_scale": 2.0}}.'
-            )
+            raise BackboneError(f'{file} holds {_shown(content)}. It must be an object, such as {{"lr_scale": 2.0}}.')
         return cls.from_json(content, source=str(file))
 
     @classmethod

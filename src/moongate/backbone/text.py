@@ -1,6 +1,8 @@
-"""Text as the denoiser is told it: a tokenizer with its CLIP text model, of which a base has one or two.
+"""Tokenizer and text encoder: captions to conditioning. A base has one pair of them, or two (SDXL).
 
-It knows how a token is added to one of them and what it makes of a caption; nothing of denoisers or concepts.
+New tokens are parameters of their own. Ids beyond the embedding table are looked up separately; the table is neither
+enlarged nor copied nor given to an optimizer, so that no gradient must be masked and weight decay cannot reach other
+words. The module knows nothing of denoisers or concepts.
 """
 
 import contextlib
@@ -19,16 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Conditioning", "TextEncoder"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Conditioning:
-    """What the denoiser is told of some captions.
-
-    `features` is what cross-attention attends to, those of several text encoders side by side; `pooled` sums up each
-    caption in one vector, for the families that want one.
-    """
+    """What the denoiser gets of some captions."""
 
     features: Float[Tensor, "captions tokens width"]
+    """What cross-attention attends to; the features of several text encoders are side by side."""
     pooled: Float[Tensor, "captions pooled_width"] | None = None
+    """One vector for each caption, for the families that need it (SDXL)."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -38,18 +38,18 @@ class Conditioning:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Put several one after the other."""
+        """Concatenate the captions of several."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(features=torch.cat([part.features for part in parts]), pooled=torch.cat(pooled) if pooled else None)
 
     def zeroed(self) -> Self:
-        """Return as much of nothing at all."""
+        """Return a conditioning of zeros with the same shape."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return type(self)(features=torch.zeros_like(self.features), pooled=pooled)
 
 
 class TextEncoder:
-    """A tokenizer and the text model that reads its ids."""
+    """A tokenizer and the CLIP text model that reads its ids."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.model = model
         self.reads_penultimate = reads_penultimate
-        """Whether features are the state before the last layer, without the final normalization."""
+        """Whether features are the state before the last layer, without the final normalization (SDXL)."""
 
     @property
     def table(self) -> nn.Embedding:
@@ -71,14 +71,16 @@ class TextEncoder:
 
     @property
     def width(self) -> int:
-        """Numbers in a token's row."""
+        """Width of a token's row."""
         return self.table.embedding_dim
 
     @contextlib.contextmanager
     def extended(self, rows: Mapping[str, Float[Tensor, " width"]], *, columns: slice) -> Iterator[None]:
-        """Look tokens up in `columns` of their rows, beside the table, until the block ends.
+        """Let the tokenizer and the model know new tokens until the block ends. Gradients reach the rows.
 
-        The table is neither enlarged nor copied, and gradients reach the rows.
+        Args:
+            rows: The row of each token for all text encoders.
+            columns: The part of a row that belongs to this one.
         """
         before = self.tokenizer, self.model.get_input_embeddings()
         try:
@@ -93,7 +95,7 @@ class TextEncoder:
             self.model.set_input_embeddings(embedding)
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
-        """Tokenize, pad to the model's length, and cut what is longer."""
+        """Return the token ids of captions, padded or cut to the context of the model."""
         encoded = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -104,7 +106,7 @@ class TextEncoder:
         return encoded.input_ids.to(self.model.device)
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Return a caption's words, each with the positions of its pieces; position 0 is the start token."""
+        """Return the words of a caption, each with the positions of its pieces; position 0 is the start token."""
         pieces = self.tokenizer.convert_ids_to_tokens(self.token_ids([caption])[0].tolist())
         added = self.tokenizer.get_added_vocab()
         words, first = [], 1
@@ -116,10 +118,11 @@ class TextEncoder:
         return words
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """Return the features of captions and, where the model has a projection for it, their pooled vector.
+        """Return the features of captions and, if the model has a projection for it, their pooled vector.
 
-        That is taken at the end token. The model's own would take it at the highest id, which is a new token's,
-        wherever the configuration is as old as SDXL's.
+        The pooled vector is taken at the end token. With a configuration as old as SDXL's, transformers takes it at the
+        highest id, which is that of a new token. So plain diffusers with a textual inversion pools at the new token
+        unless `text_encoder_2.config.eos_token_id` is corrected; other programs take the end token.
         """
         ids = self.token_ids(captions)
         output = self.model(ids, output_hidden_states=self.reads_penultimate)
@@ -133,7 +136,7 @@ class TextEncoder:
 
 
 class _ExtendedEmbedding(nn.Module):
-    """The embedding table with further rows, kept apart from it, for ids beyond its end."""
+    """The embedding table, with separate rows for ids beyond its end."""
 
     def __init__(self, base: nn.Embedding, rows: Mapping[int, Tensor], columns: slice) -> None:
         super().__init__()

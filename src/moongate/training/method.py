@@ -194,7 +194,7 @@ def initial_rows(
     if method.token_start == "random":
         return {token: backbone.random_row(generator) for token in categories}
     rare = backbone.rare_tokens
-    if first + len(categories) > len(rare) and not backbone.lists_rare_tokens:
+    if first + len(categories) > len(rare) and backbone.settings.rare_tokens is None:
         rare = tuple(dict.fromkeys((*rare, *latest(backbone))))
     rare = rare[first:]
     if len(categories) > len(rare):

@@ -132,7 +132,7 @@ class Plan:
         if regularization is not None:
             _check_regularization(subjects, regularization, method)
         targets_per_step = options.batch or method.targets_per_step
-        lr_per_picture = options.lr_per_picture or method.lr_per_picture * backbone.lr_scale
+        lr_per_picture = options.lr_per_picture or method.lr_per_picture * backbone.settings.lr_scale
         plan = cls(
             backbone=backbone,
             subjects=tuple(_worded(subject, method) for subject in subjects),
