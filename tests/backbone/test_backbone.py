@@ -221,7 +221,7 @@ def test_single_files_that_cannot_be_used_are_refused_each_with_its_reason(
             Backbone.load(tmp_path / name, config=config, device="cpu")
     with pytest.raises(BackboneError, match="cannot be loaded"):
         Backbone.load(tmp_path / "harmful.ckpt", config=configuration, device="cpu")
-    with pytest.raises(BackboneError, match="no single file and brings its own"):
+    with pytest.raises(BackboneError, match="is not a single file and has its own"):
         Backbone.load(folder, config=configuration, device="cpu")
 
 

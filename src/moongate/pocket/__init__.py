@@ -1,11 +1,14 @@
-"""Pocket: the embedded backbone, its held-out example concepts and its captioned regularization pictures."""
+"""Pocket: the small model that comes with Moongate, with example subjects and captioned regularization pictures.
 
-import hashlib
+Data and the paths to it, nothing else.
+"""
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from moongate.errors import OptionError
+from moongate.files import digest
 
 __all__ = [
     "POOL",
@@ -28,23 +31,24 @@ MEASURED = ("rare_tokens", "lr_scale", "retrieval_threshold")
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A held-out object: six pictures to learn it from and twenty further ones to judge by."""
+    """A subject that pocket has never seen: six pictures for training and twenty for evaluation."""
 
     name: str
     category: str
     style: str
-    """What its pictures are: `photo` of a 3-D model, or `drawing`."""
+    """The kind of its pictures: `photo` (of a 3-D model) or `drawing`."""
     source: str
+    """Where the model or the drawing comes from."""
     folder: Path
 
     @property
     def training(self) -> Path:
-        """Folder of the pictures to learn from, each with a caption that says where the object is."""
+        """Folder of the training pictures, each with a caption that says where the subject is."""
         return self.folder / "train"
 
     @property
     def evaluation(self) -> Path:
-        """Folder of the pictures to judge by; none of them is among those to learn from."""
+        """Folder of the evaluation pictures; none of them is a training picture."""
         return self.folder / "evaluation"
 
 
@@ -59,14 +63,12 @@ def weights_digest(folder: Path | None = None) -> str:
     Of `moongate.json` only the keys in `MEASURED` count. The others are defaults of commands (method, guidance and the
     like), which every record names itself, so that a new default does not make earlier records outdated.
     """
-    content = hashlib.sha256()
-    for path in sorted(path for path in (folder or weights_folder()).rglob("*") if path.is_file()):
-        content.update(_measured(path) if path.name == SETTINGS_FILE else path.read_bytes())
-    return content.hexdigest()[:12]
+    paths = sorted(path for path in (folder or weights_folder()).rglob("*") if path.is_file())
+    return digest(*(_measured(path) if path.name == SETTINGS_FILE else path.read_bytes() for path in paths))
 
 
 def recognizer_file() -> Path:
-    """Return the weights of the classifier that judges pictures."""
+    """Return the weights of the recognizer, a classifier of pocket's pictures."""
     return _HERE / "recognizer" / "model.safetensors"
 
 
@@ -76,22 +78,22 @@ def pool_folder() -> Path:
 
 
 def examples() -> dict[str, Example]:
-    """Return the example concepts by name."""
-    found = {}
+    """Return the examples by name, sorted."""
+    known = {}
     for path in sorted((_HERE / "concepts").glob("*/concept.json")):
         facts = json.loads(path.read_text())
-        found[path.parent.name] = Example(
+        known[path.parent.name] = Example(
             name=path.parent.name,
             category=facts["category"],
             style=facts["style"],
             source=facts["source"],
             folder=path.parent,
         )
-    return found
+    return known
 
 
 def example(name: str) -> Example:
-    """Return one example concept. Raises OptionError when there is none of that name."""
+    """Return an example by name. Raises OptionError, which lists the names, if there is none."""
     known = examples()
     if name not in known:
         raise OptionError(f"There is no example {name!r}. Known: {', '.join(known)}.")
