@@ -2,7 +2,7 @@
 
 import pytest
 
-from moongate.interop.layers import from_compvis, inferred_blocks_per_level, kohya_name, kv_layer, to_compvis
+from moongate.interop.layers import from_compvis, inferred_blocks_per_level, kinds_of, kohya_name, kv_layer, to_compvis
 
 SD1_NAMES = {
     **{
@@ -48,3 +48,33 @@ def test_the_layers_of_stable_diffusion_have_their_published_names(names: dict[s
 )
 def test_other_layers_are_not_taken_for_keys_and_values(key: str) -> None:
     assert kv_layer(key, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("conv_in", "input_blocks_0_0"),
+        ("time_embedding.linear_2", "time_embed_2"),
+        ("add_embedding.linear_1", "label_emb_0_0"),
+        ("down_blocks.0.resnets.1.conv1", "input_blocks_2_0_in_layers_2"),
+        ("down_blocks.0.downsamplers.0.conv", "input_blocks_3_0_op"),
+        ("down_blocks.1.resnets.0.conv_shortcut", "input_blocks_4_0_skip_connection"),
+        ("down_blocks.1.attentions.0.proj_in", "input_blocks_4_1_proj_in"),
+        ("mid_block.resnets.1.time_emb_proj", "middle_block_2_emb_layers_1"),
+        ("mid_block.attentions.0.proj_out", "middle_block_1_proj_out"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks_2_2_conv"),
+        ("up_blocks.1.resnets.2.time_emb_proj", "output_blocks_5_0_emb_layers_1"),
+        ("up_blocks.2.resnets.0.conv2", "output_blocks_6_0_out_layers_3"),
+        ("conv_out", "out_2"),
+    ],
+)
+def test_the_modules_of_sdxl_have_their_published_names(ours: str, theirs: str) -> None:
+    assert kohya_name(f"unet.{ours}.weight", 3) == f"lora_unet_{theirs}"
+    assert kohya_name(f"unet.{ours}.weight") == "lora_unet_" + ours.replace(".", "_")
+
+
+def test_layers_of_a_kohya_file_for_sdxl_are_listed_by_kind() -> None:
+    ends = ("input_blocks_3_0_op", "input_blocks_4_0_skip_connection", "label_emb_0_0")
+    ends += ("output_blocks_5_0_emb_layers_1",)
+    keys = [f"lora_unet_{end}.{part}" for end in ends for part in ("alpha", "lora_down.weight")]
+    assert kinds_of(keys) == ["convolutions (4 tensors)", "time embeddings (4 tensors)"]

@@ -6,11 +6,12 @@ can only be translated when the number of blocks in a level is known.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "COMPVIS_PREFIX",
     "KOHYA_PREFIX",
+    "USUAL_BLOCKS_PER_LEVEL",
     "blocks_per_level",
     "from_compvis",
     "inferred_blocks_per_level",
@@ -40,10 +41,35 @@ KINDS = (
     ("outputs of cross-attention (attn2.to_out)", r"attn2.*to[._]out"),
     ("feed-forward layers", r"ff[._]net|[._]ff[._]"),
     ("projections around attention", r"proj[._](?:in|out)"),
-    ("convolutions and time embeddings", r"resnets|conv|samplers|time[._]emb|in_layers|out_layers|emb_layers"),
+    ("time embeddings", r"time[._]emb|add_emb|label_emb|emb_layers"),
+    ("convolutions", r"resnets|conv|samplers|(?:in|out)_layers|skip_connection|[._]op\."),
 )
 """What a key is about, and the pattern that says so; the first that matches counts."""
 
+OUTER_MODULES = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+"""Modules outside the blocks, and their names in CompVis' spelling."""
+RESNET_MODULES = {
+    ".norm1": ".in_layers.0",
+    ".conv1": ".in_layers.2",
+    ".time_emb_proj": ".emb_layers.1",
+    ".norm2": ".out_layers.0",
+    ".conv2": ".out_layers.3",
+    ".conv_shortcut": ".skip_connection",
+}
+"""Modules of a residual block, and their names in CompVis' spelling."""
+
+_ANY_BLOCK = re.compile(
+    r"(?:mid_block|(?P<side>down|up)_blocks\.(?P<level>\d+))\.(?P<kind>attentions|resnets|downsamplers|upsamplers)"
+    r"\.(?P<number>\d+)"
+)
 _BLOCK = re.compile(
     r"(?:(down|up|input|output)_blocks[._](\d+)[._](?:attentions[._])?(\d+)|(?:mid|middle)_block[._](?:attentions[._])?\d+)"
     r"(?=[._]transformer_blocks)"
@@ -92,17 +118,21 @@ def kohya_name(name: str, per_level: int | None = None) -> str:
     """Return kohya's name of the module that holds one of our weights.
 
     Args:
-        name: Moongate's name of the weight.
-        per_level: Blocks in a level of the denoiser, for a name in CompVis' spelling; None for diffusers' spelling.
+        name: Moongate's name of a weight of the denoiser.
+        per_level: Blocks in a level of the denoiser, for a name in CompVis' spelling; None for diffusers' spelling. A
+            file must not mix them: diffusers then drops the names in CompVis' spelling.
     """
     module = name.removeprefix("unet.").removesuffix(".weight")
     if per_level:
-        module = _BLOCK.sub(lambda block: _compvis_block(block, per_level), module)
+        module = _compvis_module(module, per_level)
     return KOHYA_PREFIX + module.replace(".", "_")
 
 
 def blocks_per_level(names: Iterable[str]) -> int:
-    """Return the number of blocks in a level of a denoiser, given our names of all its attention layers."""
+    """Return the number of blocks in a level of a denoiser, given our names of all its attention layers.
+
+    Names of some layers are not enough: the number is that of the largest level.
+    """
     blocks = [_BLOCK.search(name) for name in names]
     up_blocks = [int(block[3]) for block in blocks if block and block[1] == "up"]
     return max(up_blocks) + 1 if up_blocks else USUAL_BLOCKS_PER_LEVEL
@@ -130,6 +160,34 @@ def kinds_of(keys: Iterable[str]) -> list[str]:
         kind = next((name for name, pattern in KINDS if re.search(pattern, key)), repr(key))
         counts[kind] = counts.get(kind, 0) + 1
     return [f"{kind} ({count} tensors)" if count > 1 else kind for kind, count in counts.items()]
+
+
+def _compvis_module(module: str, per_level: int) -> str:
+    """Return CompVis' name of any module of the denoiser, such as "down_blocks.1.resnets.0.time_emb_proj"."""
+    module = _replaced(module, OUTER_MODULES)
+    block = _ANY_BLOCK.match(module)
+    if not block:
+        return module
+    side, rest = block["side"] or "mid", module[block.end() :]
+    kind, number = block["kind"], int(block["number"])
+    first = int(block["level"] or 0) * per_level
+    if kind == "resnets":
+        rest = _replaced(rest, RESNET_MODULES)
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * number}{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{first + per_level}.0{rest.replace('.conv', '.op')}"
+    if kind == "upsamplers":  # after the attention of the level's last block
+        return f"output_blocks.{first + per_level - 1}.2{rest}"
+    place = f"input_blocks.{first + number + 1}" if side == "down" else f"output_blocks.{first + number}"
+    return f"{place}.{1 if kind == 'attentions' else 0}{rest}"
+
+
+def _replaced(name: str, names: Mapping[str, str]) -> str:
+    for ours, theirs in names.items():
+        if name == ours or name.startswith(f"{ours}."):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def _diffusers_block(block: re.Match[str], per_level: int) -> str:

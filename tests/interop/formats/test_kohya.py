@@ -1,12 +1,18 @@
 """LoRA in kohya's keys."""
 
+import dataclasses
 from pathlib import Path
 
-from safetensors.torch import load_file
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.concept import Dense, LowRank
+from moongate.interop import WriteOptions
 from moongate.merging import merge
 
 
@@ -19,3 +25,49 @@ def test_a_merged_concept_is_written_at_its_own_rank_and_nothing_is_lost(tiny: B
     assert alphas == {key: tensors[f"{key}.lora_down.weight"].shape[0] for key in alphas}
     assert len(alphas) == len(merged.deltas)
     assert interop.read(tmp_path / "lora").concept.hash == merged.hash
+
+
+def test_some_blocks_of_sdxl_get_their_published_numbers(tmp_path: Path) -> None:
+    """By hand: three blocks a level, input blocks counted from one, output blocks from zero."""
+    end = "transformer_blocks.0.attn2.to_k"
+    names = {
+        f"down_blocks.2.attentions.0.{end}": "input_blocks_7_1",
+        f"up_blocks.0.attentions.0.{end}": "output_blocks_0_1",
+        f"up_blocks.1.attentions.1.{end}": "output_blocks_4_1",
+        f"mid_block.attentions.0.{end}": "middle_block_1",
+    }
+    source = {}
+    for module in names:
+        down, up = torch.ones(2, 2048), torch.ones(64, 2)
+        source |= {f"unet.{module}.lora_A.weight": down, f"unet.{module}.lora_B.weight": up}
+    save_file(source, tmp_path / "blocks.safetensors")
+    concept = interop.read(tmp_path / "blocks.safetensors").concept
+    interop.write(concept, tmp_path / "out", to="kohya")
+    tensors = load_file(tmp_path / "out" / "out.safetensors")
+    modules = {key.split(".")[0] for key in tensors}
+    assert modules == {f"lora_unet_{block}_{end.replace('.', '_')}" for block in names.values()}
+    assert interop.read(tmp_path / "out").concept.deltas.keys() == concept.deltas.keys()
+
+
+@pytest.mark.parametrize("to", ["kohya", "lora"])
+def test_diffusers_loads_every_layer_of_a_concept_that_changes_the_whole_denoiser(
+    each: Backbone, family_folder: Path, tmp_path: Path, to: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    deltas: dict[str, Dense | LowRank] = {}
+    for name, weight in each.unet.named_parameters():
+        if weight.ndim == 2 and name.endswith(".weight"):
+            up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), 1), (1, weight.shape[1])))
+            deltas[f"unet.{name}"] = LowRank(up=0.1 * up, down=down)
+    assert any("add_embedding" in name for name in deltas) == (len(each.token_widths) > 1)
+    concept = dataclasses.replace(make_concept(each), deltas=deltas)
+    interop.write(concept, tmp_path / "out", to=to, options=WriteOptions(base=each))
+    pipeline = DiffusionPipeline.from_pretrained(family_folder)
+    file = "out.safetensors" if to == "kohya" else "pytorch_lora_weights.safetensors"
+    pipeline.load_lora_weights(tmp_path / "out", weight_name=file)
+    pipeline.fuse_lora()
+    for name, change in deltas.items():
+        module = pipeline.unet.get_submodule(name.removeprefix("unet.").removesuffix(".weight"))
+        before = each.parameter(name).detach()
+        assert hasattr(module, "base_layer"), name
+        assert torch.allclose(module.base_layer.weight - before, change.full(), atol=1e-6), name

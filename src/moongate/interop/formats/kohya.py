@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from moongate.backbone import Backbone
 from moongate.concept import Concept, safetensors_bytes
 from moongate.interop.adapters import factors_of, read_adapter
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.embedding import embedding_files, renamed_note
-from moongate.interop.layers import KOHYA_PREFIX, blocks_per_level, kohya_name
+from moongate.interop.layers import KOHYA_PREFIX, USUAL_BLOCKS_PER_LEVEL, blocks_per_level, kohya_name, kv_layer
 from moongate.interop.tokens import bundled_words, free_stem
 
 __all__ = ["KOHYA"]
+
+SDXL_WIDTHS = (768, 1280)
+"""The widths of the two text encoders of SDXL."""
 
 
 def _recognizes(content: Content) -> bool:
@@ -40,10 +44,10 @@ def _parse(content: Content) -> Parts:
 def _render(concept: Concept, options: WriteOptions) -> Rendered:
     """Write the LoRA, and an embedding for each token.
 
-    For two text encoders (SDXL) the layers have CompVis' names, as kohya's scripts write them.
+    For SDXL the layers have CompVis' names, as kohya's scripts write them.
     """
     factors, notes = factors_of(concept, options.rank)
-    per_level = blocks_per_level(factors) if len(concept.token_widths) > 1 else None
+    per_level = _blocks_per_level(concept, options.base) if _is_sdxl(concept) else None
     rank = max(change.rank for change in factors.values())
     tensors: dict[str, Tensor] = {}
     for name, change in factors.items():
@@ -65,6 +69,29 @@ def _lora_file(name: str, embeddings: Iterable[str]) -> str:
     """Return the name of the LoRA's file, with "-lora" when an embedding, called by its file name, has that name."""
     taken = [file.removesuffix(".safetensors") for file in embeddings]
     return free_stem(name if free_stem(name, taken) == name else f"{name}-lora", taken) + ".safetensors"
+
+
+def _is_sdxl(concept: Concept) -> bool:
+    return len(concept.token_widths) > 1 or _text_width(concept) == sum(SDXL_WIDTHS)
+
+
+def _text_width(concept: Concept) -> int | None:
+    """Return the width of the text features that the keys and values read; None when the concept changes none."""
+    shapes = [change.shape for name, change in concept.deltas.items() if kv_layer(name, USUAL_BLOCKS_PER_LEVEL)]
+    return shapes[0][1] if shapes else sum(concept.token_widths) or None
+
+
+def _blocks_per_level(concept: Concept, base: Backbone | None) -> int:
+    """Return the number of blocks in a level of the denoiser.
+
+    A concept may change some levels only, so that its names do not show the number. Every published SDXL has three.
+    """
+    if base is not None:
+        layers = base.unet.config.layers_per_block
+        return 1 + (layers if isinstance(layers, int) else max(layers))
+    if _text_width(concept) == sum(SDXL_WIDTHS):
+        return USUAL_BLOCKS_PER_LEVEL
+    return blocks_per_level(concept.deltas)
 
 
 KOHYA = Format(
