@@ -2,14 +2,18 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
 import yaml
 
 from conftest import make_tiny_model
 from making import make_concept
+from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import SubjectRecord
-from moongate.interop import FORMATS, card_prompts, model_card
+from moongate.interop import FORMATS, WriteOptions, card_prompts, model_card
 
 
 def test_the_front_matter_of_a_card_is_yaml_whatever_its_texts_hold(tiny: Backbone) -> None:
@@ -49,3 +53,26 @@ def test_sample_prompts_show_each_subject_in_each_place(tiny: Backbone) -> None:
         "photo of a <chair> bear",
         "photo of a <bear> bear on the beach",
     ]
+
+
+@pytest.mark.parametrize("to", ["lora", "diffusers"])
+def test_the_python_of_a_card_gives_diffusers_the_text_that_moongate_reads(
+    each: Backbone, family_folder: Path, tmp_path: Path, to: str
+) -> None:
+    """The pooled text of SDXL too, which plain diffusers takes at the new token."""
+    concept = make_concept(each)
+    interop.write(concept, tmp_path / "bear", to=to, options=WriteOptions(base=each))
+    card = model_card(concept, FORMATS[to], title="bear")
+    code = card.split("```python")[1].split("```")[0].replace("FOLDER", str(tmp_path / "bear"))
+    *lines, draw = code.replace("BASE", str(family_folder)).strip().splitlines()
+    assert draw.startswith("pipeline(")
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    pipeline, prompt = names["pipeline"], card_prompts(concept, 1)[0]
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    features, _, *pooled = pipeline.encode_prompt(prompt, **options)
+    with concept.applied(each):
+        ours = each.encode_text([prompt])
+    assert torch.allclose(features, ours.features, atol=1e-5)
+    if len(each.token_widths) > 1:
+        assert torch.allclose(pooled[0], ours.pooled, atol=1e-5)

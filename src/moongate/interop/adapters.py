@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moongate.compression import low_rank
 from moongate.concept import Concept, Dense, LowRank
@@ -22,7 +23,7 @@ from moongate.interop.layers import inferred_blocks_per_level, kv_layer
 from moongate.interop.lycoris import LYCORIS_KEYS, loha, lokr
 from moongate.interop.tokens import BUNDLED
 
-__all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "factors_of", "read_adapter", "unscaled"]
+__all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "factors_of", "padded", "read_adapter", "unscaled"]
 
 DEFAULT_RANK = 32
 """The rank to which dense changes are cut when no rank is given."""
@@ -111,6 +112,19 @@ def factors_of(concept: Concept, rank: int | None) -> tuple[dict[str, LowRank], 
     if left_out:
         notes.append(f"A LoRA cannot hold the changes of {listed(left_out)}; they are left out.")
     return {name: change for name, change in factors.items() if change.rank}, tuple(notes)
+
+
+def padded(factors: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], int]:
+    """Return the factors padded with zeros to the largest rank, and that rank.
+
+    Programs disagree about files whose ranks differ: diffusers takes the first layer's rank for all of them before
+    version 0.40, and ignores alphas that differ between layers. Padding changes no product; reading removes it.
+    """
+    rank = max(change.rank for change in factors.values())
+    return {
+        name: LowRank(up=pad(change.up, (0, rank - change.rank)), down=pad(change.down, (0, 0, 0, rank - change.rank)))
+        for name, change in factors.items()
+    }, rank
 
 
 def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dict[str, LowRank], list[str]]:

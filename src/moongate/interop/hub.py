@@ -21,6 +21,9 @@ __all__ = ["CARD", "card_prompts", "check_login", "model_card", "publish"]
 
 CARD = "README.md"
 PAPER = "https://arxiv.org/abs/2212.04488"
+POOLED = "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id  # SDXL's own is outdated"
+"""Without it, plain diffusers takes the pooled text of SDXL at the new token, which has the highest id, instead of at
+the end of the caption. Setting it in `text_encoder_2.config` has no effect, because it is copied from there earlier."""
 PLACES = ("", " on the beach", " in the snow", " in a garden")
 """Where the sample pictures of a card show a subject."""
 
@@ -140,6 +143,8 @@ def _usage(concept: Concept, form: Format, base: str) -> list[str]:
             lines.append(f'pipeline.load_textual_inversion(folder, weight_name="{file}")')
             continue
         imports = [*imports[:1], "from safetensors.torch import load_file"]
+        if POOLED not in lines:
+            lines.append(POOLED)
         lines.append(f'rows = load_file(f"{{folder}}/{file}")')
         for key, end in zip(ENCODERS, ("", "_2"), strict=True):
             parts = f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end}"

@@ -59,3 +59,21 @@ def test_a_layer_compressed_to_rank_0_does_not_change(tiny: Backbone, tmp_path: 
     content["unet"][name] = {"u": pair["u"][:, :0], "v": pair["v"][:0]}
     torch.save(content, path)
     assert f"unet.{name}" not in interop.read(path, base=tiny).concept.deltas
+
+
+def test_a_compressed_delta_bin_is_read_in_any_order_and_with_layers_missing(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.adobe_compressed(tmp_path / "a", before, {"<new1>": foreign.row(WIDTH)})
+    content = torch.load(path)
+    expected = foreign.changes(before)
+    kept = [f"{module}.weight" for module in list(expected)[::-2]]
+    unet = {name: dict(reversed(content["unet"][name].items())) for name in kept}
+    unet[kept[0]] = before[kept[0]]  # one layer that is not compressed
+    torch.save({"modifier_token": content["modifier_token"], "unet": unet}, path)
+    concept = interop.read(path, base=tiny).concept
+    assert set(concept.deltas) == {f"unet.{name}" for name in kept[1:]}
+    for name in kept[1:]:
+        up, down = expected[name.removesuffix(".weight")]
+        assert torch.equal(concept.deltas[f"unet.{name}"].full(), up @ down)
+    torch.save({"unet": {kept[1]: unet[kept[1]]}}, path)  # without tokens
+    assert set(interop.read(path).concept.deltas) == {f"unet.{kept[1]}"}

@@ -43,3 +43,21 @@ def test_a_compressed_compvis_checkpoint_is_read_without_a_base(tiny: Backbone, 
     assert torch.equal(imported.concept.tokens["<new1>"], foreign.row(WIDTH))
     with imported.concept.applied(tiny):
         pass
+
+
+def test_a_compressed_checkpoint_is_read_in_any_order_and_with_layers_missing(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.compvis_checkpoint(tmp_path / "b", before, foreign.row(WIDTH)[None], compressed=True)
+    state = torch.load(path)["state_dict"]
+    kept = [key for key in state if "put_blocks.3" in key]
+    rank_0 = next(key for key in state if "middle_block" in key)
+    state[rank_0] = {"u": torch.zeros(32, 0), "v": torch.zeros(0, WIDTH)}
+    torch.save({"state_dict": {key: state[key] for key in ("embed", rank_0, *kept[::-1])}}, path)
+    concept = interop.read(path, base=tiny).concept
+    assert len(concept.deltas) == len(kept) == 4
+    for name, change in concept.deltas.items():
+        up, down = foreign.changes(before)[name.removeprefix("unet.").removesuffix(".weight")]
+        assert torch.equal(change.full(), up @ down)
+    assert torch.equal(concept.tokens["<new1>"], foreign.row(WIDTH))
+    torch.save({"state_dict": {key: state[key] for key in ("embed", rank_0)}}, path)
+    assert list(interop.read(path).concept.tokens) == ["<new1>"]

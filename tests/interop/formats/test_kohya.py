@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from making import make_concept
@@ -71,3 +72,31 @@ def test_diffusers_loads_every_layer_of_a_concept_that_changes_the_whole_denoise
         before = each.parameter(name).detach()
         assert hasattr(module, "base_layer"), name
         assert torch.allclose(module.base_layer.weight - before, change.full(), atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("width", "widths", "expected"),
+    [
+        (768, (768,), ("sd_v1", "False", "stable-diffusion-v1/lora")),
+        (1024, (), ("sd_v2", "True", "stable-diffusion-v2-512/lora")),
+        (2048, (768, 1280), ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora")),
+        (2048, (), ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora")),
+        (16, (16,), (None, None, None)),
+    ],
+)
+def test_the_header_says_which_family_a_lora_is_for(
+    tiny: Backbone, tmp_path: Path, width: int, widths: tuple[int, ...], expected: tuple[str | None, ...]
+) -> None:
+    """In the entries that A1111's detect_version, Forge and kohya's svd_merge_lora look at."""
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    tokens = {"<bear>": torch.ones(sum(widths))} if widths else {}
+    concept = dataclasses.replace(
+        make_concept(tiny),
+        deltas={name: LowRank(up=torch.ones(4, 1), down=torch.ones(1, width))},
+        tokens=tokens,
+        token_widths=widths,
+    )
+    interop.write(concept, tmp_path / "out", to="kohya")
+    with safe_open(tmp_path / "out" / "out.safetensors", "pt") as file:
+        header = file.metadata()
+    assert tuple(map(header.get, ("ss_base_model_version", "ss_v2", "modelspec.architecture"))) == expected

@@ -124,3 +124,18 @@ def test_a_header_without_settings_leaves_a_lora_unscaled(tiny: Backbone, tmp_pa
     path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
     save_file(load_file(path), path, metadata={"lora_adapter_metadata": text})
     assert_changes(interop.read(path).concept, denoiser(tiny))
+
+
+def test_all_layers_are_written_with_one_rank(tiny: Backbone, tmp_path: Path) -> None:
+    """Diffusers before 0.40 takes the rank of the first layer for the alpha of all."""
+    concept = make_concept(tiny)
+    assert {change.rank for change in concept.deltas.values()} == {1, 2, 3}
+    interop.write(concept, tmp_path / "lora", to="lora")
+    tensors = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert {len(tensor) for key, tensor in tensors.items() if "lora_A" in key} == {3}
+    assert {tensor.shape[1] for key, tensor in tensors.items() if "lora_B" in key} == {3}
+    for name, change in concept.deltas.items():
+        module = name.removesuffix(".weight")
+        product = tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"]
+        assert torch.allclose(product, change.full(), atol=1e-7)
+    assert interop.read(tmp_path / "lora").concept.hash == concept.hash

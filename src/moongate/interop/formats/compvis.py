@@ -43,26 +43,30 @@ def _parse(content: Content) -> Parts:
     weights, changes = split_compressed({from_compvis(key, per_level): value for key, value in state.items()})
     if rows is None:
         return Parts(weights=weights, changes=changes)
-    shapes = {name: tuple(value.shape) for name, value in (weights | changes).items()}
-    tokens = _numbered(content, rows, shapes)
+    tokens = _numbered(content, rows, _text_width(state))
     names = ", ".join(tokens)
     note = f"The file does not name its tokens; they are called {names}. `moongate convert --token` names them."
     return Parts(weights=weights, changes=changes, tokens=tokens, notes=(note,))
 
 
-def _numbered(
-    content: Content, rows: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[Float[Tensor, " width"]]]:
+def _numbered(content: Content, rows: Any, width: int) -> dict[str, tuple[Float[Tensor, " width"]]]:
     """Return nameless rows as "<new1>", "<new2>", ...
 
     The public converter writes the rows of several tokens as one vector, so the width of a row is taken from what the
     keys and values read.
     """
-    reads_text = [shape for name, shape in shapes.items() if name.endswith(("to_k.weight", "to_v.weight"))]
-    width = next((shape[1] for shape in reads_text if len(shape) == 2), 0)
     if not isinstance(rows, Tensor) or not width or rows.numel() % width:
         raise ConceptFileError(f"{content.path}: {ROWS!r} is no multiple of the {width} numbers of a token's row.")
     return {f"<new{number}>": (row,) for number, row in enumerate(rows_of(rows.reshape(-1, width)), start=1)}
+
+
+def _text_width(state: Mapping[str, Any]) -> int:
+    """Return the width of the text features that keys and values read; 0 when the file holds none of them."""
+    for key, value in state.items():
+        tensor = value.get("v") if isinstance(value, Mapping) else value
+        if key.endswith(("to_k.weight", "to_v.weight")) and isinstance(tensor, Tensor) and tensor.ndim == 2:
+            return tensor.shape[1]
+    return 0
 
 
 def _render(concept: Concept, options: WriteOptions) -> Rendered:

@@ -1,18 +1,16 @@
 """LoRA in kohya's keys, for ComfyUI and A1111: `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`.
 
-All layers are padded with zeros to one rank, and every alpha is equal to that rank, so that the scale is exactly 1:
-diffusers ignores the alphas of such a file when they differ between layers.
+All layers are padded with zeros to one rank, and every alpha is equal to that rank, so that the scale is exactly 1.
 """
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept, safetensors_bytes
-from moongate.interop.adapters import factors_of, read_adapter
+from moongate.interop.adapters import factors_of, padded, read_adapter
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.embedding import embedding_files, renamed_note
@@ -21,8 +19,8 @@ from moongate.interop.tokens import bundled_words, free_stem
 
 __all__ = ["KOHYA"]
 
-SDXL_WIDTHS = (768, 1280)
-"""The widths of the two text encoders of SDXL."""
+SD1_WIDTH, SD2_WIDTH, SDXL_WIDTHS = 768, 1024, (768, 1280)
+"""The widths of the text encoders of Stable Diffusion 1, 2 and SDXL."""
 
 
 def _recognizes(content: Content) -> bool:
@@ -48,17 +46,17 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
     """
     factors, notes = factors_of(concept, options.rank)
     per_level = _blocks_per_level(concept, options.base) if _is_sdxl(concept) else None
-    rank = max(change.rank for change in factors.values())
+    factors, rank = padded(factors)
     tensors: dict[str, Tensor] = {}
     for name, change in factors.items():
-        module, missing = kohya_name(name, per_level), rank - change.rank
+        module = kohya_name(name, per_level)
         tensors |= {
-            f"{module}.lora_down.weight": pad(change.down, (0, 0, 0, missing)),
-            f"{module}.lora_up.weight": pad(change.up, (0, missing)),
+            f"{module}.lora_down.weight": change.down,
+            f"{module}.lora_up.weight": change.up,
             f"{module}.alpha": torch.tensor(float(rank)),
         }
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    lora = safetensors_bytes(tensors, header_of(concept) | header)
+    lora = safetensors_bytes(tensors, header_of(concept) | header | _family(concept, options))
     embeddings = embedding_files(concept)
     return Rendered(
         files={_lora_file(options.name, embeddings): lora, **embeddings}, notes=notes + renamed_note(concept)
@@ -69,6 +67,26 @@ def _lora_file(name: str, embeddings: Iterable[str]) -> str:
     """Return the name of the LoRA's file, with "-lora" when an embedding, called by its file name, has that name."""
     taken = [file.removesuffix(".safetensors") for file in embeddings]
     return free_stem(name if free_stem(name, taken) == name else f"{name}-lora", taken) + ".safetensors"
+
+
+def _family(concept: Concept, options: WriteOptions) -> dict[str, str]:
+    """Return the entries of the header that say which family of models a LoRA is for, in kohya's words.
+
+    A1111 takes a LoRA without them for one of SD 1.x, and hides it while a model of another family is loaded. The
+    family is that of the base, or else it is recognized by the width of the text features.
+    """
+    if _is_sdxl(concept):
+        name, architecture, is_v2 = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "False"
+    elif _text_width(concept) == SD2_WIDTH:
+        predicts_v = options.base is not None and options.base.schedule.config.prediction_type == "v_prediction"
+        architecture = "stable-diffusion-v2-768-v" if predicts_v else "stable-diffusion-v2-512"
+        name, is_v2 = "sd_v2", "True"
+    elif _text_width(concept) == SD1_WIDTH:
+        name, architecture, is_v2 = "sd_v1", "stable-diffusion-v1", "False"
+    else:
+        return {}
+    modelspec = {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": f"{architecture}/lora"}
+    return {"ss_base_model_version": name, "ss_v2": is_v2, **modelspec}
 
 
 def _is_sdxl(concept: Concept) -> bool:

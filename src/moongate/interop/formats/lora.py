@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moongate.concept import Concept, safetensors_bytes
 from moongate.errors import ConceptFileError
-from moongate.interop.adapters import ADAPTER_KEY, factors_of, read_adapter, unscaled
+from moongate.interop.adapters import ADAPTER_KEY, factors_of, padded, read_adapter, unscaled
 from moongate.interop.content import Content, read_json
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.diffusers import token_files
@@ -51,7 +51,7 @@ def _parse(content: Content) -> Parts:
 def _render(concept: Concept, options: WriteOptions) -> Rendered:
     factors, notes = factors_of(concept, options.rank)
     tensors: dict[str, Tensor] = {}
-    for name, change in factors.items():
+    for name, change in padded(factors)[0].items():
         module = name.removesuffix(".weight")
         tensors |= {f"{module}.lora_A.weight": change.down, f"{module}.lora_B.weight": change.up}
     files = {LORA_FILE: safetensors_bytes(tensors, header_of(concept)), **token_files(concept)}
