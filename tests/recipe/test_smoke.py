@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from moongate.backbone import Backbone
-from moongate.evaluation.networks.clip import PocketClip
+from moongate.evaluation.networks.clip import Clip
 from moongate.sampling import SampleOptions, sample
 from recipe.pretrain.assemble import AssembleOptions, assemble
 from recipe.pretrain.decoder import DecoderOptions, train_decoder
@@ -51,7 +51,7 @@ def test_every_stage_takes_what_the_stage_before_wrote(
     backbone = Backbone.load(tmp_path / "weights")
     (picture,) = sample(backbone, ["photo of a dog"], seeds=[0], options=SampleOptions(steps=1))
     assert picture.image.shape == (128, 128, 3)
-    assert PocketClip(folder=tmp_path / "weights").caption_features(["a dog"]).shape == (1, 256)
+    assert Clip.load(tmp_path / "weights").captions(["a dog"]).shape == (1, 256)
 
 
 def _of_known_categories(corpus: Path, folder: Path) -> Path:

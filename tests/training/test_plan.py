@@ -36,7 +36,7 @@ def test_a_plan_resolves_what_the_options_leave_open(
     subjects = [make_subject("<one>"), make_subject("<two>", category="cat"), make_subject(None, category="dog")]
     plan = Plan.of(tiny, subjects, [prior] * 3, METHOD)
     assert (plan.steps, plan.targets_per_step, plan.pictures_per_step) == (3 * 250, 4, 8)
-    assert plan.learning_rate == pytest.approx(1e-5 * tiny.lr_scale * 8)
+    assert plan.learning_rate == pytest.approx(1e-5 * tiny.settings.lr_scale * 8)
     assert torch.equal(plan.first_rows["<one>"], tiny.token_row(20))
     assert torch.equal(plan.first_rows["<two>"], tiny.token_row(30))
     assert list(plan.first_rows) == ["<one>", "<two>"]
@@ -50,7 +50,7 @@ def test_a_plan_resolves_what_the_options_leave_open(
 def test_without_regularization_a_step_has_only_target_pictures(tiny: Backbone, make_subject: MakeSubject) -> None:
     plan = Plan.of(tiny, [make_subject()], [], METHODS["textual-inversion"])
     assert plan.pictures_per_step == plan.targets_per_step == 8
-    assert plan.learning_rate == pytest.approx(5e-3 * tiny.lr_scale * 8)
+    assert plan.learning_rate == pytest.approx(5e-3 * tiny.settings.lr_scale * 8)
 
 
 def test_captions_are_worded_as_the_method_wants_them(tiny: Backbone, make_subject: MakeSubject) -> None:

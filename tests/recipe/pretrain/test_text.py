@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moongate.evaluation.networks.clip import PocketClip
+from moongate.evaluation.networks.clip import Clip
 from recipe.corpus import Corpus
 from recipe.pretrain.text import TextOptions, contrastive_loss, learn_tokenizer, train_text
 
@@ -26,9 +26,9 @@ def test_a_tokenizer_that_is_there_is_kept(corpus_folder: Path, tmp_path: Path) 
 
 def test_both_towers_are_trained_from_nothing(corpus_folder: Path, tmp_path: Path) -> None:
     train_text(TextOptions(corpus=corpus_folder, out=tmp_path, steps=1, batch=2))
-    towers = PocketClip(folder=tmp_path)
-    assert towers.caption_features(["a ball"]).shape == (1, 256)
-    assert towers.image_features(torch.zeros(1, 3, 128, 128)).shape == (1, 256)
+    clip = Clip.load(tmp_path)
+    assert clip.captions(["a ball"]).shape == (1, 256)
+    assert clip.pictures(torch.zeros(1, 3, 128, 128)).shape == (1, 256)
 
 
 def test_equal_captions_share_their_pictures() -> None:
