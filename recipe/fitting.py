@@ -343,7 +343,7 @@ class _Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if weight.grad is None else _as_matrix(weight.grad)
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

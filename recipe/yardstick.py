@@ -92,7 +92,7 @@ def measure(options: YardstickOptions) -> dict[str, float]:
     shown = singles[:: max(1, len(singles) // SHEET_SINGLES)][:SHEET_SINGLES] + pairs[:SHEET_PAIRS]
     write_atomically(options.sheet, _sheet([drawn[index] for index in shown]))
     Console().print(
-        f"{pictures_seen:,} pictures seen: single {shares['single']:.3f} of {len(singles)}, "
+        f"{pictures_seen or '?'} pictures seen: single {shares['single']:.3f} of {len(singles)}, "
         f"both {shares['both']:.3f} of {len(pairs)}; {options.sheet}"
     )
     return shares

