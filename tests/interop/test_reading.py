@@ -1,6 +1,7 @@
 """What is refused, and what is said about a file that is read."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,21 @@ def test_a_concept_of_tokens_alone_is_read_with_these_tokens_alone(tiny: Backbon
     assert imported.format == "moongate"
     assert list(imported.concept.tokens) == ["<bear>"]
     assert imported.concept.hash == concept.hash
+
+
+def test_a_folder_is_read_beside_files_that_cannot_be_opened_and_these_are_named(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    """As a trainer's checkpoint, which holds the state of its optimizer too."""
+    concept = make_concept(tiny)
+    interop.write(concept, tmp_path / "checkpoint", to="lora")
+    mark = tmp_path / "ran"
+    (tmp_path / "checkpoint" / "random_states_0.bin").write_bytes(pickle.dumps(foreign.Malice(mark)))
+    (tmp_path / "checkpoint" / "optimizer.pt").write_bytes(b"PK\x03\x04 cut off")
+    torch.save({"state": {}, "param_groups": [{"lr": 1e-5}]}, tmp_path / "checkpoint" / "scheduler.bin")
+    imported = interop.read(tmp_path / "checkpoint", base=tiny)
+    assert imported.concept.hash == concept.hash
+    for name, reason in (("random_states_0.bin", "would run code"), ("optimizer.pt", "nor a whole pickle")):
+        assert any(name in note and reason in note for note in imported.notes)
+    assert "scheduler.bin was not read." in imported.notes
+    assert not mark.exists()

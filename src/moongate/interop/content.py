@@ -48,11 +48,15 @@ class Content:
     """The object in PEFT's `adapter_config.json` in the file's folder."""
 
 
-def open_content(path: str | Path) -> list[Content]:
+def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError]]:
     """Read a file, or each weight file that lies directly in a folder.
 
+    Returns:
+        What could be read; and an error for each file of a folder that is damaged or holds code. Trainers put such
+        files, like the state of an optimizer, into one folder with their weights.
+
     Raises:
-        ConceptFileError: There is nothing to read, or a file is damaged or holds code.
+        ConceptFileError: There is nothing to read, or a single file is damaged or holds code.
     """
     path = Path(path)
     if path.is_dir():
@@ -62,10 +66,16 @@ def open_content(path: str | Path) -> list[Content]:
                 files.setdefault(file.stem, file)
         if not files:
             raise ConceptFileError(f"The folder {path} holds no file of weights ({', '.join(SUFFIXES)}).")
-        return [_open(file) for file in files.values()]
+        contents, errors = [], []
+        for file in files.values():
+            try:
+                contents.append(_open(file))
+            except ConceptFileError as error:
+                errors.append(error)
+        return contents, errors
     if not path.is_file():
         raise ConceptFileError(f"There is no concept file {path}. Check the path.")
-    return [_open(path)]
+    return [_open(path)], []
 
 
 def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:

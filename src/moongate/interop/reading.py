@@ -63,8 +63,10 @@ def recognize(path: str | Path) -> "Recognized":
         ConceptFileError: The file cannot be read, holds code, or is of no known format.
     """
     path = Path(path)
-    contents = open_content(path)
+    contents, errors = open_content(path)
     recognized = [(content, form) for content in contents if (form := _format_of(content))]
+    if not recognized and errors:
+        raise errors[0]
     if not recognized:
         keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
         raise ConceptFileError(
@@ -76,7 +78,9 @@ def recognize(path: str | Path) -> "Recognized":
         format=_format_of_weights(form for _, form in recognized),
         parts=dataclasses.replace(
             _united(path, parts),
-            notes=tuple(note for part in parts for note in part.notes) + _ignored(contents, recognized),
+            notes=tuple(note for part in parts for note in part.notes)
+            + _ignored(contents, recognized)
+            + tuple(f"A file was not read: {error}" for error in errors),
         ),
     )
 
