@@ -4,6 +4,7 @@ __all__ = [
     "CONCEPT_VERSION",
     "MAX_DOWNLOAD_BYTES",
     "MAX_DOWNLOAD_S",
+    "MAX_PIXELS",
     "MAX_SIDE_PX",
     "MAX_SILENCE_S",
     "MIN_SIDE_PX",
@@ -17,6 +18,9 @@ MIN_SIDE_PX = 16
 """Smaller pictures are refused: they are icons or errors, and show nothing that can be learned."""
 MAX_SIDE_PX = 1536
 """Larger pictures are shrunk when they are read: no backbone needs more (SDXL trains at 1024), and memory is finite."""
+MAX_PIXELS = 89_000_000
+"""Pictures of more pixels are refused before they are decoded. Decoding and conversion take up to fifteen bytes a
+pixel, so this is 1.3 GB; a file of a few kilobytes may declare any size. Pillow warns from here on."""
 
 MAX_DOWNLOAD_BYTES = 50_000_000
 """Larger pictures from the network are refused, so that an address cannot fill the memory; a photo of 100 megapixels

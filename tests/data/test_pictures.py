@@ -1,4 +1,9 @@
+import contextlib
+import io
+import struct
 import sys
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +177,80 @@ def test_pixels_become_floats_between_minus_one_and_one_and_the_same_pixels_agai
     assert (as_pixels(images) == pictures).all()
     assert torch.equal(as_tensor(pictures[0]), images[0])
     assert as_pixels(torch.full((3, 1, 2), 0.004)).tolist() == [[[128, 128, 128]] * 2]  # the nearest, not the one below
+
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(WITNESS) (w) file closefile showpage\n"
+)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "eps", "heic"])
+def test_only_the_listed_formats_are_decoded_whatever_a_file_is_called(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("pillow_heif")
+    witness = tmp_path / "witness"
+    content = POSTSCRIPT.replace(b"WITNESS", str(witness).encode())
+    (tmp_path / f"0.{suffix}").write_bytes(content)
+    Image.new("L", (64, 64), "white").save(tmp_path / "1.png")
+    (tmp_path / f"1.mask.{suffix}").write_bytes(content)
+    for read in (
+        lambda: read_picture(tmp_path / f"0.{suffix}"),
+        lambda: read_picture(content, name=f"shard.tar#0.{suffix}"),
+        lambda: read_alpha(tmp_path / f"0.{suffix}"),
+        lambda: read_mask_beside(tmp_path / "1.png"),
+    ):
+        with pytest.raises(PictureError, match=r"is not a picture that can be read \(JPEG, PNG"):
+            read()
+    assert not witness.exists()
+
+
+def test_files_with_endings_of_other_formats_are_no_pictures_of_a_folder(tmp_path: Path) -> None:
+    for suffix in ("png", "eps", "pdf", "ps", "psd", "fits"):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"a.{suffix}", format="PNG")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+
+
+def declared(width: int, height: int, *, depth: int = 8) -> bytes:
+    """A PNG file of a few bytes that declares any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [9_500, 13_300, 20_000, 2**31 - 1])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(PictureError, match=r"is too large: it has more than 89 million pixels. Shrink it"):
+        read_picture(declared(side, side, depth=16), name="huge.png")
+
+
+def test_a_large_picture_is_converted_as_a_small_one_is(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (600, 20, 4), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "alpha.png")
+    white = Image.new("RGBA", (20, 600), "white")
+    expected = np.array(Image.alpha_composite(white, Image.fromarray(values)).convert("RGB"))
+    assert np.array_equal(read_picture(tmp_path / "alpha.png"), expected)
+    deep = np.random.default_rng(0).integers(0, 65536, (30, 20), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], (deep / 257).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_a_damaged_picture_of_each_format_is_named(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB").save(buffer, format=form)
+    whole = buffer.getvalue()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(int(random.integers(1, 9))):
+            damaged[random.integers(len(damaged))] = random.integers(256)
+        with contextlib.suppress(PictureError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read_picture(bytes(damaged[: random.integers(1, len(damaged) + 1)]), name="damaged")

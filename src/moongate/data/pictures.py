@@ -6,6 +6,10 @@ pictures. It knows nothing of training.
 
 import glob
 import io
+import struct
+import threading
+import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,10 +21,11 @@ from torch import Tensor
 
 from moongate.errors import PictureError
 from moongate.extras import library
-from moongate.limits import MAX_SIDE_PX, MIN_SIDE_PX
+from moongate.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
 
 __all__ = [
     "SAME_ABOVE",
+    "SUFFIXES",
     "as_pixels",
     "as_tensor",
     "caption_beside",
@@ -31,6 +36,14 @@ __all__ = [
     "read_picture",
     "remarks",
 ]
+
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif"),
+    )
+)
+"""Endings of picture files, in lower case. Which format a file has is decided by its content."""
 
 SAME_ABOVE = 0.97
 """Dot product of two `appearance` vectors above which two pictures are the same one. No two pictures of pocket's pool
@@ -45,7 +58,19 @@ MASK = ".mask"
 """End of a mask's name: photo.mask.png is the mask of photo.jpg."""
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""The only decoders that may see a file. Others of Pillow start programs (PostScript goes to Ghostscript)."""
 _HEIC = (".heic", ".heif")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError),
+    *(EOFError, struct.error, zlib.error),
+)
+"""What Pillow's decoders raise for a damaged file."""
+_ROWS_AT_ONCE = 256
+"""Rows of a large picture that are converted at once, so that the memory holds it only once more."""
+_opening = threading.Lock()
+"""Held while a header is read: Python's filters of warnings belong to the whole process."""
 
 
 def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool = True) -> list[Path]:
@@ -59,11 +84,10 @@ def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool =
         PictureError: A file or folder does not exist, or `strict` finds something wrong.
     """
     places = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
-    suffixes = {*Image.registered_extensions(), *_HEIC}
     files: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
             if strict and not inside:
                 raise PictureError(f"The folder {place} holds no pictures. Put JPEG, PNG or WebP files there.")
             files += inside
@@ -92,7 +116,8 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
         name: What errors call the picture; the path if it is not given.
 
     Raises:
-        PictureError: The file is damaged, is not a picture, or is smaller than `MIN_SIDE_PX`.
+        PictureError: The file is damaged, is not a picture of a known format, is smaller than `MIN_SIDE_PX`, or has
+            more than `MAX_PIXELS` pixels.
         MissingLibrary: The picture is HEIC and the extra for it is not installed.
     """
     picture = _as_rgb(_upright(file, name or str(file)))
@@ -203,15 +228,21 @@ def _sharpness(picture: UInt8[np.ndarray, "height width 3"]) -> float:
 
 def _upright(file: Path | bytes, name: str) -> Image.Image:
     """Return the picture, turned by its EXIF tag."""
-    if Path(name).suffix.lower() in _HEIC:
-        library("pillow_heif").register_heif_opener()
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with _opened(file, name) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name)
             image.load()
             upright = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name) from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is not a picture that can be read. Remove it or save it as PNG.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(
+            f"{name} is not a picture that can be read ({', '.join((*_FORMATS, 'HEIC'))}). Remove it or save it as PNG."
+        ) from error
+    except _BROKEN as error:
+        if isinstance(error, PictureError):
+            raise
         raise PictureError(f"{name} is damaged or truncated ({error}). Copy it again or remove it.") from error
     if min(upright.size) < MIN_SIDE_PX:
         raise PictureError(
@@ -219,6 +250,31 @@ def _upright(file: Path | bytes, name: str) -> Image.Image:
             "needed. Use a larger picture."
         )
     return upright
+
+
+def _opened(file: Path | bytes, name: str) -> Image.Image:
+    """Read the header of a picture of a known format; the pixels are not decoded yet."""
+    if isinstance(file, Path):
+        if not file.is_file():
+            raise PictureError(f"There is no picture {name}, or it is no regular file. Check the path.")
+        with file.open("rb") as content:
+            start = content.read(12)
+    else:
+        start = file[:12]
+    formats = _FORMATS
+    if Path(name).suffix.lower() in _HEIC or (start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS):
+        library("pillow_heif").register_heif_opener()
+        formats = (*_FORMATS, "HEIF")
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+
+
+def _too_large(name: str) -> PictureError:
+    return PictureError(
+        f"{name} is too large: it has more than {MAX_PIXELS // 10**6} million pixels. Shrink it, for example to "
+        f"{MAX_SIDE_PX} pixels a side, which is the most that is used."
+    )
 
 
 def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
@@ -233,13 +289,16 @@ def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Return the picture in RGB, with transparent parts on white."""
     if image.mode in _DEEP_GRAY:
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
+        eight_bits = (np.arange(65536) / 257).round().astype(np.uint8)
+        image = Image.fromarray(eight_bits[np.asarray(image).clip(0, 65535)])
     elif image.mode == "F":
-        values = np.asarray(image)
+        values = np.nan_to_num(np.asarray(image))
         image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    rgb = Image.new("RGB", layer.size)
+    for top in range(0, layer.height, _ROWS_AT_ONCE):
+        rows = layer.crop((0, top, layer.width, min(top + _ROWS_AT_ONCE, layer.height)))
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"), (0, top))
+    return rgb

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from moongate.data.pictures import caption_beside, find_pictures
+from moongate.data.pictures import SUFFIXES, caption_beside, find_pictures
 from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
 from moongate.files import digest
@@ -245,7 +243,7 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
         facts = {}
     text = next((parts[suffix][1].decode(errors="replace") for suffix in TEXT_SUFFIXES if suffix in parts), "")
     caption = text or _first(facts, CAPTION_KEYS)
-    picture = next((parts[s] for s in parts if f".{s}" in Image.registered_extensions()), None)
+    picture = next((parts[suffix] for suffix in parts if f".{suffix}" in SUFFIXES), None)
     if picture is None:
         skipped.add(f"{file}: {name.lstrip('/')}", "captions without a picture")
         return
