@@ -227,7 +227,7 @@ def test_single_files_that_cannot_be_used_are_refused_each_with_its_reason(
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_a_folder_that_lacks_a_weight_is_refused_by_its_name(part: str, tmp_path: Path) -> None:
-    """It ended in "Cannot copy out of meta tensor", and with random numbers where a text encoder lacked some."""
+    """Diffusers leaves such weights empty, and transformers fills those of a text encoder with random numbers."""
     folder = make_tiny_model(tmp_path / "model", seed=0, family="sdxl")
     (file,) = (folder / part).glob("*.safetensors")
     weights = load_file(file)

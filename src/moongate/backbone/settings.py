@@ -1,4 +1,4 @@
-"""What a model says about itself: the optional file `moongate.json` beside its `model_index.json`.
+"""What a model says about itself: the optional file `moongate.json` next to its `model_index.json`.
 
 A value that was measured for one model belongs to that model, so it is stored with the weights and no code asks for a
 model's name. It knows nothing of methods, prompt sets or networks: their names are checked where they are used.
