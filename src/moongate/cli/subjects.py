@@ -104,7 +104,7 @@ def subjects_from_options(
     """
     if not categories:
         raise OptionError(
-            'Say what the pictures show, such as --category "teddy bear", or describe several things in a file '
+            'Say what the pictures show, such as --category "teddy bear", or list several subjects in a file '
             "(--concepts concepts.yaml)."
         )
     count = len(categories)
