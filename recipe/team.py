@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import get_context
 
-from moongate.errors import OptionError
+from moongate.errors import MoongateError, OptionError
 
 __all__ = ["Team", "run_in_team"]
 
@@ -57,17 +57,17 @@ class Team:
                 gradient.copy_(part.view_as(gradient))
 
 
-def run_in_team(work: Callable[[Any, Team], None], options: Any, *, processes: int) -> None:
+def run_in_team(work: Callable[[Any, Team], None], options: Any) -> None:
     """Call `work(options, team)` in this process, and with the same options in further ones.
 
     Args:
         work: a function of a module, so that another process can import it.
-        options: what can be pickled.
-        processes: 1 or 2; 2 need two free cores.
+        options: what can be pickled; its `processes` is 1 or 2, and 2 need two free cores.
 
     Raises:
         OptionError: another number of processes.
     """
+    processes = options.processes
     if processes not in (1, 2):
         raise OptionError(f"processes is {processes}; 1 and 2 are possible, because a step has two batches.")
     torch.set_num_threads(1)
@@ -93,5 +93,9 @@ def _join(work: Callable[[Any, Team], None], options: Any, rank: int, size: int,
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=size)
     try:
         work(options, Team(rank=rank, size=size))
+    except MoongateError:
+        if rank == 0:  # all processes check the same things, and one message is enough
+            raise
+        sys.exit(2)
     finally:
         dist.destroy_process_group()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -23,6 +22,7 @@ from moongate.files import write_atomically
 from moongate.pages import contact_sheet, png_bytes
 from moongate.pocket import weights_folder
 from moongate.sampling import Sample, SampleOptions, sample
+from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.corpus.places import PLACES
 from recipe.corpus.scenes import FILTERED_STYLES, article
@@ -133,4 +133,4 @@ def _sheet(samples: Sequence[Sample]) -> bytes:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    measure(tyro.cli(YardstickOptions, description=__doc__))
+    command(YardstickOptions, measure, description=__doc__)

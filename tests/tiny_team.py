@@ -1,6 +1,6 @@
 """Training that a second process can import."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from recipe.fitting import Constant, Stage, fit, hidden_weights
 from recipe.team import Team
 
 
-def fit_line(folder: Path, team: Team) -> None:
-    """Train a small network on two batches a step, and keep its state in the folder."""
+def fit_line(options: Any, team: Team) -> None:
+    """Train a small network on two batches a step, and keep its state in the folder `options.out`."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 1))
 
@@ -19,4 +19,4 @@ def fit_line(folder: Path, team: Team) -> None:
         return {"square": (model(points)[:, 0] - points.sum(1)).square().mean()}
 
     stage = Stage(batch=4, shards=2, lr=1e-2)
-    fit(model, losses, Constant(pictures=80), stage, folder=folder, muon=hidden_weights(model), team=team)
+    fit(model, losses, Constant(pictures=80), stage, folder=options.out, muon=hidden_weights(model), team=team)

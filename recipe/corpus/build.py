@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from PIL import Image
 from rich.progress import track
 
 from moongate.errors import CorpusError, OptionError
 from moongate.extras import library
 from moongate.files import write_atomically
+from recipe.command import command
 from recipe.corpus import PICTURES_FILE, SCENES_FILE, packages
 from recipe.corpus.catalog import CATALOG, Object, is_example, is_held_out, read_objects
 from recipe.corpus.places import PLACES, Panorama
@@ -384,4 +384,4 @@ def _write_pool(
 
 
 if __name__ == "__main__":
-    build(tyro.cli(CorpusOptions, description=__doc__))
+    command(CorpusOptions, build, description=__doc__)

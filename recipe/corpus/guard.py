@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.files import write_atomically
+from recipe.command import command
 from recipe.corpus.catalog import Object, is_held_out, read_objects
 
 __all__ = ["GuardOptions", "Nearest", "main", "nearest_seen", "similarity_of_views"]
@@ -120,4 +120,4 @@ def main(options: GuardOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(GuardOptions, description=__doc__))
+    command(GuardOptions, main, description=__doc__)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 from safetensors.torch import save
@@ -21,6 +20,7 @@ from moongate.backbone.loading import quiet
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pocket import weights_folder
+from recipe.command import command
 from recipe.networks import load_into, make_autoencoder, make_denoiser, make_schedule, read_weights
 from recipe.pretrain.denoiser import read_average
 from recipe.pretrain.image_tower import IMAGE_TOWER
@@ -115,4 +115,4 @@ def make_pipeline(denoiser: Path, *, autoencoder: Path, text: Path) -> tuple[Sta
 
 
 if __name__ == "__main__":
-    assemble(tyro.cli(AssembleOptions, description=__doc__))
+    command(AssembleOptions, assemble, description=__doc__)

@@ -6,17 +6,18 @@ an earlier autoencoder, whose latent channels may be fewer. Writes `weights.safe
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
 from moongate.pocket import weights_folder
+from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Cosine, Stage, fit, hidden_weights, native_autocast
 from recipe.networks import make_autoencoder, read_weights, write_weights
@@ -162,5 +163,4 @@ def _moved(latents: Tensor, images: Tensor, generator: torch.Generator) -> tuple
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(AutoencoderOptions, description=__doc__)
-    run_in_team(train_autoencoder, chosen, processes=chosen.processes)
+    command(AutoencoderOptions, partial(run_in_team, train_autoencoder), description=__doc__)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from moongate.errors import OptionError
+from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Constant, Stage, fit, native_autocast
 from recipe.networks import load_into, make_autoencoder, write_weights
@@ -169,4 +169,4 @@ class _Losses:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_decoder(tyro.cli(DecoderOptions, description=__doc__))
+    command(DecoderOptions, train_decoder, description=__doc__)

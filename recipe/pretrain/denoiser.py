@@ -12,16 +12,17 @@ import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from moongate.errors import OptionError, first_line
+from recipe.command import command
 from recipe.fitting import STATE_FILE, Constant, Stage, fit, hidden_weights, native_autocast
 from recipe.networks import load_into, make_denoiser, make_schedule, write_weights
 from recipe.pretrain.prepare import Prepared
@@ -254,5 +255,4 @@ def _pilot_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(DenoiserOptions, description=__doc__)
-    run_in_team(train_denoiser, chosen, processes=chosen.processes)
+    command(DenoiserOptions, partial(run_in_team, train_denoiser), description=__doc__)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.progress import track
@@ -21,6 +20,7 @@ from moongate.backbone import PROJECTION, PROJECTION_FILE
 from moongate.backbone.loading import quiet
 from moongate.errors import OptionError
 from moongate.pocket import weights_folder
+from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Cosine, Stage, fit, native_autocast
 from recipe.networks import TEXT_WIDTH, read_weights, write_weights
@@ -123,4 +123,4 @@ def _caption_features(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_image_tower(tyro.cli(ImageTowerOptions, description=__doc__))
+    command(ImageTowerOptions, train_image_tower, description=__doc__)

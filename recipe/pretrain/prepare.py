@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
@@ -29,6 +28,7 @@ from moongate.errors import CorpusError, OptionError
 from moongate.extras import library
 from moongate.files import digest, write_atomically
 from moongate.pocket import weights_folder
+from recipe.command import command
 from recipe.corpus import SCENES_FILE, Corpus
 from recipe.fitting import native_autocast
 from recipe.networks import load_into, make_autoencoder
@@ -285,4 +285,4 @@ def _save(value: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    prepare(tyro.cli(PrepareOptions, description=__doc__))
+    command(PrepareOptions, prepare, description=__doc__)

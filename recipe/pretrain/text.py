@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from moongate.backbone import PROJECTION, PROJECTION_FILE
 from moongate.files import write_atomically
+from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Cosine, Stage, fit, native_autocast
 from recipe.networks import TEXT_WIDTH, write_weights
@@ -135,4 +135,4 @@ def _configuration(tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_text(tyro.cli(TextOptions, description=__doc__))
+    command(TextOptions, train_text, description=__doc__)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ def test_a_team_of_one_agrees_with_itself_and_keeps_its_gradients() -> None:
 
 def test_more_than_two_processes_are_refused() -> None:
     with pytest.raises(OptionError, match=r"processes is 3; 1 and 2 are possible"):
-        run_in_team(lambda options, team: None, None, processes=3)
+        run_in_team(lambda options, team: None, SimpleNamespace(processes=3))
 
 
 def test_one_process_computes_what_two_compute(tmp_path: Path) -> None:
     states = []
     for processes in (1, 2):
-        run_in_team(fit_line, tmp_path / str(processes), processes=processes)
+        run_in_team(fit_line, SimpleNamespace(out=tmp_path / str(processes), processes=processes))
         states.append(torch.load(tmp_path / str(processes) / "state.pt", weights_only=True))
     one, two = states
     assert one["position"]["pictures"] == two["position"]["pictures"] == 80
