@@ -98,20 +98,29 @@ class SubjectRecord:
     token: str | None = None
     prompts: tuple[str, ...] = ()
     """The captions it was taught with, each once."""
+    more_tokens: tuple[str, ...] = ()
+    """The tokens that follow `token` in a prompt, for a word of several vectors from another program."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens that stand for the subject in a prompt, in order."""
+        return (self.token, *self.more_tokens) if self.token else ()
 
     @property
     def words(self) -> str:
         """The words for the subject in a prompt: "<bear> teddy bear"."""
-        return " ".join(filter(None, (self.token, self.category)))
+        return " ".join(filter(None, (*self.tokens, self.category)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON; `from_json` reads it."""
-        return {"category": self.category, "token": self.token, "prompts": list(self.prompts)}
+        more = {"more_tokens": list(self.more_tokens)} if self.more_tokens else {}
+        return {"category": self.category, "token": self.token, "prompts": list(self.prompts), **more}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `to_json` returned."""
-        return cls(**{**value, "prompts": tuple(value["prompts"])})
+        more_tokens = tuple(value.get("more_tokens", ()))
+        return cls(**{**value, "prompts": tuple(value["prompts"]), "more_tokens": more_tokens})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -279,6 +288,7 @@ class Concept:
                 category=subject.category,
                 token=subject.token and rename(subject.token),
                 prompts=tuple(map(rename, subject.prompts)),
+                more_tokens=tuple(map(rename, subject.more_tokens)),
             )
             for subject in self.subjects
         )
@@ -286,6 +296,17 @@ class Concept:
         if len(rows) < len(self.tokens):
             raise TokenError(f"Renaming {dict(tokens)} would give two tokens the same name.")
         return dataclasses.replace(self, tokens=rows, subjects=subjects)
+
+    def spelled(self, prompt: str) -> str:
+        """Return a prompt in which each word of several vectors is followed by its further tokens.
+
+        Other programs write such a word once, and read all of its vectors.
+        """
+        for subject in self.subjects:
+            further = "".join(f" {token}" for token in subject.more_tokens)
+            if subject.token and further:
+                prompt = re.sub(rf"{re.escape(subject.token)}(?!{re.escape(further)})", subject.token + further, prompt)
+        return prompt
 
     @cached_property
     def hash(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from command_line import fails, run
 from making import make_concept
@@ -173,6 +174,26 @@ def test_a_file_without_class_words_is_not_judged(
     assert "delta.bin does not name the categories of its subjects" in message
     assert "moongate convert FILE --to moongate --category WORD" in message
     assert not (tmp_path / "judged").exists()
+
+
+def test_a_word_of_several_vectors_is_drawn_with_all_of_them(
+    concept: Path, tiny: Backbone, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Whether the prompt names the word once, as in other programs, or writes its tokens out."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, sum(tiny.token_widths), generator=generator)
+    run("convert", concept, "--to", "lora", "--out", tmp_path / "both")
+    (tmp_path / "both" / "<bear>.safetensors").unlink()
+    save_file({"emb_params": rows}, tmp_path / "both" / "bear.safetensors")
+    weights = tmp_path / "both" / "pytorch_lora_weights.safetensors"
+    save_file(load_file(weights), weights)  # without the header, as another program writes it
+    pictures = []
+    for name, prompt in (("a", "photo of a <bear> bear"), ("b", "photo of a <bear> <bear-2> bear")):
+        options = ["--count", 1, "--steps", 1, "--device", "cpu", "--model", tiny_folder, "--out", tmp_path / name]
+        run("generate", prompt, "--concept", tmp_path / "both", *options)
+        with Image.open(next(file for file in (tmp_path / name).glob("*.png") if "sheet" not in file.name)) as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1]
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import foreign_files as foreign
 from foreign_concepts import WIDTH, denoiser
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.concept import Concept
 from moongate.errors import ConceptFileError
+from moongate.merging import MergeOptions, merge
 
 THREE = torch.stack([foreign.row(WIDTH, seed=seed) for seed in range(3)])
 
@@ -102,3 +104,39 @@ def test_an_unknown_key_of_a_bundled_word_is_named(tiny: Backbone, tmp_path: Pat
         bundled(tmp_path / "lora", tiny, **{"bear.t5": THREE})
     with pytest.raises(ConceptFileError, match="'bear' holds clip_l and emb_params for one text encoder"):
         bundled(tmp_path / "lora", tiny, **{"bear.clip_l": THREE, "bear.emb_params": THREE})
+
+
+def test_a_word_of_several_vectors_is_one_subject_that_a_merge_keeps(tiny: Backbone, tmp_path: Path) -> None:
+    """Its keys and values are those that the LoRA gives it; the right side is multiplied out by hand."""
+    before = denoiser(tiny)
+    imported = bundled(tmp_path / "lora", tiny, **{"bear.clip_l": 0.1 * THREE[:2]})
+    (subject,) = imported.concept.subjects
+    assert subject.words == "<bear> <bear-2>"
+    named = interop.read(tmp_path / "lora", base=tiny, tokens=("<rex>",), categories=("dog",)).concept
+    assert [subject.words for subject in named.subjects] == ["<rex> <rex-2> dog"]
+    assert list(named.tokens) == ["<rex>", "<rex-2>"]
+    for concept, text in ((imported.concept, "photo of a <bear> <bear-2>"), (named, "photo of a <rex> <rex-2> dog")):
+        merged = merge(tiny, [concept], options=MergeOptions(contexts=1)).concept
+        assert merged.tokens.keys() == concept.tokens.keys()
+        assert [record.words for record in merged.subjects] == [record.words for record in concept.subjects]
+        with tiny.tokens(concept.tokens):
+            ids = tiny.token_ids([text])[0].tolist()
+            first = ids.index(tiny.tokenizer.convert_tokens_to_ids(concept.subjects[0].token))
+            features = tiny.encode_text([text]).features[0][first : ids.index(tiny.tokenizer.eos_token_id) + 1]
+        for module, (up, down) in foreign.changes(before).items():
+            kept = features.double() @ merged.deltas[f"unet.{module}.weight"].full().double().T
+            assert torch.allclose(kept, features.double() @ (up @ down).double().T, atol=1e-4)
+
+
+def test_a_word_of_several_vectors_survives_a_concept_file_and_is_written_out_in_prompts(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    concept = bundled(tmp_path / "source", tiny, **{"bear.clip_l": THREE, "cat.clip_l": THREE[:1]}).concept
+    again = Concept.load(concept.save(tmp_path / "concept.safetensors"))
+    assert [subject.words for subject in again.subjects] == ["<bear> <bear-2> <bear-3>", "<cat>"]
+    assert again.spelled("a <bear> and a <cat>") == "a <bear> <bear-2> <bear-3> and a <cat>"
+    assert again.spelled("a <bear> <bear-2> <bear-3>") == "a <bear> <bear-2> <bear-3>"
+    for to in ("lora", "kohya"):
+        interop.write(concept, tmp_path / to, to=to)
+        imported = interop.read(tmp_path / to, base=tiny).concept
+        assert [subject.words for subject in imported.subjects] == [subject.words for subject in concept.subjects]

@@ -87,12 +87,17 @@ class Generate:
         jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
-                stack.enter_context(_merged(backbone, concepts, strengths, console).applied(backbone))
+                applied = [_merged(backbone, concepts, strengths, console)]
+                stack.enter_context(applied[0].applied(backbone))
             else:
+                applied = concepts
                 for concept, strength in zip(concepts, strengths, strict=True):
                     stack.enter_context(concept.applied(backbone, strength=strength))
             samples = sample(
-                backbone, [prompt for prompt, _ in jobs], seeds=[seed for _, seed in jobs], options=options
+                backbone,
+                [_spelled(prompt, applied) for prompt, _ in jobs],
+                seeds=[seed for _, seed in jobs],
+                options=options,
             )
             self._save(samples, paths, self._record(backbone, concepts, strengths), console)
 
@@ -170,6 +175,13 @@ class Generate:
         contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels).save(self.out / SHEET)
         pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
         say(console, f"Wrote {pictures} and {SHEET} to {self.out}.")
+
+
+def _spelled(prompt: str, concepts: "Sequence[Concept]") -> str:
+    """Return a prompt in which each word of several vectors is followed by its further tokens."""
+    for concept in concepts:
+        prompt = concept.spelled(prompt)
+    return prompt
 
 
 def _merged(

@@ -162,7 +162,7 @@ def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
         method.worded(subject.words, token=subject.token, category=subject.category) if method else subject.words
         for subject in subjects
     ]
-    categories = {subject.token: subject.category for subject in subjects if subject.token}
+    categories = {" ".join(subject.tokens): subject.category for subject in subjects if subject.token}
     drawn = [filled(prompt, words) for prompt in prompts]
     return [
         Wording(given=given, drawn=text, read=without_tokens(text, categories))

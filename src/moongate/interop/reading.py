@@ -20,7 +20,7 @@ from moongate.interop.formats import FORMATS
 from moongate.interop.formats.contract import Format, Parts
 from moongate.interop.full_weights import changes_against
 from moongate.interop.layers import kinds_of
-from moongate.interop.tokens import bracketed
+from moongate.interop.tokens import bracketed, names_of_vectors
 
 __all__ = ["Imported", "Recognized", "read", "recognize"]
 
@@ -166,12 +166,22 @@ class Recognized:
         return Concept(
             deltas=deltas,
             tokens=tokens,
-            subjects=tuple(SubjectRecord(category="", token=token) for token in self.parts.tokens),
+            subjects=self._subjects(),
             token_widths=widths.pop() if widths else base.token_widths if base else (),
             base=base.name if base else "",
             fingerprint=base.fingerprint if base else Fingerprint.unknown(),
             method=f"imported ({self.format.name})",
             record={"file": self.path.name},
+        )
+
+    def _subjects(self) -> tuple[SubjectRecord, ...]:
+        """Return a subject for each word of a file of another program; a word may be several tokens."""
+        further = self.parts.further
+        follows = {token for tokens in further.values() for token in tokens}
+        return tuple(
+            SubjectRecord(category="", token=token, more_tokens=further.get(token, ()))
+            for token in self.parts.tokens
+            if token not in follows
         )
 
     def _assembled_by_provenance(self, deltas: Mapping[str, Dense | LowRank], tokens: Mapping[str, Tensor]) -> Concept:
@@ -232,6 +242,7 @@ def _united(path: Path, parts: Sequence[Parts]) -> Parts:
         weights=_joined(path, [part.weights for part in parts]),
         changes=_joined(path, [part.changes for part in parts]),
         tokens=_joined(path, tokens),
+        further=_joined(path, [part.further for part in parts]),
         left_out=tuple(key for part in parts for key in part.left_out),
         provenance=next((part.provenance for part in parts if part.provenance), {}),
     )
@@ -252,19 +263,31 @@ def _changes_something(change: Dense | LowRank) -> bool:
     return all(bool(tensor.any()) for tensor in change.tensors().values())
 
 
-def _with_tokens(concept: Concept, tokens: Sequence[str]) -> Concept:
-    """Return the concept with new names for its tokens, in order; none keeps the names."""
-    if not tokens:
+def _with_tokens(concept: Concept, names: Sequence[str]) -> Concept:
+    """Return the concept with new names for its tokens, in order; none keeps the names.
+
+    A word of several vectors takes one name, from which its further tokens are named; or each token takes its own.
+    """
+    if not names:
         return concept
-    if len(tokens) != len(concept.tokens):
+    further = {subject.token: subject.more_tokens for subject in concept.subjects if subject.token}
+    follows = {token for tokens in further.values() for token in tokens}
+    words = [token for token in concept.tokens if token not in follows]
+    if len(names) not in (len(words), len(concept.tokens)):
         raise OptionError(
-            f"{len(tokens)} token names are given, but the file has {len(concept.tokens)} tokens: "
-            f"{', '.join(concept.tokens) or 'none'}. Name each once, in this order."
+            f"{len(names)} token names are given, but the file has {len(words)} tokens: "
+            f"{', '.join(words) or 'none'}. Name each once, in this order."
         )
-    odd = [token for token in tokens if token != bracketed(token)]
+    odd = [name for name in names if name != bracketed(name)]
     if odd:
         raise TokenError(f"The token {odd[0]!r} is not one word in angle brackets. Write {bracketed(odd[0])!r}.")
-    return concept.renamed(dict(zip(concept.tokens, tokens, strict=True)))
+    if len(names) == len(concept.tokens):
+        return concept.renamed(dict(zip(concept.tokens, names, strict=True)))
+    renamed: dict[str, str] = {}
+    for word, name in zip(words, names, strict=True):
+        tokens = (word, *further.get(word, ()))
+        renamed |= dict(zip(tokens, names_of_vectors(name, len(tokens)), strict=True))
+    return concept.renamed(renamed)
 
 
 def _with_categories(concept: Concept, categories: Sequence[str]) -> Concept:

@@ -21,6 +21,7 @@ __all__ = [
     "bundled_words",
     "file_stems",
     "free_stem",
+    "names_of_vectors",
     "read_words",
     "rows_of",
 ]
@@ -53,6 +54,8 @@ class Words:
 
     rows: Mapping[str, tuple[Float[Tensor, " _width"], ...]]
     """The rows of each token, one for each text encoder."""
+    further: Mapping[str, tuple[str, ...]]
+    """The further tokens of words of several vectors, by their first token."""
     left_out: tuple[str, ...]
     """Keys that a concept cannot hold."""
     notes: tuple[str, ...]
@@ -71,6 +74,7 @@ def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
             of rows.
     """
     rows: dict[str, tuple[Tensor, ...]] = {}
+    further: dict[str, tuple[str, ...]] = {}
     left_out, notes = [], []
     for name, values in words:
         outputs = [key for key in values if key.endswith(OUTPUT)]
@@ -81,8 +85,9 @@ def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
         if tokens[0] != bracketed(name):
             notes.append(f"There are two words {bracketed(name)}; that of {name!r} is read as {tokens[0]}.")
         if len(tokens) > 1:
+            further[tokens[0]] = tuple(tokens[1:])
             notes.append(f"The embedding has {len(tokens)} vectors; write {' '.join(tokens)!r} for it in prompts.")
-    return Words(rows=rows, left_out=tuple(left_out), notes=tuple(notes))
+    return Words(rows=rows, further=further, left_out=tuple(left_out), notes=tuple(notes))
 
 
 def bundled_words(values: Mapping[str, Any]) -> Words:
@@ -119,10 +124,15 @@ def _free_tokens(token: str, count: int, taken: Container[str]) -> list[str]:
     """Return names for `count` vectors of a word, of which none is taken."""
     for number in itertools.count(1):
         first = token if number == 1 else f"{token[:-1]}_{number}>"
-        names = [first, *(f"{first[:-1]}-{index}>" for index in range(2, count + 1))]
+        names = names_of_vectors(first, count)
         if not any(name in taken for name in names):
             return names
     raise AssertionError("unreachable")
+
+
+def names_of_vectors(token: str, count: int) -> list[str]:
+    """Return the names of the vectors of a word: "<bear>", "<bear-2>", ..."""
+    return [token, *(f"{token[:-1]}-{number}>" for number in range(2, count + 1))]
 
 
 def rows_of(vector: Any) -> Float[Tensor, "n width"]:

@@ -104,7 +104,7 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
             for layer, values in constraints.values.items()
         }
         report = measure(backbone, constraints, factorized, deltas, captions=captions, renamed=renamed)
-    names = {kept.record.token for kept in subjects}
+    names = {token for kept in subjects for token in kept.record.tokens}
     concept = Concept(
         deltas={layer: LowRank(up=change.up.float(), down=change.down.float()) for layer, change in deltas.items()},
         tokens={token: row for token, row in tokens.items() if token in names},

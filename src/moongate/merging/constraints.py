@@ -232,8 +232,9 @@ def _contexts_that_fit(backbone: Backbone, subjects: Sequence[KeptSubject]) -> i
 
 
 def _constraints_in_context(backbone: Backbone, kept: KeptSubject) -> int:
-    """Return how many features one context constrains: the token, the pieces of the category, and the end."""
-    return len(backbone.tokenizer(kept.record.category).input_ids)  # with start and end: the start counts for the token
+    """Return how many features one context constrains: the tokens, the pieces of the category, and the end."""
+    pieces = len(backbone.tokenizer(kept.record.category).input_ids)  # with start and end: the start counts for a token
+    return pieces + len(kept.record.more_tokens)
 
 
 def _contexts_of(backbone: Backbone, record: SubjectRecord) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ class Parts:
     """Changes by parameter name, for files that store changes."""
     tokens: Mapping[str, tuple[Float[Tensor, " _width"], ...]] = field(default_factory=dict)
     """The rows of each token, one for each text encoder."""
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The further tokens of words of several vectors, by their first token."""
     left_out: tuple[str, ...] = ()
     """Keys of the file that a concept cannot hold."""
     notes: tuple[str, ...] = ()

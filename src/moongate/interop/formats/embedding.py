@@ -73,7 +73,7 @@ def _parse(content: Content) -> Parts:
         ((name, rows),) = values.items()
         fields = {PLAIN_KEY: rows}
     words = read_words([(name, fields)])
-    return Parts(tokens=words.rows, left_out=words.left_out, notes=words.notes)
+    return Parts(tokens=words.rows, further=words.further, left_out=words.left_out, notes=words.notes)
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:

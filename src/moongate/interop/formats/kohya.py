@@ -33,6 +33,7 @@ def _parse(content: Content) -> Parts:
     return Parts(
         changes=adapter.changes,
         tokens=words.rows,
+        further=words.further,
         left_out=adapter.left_out + words.left_out,
         notes=words.notes,
         provenance=provenance_in(content),
