@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-slow tables check docs package format clean
+.PHONY: demo test test-slow test-shapes tables check docs package format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -14,6 +14,10 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(RUN)/python -m pytest -m slow
+
+# Runs the tests with all annotations of the package checked at run time, shapes of tensors among them.
+test-shapes: $(VENV)/ready
+	$(RUN)/python -m pytest --jaxtyping-packages=moongate,runtime_types.checked
 
 # Measures the records of the paper's tables that are missing, and writes docs/results/tables.md.
 tables: $(VENV)/tables

@@ -217,9 +217,7 @@ def test_a_concept_is_not_taken_for_a_pickle_whatever_the_length_of_its_header(
     assert b"\x80" in first_bytes
 
 
-def test_files_of_other_kinds_are_refused_each_with_its_reason(
-    make_concept: MakeConcept, tmp_path: Path
-) -> None:
+def test_files_of_other_kinds_are_refused_each_with_its_reason(make_concept: MakeConcept, tmp_path: Path) -> None:
     good = make_concept().save(tmp_path / "good.safetensors").read_bytes()
     (tmp_path / "cut").write_bytes(good[: len(good) // 2])
     (tmp_path / "noise").write_bytes(b"\x00\x01\x02" * 100)
