@@ -341,7 +341,7 @@ class _Rate(ProgressColumn):
         return Text(f"{task.completed:.0f} of {task.total:.0f} pictures, {task.speed or 0:.1f}/s")
 
 
-def _in_batches(name: str, items: Any, function: Callable, *, size: int) -> np.ndarray:
+def _in_batches(name: str, items: Any, function: Callable[[Any], np.ndarray], *, size: int) -> np.ndarray:
     """Apply `function` to `size` items at a time, show how it gets on, and join the results."""
     with Progress("{task.description}", BarColumn(), _Rate(), TimeRemainingColumn()) as progress:
         task, results = progress.add_task(name, total=len(items)), []

@@ -261,7 +261,7 @@ def _opened(file: Path | bytes, name: str) -> Image.Image:
             start = content.read(12)
     else:
         start = file[:12]
-    formats = _FORMATS
+    formats: tuple[str, ...] = _FORMATS
     if Path(name).suffix.lower() in _HEIC or (start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS):
         library("pillow_heif").register_heif_opener()
         formats = (*_FORMATS, "HEIF")
