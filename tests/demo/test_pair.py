@@ -27,7 +27,7 @@ STRATEGIES = ["pocket itself", "joint", "merge", "sequential", "addition"]
 def recognizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recognizer:
     """A random one in the place of the one that is shipped."""
     torch.manual_seed(3)
-    made = Recognizer(Classes(("dog", "cat", "chair"), ("here",), ("photo",)), (4, 4, 4, 4)).eval()
+    made = Recognizer(Classes(("dog", "cat", "chair"), ("here",), ("photo",)), (4, 4, 4)).eval()
     made.save(tmp_path / "recognizer.safetensors")
     monkeypatch.setattr("moongate.demo.recognizer.recognizer_file", lambda: tmp_path / "recognizer.safetensors")
     return Recognizer.load()
@@ -147,7 +147,7 @@ def test_what_cannot_be_composed_is_refused_before_anything_is_written(
     with pytest.raises(OptionError, match="does not know the category 'vase'"):
         make_pair_demo(("bulldog", "jar"), out=out)
     (tmp_path / "recognizer.safetensors").unlink()
-    with pytest.raises(OptionError, match="There is no recognizer .*--ship"):
+    with pytest.raises(OptionError, match="There is no recognizer .*recipe.recognizer"):
         make()
     assert not out.exists()
 

@@ -1,14 +1,17 @@
 """What the first stages make of a tiny corpus, once for all tests of the recipe."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipe import networks
 from recipe.pretrain import prepare as preparing
 from recipe.pretrain.autoencoder import AutoencoderOptions, train_autoencoder
 from recipe.pretrain.prepare import PrepareOptions, prepare
+from recipe.report import make_prompts
 from recipe.team import Team
 from tiny_corpus import AUTOENCODER, DENOISER, fixed_features, make_corpus
 
@@ -42,3 +45,23 @@ def prepared_folder(corpus_folder: Path, autoencoder_file: Path) -> Path:
         patch.setattr(preparing, "_repa_encoder", fixed_features)
         prepare(PrepareOptions(corpus=corpus_folder, autoencoder=autoencoder_file, out=out, workers=1))
     return out
+
+
+@pytest.fixture
+def noise_corpus(tmp_path: Path) -> Path:
+    """A corpus of 20 training and 12 held-out pictures of noise.
+
+    Its scenes are the report's prompts: every third shows two objects. Every fifth caption names a size.
+    """
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(folder / "pictures.npy", rng.integers(0, 256, (32, 128, 128, 3), dtype=np.uint8))
+    lines = []
+    for index, content in enumerate(make_prompts(32)):
+        phrase = "close up " if index % 5 == 0 else ""
+        scene = {"caption": phrase + content.caption, "categories": content.categories}
+        scene |= {"place": content.place, "style": content.style}
+        lines.append(json.dumps(scene | {"split": "train" if index < 20 else "held out"}))
+    (folder / "scenes.jsonl").write_text("\n".join(lines))
+    return folder

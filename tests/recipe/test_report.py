@@ -1,36 +1,41 @@
 import json
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
-from torch import Tensor
 
+from moongate import sampling
+from moongate.backbone import Backbone
 from moongate.demo.recognizer import Recognizer
-from moongate.errors import OptionError
+from moongate.errors import BackboneError, CorpusError, OptionError
 from recipe import report as module
 from recipe.corpus.catalog import CATALOG
 from recipe.corpus.scenes import FILTERED_STYLES, STYLES
-from recipe.report import CLASS_COUNTS, Content, ReportOptions, draw, make_prompts, psnr_db, report, shares_recognized
+from recipe.recognizer import CLASSES
+from recipe.report import ReportOptions, draw, make_prompts, psnr_db, report
 
 SHARES = ("single_object", "both_objects", "place", "style")
+ENDINGS = ("", "_at_guidance_6", "_on_real_pictures", "_on_decoded_pictures")
 KEYS = {
     "autoencoder_psnr_db",
-    *(f"{name}_recognized" for name in SHARES),
-    *(f"{name}_recognized_on_{kind}_pictures" for name in SHARES for kind in ("real", "decoded")),
+    *(f"{name}_recognized{ending}" for name in SHARES for ending in ENDINGS),
     "kid_x1000",
+    "kid_x1000_at_guidance_6",
+    "guidance",
     "parameters",
+    "pictures_seen",
     "shipped_bytes",
     "prompts",
+    "prompts_at_guidance_6",
     "steps",
 }
 
 
-# --- prompts ------------------------------------------------------------------------------------
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def test_prompts_are_fixed_and_longer_lists_begin_with_shorter_ones() -> None:
@@ -47,7 +52,7 @@ def test_prompts_cover_everything_and_ask_for_photos_only_where_a_model_was_seen
     prompts = make_prompts(1000)
     assert {name for content in prompts for name in content.categories} == set(CATALOG)
     assert {content.style for content in prompts} == set(STYLES)
-    assert len({content.place for content in prompts}) == CLASS_COUNTS[1]
+    assert {content.place for content in prompts} == set(CLASSES.places)
     photos = [content for content in prompts if content.style == "photo"]
     photographed = {name for content in photos for name in content.categories}
     assert all(CATALOG[name]["models"] for name in photographed)
@@ -56,45 +61,7 @@ def test_prompts_cover_everything_and_ask_for_photos_only_where_a_model_was_seen
     assert all(CATALOG[name]["drawings"] for content in drawn for name in content.categories)
 
 
-def test_captions_follow_the_grammar_of_the_corpus() -> None:
-    two = Content(categories=("elephant", "chair"), place="in a garden", style="photo")
-    assert two.caption == "photo of an elephant and a chair in a garden"
-    one = Content(categories=("sunglasses",), place="on an orange background", style="drawing")
-    assert one.caption == "drawing of sunglasses on an orange background"
-
-
-# --- recognition --------------------------------------------------------------------------------
-
-
-def test_shares_are_split_by_the_number_of_objects() -> None:
-    contents = [
-        Content(categories=("cat",), place="at night", style="photo"),
-        Content(categories=("dog",), place="at night", style="photo"),
-        Content(categories=("cat", "dog"), place="in a room", style="drawing"),
-        Content(categories=("cat", "chair"), place="in a room", style="pixel art"),
-    ]
-    # What a perfect classifier would say, with three mistakes.
-    scores = torch.stack([scores_of(content) for content in contents])
-    scores[1] = scores_of(Content(categories=("cat",), place="at night", style="photo"))
-    scores[3] = scores_of(Content(categories=("cat", "chair"), place="at night", style="photo"))
-    assert shares_recognized(scores, contents) == {
-        "single_object_recognized": 0.5,
-        "both_objects_recognized": 1.0,
-        "place_recognized": 0.75,
-        "style_recognized": 0.75,
-    }
-
-
-def scores_of(content: Content) -> Tensor:
-    scores = torch.zeros(sum(CLASS_COUNTS))
-    offsets = [0, CLASS_COUNTS[0], CLASS_COUNTS[0] + CLASS_COUNTS[1]]
-    for offset, classes in zip(offsets, content.classes, strict=True):
-        for number in classes:
-            scores[offset + number] = 1
-    return scores
-
-
-# --- measures -----------------------------------------------------------------------------------
+# --- measures ---------------------------------------------------------------------------------------------------------
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -108,121 +75,116 @@ def test_psnr_of_a_known_error() -> None:
     assert psnr_db(levels[:1], levels[1:]).item() == pytest.approx(classic, abs=1e-3)
 
 
-# --- the report ---------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def pipeline(tiny_folder: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_folder)
-
-
-def test_drawing_resumes_and_depends_on_prompt_and_seed_alone(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    captions = [content.caption for content in make_prompts(20)]
-    first = draw(pipeline, captions[:16], steps=2, folder=tmp_path / "a")
-    assert first.shape == (16, 64, 64, 3)
-    assert first.dtype == np.uint8
-    again = draw(pipeline, captions, steps=2, folder=tmp_path / "b")
-    calls = []
-    monkeypatch.setattr(type(pipeline), "__call__", counting(type(pipeline).__call__, calls))
-    resumed = draw(pipeline, captions, steps=2, folder=tmp_path / "a")
-    assert calls == [captions[16:]], "only the batch that was missing is drawn"
-    np.testing.assert_array_equal(resumed, again)
-
-
-def counting(function: Callable, calls: list[list[str]]) -> Callable:
-    def counted(self: object, captions: list[str], **options: object) -> object:
-        calls.append(captions)
-        return function(self, captions, **options)
-
-    return counted
-
-
-@pytest.fixture
-def fake_corpus(tmp_path: Path) -> Path:
-    """Write 20 training and 12 held-out pictures of noise, a third of them of two objects."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    np.save(folder / "pictures.npy", rng.integers(0, 256, (32, 128, 128, 3), dtype=np.uint8))
-    lines = []
-    for index, content in enumerate(make_prompts(32)):
-        phrase = "close up " if index % 5 == 0 else ""
-        scene = {"caption": phrase + content.caption, "categories": content.categories}
-        scene |= {"place": content.place, "style": content.style}
-        lines.append(json.dumps(scene | {"split": "train" if index < 20 else "held out"}))
-    (folder / "scenes.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-@pytest.fixture
-def options(fake_corpus: Path, tiny_folder: Path, tmp_path: Path) -> ReportOptions:
+def options(noise_corpus: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReportOptions:
+    """Options for one step with the tiny backbone, a random recognizer and features that need no library."""
+    torch.manual_seed(0)
+    recognizer = Recognizer(CLASSES, (4, 4, 4)).eval().requires_grad_(False)
+    monkeypatch.setattr(module.Recognizer, "load", lambda: recognizer)
+    monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
+    weights = shutil.copytree(tiny_folder, tmp_path / "model")
+    (weights / "training.json").write_text('{"pictures_seen": 42}')
     return ReportOptions(
-        corpus=fake_corpus,
-        weights=tiny_folder,
+        corpus=noise_corpus,
+        weights=weights,
         out=tmp_path / "results",
         work=tmp_path / "work",
-        prompts=64,
+        prompts=66,
+        paper_prompts=64,
         steps=1,
-        classifier_steps=1,
     )
 
 
-def test_figures_are_flat_and_repeatable(
-    options: ReportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
-    monkeypatch.setattr(module, "WIDTHS", (4, 4, 4, 4))
+@pytest.fixture
+def drawn_prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that are drawn from now on."""
+    prompts: list[str] = []
+    sample = sampling.sample
+
+    def counted(backbone: Backbone, new: list[str], **options: object) -> object:
+        prompts.extend(new)
+        return sample(backbone, new, **options)
+
+    monkeypatch.setattr(sampling, "sample", counted)
+    return prompts
+
+
+def test_figures_are_flat_and_a_second_run_draws_nothing(options: ReportOptions, drawn_prompts: list[str]) -> None:
     figures = report(options)
     written = json.loads((options.out / "pocket.json").read_text())
     assert written == figures
     assert set(written) == KEYS
     assert all(isinstance(value, int | float) for value in written.values())
+    assert (written["pictures_seen"], written["guidance"], written["prompts"]) == (42, 6, 66)
     files = [path for path in options.weights.rglob("*") if path.is_file()]
     assert written["shipped_bytes"] == sum(path.stat().st_size for path in files)
     with Image.open(options.out / "pocket.png") as sheet:
         assert sheet.width > 8 * 64
         assert sheet.height > 8 * 64
-    assert report(replace(options, ship=tmp_path / "shipped")) == figures
-    shipped = Recognizer.load(tmp_path / "shipped" / "model.safetensors")
-    assert (shipped.classes, shipped.widths) == (module.CLASSES, (4, 4, 4, 4))
+    assert len(drawn_prompts) == 66  # the model names no guidance of its own, so that both drawings are the same
+    assert report(options) == figures
+    assert len(drawn_prompts) == 66
+
+
+def test_the_models_own_guidance_is_measured_and_the_papers_beside_it(
+    options: ReportOptions, drawn_prompts: list[str]
+) -> None:
+    (options.weights / "moongate.json").write_text('{"guidance": 2}')
+    figures = report(options)
+    assert figures["guidance"] == 2
+    assert len(drawn_prompts) == 66 + 64
+    assert figures["prompts_at_guidance_6"] == 64
+    assert figures["kid_x1000"] != figures["kid_x1000_at_guidance_6"]
+
+
+def test_drawing_continues_and_depends_on_prompt_and_seed_alone(
+    options: ReportOptions, drawn_prompts: list[str], tmp_path: Path
+) -> None:
+    backbone, prompts = Backbone.load(options.weights, device="cpu"), make_prompts(20)
+    first = draw(backbone, prompts[:16], guidance=3, options=options)
+    assert first.shape == (16, 64, 64, 3)
+    assert first.dtype == np.uint8
+    drawn_prompts.clear()
+    continued = draw(backbone, prompts, guidance=3, options=options)
+    assert drawn_prompts == [content.caption for content in prompts[16:]]
+    again = draw(backbone, prompts, guidance=3, options=replace(options, work=tmp_path / "elsewhere"))
+    np.testing.assert_array_equal(continued, again)
 
 
 def test_the_sheet_alone_needs_neither_corpus_nor_features(
     options: ReportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "lite0_features", lambda device: pytest.fail("not needed"))
-    alone = ReportOptions(
-        corpus=tmp_path / "nowhere",
-        weights=options.weights,
-        out=options.out,
-        work=options.work,
-        steps=1,
-        sheet_only=True,
-    )
-    assert report(alone) == {}
+    assert report(replace(options, corpus=tmp_path / "nowhere", sheet_only=True)) == {}
     assert (options.out / "pocket.png").exists()
     assert not (options.out / "pocket.json").exists()
 
 
-def test_the_packages_recognizer_judges_unless_one_is_trained(
-    options: ReportOptions, monkeypatch: pytest.MonkeyPatch
+def test_the_naming_sheet_is_shuffled_and_its_key_names_every_picture(options: ReportOptions, tmp_path: Path) -> None:
+    report(replace(options, sheet_only=True, naming=tmp_path / "naming"))
+    key = json.loads((tmp_path / "naming" / "key.json").read_text())
+    captions = [content.caption for content in make_prompts(64)]
+    assert list(key) == [str(position) for position in range(1, 65)]
+    assert sorted(key.values()) == sorted(captions)
+    assert list(key.values()) != captions
+    with Image.open(tmp_path / "naming" / "unlabeled.png") as sheet:
+        assert sheet.width > 8 * 64
+
+
+def test_bad_input_is_refused_before_anything_is_drawn(
+    options: ReportOptions, drawn_prompts: list[str], tmp_path: Path
 ) -> None:
-    seen = []
-    monkeypatch.setattr(module, "lite0_features", lambda device: lambda images: images.mean((2, 3)))
-    monkeypatch.setattr(module, "train_recognizer", lambda corpus, options: pytest.fail("not asked for"))
-    monkeypatch.setattr(module, "measure", lambda backbone, recognizer, *_, **__: seen.append(recognizer) or {})
-    report(replace(options, classifier_steps=0))
-    shipped = Recognizer.load()
-    assert all(map(torch.equal, seen[0].state_dict().values(), shipped.state_dict().values()))
-
-
-def test_too_few_prompts_for_the_sheet_are_refused() -> None:
     with pytest.raises(OptionError, match="prompts is 10; give at least 64"):
         ReportOptions(prompts=10)
-
-
-def test_shipping_what_was_not_trained_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="give classifier_steps"):
-        ReportOptions(ship=tmp_path)
+    with pytest.raises(CorpusError, match=r"has no scenes\.jsonl"):
+        report(replace(options, corpus=tmp_path / "nowhere"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="cannot be made a folder"):
+        report(replace(options, out=tmp_path / "file"))
+    (options.weights / "training.json").unlink()
+    with pytest.raises(BackboneError, match=r"no training\.json.*pictures_seen"):
+        report(options)
+    assert not drawn_prompts
