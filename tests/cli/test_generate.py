@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def test_generate_writes_pictures_that_record_how_they_were_made(bear: Path, tmp
     record = json.loads(text["moongate"])
     assert record["concepts"] == [{"hash": Concept.load(bear).hash, "strength": 1.0}]
     assert record["steps"] == 2
+
+
+def test_generate_draws_with_the_models_own_guidance_unless_another_is_given(tiny_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    draw = command("generate", "a dog", count=1, steps=1, device="cpu", model=model)
+    guidances = []
+    run(draw.but(out=tmp_path / "papers"))
+    (model / "moongate.json").write_text('{"guidance": 2}')
+    run(draw.but(out=tmp_path / "own"))
+    run(draw.but(out=tmp_path / "chosen", guidance=1.5))
+    for name in ("papers", "own", "chosen"):
+        with Image.open(tmp_path / name / "a-dog-0.png") as picture:
+            guidances.append(json.loads(picture.text["moongate"])["guidance"])
+    assert guidances == [6, 2, 1.5]
 
 
 def test_a_concept_at_strength_zero_draws_what_the_base_draws(bear: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +32,7 @@ from moongate.errors import OptionError
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
-    from moongate.sampling import Sample
+    from moongate.sampling import Sample, SampleOptions
 
 __all__ = ["Generate"]
 
@@ -83,6 +83,8 @@ class Generate:
         paths = self._paths(prompts)
         chosen = self._chosen()
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
+        if self.drawing.guidance is None and backbone.settings.guidance is not None:
+            options = replace(options, guidance=backbone.settings.guidance)
         strengths = [strength for _, strength in chosen]
         jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:
@@ -99,7 +101,7 @@ class Generate:
                 seeds=[seed for _, seed in jobs],
                 options=options,
             )
-            self._save(samples, paths, self._record(backbone, concepts, strengths), console)
+            self._save(samples, paths, self._record(backbone, concepts, strengths, options), console)
 
     @property
     def _seeds(self) -> range:
@@ -141,7 +143,7 @@ class Generate:
         return paths
 
     def _record(
-        self, backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float]
+        self, backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float], options: "SampleOptions"
     ) -> dict[str, object]:
         """Return what each picture keeps of how it was made, in addition to its prompt and seed."""
         return {
@@ -150,9 +152,9 @@ class Generate:
                 {"hash": concept.hash, "strength": strength}
                 for concept, strength in zip(concepts, strengths, strict=True)
             ],
-            "steps": self.drawing.steps,
-            "guidance": self.drawing.guidance,
-            "scheduler": self.drawing.scheduler,
+            "steps": options.steps,
+            "guidance": options.guidance,
+            "scheduler": options.scheduler,
             "together": self.together,
             "negative_prompt": self.negative_prompt,
         }

@@ -126,8 +126,9 @@ class DrawingOptions:
 
     steps: int = 50
     """Denoising steps."""
-    guidance: float = 6.0
-    """Scale of classifier-free guidance. 1 turns it off."""
+    guidance: OptionalFloat = None
+    """Scale of classifier-free guidance. 1 turns it off.
+    Default: 6 as in the paper, or in `generate` the value that was measured for the model."""
     scheduler: str = "ddpm"
     """ddpm, ddim, euler, euler-ancestral, dpm++, unipc, or a scheduler class of diffusers."""
     batch: int = 8
@@ -141,7 +142,7 @@ class DrawingOptions:
 
         return SampleOptions(
             steps=self.steps,
-            guidance=self.guidance,
+            guidance=SampleOptions.guidance if self.guidance is None else self.guidance,
             scheduler=self.scheduler,
             batch=self.batch,
             negative_prompt=negative_prompt,
