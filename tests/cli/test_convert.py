@@ -65,7 +65,7 @@ def test_the_model_card_of_a_folder_shows_pictures_when_a_base_is_given(
     for part in ("license: cc0-1.0", "`<bear> bear`", "`photo of a <bear> bear`", "Base: model", "_pipeline=pipeline"):
         assert part in card
     assert str(tiny_folder) not in card
-    assert "![photo of a <bear> bear on the beach](sample-2.png)" in card
+    assert "![photo of a \\<bear\\> bear on the beach](sample-2.png)" in card
     with Image.open(out / "sample-2.png") as picture:
         assert picture.size == (64, 64)
     assert interop.read(out, base=Backbone.load(tiny_folder, device="cpu")).format == "diffusers"

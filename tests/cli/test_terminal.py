@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moongate.cli.terminal import print_table, readable, say, size_of, training_bar
+from moongate.cli.terminal import print_table, progress_bar, readable, say, size_of, training_bar
 from moongate.training import Step
 
 
@@ -51,3 +51,24 @@ def test_the_training_bar_shows_the_mean_loss_of_each_run_from_its_start() -> No
 
 def _step(index: int, loss: float) -> Step:
     return Step(index=index, steps=2, loss=loss, target_loss=loss, prior_loss=0.0, pictures_per_second=8.0)
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\x1b]0;title\x07", "\x1b[2J", "\x9b2J", "\r", "\u202edog", "\ud800", "\x00", "\x7f"]
+)
+def test_text_from_files_reaches_the_terminal_without_escapes(hidden: str) -> None:
+    console, shown = narrow()
+    say(console, f"a {hidden} b")
+    print_table(console, ("[/b]",), [(f"[/b] {hidden}",)], title=f"[/x] {hidden}")
+    text = shown.getvalue()
+    assert hidden not in text
+    assert text.startswith(f"a {hidden.encode('unicode_escape').decode()} b")
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert text.count("[/b]") == 2
+
+
+def test_a_bar_shows_markup_as_it_is() -> None:
+    console, shown = narrow()
+    with progress_bar(console) as progress:
+        progress.add_task("Drawing [/b]", total=1, note="[/x]")
+    assert "[/b]" in shown.getvalue()

@@ -1,6 +1,8 @@
 """Model cards. The upload is tested through the command, in tests/cli/test_convert.py."""
 
+import ast
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import SubjectRecord
 from moongate.interop import FORMATS, WriteOptions, card_prompts, model_card
+from moongate.interop.tokens import file_stems
 
 
 def test_the_front_matter_of_a_card_is_yaml_whatever_its_texts_hold(tiny: Backbone) -> None:
@@ -76,3 +79,27 @@ def test_the_python_of_a_card_gives_diffusers_the_text_that_moongate_reads(
     assert torch.allclose(features, ours.features, atol=1e-5)
     if len(each.token_widths) > 1:
         assert torch.allclose(pooled[0], ours.pooled, atol=1e-5)
+
+
+def test_words_of_a_file_are_quoted_in_the_examples_of_a_card(tiny: Backbone) -> None:
+    token, category = '<b">', 'dog").images; import os; os.system("x") # `rm` $(rm) \'; rm\n```\n# no heading'
+    subjects = (SubjectRecord(category=category, token=token, prompts=(f"photo of a {token} {category}",)),)
+    concept = dataclasses.replace(make_concept(tiny, tokens=(token,)), subjects=subjects, base="<img src=x>")
+    card = model_card(concept, FORMATS["lora"], title="[x](y)\n# z", pictures=[(category, "0.png")])
+    python = card.split("```python\n")[1].split("\n```")[0]
+    calls = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+    assert not [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Import)]
+    assert "os.system" not in [ast.unparse(call.func) for call in calls]
+    console = card.split("```console\n")[1].split("\n```")[0]
+    assert shlex.split(console)[:2] == ["moongate", "generate"]
+    assert len(shlex.split(console)) == 7
+    assert not any(line.startswith(("# no heading", "# z")) for line in card.splitlines())
+    assert "<img" not in card.replace("\\<img", "")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../up", "a\0b", "x" * 400, "<../up>", "..", "", "C:\\x", "<a/b>"])
+def test_no_name_of_a_file_becomes_a_path(name: str) -> None:
+    (stem,) = file_stems([name]).values()
+    assert Path(stem).name == stem
+    assert not {"\\", "\0", "."} & set(stem)
+    assert len(stem.encode()) <= 200

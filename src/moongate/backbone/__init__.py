@@ -10,9 +10,8 @@ same path as Stable Diffusion, without a network.
 """
 
 import contextlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -24,12 +23,11 @@ from jaxtyping import Float, Int, Real
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from moongate.backbone.fingerprint import Fingerprint
-from moongate.backbone.loading import load_pipeline
+from moongate.backbone.fingerprint import Fingerprint, layout_of
+from moongate.backbone.loading import denoiser_shapes, load_pipeline
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import Conditioning, TextEncoder
-from moongate.errors import OptionError, TokenError
-from moongate.files import digest
+from moongate.errors import BaseMismatchError, OptionError, TokenError
 from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
@@ -107,6 +105,8 @@ class Backbone:
         config: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        downloads: bool = True,
+        layouts: Collection[str] = (),
     ) -> Self:
         """Load a model of the families SD 1.x, SD 2.x and SDXL.
 
@@ -117,15 +117,24 @@ class Backbone:
                 By default a folder of the file's name next to it, or the hub, has the configuration.
             device: Where the model computes; CUDA by default if there is any.
             dtype: Precision of the frozen weights.
+            downloads: Whether a model that is not on this machine is fetched from the hub. Give False for a name that
+                comes from a file, so that only the user decides whose models are loaded.
+            layouts: Layouts of the fingerprints (`Fingerprint.layout`) that the model must have. They are compared
+                before any weights are read or fetched, where the model has a configuration.
 
         Raises:
+            BaseMismatchError: The model has another layout.
             BackboneError: The model cannot be found or read, lacks weights, is of another family, or its
                 `moongate.json` is wrong.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         source = str(weights_folder() if str(model) == POCKET else model)
-        pipeline, folder = load_pipeline(source, config=Path(config) if config else None, device=device, dtype=dtype)
+        if layouts:
+            _check_layouts(str(model), denoiser_shapes(source, downloads=downloads), layouts)
+        pipeline, folder = load_pipeline(
+            source, config=Path(config) if config else None, device=device, dtype=dtype, downloads=downloads
+        )
         projection = folder / PROJECTION_FILE
         return cls(
             name=str(model),
@@ -165,9 +174,8 @@ class Backbone:
     def fingerprint(self) -> Fingerprint:
         """Identifies these weights, by the keys and values of cross-attention."""
         weights = self.weights("cross-attention-kv")
-        layout = json.dumps({name: list(weight.shape) for name, weight in weights.items()})
         return Fingerprint(
-            layout=digest(layout, length=64),
+            layout=layout_of({name: tuple(weight.shape) for name, weight in weights.items()}),
             norms=tuple(float(weight.bfloat16().double().norm()) for weight in weights.values()),
         )
 
@@ -408,3 +416,16 @@ class Backbone:
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
+
+
+def _check_layouts(model: str, shapes: Mapping[str, tuple[int, ...]] | None, layouts: Collection[str]) -> None:
+    """Compare the keys and values of a denoiser of these shapes, None if they are unknown, with expected layouts."""
+    if shapes is None:
+        return
+    endings = WEIGHT_SETS["cross-attention-kv"]
+    layout = layout_of({f"unet.{name}": shapes[name] for name in sorted(shapes) if name.endswith(endings)})
+    if any(other != layout for other in layouts):
+        raise BaseMismatchError(
+            f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
+            "with --model."
+        )

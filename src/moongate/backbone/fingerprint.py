@@ -1,12 +1,13 @@
 """The fingerprint of a base: it identifies the weights, in whatever precision they are loaded."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from moongate.files import digest
 
-__all__ = ["Fingerprint"]
+__all__ = ["Fingerprint", "layout_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +56,8 @@ class Fingerprint:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `to_json` returned."""
         return cls(layout=str(value["layout"]), norms=tuple(float(norm) for norm in value["norms"]))
+
+
+def layout_of(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Return the digest of the names and shapes of weights, in the order of the mapping."""
+    return digest(json.dumps({name: list(shape) for name, shape in shapes.items()}), length=64)

@@ -7,6 +7,8 @@ others. The module knows which kinds of models can be used, and nothing of what 
 
 import contextlib
 import logging
+import pickle
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +17,20 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.single_file_utils import (
     SingleFileComponentError,
     fetch_diffusers_config,
     load_single_file_checkpoint,
 )
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from moongate.errors import BackboneError, first_line
 
-__all__ = ["load_pipeline", "quiet"]
+__all__ = ["LOADING_ERRORS", "denoiser_shapes", "load_pipeline", "quiet"]
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 INDEX = "model_index.json"
@@ -38,12 +41,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """The pipeline classes that can be used, and the parts of each that are left out. They are imported when a model is
 loaded, because diffusers and transformers print remarks on importing them too."""
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SingleFileComponentError)
+CLASSES: dict[str, tuple[str, frozenset[str]]] = {
+    "text_encoder": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
+    "text_encoder_2": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
+    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "tokenizer_2": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL", "AutoencoderTiny"})),
+}
+"""For each part its library and the classes that a model may name. Others can import a module of the model's author."""
+SCHEDULER = "scheduler"
+"""The part that may name any scheduler class of diffusers."""
+LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ArithmeticError),
+    *(SingleFileComponentError, SafetensorError, pickle.UnpicklingError),
+)
 """Raised by the libraries for a model that is missing, incomplete or of another kind."""
 
 
 def load_pipeline(
-    model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype
+    model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype, downloads: bool = True
 ) -> tuple[Any, Path]:
     """Load a pipeline. Pickles are read as weights only and refused otherwise.
 
@@ -52,6 +69,7 @@ def load_pipeline(
         config: For a single file: a folder in diffusers' layout with its configuration.
         device: Where the model computes.
         dtype: Precision of the weights.
+        downloads: Whether what is missing on this machine is fetched from the hub.
 
     Returns:
         The pipeline, and the folder that may contain further settings of the model.
@@ -66,26 +84,48 @@ def load_pipeline(
             "Leave the configuration out."
         )
     with quiet():
-        if is_file:
-            source = _configuration(Path(model), config)
-            kind, index = _kind(source, model)
-            load, more = kind.from_single_file, {"config": source}
-        else:
-            source = model
-            kind, index = _kind(source, model)
-            load, more = kind.from_pretrained, {}
+        source = _configuration(Path(model), config) if is_file else model
+        kind, index = _kind(source, model, downloads)
+        _check_classes(index, model)
+        how = {"dtype": dtype, "local_files_only": not downloads, **FAMILIES[kind.__name__]}
         try:
-            if not is_file:
-                more = _text_encoders(model, index, dtype)
-            pipeline = load(model, dtype=dtype, **FAMILIES[kind.__name__], **more)
+            if is_file:
+                pipeline = kind.from_single_file(model, config=source, **how)
+            else:
+                how |= _text_encoders(model, index, dtype, downloads)
+                pipeline = kind.from_pretrained(model, trust_remote_code=False, **how)
             _check_whole(pipeline, model, source)
             pipeline.to(device)
         except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
             raise _lacking(model, source) from error
         except LOADING_ERRORS as error:
+            if not (downloads or is_file or Path(model).is_dir()):
+                raise _not_here(model) from error
             raise BackboneError(f"The model {model!r} cannot be loaded: {first_line(error)}") from error
     _check_parts(pipeline, model)
     return pipeline, Path(source)
+
+
+def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of all denoiser weights by name, from the configuration alone.
+
+    Args:
+        model: A folder or a model id of the hub.
+        downloads: Whether a missing configuration is fetched from the hub.
+
+    Returns:
+        The shapes, or None for a single file or a configuration that cannot be read: loading says what is wrong.
+    """
+    if model.endswith(SINGLE_FILES):
+        return None
+    try:
+        with quiet(), torch.device("meta"):
+            kind = diffusers.UNet2DConditionModel
+            config = kind.load_config(model, subfolder="unet", local_files_only=not downloads)
+            denoiser = kind.from_config(config)
+    except LOADING_ERRORS:
+        return None
+    return {name: tuple(weight.shape) for name, weight in denoiser.named_parameters()}
 
 
 def _configuration(file: Path, config: Path | None) -> str:
@@ -109,12 +149,14 @@ def _configuration(file: Path, config: Path | None) -> str:
     return fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
 
 
-def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
+def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, Any]]:
     """Return the class of the pipeline and its index, which names the classes of its parts."""
     try:
-        index = DiffusionPipeline.load_config(source)
-        name = index["_class_name"]
+        index = DiffusionPipeline.load_config(source, local_files_only=not downloads)
+        name = str(index["_class_name"])
     except LOADING_ERRORS as error:
+        if not downloads and source == model and not Path(source).exists():
+            raise _not_here(model) from error
         if source != model:
             raise BackboneError(
                 f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine "
@@ -133,7 +175,43 @@ def _kind(source: str, model: str) -> tuple[Any, Mapping[str, Any]]:
     return getattr(diffusers, name), index
 
 
-def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _not_here(model: str) -> BackboneError:
+    return BackboneError(
+        f"The model {model!r} is not on this machine. A file names it, and Moongate downloads only what you name "
+        f"yourself. If you trust its author, add --model {shlex.quote(model)}."
+    )
+
+
+def _check_classes(index: Mapping[str, Any], model: str) -> None:
+    """Refuse a model that names classes in which its author's own code could run."""
+    for part, entry in index.items():
+        if part.startswith("_") or not isinstance(entry, list) or part in FAMILIES[str(index["_class_name"])]:
+            continue
+        library, name = [*map(str, entry), "", ""][:2]
+        if part == SCHEDULER:
+            known = library == "diffusers" and _is_scheduler(name)
+        else:
+            expected, names = CLASSES.get(part, ("", frozenset()))
+            known = library == expected and name in names
+        if not known and entry != [None, None]:
+            raise BackboneError(
+                f"The model {model!r} names the class {library}.{name} for its {part!r}. Moongate loads only classes "
+                f"that run no code of the model's author: {_known_classes(part)}."
+            )
+
+
+def _is_scheduler(name: str) -> bool:
+    kind = getattr(diffusers, name, None)
+    return isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+
+
+def _known_classes(part: str) -> str:
+    if part == SCHEDULER:
+        return "the schedulers of diffusers"
+    return ", ".join(sorted(CLASSES[part][1])) if part in CLASSES else f"the parts {', '.join(CLASSES)}, {SCHEDULER}"
+
+
+def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, downloads: bool) -> dict[str, Any]:
     """Load the text encoders of a folder or model id.
 
     Of an incomplete text encoder, diffusers would accept the random numbers that transformers fills in.
@@ -144,6 +222,7 @@ def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype) -> 
         if library == "transformers":
             load = getattr(transformers, name).from_pretrained
             how = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            how |= {"trust_remote_code": False, "local_files_only": not downloads}
             encoders[part], report = load(model, subfolder=part, **how)
             wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
             if wrong:

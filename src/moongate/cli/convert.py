@@ -56,7 +56,7 @@ class Convert:
         target = self._target()
         recognized = interop.recognize(self.source)
         name = self.base or (recognized.base if target.needs_base else "")
-        base = self.loading.load(name) if name else None
+        base = self.loading.load(name, downloads=self.base is not None) if name else None
         imported = recognized.concept(base=base, tokens=self.token, categories=self.category)
         say(console, f"{self.source}: {recognized.format.title}.")
         options = interop.WriteOptions(base=base, rank=self.rank)

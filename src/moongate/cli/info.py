@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from moongate.cli.options import Flag, Model, ModelOptions
-from moongate.cli.terminal import size_of
+from moongate.cli.terminal import plain, size_of
 
 if TYPE_CHECKING:
     from moongate.concept import Concept
@@ -42,11 +43,11 @@ class Info:
             facts = _facts(imported.concept, self.file) | notes
         facts = {"format": recognized.format.title, **facts}
         if self.json:
-            console.print_json(json.dumps(facts))
+            console.print_json(json.dumps(facts), ensure_ascii=True)
             return
-        table = Table(show_header=False, title=str(self.file), title_justify="left")
+        table = Table(show_header=False, title=Text(plain(str(self.file))), title_justify="left")
         for key, value in facts.items():
-            table.add_row(key, _shown(value))
+            table.add_row(plain(key), plain(_shown(value)))
         console.print(table, markup=False)
 
 

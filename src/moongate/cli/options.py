@@ -5,7 +5,7 @@ Each shared option and its help text stand here once. A command takes a group as
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -86,13 +86,18 @@ class LoadingOptions:
     device: OptionalStr = None
     """Device to compute on, such as cuda or cpu. Default: cuda if there is a GPU."""
 
-    def load(self, model: str, *, dtype: str = "float32") -> "Backbone":
-        """Load the model of that name in the precision of that name."""
+    def load(
+        self, model: str, *, dtype: str = "float32", downloads: bool = True, layouts: Collection[str] = ()
+    ) -> "Backbone":
+        """Load the model of that name in the precision of that name; `Backbone.load` explains the other arguments."""
         import torch
 
         from moongate.backbone import Backbone
 
-        return Backbone.load(model, config=self.config, device=self.device, dtype=getattr(torch, dtype))
+        precision = getattr(torch, dtype)
+        return Backbone.load(
+            model, config=self.config, device=self.device, dtype=precision, downloads=downloads, layouts=layouts
+        )
 
 
 Loading = Annotated[LoadingOptions, tyro.conf.arg(name="")]
@@ -112,9 +117,10 @@ class ModelOptions:
         """The device that was named, if any."""
         return self.loading.device
 
-    def load(self, *, default: str = "pocket", dtype: str = "float32") -> "Backbone":
-        """Load the model that was named, or else the default."""
-        return self.loading.load(self.model or default, dtype=dtype)
+    def load(self, *, default: str = "pocket", dtype: str = "float32", layouts: Collection[str] = ()) -> "Backbone":
+        """Load the model that the user named, or else the default, which must be on this machine."""
+        named = self.model is not None
+        return self.loading.load(self.model or default, dtype=dtype, downloads=named, layouts=layouts)
 
 
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
@@ -159,7 +165,8 @@ def read_concepts(
 ) -> "tuple[Backbone, list[Concept]]":
     """Read concepts of any format and load their model; print what could not be read of a file.
 
-    The model is the one that `model` names, or else the first that a file names, or pocket if there is no file.
+    The model is the one that `model` names, or else the first that a file names, or pocket if there is no file. A model
+    that only a file names is not fetched from the hub.
     """
     from moongate.interop import recognize
 
@@ -167,7 +174,8 @@ def read_concepts(
     default = next((file.base for file in recognized if file.base), "" if recognized else "pocket")
     if not (model.model or default):
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
-    backbone = model.load(default=default, dtype=dtype)
+    layouts = {file.layout for file in recognized if file.layout}
+    backbone = model.load(default=default, dtype=dtype, layouts=layouts)
     return backbone, [_concept(file, backbone, console) for file in recognized]
 
 

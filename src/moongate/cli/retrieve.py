@@ -138,16 +138,16 @@ class RetrieveSearch:
         name = collection.encoder_name if collection else "pocket"
         clip = name if collection and collection.made_by_clip and not self.model.model else None
         try:
-            return _encoder(self.encoder or clip, self.model, default=name)
+            return _encoder(self.encoder or clip, self.model, default=name, downloads=self.encoder is not None)
         except BackboneError as error:
             remedy = f"{self.source} was indexed with {name}; say where that is with --encoder (CLIP) or --model."
             raise BackboneError(f"{error} {remedy}") from error
 
 
-def _encoder(clip: str | None, model: ModelOptions, *, default: str = "pocket") -> "Clip":
+def _encoder(clip: str | None, model: ModelOptions, *, default: str = "pocket", downloads: bool = True) -> "Clip":
     from moongate.evaluation.networks.clip import Clip
 
     if clip:
         path = str(Path(clip).absolute()) if Path(clip).is_dir() else clip  # a collection is searched from any folder
-        return Clip.load(path, device=model.device or "cpu")
+        return Clip.load(path, device=model.device or "cpu", downloads=downloads)
     return Clip.of_backbone(model.load(default=default))

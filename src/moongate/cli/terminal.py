@@ -1,6 +1,7 @@
 """Console output that the commands share: plain lines, tables, sizes for people, and progress bars."""
 
 import contextlib
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,19 +9,36 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from moongate.training import Step
 
-__all__ = ["print_table", "progress_bar", "readable", "say", "say_notes", "size_of", "training_bar"]
+__all__ = ["plain", "print_table", "progress_bar", "readable", "say", "say_notes", "size_of", "training_bar"]
 
+ALLOWED = "\n\t\u200c\u200d"
+"""Of the hidden characters, those that text needs: lines, and the joiners of some scripts and of emoji."""
 SMOOTHED_STEPS = 25
 """The loss that the bar shows is the mean over this many steps; that of one step depends mostly on its noise level."""
 
 
+def plain(text: str) -> str:
+    """Return text as a terminal may show it: control, direction and surrogate characters become visible escapes.
+
+    Text from files would otherwise move the cursor, set the title, or show words in another order than they have.
+    """
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in hidden and character not in ALLOWED
+        else character
+        for character in text
+    )
+
+
 def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print plain text as it is: no wrapping of paths, no markup in brackets."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print text without wrapping of paths, markup in brackets, or terminal escapes."""
+    console.print(plain(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_notes(console: Console, notes: Sequence[str]) -> None:
@@ -31,11 +49,11 @@ def say_notes(console: Console, notes: Sequence[str]) -> None:
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """Print rows of text as a table. Long cells continue on the next line; words of the head stay whole."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=Text(plain(title)) if title else None, title_justify="left")
     for name in head:
         table.add_column(name, overflow="fold", min_width=max(map(len, name.split())))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console.print(table, markup=False)
 
 
@@ -54,8 +72,9 @@ def readable(size: float) -> str:
 
 def progress_bar(console: Console) -> Progress:
     """Return a bar with a count, a note and the time left. Each task needs a field `note`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=console)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    note = TextColumn("{task.fields[note]}", markup=False)
+    return Progress(*columns, note, TimeRemainingColumn(), console=console)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The command `moongate train`."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from moongate.cli.options import (
     read_concepts,
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
-from moongate.cli.terminal import progress_bar, readable, say, say_notes, size_of, training_bar
+from moongate.cli.terminal import plain, progress_bar, readable, say, say_notes, size_of, training_bar
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ class Train:
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         concept.save(out, overwrite=True)
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
-        say(console, f'Wrote {out} ({size_of(out)}). Draw it with:\n  moongate generate "{example}" --concept {out}')
+        command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
+        say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
 
     def _paths(self, chosen: Sequence[SubjectOptions]) -> tuple[Path, Path]:
         """Return the concept file and the run folder. Raises OptionError if one may not be written."""
@@ -282,7 +284,7 @@ def _regularization(
         task = progress.add_task("Regularization pictures", total=None, note="", visible=False)
 
         def show(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=f"{stage} {category}", completed=done, total=total, visible=True)
+            progress.update(task, description=plain(f"{stage} {category}"), completed=done, total=total, visible=True)
 
         chosen = choose(
             backbone, category, folder=folder, options=options, method=method, preset=preset, on_progress=show

@@ -1,6 +1,8 @@
 """The model card of a folder of files, and the upload of the folder to the Hugging Face hub."""
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -57,20 +59,20 @@ def model_card(
         tags=["text-to-image", "custom-diffusion", "moongate", *(["lora"] if form.name in ("lora", "kohya") else [])],
         instance_prompt=next(iter(prompts or card_prompts(concept, 1)), None),
     )
-    lines = ["---", data.to_yaml(), "---", "", f"# {title}", ""]
+    lines = ["---", data.to_yaml(), "---", "", f"# {_text(title)}", ""]
     if pictures:
-        lines += [*(f"![{prompt}]({name})" for prompt, name in pictures), ""]
+        lines += [*(f"![{_text(prompt)}]({name})" for prompt, name in pictures), ""]
     lines += [
         f"A concept of [Custom Diffusion]({PAPER}), made with Moongate. Format: {form.title}.",
         "",
-        f"- Base: {f'[{repository}](https://huggingface.co/{repository})' if repository else base}",
+        f"- Base: {f'[{repository}](https://huggingface.co/{repository})' if repository else _text(base)}",
         f"- Trigger words: {_code(_words(concept)) or 'none of its own'}",
         f"- Tokens: {_code(concept.tokens) or 'none'}",
         f"- Changed weights: {len(concept.deltas)}",
-        f"- License: {license}; the license of the base also applies to what is made with it.",
+        f"- License: {_text(license)}; the license of the base also applies to what is made with it.",
     ]
     if prompts:
-        lines += ["", "## Training prompts", "", *(f"- `{prompt}`" for prompt in prompts)]
+        lines += ["", "## Training prompts", "", *(f"- {_code([prompt])}" for prompt in prompts)]
     lines += ["", "## Use", "", *_usage(concept, form, repository or "BASE")]
     return "\n".join(lines) + "\n"
 
@@ -126,13 +128,30 @@ def _words(concept: Concept) -> list[str]:
 
 
 def _code(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+    """Return words as Markdown shows code: on one line, between more backticks than are in the words."""
+    spans = []
+    for word in words:
+        line = _on_one_line(word)
+        fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+        spans.append(f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}")
+    return ", ".join(spans)
+
+
+def _text(words: str) -> str:
+    """Return words as Markdown text on one line, in which no character has a meaning."""
+    return re.sub(r"([\\`*_\[\]<>#!|~])", r"\\\1", _on_one_line(words))
+
+
+def _on_one_line(words: str) -> str:
+    """Return words with spaces in place of line ends and other characters that are not printed."""
+    return "".join(character if character.isprintable() else " " for character in words)
 
 
 def _usage(concept: Concept, form: Format, base: str) -> list[str]:
     """Return Markdown that shows how to draw with the concept, in diffusers and with Moongate."""
-    prompt = (card_prompts(concept, 1) or ["a prompt"])[0]
-    console = ["```console", f'moongate generate "{prompt}" --concept FOLDER --model {base}', "```"]
+    prompt = _on_one_line((card_prompts(concept, 1) or ["a prompt"])[0])
+    command = shlex.join(["moongate", "generate", prompt, "--concept", "FOLDER", "--model", base])
+    console = ["```console", command, "```"]
     if not form.usage:
         return console
     imports = ["from diffusers import DiffusionPipeline"]
@@ -148,6 +167,6 @@ def _usage(concept: Concept, form: Format, base: str) -> list[str]:
         lines.append(f'rows = load_file(f"{{folder}}/{file}")')
         for key, end in zip(ENCODERS, ("", "_2"), strict=True):
             parts = f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end}"
-            lines.append(f'pipeline.load_textual_inversion(rows["{key}"], token="{token}", {parts})')
-    lines.append(f'pipeline("{prompt}").images[0].save("picture.png")')
+            lines.append(f'pipeline.load_textual_inversion(rows["{key}"], token={json.dumps(token)}, {parts})')
+    lines.append(f'pipeline({json.dumps(prompt)}).images[0].save("picture.png")')
     return ["```python", *imports, "", *lines, "```", "", "or", "", *console]

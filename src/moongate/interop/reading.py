@@ -99,6 +99,14 @@ class Recognized:
         """The name of the model that the file was made for; empty when the file does not say."""
         return str(self.parts.provenance.get("base", ""))
 
+    @property
+    def layout(self) -> str:
+        """The layout of the model's fingerprint; empty when the file does not say."""
+        fingerprint = self.parts.provenance.get("fingerprint")
+        if not isinstance(fingerprint, Mapping) or not fingerprint.get("norms"):
+            return ""
+        return str(fingerprint.get("layout", ""))
+
     def concept(
         self, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
     ) -> Imported:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.errors import ConceptFileError, listed
+from moongate.files import file_name
 
 __all__ = [
     "BUNDLED",
@@ -157,12 +158,13 @@ def bracketed(name: str) -> str:
 def file_stems(names: Iterable[str]) -> dict[str, str]:
     """Return a file name without suffix for each name. No two are equal, also on systems that ignore capitals.
 
-    Characters that are not allowed in file names are replaced, so that no name leads out of the folder; a name whose
-    file name is taken gets a number.
+    Angle brackets around a name stay, because diffusers' example writes `<new1>.bin`. A name whose file name is taken
+    gets a number.
     """
     stems: dict[str, str] = {}
     for name in names:
-        stem = re.sub(r'[/\\:*?"|\s]+', "-", name).lstrip(".") or "token"
+        is_token = name.startswith("<") and name.endswith(">")
+        stem = f"<{file_name(name)}>" if is_token else file_name(name)
         stems[name] = free_stem(stem, stems.values())
     return stems
 

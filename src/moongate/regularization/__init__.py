@@ -178,7 +178,9 @@ def _retrieve(
             "name it with --collection, or take --regularization generated."
         )
     collection = Collection.open(options.collection) if options.collection else None
-    clip = Clip.load(collection.encoder_name) if collection and collection.made_by_clip else Clip.of_backbone(backbone)
+    clip = Clip.of_backbone(backbone)
+    if collection and collection.made_by_clip:
+        clip = Clip.load(collection.encoder_name, downloads=False)
     retrieve_options = RetrieveOptions(
         threshold=clip.threshold if options.threshold is None else options.threshold,
         count=options.count,

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moongate.backbone import POCKET, PROJECTION, PROJECTION_FILE, SETTINGS_FILE, Backbone, Settings
+from moongate.backbone.loading import LOADING_ERRORS
 from moongate.data.pictures import as_tensor
 from moongate.errors import BackboneError, OptionError, first_line
 from moongate.evaluation.networks.preprocessing import central_square, normalized
@@ -94,13 +95,15 @@ class Clip:
         )
 
     @classmethod
-    def load(cls, source: str | Path = POCKET, *, device: str = "cpu") -> Self:
+    def load(cls, source: str | Path = POCKET, *, device: str = "cpu", downloads: bool = True) -> Self:
         """Load a CLIP model with both towers.
 
         Args:
             source: `"pocket"`, a folder in transformers' layout, a model id of the hub, or a model folder in diffusers'
                 layout that has an `image_encoder` and a caption projection, as pocket's has.
             device: Where the towers compute.
+            downloads: Whether a model that is not on this machine is fetched from the hub. Give False for a name that
+                comes from a file.
 
         Raises:
             BackboneError: The model cannot be found or read, or lacks a part.
@@ -110,12 +113,12 @@ class Clip:
             return cls._of_folder(str(source), folder, device)
         from transformers import CLIPModel
 
-        model = pretrained(CLIPModel, source, device=device)
+        model = pretrained(CLIPModel, source, device=device, downloads=downloads)
         side_px = model.config.vision_config.image_size
         return cls(
             name=str(source),
             threshold=Settings().retrieval_threshold,
-            tokenizer=_tokenizer(source),
+            tokenizer=_tokenizer(source, downloads=downloads),
             text_encoder=model.text_model,
             text_projection=model.text_projection.weight,
             image_tower=ImageTower(model=model.vision_model, projection=model.visual_projection, side_px=side_px),
@@ -212,12 +215,12 @@ class Clip:
         return len(own) == len(probe) and float(np.dot(own, probe)) > SAME_ENCODER_ABOVE
 
 
-def _tokenizer(source: str | Path) -> "CLIPTokenizer":
+def _tokenizer(source: str | Path, *, downloads: bool = True) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(source)
-    except (OSError, ValueError, TypeError) as error:
+        return CLIPTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=not downloads)
+    except LOADING_ERRORS as error:
         raise BackboneError(f"{source} has no tokenizer that can be read: {first_line(error)}") from error
 
 

@@ -1,18 +1,21 @@
 """Load a model of transformers completely, or say why not."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moongate.backbone.loading import quiet
+from moongate.backbone.loading import LOADING_ERRORS, quiet
 from moongate.errors import BackboneError, first_line, listed
 
 __all__ = ["pretrained"]
 
 
-def pretrained(kind: Any, source: str | Path, *, device: str = "cpu", unused: Sequence[str] = ()) -> Any:
+def pretrained(
+    kind: Any, source: str | Path, *, device: str = "cpu", unused: Sequence[str] = (), downloads: bool = True
+) -> Any:
     """Load a model in float32, in evaluation mode and without gradients.
 
     Transformers would fill weights that are missing with random numbers; here they are an error.
@@ -22,6 +25,7 @@ def pretrained(kind: Any, source: str | Path, *, device: str = "cpu", unused: Se
         source: A folder in transformers' layout, or a model id of the hub.
         device: Where the model computes.
         unused: Beginnings of the names of weights that are not needed and may be missing.
+        downloads: Whether a model that is not on this machine is fetched from the hub.
 
     Raises:
         BackboneError: The model cannot be found or read, or lacks weights.
@@ -29,9 +33,19 @@ def pretrained(kind: Any, source: str | Path, *, device: str = "cpu", unused: Se
     try:
         with quiet():
             model, report = kind.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                local_files_only=not downloads,
             )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
+        if not (downloads or Path(source).exists()):
+            raise BackboneError(
+                f"The model {str(source)!r} is not on this machine. A collection names it, and Moongate downloads only "
+                f"what you name yourself. If you trust its author, get it with: hf download {shlex.quote(str(source))}"
+            ) from error
         raise BackboneError(
             f"The model {str(source)!r} cannot be loaded: {first_line(error)} Give a folder in transformers' layout, "
             "or a model id while the hub can be reached. Pocket's own CLIP (pocket-clip) comes with Moongate."
