@@ -84,7 +84,9 @@ class Size:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of pocket. bfloat16 takes two thirds of the time of float32 on a processor with instructions for it,
     and many times as long on others."""
-    sampling: SampleOptions = field(default_factory=lambda: SampleOptions(steps=20, scheduler="dpm++", batch=10))
+    sampling: SampleOptions = field(
+        default_factory=lambda: SampleOptions(steps=20, guidance=6.0, scheduler="dpm++", batch=10)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

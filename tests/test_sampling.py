@@ -11,6 +11,7 @@ from PIL import Image
 
 from making import invented
 from moongate.backbone import Backbone
+from moongate.backbone.settings import Settings
 from moongate.errors import OptionError, TokenError
 from moongate.sampling import SCHEDULERS, SETTINGS_FILE, SampleOptions, draw_missing, make_scheduler, sample
 
@@ -176,3 +177,15 @@ def test_prompts_that_differ_by_signs_alone_have_files_of_their_own(tiny: Backbo
     assert all(len(path.name) < 150 for path in paths)
     with pytest.raises(OptionError, match="2 prompts and 1 seeds were given"):
         draw_missing(tiny, ["a dog", "a cat"], seeds=[0], folder=tmp_path)
+
+
+def test_guidance_is_the_models_own_or_the_papers_unless_it_is_given(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_guidance(guidance: float | None) -> np.ndarray:
+        return drawn(tiny, ["a dog"], [1], SampleOptions(steps=2, guidance=guidance))[0]
+
+    assert np.array_equal(with_guidance(None), with_guidance(6.0))
+    monkeypatch.setattr(tiny, "settings", Settings(guidance=2.5))
+    assert np.array_equal(with_guidance(None), with_guidance(2.5))
+    assert not np.array_equal(with_guidance(None), with_guidance(6.0))

@@ -10,9 +10,9 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import numpy as np
@@ -48,6 +48,8 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names. The name of any scheduler class of diffusers can be given as well."""
+PAPER_GUIDANCE = 6.0
+"""Scale of guidance in the paper's experiments (Sec. 4)."""
 SETTINGS_FILE = "settings.json"
 """File in a folder of `draw_missing` that says what its pictures depend on."""
 
@@ -58,8 +60,8 @@ class SampleOptions:
 
     steps: int = 50
     """Number of denoising steps."""
-    guidance: float = 6.0
-    """Scale of classifier-free guidance; 1 turns it off."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 turns it off. None is the model's own, or the paper's 6."""
     scheduler: str = "ddpm"
     """One of `SCHEDULERS`, or the name of a scheduler class of diffusers."""
     negative_prompt: str = ""
@@ -75,8 +77,15 @@ class SampleOptions:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.guidance >= 0:
+        if self.guidance is not None and not self.guidance >= 0:
             raise OptionError(f"guidance is {self.guidance}; it must be 0 or more (the paper's is 6).")
+
+    def for_model(self, backbone: Backbone) -> Self:
+        """Return the options with the guidance of the model's `moongate.json`, or the paper's, if none is set."""
+        if self.guidance is not None:
+            return self
+        guidance = backbone.settings.guidance
+        return replace(self, guidance=PAPER_GUIDANCE if guidance is None else guidance)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +124,7 @@ def sample(
         TokenError: A prompt has a `<token>` that no applied concept provides.
         OptionError: The numbers of prompts and seeds differ, the scheduler is unknown, or a side does not fit.
     """
-    options = options or SampleOptions()
+    options = (options or SampleOptions()).for_model(backbone)
     _check_pairs(prompts, seeds)
     for prompt in prompts:
         check_prompt(backbone, prompt)
@@ -159,7 +168,7 @@ def draw_missing(
         OptionError: The options do not fit, the numbers of prompts and seeds differ, or a file cannot be written.
         BaseMismatchError: The concept is for another base.
     """
-    options = options or SampleOptions()
+    options = (options or SampleOptions()).for_model(backbone)
     _check_pairs(prompts, seeds)
     settings = _settings(backbone, concept, options)
     place = folder / digest(json.dumps(settings, sort_keys=True))
@@ -245,7 +254,9 @@ def _denoised(
     scheduler = make_scheduler(backbone, options.scheduler)
     scheduler.set_timesteps(options.steps, device=backbone.device)
     latents = noise.to(backbone.device) * scheduler.init_noise_sigma
-    guided = options.guidance != 1
+    guidance = options.guidance
+    assert guidance is not None  # `sample` fills it in
+    guided = guidance != 1
     text = backbone.encode_text(prompts)
     if guided:
         text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
@@ -257,7 +268,7 @@ def _denoised(
         predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text)
         if guided:
             unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + options.guidance * (conditional - unconditional)
+            predicted = unconditional + guidance * (conditional - unconditional)
         latents = scheduler.step(predicted, timestep, latents, **extra).prev_sample
         if on_step:
             on_step()

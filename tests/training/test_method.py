@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from moongate.backbone import Backbone
-from moongate.errors import OptionError
-from moongate.training.method import METHODS, Method, initial_rows, trainable
+from moongate.backbone.settings import Settings
+from moongate.errors import BackboneError, OptionError
+from moongate.training.method import METHODS, Method, initial_rows, method_for, trainable
 
 METHOD = METHODS["custom-diffusion"]
 CAPTION = "photo of a <bear> bear"
@@ -122,3 +123,17 @@ def test_a_method_may_word_captions_with_the_token_alone() -> None:
     assert METHODS["textual-inversion"].worded("a <bear> teddy bear in red", **words) == "a <bear> in red"
     assert METHODS["dreambooth"].worded("a <bear> teddy bear", **words) == "a <bear> teddy bear"
     assert METHODS["textual-inversion"].worded("a teddy bear", token=None, category="teddy bear") == "a teddy bear"
+
+
+def test_a_models_settings_choose_the_method_unless_one_is_named(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert method_for(tiny).name == "custom-diffusion"
+    monkeypatch.setattr(tiny, "settings", Settings(method="textual-inversion"))
+    assert method_for(tiny).name == "textual-inversion"
+    assert method_for(tiny, "dreambooth").name == "dreambooth"
+    monkeypatch.setattr(tiny, "settings", Settings(method="magic"))
+    with pytest.raises(BackboneError, match=r"moongate.json of .* sets method. Unknown method 'magic'. Known: custom"):
+        method_for(tiny)
+    with pytest.raises(OptionError, match="Unknown method 'spell'"):
+        method_for(tiny, "spell")

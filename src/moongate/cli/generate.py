@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,8 +83,7 @@ class Generate:
         paths = self._paths(prompts)
         chosen = self._chosen()
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
-        if self.drawing.guidance is None and backbone.settings.guidance is not None:
-            options = replace(options, guidance=backbone.settings.guidance)
+        options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
         jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:

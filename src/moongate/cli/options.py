@@ -133,8 +133,7 @@ class DrawingOptions:
     steps: int = 50
     """Denoising steps."""
     guidance: OptionalFloat = None
-    """Scale of classifier-free guidance. 1 turns it off.
-    Default: 6 as in the paper, or in `generate` the value that was measured for the model."""
+    """Scale of classifier-free guidance. 1 turns it off. Default: the model's own, or else 6."""
     scheduler: str = "ddpm"
     """ddpm, ddim, euler, euler-ancestral, dpm++, unipc, or a scheduler class of diffusers."""
     batch: int = 8
@@ -148,7 +147,7 @@ class DrawingOptions:
 
         return SampleOptions(
             steps=self.steps,
-            guidance=SampleOptions.guidance if self.guidance is None else self.guidance,
+            guidance=self.guidance,
             scheduler=self.scheduler,
             batch=self.batch,
             negative_prompt=negative_prompt,

@@ -85,7 +85,7 @@ class Train:
     """Folder for the configuration, the log and the resumable state. Default: next to the concept file."""
     method: OptionalStr = None
     """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant. An unknown name lists all.
-    Default: the method of the preset."""
+    Default: the method of the preset, or the one that suits the model."""
     steps: OptionalInt = None
     """Optimizer steps. Default: those of the method for each subject, 250 for custom-diffusion."""
     batch: OptionalInt = None
@@ -126,9 +126,6 @@ class Train:
         if self.energy is not None:
             check_energy(self.energy)
         chosen = self._chosen_subjects()
-        method = self._method(preset.method, chosen)
-        wanted = [self._wanted(subject, method) for subject in chosen]
-        self._check_retrieval(wanted, method)
         subjects = [self._load(subject, preset, console) for subject in chosen]
         out, run = self._paths(chosen)
         options = self._options(run)
@@ -136,6 +133,9 @@ class Train:
         # Load the model, and check the plan before regularization pictures are drawn.
         files = [self.start_from] if self.start_from else []
         backbone, concepts = read_concepts(files, self.model, console, dtype=self.dtype)
+        method = self._method(backbone, preset.method, chosen)
+        wanted = [self._wanted(subject, method) for subject in chosen]
+        self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
         Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
         sets = []
@@ -250,22 +250,20 @@ class Train:
                     "out, or choose --regularization retrieved and a method that uses such pictures."
                 )
 
-    def _method(self, usual: str, chosen: Sequence[SubjectOptions]) -> "Method":
+    def _method(self, backbone: "Backbone", usual: str | None, chosen: Sequence[SubjectOptions]) -> "Method":
         """Return the method, or its variant without regularization if no subject has any."""
-        from moongate.training.method import METHODS
+        from moongate.training.method import method_for
 
-        name = self.method or usual
-        if name not in METHODS:
-            raise OptionError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
+        method = method_for(backbone, self.method or usual)
         without = [subject for subject in chosen if self._choice(subject) == "none"]
-        if not without or not METHODS[name].prior_weight:
-            return METHODS[name]
+        if not without or not method.prior_weight:
+            return method
         if len(without) < len(chosen):
             raise OptionError(
                 f"The {without[0].category} has no regularization pictures, but other subjects have. Give all of them "
                 "some, or choose --regularization none for all."
             )
-        return METHODS[name].without_regularization()
+        return method.without_regularization()
 
 
 def _regularization(

@@ -16,8 +16,8 @@ class Preset:
 
     caption: str
     """A template with `{}` for the words of the subject."""
-    method: str = "custom-diffusion"
-    """Name of the method in `moongate.training.method.METHODS`."""
+    method: str | None = None
+    """Name of the method in `moongate.training.method.METHODS`; None is the model's own, or custom-diffusion."""
 
     def describe(self, *subjects: str) -> str:
         """Return the caption with the words of one or several subjects in place of `{}`.

@@ -35,7 +35,7 @@ METHOD = replace(METHODS["custom-diffusion-without-augmentation"], lr_per_pictur
 and it tolerates three times the paper's learning rate (recipe/LOG.md). Another `lr_scale` would change the baselines of
 the tables too."""
 SAMPLING = SampleOptions()
-"""How pictures are drawn, except for the guidance that suits the model."""
+"""How pictures are drawn: with the guidance that suits the model."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
           "in a garden", "in a forest", "at night", "under water")  # fmt: skip
 """Places in the words of pocket's corpus."""
@@ -149,10 +149,9 @@ def contexts(chosen: Example, subject: Subject) -> list[Preset]:
 
 def draw(backbone: Backbone, prompts: Sequence[str], *, count: int) -> dict[str, list[Picture]]:
     """Return `count` pictures of each prompt, with the seeds 0, 1, and so on."""
-    options = replace(SAMPLING, guidance=backbone.settings.guidance or SAMPLING.guidance)
     pictures: dict[str, list[Picture]] = {prompt: [] for prompt in prompts}
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    for picture in sample(backbone, repeated, seeds=list(range(count)) * len(prompts), options=options):
+    for picture in sample(backbone, repeated, seeds=list(range(count)) * len(prompts), options=SAMPLING):
         pictures[picture.prompt].append(picture.image)
     return pictures
 

@@ -289,7 +289,7 @@ def _record(
         concept=ConceptFacts(hash=concept.hash, method=concept.method, subjects=tuple(words)) if concept else None,
         count=options.count,
         seeds=tuple(range(options.seed, options.seed + options.count)),
-        sampling=options.sampling,
+        sampling=options.sampling.for_model(backbone),
         level=options.level,
         resamples=options.resamples,
         features=tuple(network.name for network in networks),

@@ -22,7 +22,7 @@ from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
 from moongate.errors import TrainingDiverged
 from moongate.training.batches import Batch, Batches
-from moongate.training.method import METHODS, Method, Trainable, trainable
+from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.plan import Plan, TrainOptions
 from moongate.training.runs import Run, interrupt_after_step, seeded
 
@@ -52,7 +52,7 @@ def train(
     backbone: Backbone,
     subjects: Sequence[Subject],
     regularization: Sequence[Regularization],
-    method: Method = METHODS["custom-diffusion"],
+    method: Method | None = None,
     *,
     options: TrainOptions | None = None,
     start_from: Concept | None = None,
@@ -66,7 +66,7 @@ def train(
         backbone: The model to train. During `on_step` it holds the weights trained so far.
         subjects: The subjects to teach.
         regularization: One set of pictures for each subject; empty if the method's prior weight is 0.
-        method: What is trained, and how fast.
+        method: What is trained, and how fast; None is the model's own method, or custom-diffusion.
         options: Length and batch size of the run, its seed and its folder.
         start_from: A finished concept to continue from (sequential training). Its tokens stay as they are, and the
             result holds its subjects too; what was taught first is forgotten in part.
@@ -79,6 +79,7 @@ def train(
         TrainingDiverged: The loss is no longer a finite number; the last good state is saved.
         KeyboardInterrupt: The user stopped the run; the state is saved.
     """
+    method = method or method_for(backbone)
     plan = Plan.of(backbone, subjects, regularization, method, options=options, start_from=start_from)
     return _trained(plan, on_step)
 

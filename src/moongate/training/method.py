@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from moongate.backbone import Backbone
 from moongate.backbone.rare_tokens import latest
 from moongate.concept import Concept
-from moongate.errors import OptionError
+from moongate.errors import BackboneError, OptionError
 
-__all__ = ["METHODS", "Method", "Trainable", "initial_rows", "trainable"]
+__all__ = ["METHODS", "Method", "Trainable", "initial_rows", "method_for", "trainable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,26 @@ METHODS: Mapping[str, Method] = {
 baselines. The learning rates at eight pictures a step are the paper's (App. D): 8e-6 for fine-tuning all, 1e-6 for
 DreamBooth, 0.04 for Textual Inversion. They suit Stable Diffusion. Another model scales all of them by its `lr_scale`,
 measured with the paper's method, so that the methods keep the ratios of the paper."""
+
+
+def method_for(backbone: Backbone, name: str | None = None) -> Method:
+    """Return the method of a name, or the one that suits the model: its `moongate.json` may set it.
+
+    Args:
+        backbone: The model to train.
+        name: A key of `METHODS`; None is the model's own method, or custom-diffusion.
+
+    Raises:
+        OptionError: There is no method of this name.
+        BackboneError: The model's own `moongate.json` names a method that does not exist.
+    """
+    chosen = name or backbone.settings.method or "custom-diffusion"
+    if chosen in METHODS:
+        return METHODS[chosen]
+    message = f"Unknown method {chosen!r}. Known: {', '.join(METHODS)}."
+    if name is None:
+        raise BackboneError(f"The moongate.json of {backbone.name!r} sets method. {message}")
+    raise OptionError(message)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
