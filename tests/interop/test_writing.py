@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from making import make_concept
+from making import invented, make_concept
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.concept import Dense
+from moongate.compression import compress
+from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.errors import OptionError
 from moongate.interop import FORMATS, WriteOptions
+from moongate.merging import merge
 
 
 @pytest.mark.parametrize("low_rank", [True, False])
@@ -149,3 +151,71 @@ def test_the_name_of_a_file_is_refused_where_a_folder_is_written(tiny: Backbone,
     with pytest.raises(OptionError, match=r"the name of a file. Give --out .*bear\.$"):
         interop.write(make_concept(tiny), tmp_path / "bear.safetensors", to=name, options=WriteOptions(base=tiny))
     assert not any(tmp_path.iterdir())
+
+
+KINDS: dict[str, dict[str, Concept]] = {}
+
+
+def kinds(backbone: Backbone) -> dict[str, Concept]:
+    """A concept of each kind that Moongate makes, made once for each model."""
+    if backbone.name not in KINDS:
+        trained = invented(backbone, ("<bear>", "bear"))
+        other = invented(backbone, ("<cat>", "dog"), seed=1)
+        two = make_concept(backbone, tokens=("<bear>", "<chair>"))
+        vectors = SubjectRecord(category="bear", token="<bear>", more_tokens=("<chair>",))
+        generator = torch.Generator().manual_seed(0)
+        whole = {
+            f"unet.{name}": Dense(delta=0.01 * torch.randn(weight.shape, generator=generator))
+            for name, weight in backbone.unet.named_parameters()
+        }
+        KINDS[backbone.name] = {
+            "trained": trained,
+            "cleaned": merge(backbone, [trained]).concept,
+            "merged": merge(backbone, [trained, other]).concept,
+            "compressed": compress(trained, energy=0.6).concept,
+            "textual inversion": dataclasses.replace(trained, deltas={}),
+            "two tokens": two,
+            "several vectors": dataclasses.replace(two, subjects=(vectors,)),
+            "whole denoiser": dataclasses.replace(trained, deltas=whole),
+        }
+    return KINDS[backbone.name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_kind_of_concept_is_read_again_as_far_as_the_format_keeps_it(
+    each: Backbone, tmp_path: Path, name: str
+) -> None:
+    """Rows of tokens bit for bit; of the changes of keys and values what `keeps_changes` promises."""
+    form = FORMATS[name]
+    if name == "compvis" and len(each.token_widths) > 1:
+        return  # has no such files
+    keys_and_values = each.weights("cross-attention-kv")
+    base = each if form.needs_base else None
+    for kind, concept in kinds(each).items():
+        out = tmp_path / kind
+        if kind == "textual inversion" and form.keeps_changes == "factors":
+            with pytest.raises(OptionError, match="changes no weights"):
+                interop.write(concept, out, to=name)
+            continue
+        interop.write(concept, out, to=name, options=WriteOptions(base=base))
+        again = interop.read(out, base=each).concept
+        for ours, theirs in zip(concept.tokens, again.tokens, strict=True):
+            assert torch.equal(concept.tokens[ours], again.tokens[theirs]), kind
+        if form.keeps_provenance:
+            assert [subject.words for subject in again.subjects] == [subject.words for subject in concept.subjects], (
+                kind
+            )
+        if form.keeps_changes == "no":
+            assert not again.deltas, kind
+            continue
+        for layer, weight in keys_and_values.items():
+            before = concept.deltas[layer].full() if layer in concept.deltas else torch.zeros_like(weight)
+            after = again.deltas[layer].full() if layer in again.deltas else torch.zeros_like(weight)
+            is_dense = isinstance(concept.deltas.get(layer), Dense)
+            if form.keeps_changes == "rounded":
+                bound = 2 * torch.finfo(torch.float32).eps * (weight.abs() + before.abs())
+                assert ((after - before).abs() <= bound).all(), (kind, layer)
+            elif form.keeps_changes == "factors" and is_dense:  # of full rank, which is less than the default rank
+                assert torch.allclose(after, before, atol=1e-5), (kind, layer)
+            else:
+                assert torch.equal(after, before), (kind, layer)
