@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
-from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite
-from moongate.errors import ConceptFileError, OptionError, TokenError, listed
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, mismatches
+from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
 from moongate.interop.content import Content, open_content
 from moongate.interop.formats import FORMATS
 from moongate.interop.formats.contract import Format, Parts
 from moongate.interop.full_weights import changes_against
+from moongate.interop.initialization import subtracted
 from moongate.interop.layers import kinds_of
 from moongate.interop.tokens import bracketed, names_of_vectors
 
@@ -125,7 +126,7 @@ class Recognized:
             TokenError: A new name is no token.
         """
         changes_of_full_weights, notes = self._changes_of_full_weights(base)
-        changes = {**self.parts.changes, **changes_of_full_weights}
+        changes = {**self._changes(base), **changes_of_full_weights}
         self._check_that_something_changes(changes)
         rows = {token: torch.cat(row) for token, row in self.parts.tokens.items()}
         tensors = {f"{name}.{kind}": part for name, c in changes.items() for kind, part in c.tensors().items()}
@@ -135,6 +136,23 @@ class Recognized:
         if base is not None:
             concept.check_base(base)
         return Imported(concept=concept, format=self.format.name, notes=self._notes() + notes)
+
+    def _changes(self, base: Backbone | None) -> dict[str, Dense | LowRank]:
+        """Return the changes that the file stores, without what PEFT subtracts from the base."""
+        if not self.parts.subtracted:
+            return dict(self.parts.changes)
+        if base is None:
+            raise OptionError(
+                f"{self.path} was initialized from the weights of its base model (PiSSA or OLoRA). Its change can only "
+                "be computed with that model: name it with --base (--model for other commands than convert)."
+            )
+        wrong = mismatches(base, {name: change.shape for name, change in self.parts.changes.items()})
+        if wrong:
+            raise BaseMismatchError(f"{self.path} does not fit {base.name!r}: {listed(wrong)}. Name the right base.")
+        changes = dict(self.parts.changes)
+        for name, part_of in self.parts.subtracted.items():
+            changes[name] = subtracted(changes[name], part_of(base.parameter(name).detach().float().cpu()))
+        return changes
 
     def _changes_of_full_weights(self, base: Backbone | None) -> tuple[dict[str, Dense], tuple[str, ...]]:
         """Return W - W0 of full weights, and a note when nothing shows whether they belong to the base."""
@@ -250,6 +268,7 @@ def _united(path: Path, parts: Sequence[Parts]) -> Parts:
         weights=_joined(path, [part.weights for part in parts]),
         changes=_joined(path, [part.changes for part in parts]),
         tokens=_joined(path, tokens),
+        subtracted=_joined(path, [part.subtracted for part in parts]),
         further=_joined(path, [part.further for part in parts]),
         left_out=tuple(key for part in parts for key in part.left_out),
         provenance=next((part.provenance for part in parts if part.provenance), {}),

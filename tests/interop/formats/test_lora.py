@@ -16,7 +16,7 @@ from foreign_concepts import assert_changes, denoiser
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.errors import ConceptFileError
+from moongate.errors import ConceptFileError, OptionError
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])
@@ -105,7 +105,7 @@ def test_a_pattern_that_is_a_regular_expression_is_refused_by_name(
         interop.read(folder)
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "loftq", "lora_ga"])
 @pytest.mark.parametrize("where", ["header", "file"])
 def test_a_lora_that_also_changes_the_base_is_refused_by_name(
     tiny: Backbone, tmp_path: Path, start: str, where: str
@@ -139,3 +139,36 @@ def test_all_layers_are_written_with_one_rank(tiny: Backbone, tmp_path: Path) ->
         product = tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"]
         assert torch.allclose(product, change.full(), atol=1e-7)
     assert interop.read(tmp_path / "lora").concept.hash == concept.hash
+
+
+@pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA")
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_a_lora_that_started_from_the_base_s_weights_is_read_as_peft_loads_it(
+    tiny: Backbone, tmp_path: Path, start: str, rank_stabilized: bool
+) -> None:
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        rank_pattern={"to_v": 2},
+        use_rslora=rank_stabilized,
+        target_modules=["attn2.to_k", "attn2.to_v"],
+        init_lora_weights=start,
+    )
+    torch.manual_seed(0)
+    model = peft.get_peft_model(copy.deepcopy(tiny.unet), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "lora")
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(tiny.unet), tmp_path / "lora")
+    loaded.merge_adapter()
+    concept = interop.read(tmp_path / "lora", base=tiny).concept
+    assert len(concept.deltas) == 14
+    for name, change in concept.deltas.items():
+        layer = loaded.base_model.model.get_submodule(name.removeprefix("unet.").removesuffix(".weight"))
+        expected = layer.base_layer.weight.detach() - tiny.parameter(name).detach()
+        assert torch.allclose(change.full(), expected, atol=1e-5)
+    with pytest.raises(OptionError, match=r"initialized from the weights of its base.*--base"):
+        interop.read(tmp_path / "lora")

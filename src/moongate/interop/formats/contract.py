@@ -32,6 +32,9 @@ class Parts:
     """Changes by parameter name, for files that store changes."""
     tokens: Mapping[str, tuple[Float[Tensor, " _width"], ...]] = field(default_factory=dict)
     """The rows of each token, one for each text encoder."""
+    subtracted: Mapping[str, Callable[[Tensor], LowRank]] = field(default_factory=dict)
+    """By parameter name the function from W0 to a part that must be subtracted from the change, for adapters that were
+    initialized from the base's weights."""
     further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The further tokens of words of several vectors, by their first token."""
     left_out: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 PEFT keeps its alphas elsewhere: in `adapter_config.json`, or as the same object in the header of the file.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,13 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from moongate.concept import Concept, safetensors_bytes
+from moongate.concept import Concept, LowRank, safetensors_bytes
 from moongate.errors import ConceptFileError
-from moongate.interop.adapters import ADAPTER_KEY, factors_of, padded, read_adapter, unscaled
+from moongate.interop.adapters import ADAPTER_KEY, Adapter, factors_of, padded, read_adapter, unscaled
 from moongate.interop.content import Content, read_json
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.diffusers import token_files
 from moongate.interop.formats.kohya import KOHYA
+from moongate.interop.initialization import INITIALIZATIONS
+from moongate.interop.layers import USUAL_BLOCKS_PER_LEVEL, kv_layer
 from moongate.interop.tokens import bundled_words
 
 __all__ = ["LORA"]
@@ -26,7 +29,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_HEADER = "lora_adapter_metadata"
 """The entry of a safetensors header that holds PEFT's settings in files written by diffusers."""
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of `init_lora_weights` with which PEFT subtracts the first factors from the base when it loads a LoRA."""
+"""Beginnings of `init_lora_weights` with which PEFT changes the base's weights when it loads a LoRA."""
 PATTERN = re.compile(r"\^?[\w.]+")
 """The patterns of `alpha_pattern` that are read. PEFT takes any regular expression, which may run without end."""
 
@@ -37,10 +40,12 @@ def _recognizes(content: Content) -> bool:
 
 
 def _parse(content: Content) -> Parts:
-    adapter = read_adapter(content.values, scale_of=_scales(content))
+    scale_of = _scales(content)
+    adapter = read_adapter(content.values, scale_of=scale_of)
     words = bundled_words(adapter.bundled)
     return Parts(
         changes=adapter.changes,
+        subtracted=_subtracted(content, adapter, scale_of),
         tokens=words.rows,
         further=words.further,
         left_out=adapter.left_out + words.left_out,
@@ -66,16 +71,9 @@ def _scales(content: Content) -> Callable[[str, int | None], float]:
     rank that the file does not show (None) is taken from the settings.
 
     Raises:
-        ConceptFileError: The adapter also changes the base, or a setting is odd.
+        ConceptFileError: A setting is odd.
     """
     settings = _settings(content)
-    start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
-        raise ConceptFileError(
-            f"{content.path} was started with init_lora_weights={start!r}, which also changes the base model's "
-            "weights. Convert it into a plain LoRA with PEFT (save_pretrained with "
-            "path_initial_model_for_weight_conversion)."
-        )
     key = "alpha" if settings.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
     if settings.get(key) is None:
         return unscaled
@@ -89,6 +87,34 @@ def _scales(content: Content) -> Callable[[str, int | None], float]:
         return alpha_of(module) / (math.sqrt(divisor) if root else divisor) if divisor else 1.0
 
     return scale
+
+
+def _subtracted(
+    content: Content, adapter: Adapter, scale_of: Callable[[str, int | None], float]
+) -> dict[str, Callable[[Tensor], LowRank]]:
+    """Return what PEFT subtracts from the base when it loads the adapter, as functions of the base's weights.
+
+    Raises:
+        ConceptFileError: The adapter changes the base in a way that cannot be repeated.
+    """
+    start = _settings(content).get("init_lora_weights")
+    if not (isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE)):
+        return {}
+    part = INITIALIZATIONS.get(start.lower())
+    if part is None:
+        raise ConceptFileError(
+            f"{content.path} was started with init_lora_weights={start!r}, which also changes the base model's "
+            "weights. Convert it into a plain LoRA with PEFT (save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
+        )
+    ranks = {
+        kv_layer(key, USUAL_BLOCKS_PER_LEVEL): value.shape[0]
+        for key, value in content.values.items()
+        if (match := ADAPTER_KEY.search(key)) and match["factor"] in ("A", "down")
+    }
+    return {
+        name: functools.partial(part, rank=ranks[name], scale=scale_of(name, ranks[name])) for name in adapter.changes
+    }
 
 
 def _by_pattern(content: Content, settings: Mapping[str, Any], key: str, patterns_key: str) -> Callable[[str], float]:
