@@ -18,6 +18,7 @@ from moongate.interop import WriteOptions
 from moongate.sampling import SampleOptions, sample
 
 STEPS = 4
+GUIDANCE = 6.0
 PROMPT = "photo of a <bear> bear"
 Load = Callable[[Any, Path, Concept], None]
 
@@ -117,12 +118,13 @@ def plain(folder: Path) -> Any:
 def drawn_by_diffusers(pipeline: Any, backbone: Backbone, prompt: str) -> np.ndarray:
     channels, side = backbone.unet.config.in_channels, backbone.unet.config.sample_size
     latents = torch.randn(channels, side, side, generator=torch.Generator().manual_seed(3))[None]
-    options = {"num_inference_steps": STEPS, "guidance_scale": 6.0, "latents": latents, "output_type": "np"}
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": latents, "output_type": "np"}
     return (pipeline(prompt, **options).images[0] * 255).round().astype(int)
 
 
 def drawn_by_moongate(backbone: Backbone, prompt: str) -> np.ndarray:
-    (picture,) = sample(backbone, [prompt], seeds=[3], options=SampleOptions(steps=STEPS, scheduler="ddim"))
+    options = SampleOptions(steps=STEPS, scheduler="ddim", guidance=GUIDANCE)
+    (picture,) = sample(backbone, [prompt], seeds=[3], options=options)
     return picture.image.astype(int)
 
 
