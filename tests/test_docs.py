@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -70,3 +71,10 @@ def test_links_lead_to_files(page: str) -> None:
 def test_each_key_of_a_models_settings_is_explained() -> None:
     settings = json.loads((ROOT / "src/moongate/pocket/weights/moongate.json").read_text())
     assert [key for key in settings if f"`{key}`" not in PAGES["docs/howto/pocket.md"]] == []
+
+
+def test_each_function_that_the_method_page_names_exists() -> None:
+    names = re.findall(r"`(moongate\.[\w.]+)`", PAGES["docs/method.md"])
+    assert len(names) >= 10
+    for name in names:
+        assert resolve_name(name) is not None
