@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
 from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
 from moongate.files import check_writable, digest, write_atomically
-from moongate.limits import CONCEPT_VERSION
+from moongate.limits import CONCEPT_VERSION, MAX_TOKENS
+from moongate.tensor_files import CHECKSUM, checksum, read_tensors
 
 __all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "check_finite", "mismatches", "safetensors_bytes"]
 
@@ -164,19 +164,13 @@ class Concept:
         """
         path = Path(path)
         _refuse_other_kinds(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ConceptFileError(
-                f"{path} is damaged or not a safetensors file ({error}). Copy or download it again."
-            ) from error
+        tensors, header = read_tensors(path)
         if header.get("format") != FORMAT:
             raise ConceptFileError(
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
                 "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
+        read = dict(tensors)
         check_finite(tensors, path)
         try:
             if int(header["version"]) > CONCEPT_VERSION:
@@ -185,12 +179,20 @@ class Concept:
                     "Upgrade Moongate."
                 )
             facts = json.loads(header["concept"])
+            if len(facts["tokens"]) > MAX_TOKENS:
+                raise ConceptFileError(f"{path} holds {len(facts['tokens'])} tokens; at most {MAX_TOKENS} are read.")
             tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
-            return cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
             ) from error
+        if CHECKSUM in header and header[CHECKSUM] != checksum(read, header["concept"]):
+            raise ConceptFileError(
+                f"{path} was damaged or altered after it was written: its checksum does not match. Copy or download it "
+                "again."
+            )
+        return concept
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the concept into one safetensors file, completely or not at all.
@@ -310,17 +312,26 @@ class Concept:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that identify the content: tensors, tokens and words."""
-        return digest(self.file_bytes)
+        """Twelve hexadecimal digits that identify the content: tensors, tokens and words.
+
+        The checksum of the file is no part of it, so that a concept has the same hash as before there were checksums.
+        """
+        return digest(safetensors_bytes(*self._parts))
 
     @cached_property
     def file_bytes(self) -> bytes:
         """The content of the file that `save` writes."""
+        tensors, header = self._parts
+        tensors = {name: tensor.detach().float() for name, tensor in tensors.items()}
+        return safetensors_bytes(tensors, header | {CHECKSUM: checksum(tensors, header["concept"])})
+
+    @property
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors of the file, and the texts of its header without a checksum."""
         tensors = {f"token.{token}": row for token, row in self.tokens.items()}
         for name, change in self.deltas.items():
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
-        header = {"format": FORMAT, "version": str(CONCEPT_VERSION), "concept": json.dumps(self.to_json())}
-        return safetensors_bytes(tensors, header)
+        return tensors, {"format": FORMAT, "version": str(CONCEPT_VERSION), "concept": json.dumps(self.to_json())}
 
     def to_json(self) -> dict[str, Any]:
         """Return everything except the tensors as plain JSON; `from_json` reads it."""

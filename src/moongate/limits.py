@@ -4,15 +4,26 @@ __all__ = [
     "CONCEPT_VERSION",
     "MAX_DOWNLOAD_BYTES",
     "MAX_DOWNLOAD_S",
+    "MAX_HEADER_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE_PX",
     "MAX_SILENCE_S",
+    "MAX_TENSORS",
+    "MAX_TOKENS",
     "MIN_SIDE_PX",
 ]
 
 CONCEPT_VERSION = 1
 """Newest version of the concept file that is read, and the one that is written: a later version may mean other things
 by the same names."""
+
+MAX_HEADER_BYTES = 25_000_000
+"""Longer headers of safetensors files are refused: that of SDXL's checkpoint, with 2,500 tensors, takes 300 kB."""
+MAX_TENSORS = 50_000
+"""Files with more tensors are refused: an adapter of every layer of SDXL has 10,000, and each costs some time."""
+MAX_TOKENS = 1000
+"""More tokens in a file are refused, because adding them to a tokenizer takes time for each. Concepts have one or two,
+and embeddings at most as many vectors as a caption has places, 75."""
 
 MIN_SIDE_PX = 16
 """Smaller pictures are refused: they are icons or errors, and show nothing that can be learned."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from moongate.errors import ConceptFileError, listed
+from moongate.tensor_files import read_tensors
 
 __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 
@@ -147,12 +148,8 @@ def _open(path: Path) -> Content:
     adapter = read_json(config.read_bytes(), config) if config.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return Content(path=path, values=values, header=file.metadata() or {}, adapter=adapter)
-    except (SafetensorError, OSError) as error:
-        raise ConceptFileError(f"{path} is damaged ({error}). Copy or download it again.") from error
+    values, header = read_tensors(path)
+    return Content(path=path, values=values, header=header, adapter=adapter)
 
 
 def _unpickled(path: Path) -> Mapping[Any, Any]:

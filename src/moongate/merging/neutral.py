@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.errors import OptionError
+from moongate.errors import ConceptFileError, OptionError
 from moongate.files import digest, locked, write_atomically
+from moongate.tensor_files import CHECKSUM, checksum, read_tensors
 
 __all__ = ["encoded", "held_out_features", "neutral_captions", "regularization_gram"]
 
@@ -85,12 +85,21 @@ def regularization_gram(
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
             stack.enter_context(locked(path))
-        with contextlib.suppress(SafetensorError, KeyError, OSError):  # missing or damaged: it is computed
-            return load_file(path)["gram"]
+        if (kept := _kept(path)) is not None:
+            return kept
         gram = _gram(backbone, used)
         with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
-            write_atomically(path, save({"gram": gram}))
+            write_atomically(path, save({"gram": gram}, {CHECKSUM: checksum({"gram": gram})}))
         return gram
+
+
+def _kept(path: Path) -> Float[Tensor, "width width"] | None:
+    """Return the matrix that was kept in a file; None if the file is missing or damaged."""
+    with contextlib.suppress(ConceptFileError, KeyError):
+        tensors, header = read_tensors(path)
+        if header[CHECKSUM] == checksum(tensors):
+            return tensors["gram"]
+    return None
 
 
 def _gram(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "width width"]:

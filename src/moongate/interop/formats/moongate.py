@@ -6,6 +6,7 @@ The layout belongs to `moongate.concept`; this module only presents it as a form
 from moongate.concept import FORMAT, Concept
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
+from moongate.tensor_files import CHECKSUM
 
 __all__ = ["MOONGATE"]
 
@@ -17,7 +18,8 @@ def _recognizes(content: Content) -> bool:
 def _parse(content: Content) -> Parts:
     concept = Concept.load(content.path)
     rows = {token: concept.rows(token) for token in concept.tokens}
-    return Parts(changes=concept.deltas, tokens=rows, provenance=concept.to_json())
+    notes = () if CHECKSUM in content.header else (f"{content.path.name} has no checksum: damage could go unnoticed.",)
+    return Parts(changes=concept.deltas, tokens=rows, provenance=concept.to_json(), notes=notes)
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:
