@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import multiprocessing
+import os
 import stat
 import time
 from pathlib import Path
@@ -8,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from moongate.errors import OptionError
-from moongate.files import check_writable, digest, file_name, locked, write_atomically
+from moongate.files import (
+    check_writable,
+    digest,
+    exclusive,
+    file_name,
+    locked,
+    remedy,
+    replace_folder,
+    write_atomically,
+)
 
 WRITES = 60
 SIZE = 50_000
@@ -137,3 +147,63 @@ def test_the_digest_is_sha_256_of_the_joined_parts() -> None:
 )
 def test_words_become_a_name_that_every_file_system_accepts(words: str, name: str) -> None:
     assert file_name(words) == name
+
+
+def test_a_folder_is_replaced_and_the_earlier_one_is_gone(tmp_path: Path) -> None:
+    for name in ("out", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_the_earlier_folder_stays_when_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    for name in ("out", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    rename = Path.rename
+
+    def stop(source: Path, target: Path) -> Path:
+        if source.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    if not exchanges:
+        monkeypatch.setattr("moongate.files._exchanged", lambda *_: False)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_folder(tmp_path / "new", tmp_path / "out")
+    assert (tmp_path / "out" / ("new" if exchanges else "out")).exists()
+
+
+def test_a_folder_in_use_names_the_process_that_uses_it(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "run"),
+        pytest.raises(OptionError, match=f"is in use by process {os.getpid()}. Wait until"),
+        exclusive(tmp_path / "run"),
+    ):
+        pass
+    with exclusive(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "Free some disk space, or choose another path."),
+        (errno.EACCES, "Choose a path that you may read and write."),
+        (errno.EINVAL, "Check the path."),
+        (errno.ENAMETOOLONG, "Choose a shorter name."),
+    ],
+)
+def test_only_a_full_disk_is_asked_to_be_freed(number: int, sentence: str) -> None:
+    assert remedy(OSError(number, "")) == sentence
+
+
+def test_a_place_that_is_no_folder_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="is no folder that you may write into"):
+        check_writable(tmp_path / "file" / "below" / "bear.safetensors", overwrite=False)

@@ -4,18 +4,31 @@ All files of the package are written here. The module knows nothing of what they
 """
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
 import re
 import secrets
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from moongate.errors import OptionError
 
-__all__ = ["check_writable", "digest", "file_name", "locked", "write_atomically"]
+__all__ = [
+    "check_writable",
+    "digest",
+    "exclusive",
+    "file_name",
+    "locked",
+    "remedy",
+    "replace_folder",
+    "write_atomically",
+]
 
 NAME_BYTES = 120
 """Longest name that `file_name` gives: file systems allow 255 bytes, and callers add endings and numbers to it."""
@@ -46,11 +59,66 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OptionError(
             f"{path} could not be written ({error.strerror or error}); an earlier file of that name is unchanged. "
-            "Free some disk space or choose another path."
+            f"{remedy(error)}"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Rename a finished folder to `path`; an earlier folder of that name stays until the new one stands, then goes.
+
+    Linux exchanges both names at once. Elsewhere the earlier folder has another name for a moment, and gets its own
+    back when the new one cannot be renamed.
+
+    Args:
+        new: The folder, on the same file system as `path`.
+        path: Its final name.
+
+    Raises:
+        OSError: The folder cannot be renamed; an earlier one is unchanged.
+    """
+    earlier = path.with_name(f".moongate-{secrets.token_hex(8)}.earlier")
+    for _ in range(10):
+        try:
+            if _exchanged(new, path):
+                new.rename(earlier)
+                break
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(earlier)
+            try:
+                new.rename(path)
+                break
+            except OSError:
+                if earlier.exists() and not path.exists():
+                    earlier.rename(path)
+                raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not new.exists():
+                raise
+            shutil.rmtree(earlier, ignore_errors=True)  # another process wrote the folder in the meantime
+    else:
+        raise OptionError(f"{path} is written by other processes again and again. Give each its own folder.")
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _exchanged(new: Path, path: Path) -> bool:
+    """Exchange the names of two folders at once; False where the system cannot, or there is no folder `path`."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2
+    return rename is not None and rename(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0
+
+
+def remedy(error: OSError) -> str:
+    """Return what helps against an error of the file system, as a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some disk space, or choose another path."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Choose a path that you may read and write."
+    if error.errno == errno.ENAMETOOLONG:
+        return "Choose a shorter name."
+    return "Check the path."
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
@@ -61,12 +129,15 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        OptionError: `path` is a folder, or exists and may not be replaced.
+        OptionError: `path` is a folder, exists and may not be replaced, or its folder cannot be written.
     """
     if path.is_dir():
         raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
     if path.exists() and not overwrite:
         raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise OptionError(f"{path} cannot be written, because {place} is no folder that you may write into.")
 
 
 def digest(*parts: bytes | str, length: int = 12) -> str:
@@ -113,4 +184,37 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder that only one process may write; it is created if there is none.
+
+    Args:
+        folder: The folder. The lock is the file `.lock` in it, and `.lock-holder` says who holds it.
+
+    Raises:
+        OptionError: Another process holds the folder (the message names it), or the lock cannot be created.
+    """
+    lock, holder = FileLock(folder / ".lock"), folder / ".lock-holder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        name = "another process"
+        with contextlib.suppress(OSError):
+            name = holder.read_text(encoding="utf-8", errors="replace")[:200].strip() or name
+        raise OptionError(
+            f"{folder} is in use by {name}. Wait until it has finished, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise OptionError(f"{folder} could not be locked ({error.strerror or error}). {remedy(error)}") from error
+    try:
+        with contextlib.suppress(OSError):
+            holder.write_text(f"process {os.getpid()}", encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink(missing_ok=True)
         lock.release()

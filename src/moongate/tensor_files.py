@@ -54,8 +54,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise ConceptFileError(
-                    f"{path} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read. It is damaged, or no "
-                    "file of weights."
+                    f"{path} is damaged or not a safetensors file: its header would have {length} bytes, and at most "
+                    f"{MAX_HEADER_BYTES} are read. Copy or download it again."
                 )
             with safe_open(path, framework="pt"):  # checks the header; nothing is read of the tensors
                 pass

@@ -39,7 +39,8 @@ def test_train_writes_the_concept_and_a_run_folder(
     concept = Concept.load(tmp_path / "bear.safetensors")
     assert concept.subjects[0].words == "<bear> teddy bear"
     folder = tmp_path / "bear.run"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl", "state.pt", "validation"}
+    records = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert records == {"config.json", "log.jsonl", "state.pt", "validation", "result.json"}
     with Image.open(folder / "validation" / "00002.png") as sheet:
         assert sheet.width > 4 * 64
     assert "moongate generate" in capsys.readouterr().out
@@ -324,3 +325,42 @@ def test_the_command_offers_the_librarys_options_with_their_types_and_defaults()
     assert {name: offered[name] for name in shared} == {name: library[name] for name in shared}
     types, expected = get_type_hints(Train), get_type_hints(TrainOptions)
     assert {name: types[name] for name in shared} == {name: expected[name] for name in shared}
+
+
+def test_a_file_that_appears_during_the_training_stays_and_the_training_is_kept(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bear.safetensors"
+    sheet = pages.contact_sheet
+
+    def appear(*arguments: Any, **options: Any) -> Image.Image:
+        out.write_bytes(b"another's")
+        return sheet(*arguments, **options)
+
+    monkeypatch.setattr(pages, "contact_sheet", appear)
+    message = fails(capsys, train.but(validate_every=1))
+    monkeypatch.undo()
+    assert "appeared during the training and is not replaced" in message
+    assert out.read_bytes() == b"another's"
+    assert "exists already" in fails(capsys, train.but(resume=True))
+    run(train.but(resume=True, run=tmp_path / "bear.run", out=tmp_path / "other.safetensors"))
+    again = train.but(resume=True, run=tmp_path / "bear.run", out=tmp_path / "other.safetensors")
+    run(again)  # its own result may be replaced
+    assert Concept.load(tmp_path / "other.safetensors").tokens
+    assert out.read_bytes() == b"another's"
+
+
+def test_a_category_that_is_a_path_writes_and_deletes_nothing_there(train: Command, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "mine", count=3, seed=5)
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    for category in (str(tmp_path / "mine"), "../mine"):
+        run(train.but(category=category, regularization="generated", regularization_count=1, overwrite=True))
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+
+
+@pytest.mark.parametrize("token", ["<bear->", "<-bear>", "<my<bear>", "<a>b>"])
+def test_a_token_that_could_not_be_read_back_is_refused_before_any_work(
+    train: Command, token: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_work(monkeypatch)
+    assert "could not be read back from a file" in fails(capsys, train.but(token=token))

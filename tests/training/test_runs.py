@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -117,3 +118,55 @@ def test_outside_the_main_thread_interrupts_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    Run.begin(tmp_path, CONFIG | {"seed": 1}, resume=False).save({"step": 1})
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    check_run(tmp_path, CONFIG, resume=True, overwrite=False)
+    with pytest.raises(OptionError, match=r"the folder holds parts of two runs. Start again with --overwrite"):
+        Run.begin(tmp_path, CONFIG, resume=True).restore()
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    run.log({"index": 1})
+    run.save({"step": 12})
+    with pytest.raises(OptionError, match=r"has done 12 steps already, which is more than --steps 3"):
+        Run.begin(tmp_path, CONFIG, resume=True).restore(steps=3)
+
+
+def test_a_state_cut_or_altered_anywhere_is_refused_or_read_the_same(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    run.log({"index": 1})
+    weights = torch.randn(500)
+    run.save({"step": 1, "weights": weights})
+    whole = (tmp_path / "state.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(80):
+        place = int(torch.randint(len(whole), (1,), generator=generator))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << trial % 8
+        (tmp_path / "state.pt").write_bytes(damaged[:place] if trial % 3 == 0 else damaged)
+        with contextlib.suppress(OptionError):
+            state = Run.begin(tmp_path, CONFIG, resume=True).restore()
+            assert torch.equal(state["weights"], weights)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", b"\xff\xfe"), ("log.jsonl", b"\xff\xfe\n")])
+def test_a_record_in_another_encoding_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    run = Run.begin(tmp_path, CONFIG, resume=False)
+    run.log({"index": 1})
+    run.save({"step": 1})
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OptionError, match=f"{name} cannot be read.*Start again with --overwrite"):
+        check_run(tmp_path, CONFIG, resume=True, overwrite=False) or Run.begin(tmp_path, CONFIG, resume=True).restore()
+
+
+def test_sigterm_waits_for_the_step_too() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupt_after_step() as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGTERM) == before

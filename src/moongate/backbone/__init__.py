@@ -308,6 +308,12 @@ class Backbone:
                 f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
                 f"Use '<{token.strip('<>')}>'."
             )
+        inner = token[1:-1]
+        if re.search("[<>]", inner) or inner != inner.strip("-"):
+            raise TokenError(
+                f"The token {token!r} could not be read back from a file. Use no brackets inside it and no hyphen at "
+                f"its ends: '<{re.sub('[<>]+', '-', inner).strip('-') or 'new'}>'."
+            )
 
     @contextlib.contextmanager
     def tokens(self, rows: Mapping[str, Float[Tensor, " width"]]) -> Iterator[None]:

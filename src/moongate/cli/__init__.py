@@ -116,7 +116,10 @@ def _parser() -> SubcommandApp:
 
 
 def _check_name(words: Sequence[str]) -> None:
-    """Raise OptionError for a word that names no command; options are left to the parser."""
+    """Raise OptionError for a word that names no command or is not UTF-8; options are left to the parser."""
+    for word in words:
+        if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise OptionError(f"The argument {word!r} is not text in UTF-8. Type it again, or rename the file.")
     known: Mapping[str, object] = COMMANDS
     for position, word in enumerate(words[:2]):
         if word.startswith("-"):
@@ -140,9 +143,10 @@ def _errors_printed() -> Iterator[None]:
         say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
     except OSError as error:
+        from moongate.files import remedy
+
         path = f"{error.filename}: " if error.filename else ""
-        remedy = "Free some space, or choose a path that can be read and written."
-        say(Console(stderr=True), f"error: {path}{error.strerror or error}. {remedy}", style="red")
+        say(Console(stderr=True), f"error: {path}{error.strerror or error}. {remedy(error)}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

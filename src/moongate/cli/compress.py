@@ -34,7 +34,7 @@ class Compress:
         check_writable(self.out, overwrite=self.overwrite)
         concept = read_concept(self.file, self.model, console)
         compressed = compress(concept, energy=self.energy)
-        compressed.concept.save(self.out, overwrite=True)
+        compressed.concept.save(self.out, overwrite=self.overwrite)
         rows = [
             (name, f"{layer.rank} of {layer.full_rank}", f"{layer.error:.1%}")
             for name, layer in compressed.report.layers.items()

@@ -1,6 +1,7 @@
 """The command `moongate generate`."""
 
 import contextlib
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -162,18 +163,21 @@ class Generate:
         self, samples: "Iterator[Sample]", paths: Sequence[Path], record: dict[str, object], console: Console
     ) -> None:
         """Write each picture as it is drawn, then the contact sheet of all."""
-        from moongate.pages import contact_sheet
+        from moongate.files import check_writable, write_atomically
+        from moongate.pages import contact_sheet, png_bytes
 
         self.out.mkdir(parents=True, exist_ok=True)
         images, labels = [], []
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=len(paths), note="")
             for index, (drawn, path) in enumerate(zip(samples, paths, strict=True)):
+                check_writable(path, overwrite=self.overwrite)
                 _save_png(drawn, path, record)
                 images.append(drawn.image)
                 labels.append("" if index % self.count else drawn.prompt)
                 progress.advance(task)
-        contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels).save(self.out / SHEET)
+        sheet = contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels)
+        write_atomically(self.out / SHEET, png_bytes(sheet))
         pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
         say(console, f"Wrote {pictures} and {SHEET} to {self.out}.")
 
@@ -217,8 +221,12 @@ def _save_png(drawn: "Sample", path: Path, record: dict[str, object]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+    from moongate.files import write_atomically
+
     info = PngInfo()
     info.add_itxt("prompt", drawn.prompt)
     info.add_itxt("seed", str(drawn.seed))
     info.add_itxt(METADATA_KEY, json.dumps(record))
-    Image.fromarray(drawn.image).save(path, pnginfo=info)
+    buffer = io.BytesIO()
+    Image.fromarray(drawn.image).save(buffer, format="PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())

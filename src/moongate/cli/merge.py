@@ -61,7 +61,7 @@ class Merge:
             raise OptionError("There is no concept to merge. Name one or several files.")
         backbone, concepts = read_concepts(self.files, self.model, console)
         merged = merge(backbone, concepts, options=options)
-        merged.concept.save(self.out, overwrite=True)
+        merged.concept.save(self.out, overwrite=self.overwrite)
         print_table(console, HEAD, summary_rows(merged.report))
         for line in verdict(merged.report):
             say(console, line)

@@ -1,6 +1,7 @@
 """The command `moongate train`."""
 
 import contextlib
+import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Train"]
 
 VALIDATION_PICTURES = 4
+RESULT = "result.json"
+"""File in a run folder with the digest of the concept file that the run wrote, which it may replace when resumed."""
 LARGE = 100_000_000
 """Changes of more numbers than this (400 MB) are cut to low rank by default; only SDXL has as many."""
 LARGE_ENERGY = 0.6
@@ -149,7 +152,7 @@ class Train:
             on_step = self._on_step(show, backbone, prompt, run)
             concept = train(backbone, subjects, sets, method, options=options, start_from=earlier, on_step=on_step)
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
-        concept.save(out, overwrite=True)
+        self._save(concept, out, run)
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
         command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
@@ -160,10 +163,24 @@ class Train:
         from moongate.training.runs import check_free
 
         out = self.out or Path("-".join(subject.file_name for subject in chosen) + ".safetensors")
-        check_writable(out, overwrite=self.overwrite or self.resume)
         run = self.run or out.with_suffix(".run")
+        check_writable(out, overwrite=self.overwrite or (self.resume and _is_result(out, run)))
         check_free(run, resume=self.resume, overwrite=self.overwrite)
         return out, run
+
+    def _save(self, concept: "Concept", out: Path, run: Path) -> None:
+        """Write the concept; a file that appeared during the training and is no result of this run stays."""
+        from moongate.files import digest, write_atomically
+
+        own = self.resume and _is_result(out, run)
+        if out.exists() and not (self.overwrite or own):
+            raise OptionError(
+                f"{out} appeared during the training and is not replaced. The training is kept in {run}: give the same "
+                f"command with --resume, --run {shlex.quote(str(run))} and another --out."
+            )
+        result = {"sha256": digest(concept.file_bytes, length=64)}
+        write_atomically(run / RESULT, json.dumps(result).encode())
+        concept.save(out, overwrite=self.overwrite or own)
 
     def _on_step(
         self, show: "Callable[[Step], None]", backbone: "Backbone", prompt: str, run: Path
@@ -266,6 +283,17 @@ class Train:
         return method.without_regularization()
 
 
+def _is_result(out: Path, run: Path) -> bool:
+    """Return whether the file is the one that a run wrote last."""
+    from moongate.files import digest
+
+    try:
+        recorded = json.loads((run / RESULT).read_bytes())["sha256"]
+        return bool(recorded == digest(out.read_bytes(), length=64))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def _regularization(
     backbone: "Backbone",
     category: str,
@@ -327,9 +355,10 @@ def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> 
 
 
 def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
-    from moongate.pages import contact_sheet
+    from moongate.files import write_atomically
+    from moongate.pages import contact_sheet, png_bytes
     from moongate.sampling import sample
 
     drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([picture.image for picture in drawn], columns=VALIDATION_PICTURES).save(path)
+    sheet = contact_sheet([picture.image for picture in drawn], columns=VALIDATION_PICTURES)
+    write_atomically(path, png_bytes(sheet))

@@ -6,8 +6,10 @@ large data set to use 200 of it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,9 +21,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from moongate.data.pictures import read_picture
-from moongate.errors import CollectionError, PictureError
+from moongate.errors import CollectionError, PictureError, first_line
 from moongate.evaluation.networks.clip import Clip
 from moongate.extras import library
+from moongate.files import exclusive
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped
 
@@ -120,21 +123,41 @@ class Collection:
             on_progress: Called with the number of records read so far.
 
         Raises:
-            CollectionError: Another encoder made the collection, or nothing could be indexed.
-            OptionError: Pictures cannot be embedded, because `clip` has no image tower.
+            CollectionError: Another encoder made the collection, nothing could be indexed, or the disk is full.
+            OptionError: Another process is indexing into the collection, or pictures cannot be embedded, because `clip`
+                has no image tower.
         """
         rest = iter(records)
         first = next(rest, None)
         if first is None:
             reason = skipped.with_example if skipped.counts else "it is empty"
             raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
+        with nullcontext() if "://" in place else exclusive(Path(place)):
+            return cls._indexed(chain([first], rest), clip, place, skipped, with_pictures, on_progress)
+
+    @classmethod
+    def _indexed(
+        cls,
+        records: Iterable[Record],
+        clip: Clip,
+        place: str,
+        skipped: Skipped,
+        with_pictures: bool,
+        on_progress: Callable[[int], None],
+    ) -> Self:
         collection = cls._opened(place, clip, with_pictures)
         read = 0
-        for batch in _batches(chain([first], rest), PICTURES_AT_ONCE if collection.has_pictures else CAPTIONS_AT_ONCE):
-            collection._add(batch, clip, skipped)
-            read += len(batch)
-            on_progress(read)
-        collection._finish()
+        try:
+            for batch in _batches(records, PICTURES_AT_ONCE if collection.has_pictures else CAPTIONS_AT_ONCE):
+                collection._add(batch, clip, skipped)
+                read += len(batch)
+                on_progress(read)
+            collection._finish()
+        except (RuntimeError, OSError) as error:  # as LanceDB reports a full disk
+            raise CollectionError(
+                f"{place} could not be written after {read} captions: {first_line(error)} Free some space if the disk "
+                "is full, and run the same command again: what is written stays."
+            ) from error
         return collection
 
     def __len__(self) -> int:
@@ -218,8 +241,11 @@ class Collection:
         """Embed and store the records of a batch that the table does not have."""
         new = {record.key: record for record in batch}
         keys = ", ".join(f"'{key}'" for key in new)
-        known = self._table.search().where(f"key IN ({keys})").select(["key"]).limit(len(new)).to_arrow()
-        for key in known["key"].to_pylist():
+        known = self._table.search().where(f"key IN ({keys})").select(["key"]).limit(10 * len(new)).to_arrow()
+        rows = Counter(known["key"].to_pylist())
+        if doubled := [key for key, count in rows.items() if count > 1]:  # by two runs at once, of an earlier version
+            self._table.delete(f"key IN ({', '.join(map(repr, doubled))})")
+        for key in set(rows) - set(doubled):
             del new[key]
         columns: dict[str, Any] = {}
         if self.has_pictures:

@@ -3,8 +3,6 @@
 The paper takes 200 pictures whose captions have a similarity above 0.85 to the prompt (Sec. 3.2).
 """
 
-import contextlib
-import errno
 import json
 import math
 import tempfile
@@ -23,7 +21,9 @@ from moongate import pocket
 from moongate.data.pictures import SAME_ABOVE, appearance, read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
 from moongate.evaluation.networks.clip import Clip
+from moongate.files import replace_folder, write_atomically
 from moongate.limits import MIN_SIDE_PX
+from moongate.pages import png_bytes
 from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
@@ -159,12 +159,13 @@ def write_nearest(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".moongate-") as temporary:
         folder = Path(temporary) / "new"
         folder.mkdir()
-        with ThreadPoolExecutor(READ_AT_ONCE) as readers, (folder / "metadata.jsonl").open("w") as listing:
+        rows: list[str] = []
+        with ThreadPoolExecutor(READ_AT_ONCE) as readers:
             distinct = _distinct(stream, read, readers, skipped, below, options)
             for hit, picture in islice(distinct, options.count):
                 name = f"{len(kept):04d}.png"
-                _shrunk(picture, options.side_px).save(folder / name)
-                listing.write(json.dumps(_row(name, hit)) + "\n")
+                write_atomically(folder / name, png_bytes(_shrunk(picture, options.side_px)))
+                rows.append(json.dumps(_row(name, hit)) + "\n")
                 kept.append(hit.similarity)
                 on_progress(len(kept))
         short = options.count - len(kept)
@@ -174,8 +175,9 @@ def write_nearest(
             raise CollectionError(_nothing(below, skipped, enough_at, options))
         manifest = {**facts, **asdict(options), "found": len(kept), "enough_at": enough_at}
         manifest |= {"skipped": dict(skipped.counts), "skipped_names": skipped.names}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _exchange(folder, out, Path(temporary))
+        write_atomically(folder / "metadata.jsonl", "".join(rows).encode())
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        replace_folder(folder, out)
     return Retrieved(
         count=len(kept),
         wanted=options.count,
@@ -200,21 +202,6 @@ def _row(name: str, hit: Hit) -> dict[str, str | float]:
     similarity = round(hit.similarity, 4)
     row: dict[str, str | float] = {"file_name": name, "caption": record.caption, "similarity": similarity}
     return row | {"source": record.picture, "license": record.license}
-
-
-def _exchange(folder: Path, out: Path, temporary: Path) -> None:
-    """Rename `folder` to `out`; an earlier `out` goes into `temporary`. Of several processes the last one wins."""
-    for attempt in range(10):
-        with contextlib.suppress(FileNotFoundError):
-            out.rename(temporary / f"earlier-{attempt}")
-        try:
-            folder.rename(out)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # by another process in the meantime
-                raise
-        else:
-            return
-    raise OptionError(f"{out} is written by other processes again and again. Give each its own folder.")
 
 
 def _distinct(

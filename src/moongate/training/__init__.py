@@ -7,7 +7,9 @@ the regularization pictures, each a mean per element (Eq. 2). The loop never dra
 
 import dataclasses
 import math
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
-from moongate.errors import TrainingDiverged
+from moongate.errors import OptionError, TrainingDiverged, first_line
+from moongate.files import exclusive
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.plan import Plan, TrainOptions
-from moongate.training.runs import Run, interrupt_after_step, seeded
+from moongate.training.runs import Run, check_run, interrupt_after_step, seeded
 
 __all__ = ["Plan", "Step", "TrainOptions", "train"]
 
@@ -60,7 +63,8 @@ def train(
 ) -> Concept:
     """Train on all subjects together and return the concept; afterwards the backbone is unchanged.
 
-    The same seed gives the same concept bit for bit on one machine, also when the run was interrupted and resumed.
+    The same seed gives the same concept bit for bit on one machine with one number of threads, also when the run was
+    interrupted and resumed.
 
     Args:
         backbone: The model to train. During `on_step` it holds the weights trained so far.
@@ -81,12 +85,16 @@ def train(
     """
     method = method or method_for(backbone)
     plan = Plan.of(backbone, subjects, regularization, method, options=options, start_from=start_from)
-    return _trained(plan, on_step)
+    folder = plan.options.run_folder
+    with exclusive(folder) if folder else nullcontext():
+        return _trained(plan, on_step)
 
 
 def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
     # Begin.
     backbone, method, options = plan.backbone, plan.method, plan.options
+    if options.run_folder:  # again: the folder may have changed before it was held
+        check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
     run = Run.begin(options.run_folder, plan.config, resume=options.resume)
     batches = Batches(plan)
     with (
@@ -96,7 +104,8 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
     ):
         # Resume.
         optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.learning_rate, weight_decay=0.0)
-        first, began = _restore(run, moving, optimizer), time.monotonic()
+        first, began = _restore(run, moving, optimizer, plan.steps), time.monotonic()
+        _check_space(options.run_folder, moving)
 
         # Loop.
         for index in range(first, plan.steps):
@@ -122,7 +131,7 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
                 on_step(step)
             is_stopping = interrupted()
             if is_stopping or step.index % options.checkpoint_steps == 0 or step.index == plan.steps:
-                _save(run, step.index, moving, optimizer)
+                _save(run, step.index, moving, optimizer, is_needed=is_stopping)
             if is_stopping:
                 raise KeyboardInterrupt
 
@@ -159,20 +168,52 @@ def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor
     return torch.randint(0, total, (count,), generator=generator)
 
 
-def _restore(run: Run, moving: Trainable, optimizer: torch.optim.Optimizer) -> int:
+def _restore(run: Run, moving: Trainable, optimizer: torch.optim.Optimizer, steps: int) -> int:
     """Load the saved state if the run resumes one, and return the number of steps done."""
-    state = run.restore()
+    state = run.restore(steps=steps)
     if state is None:
         return 0
-    moving.load_state(state["moving"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        moving.load_state(state["moving"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OptionError(
+            f"{run.saved_state} does not hold the state of this run ({first_line(error)}) Start again with --overwrite."
+        ) from error
+    if state.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+        warnings.warn(
+            f"The run was started with {state['threads']} threads and goes on with {torch.get_num_threads()}: its "
+            "concept will differ in the last bits from that of an uninterrupted run.",
+            stacklevel=2,
+        )
     return int(state["step"])
 
 
-def _save(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimizer) -> None:
-    """Save the state, unless a weight is no longer finite: then the last good state is kept."""
-    if all(bool(parameter.isfinite().all()) for parameter in moving.parameters()):
-        run.save({"step": step, "moving": moving.state(), "optimizer": optimizer.state_dict()})
+def _save(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimizer, *, is_needed: bool = True) -> None:
+    """Save the state, unless a weight is no longer finite: then the last good state is kept.
+
+    A state that cannot be written ends the run only if it is needed, because the concept may fit where it does not.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in moving.parameters()):
+        return
+    try:
+        parts = {"moving": moving.state(), "optimizer": optimizer.state_dict()}
+        run.save({"step": step, "threads": torch.get_num_threads(), **parts})
+    except OptionError as error:
+        if is_needed:
+            raise
+        warnings.warn(f"{error} Training goes on without this state.", stacklevel=2)
+
+
+def _check_space(folder: Path | None, moving: Trainable) -> None:
+    """Warn if the state will not fit on the disk: each number, and two of the optimizer for it."""
+    needed = 3 * 4 * sum(parameter.numel() for parameter in moving.parameters())
+    if folder and shutil.disk_usage(folder).free < needed:
+        warnings.warn(
+            f"{folder} has no room for the state of the training ({needed / 1e6:.0f} MB), so that it could not be "
+            "resumed. Free some space, or choose another run folder.",
+            stacklevel=2,
+        )
 
 
 def _diverged(step: int, saved_state: Path | None) -> TrainingDiverged:

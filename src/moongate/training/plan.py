@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -181,6 +182,7 @@ class Plan:
             "batch": self.targets_per_step,
             "flips": self.options.flips,
             "seed": self.options.seed,
+            "threads": torch.get_num_threads(),
             "versions": versions(),
             "steps": self.steps,
             "learning_rate": self.learning_rate,

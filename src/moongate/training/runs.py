@@ -5,6 +5,7 @@ The module knows nothing of pictures and losses, nor of what a state holds in ad
 
 import io
 import json
+import pickle
 import signal
 import threading
 import zipfile
@@ -17,14 +18,21 @@ from typing import Any, Self
 
 import torch
 
-from moongate.errors import OptionError
+from moongate.errors import OptionError, first_line
 from moongate.files import digest, write_atomically
 
 __all__ = ["STATE", "Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
-MAY_DIFFER = ("steps", "versions", "device")
+MAY_DIFFER = ("steps", "versions", "device", "threads")
 """Entries of config.json in which a resumed run may differ from the one it continues."""
+
+
+DAMAGED = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
+    *(NotImplementedError, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What reading a damaged state raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Run:
 
     folder: Path | None
     resumes: bool
+    settings: str = ""
+    """Digest of the entries of config.json in which a resumed run may not differ."""
 
     @classmethod
     def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool) -> Self:
@@ -51,20 +61,35 @@ class Run:
                 (folder / STATE).unlink(missing_ok=True)
                 (folder / LOG).unlink(missing_ok=True)
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
-        return cls(folder=folder, resumes=resume)
+        return cls(folder=folder, resumes=resume, settings=_digest(config))
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self, *, steps: int | None = None) -> dict[str, Any] | None:
         """Return the saved state and cut the log back to its step; None for a run that does not resume one.
 
+        Args:
+            steps: Steps of the whole run; the state may not have done more.
+
         Raises:
-            OptionError: The saved state cannot be read.
+            OptionError: The saved state or the log cannot be read, the state belongs to a run with other settings, or
+                it has done more than `steps`.
         """
         if not self.resumes or self.folder is None:
             return None
-        if not zipfile.is_zipfile(self.folder / STATE):  # torch writes zip files
-            raise OptionError(f"{self.folder / STATE} cannot be read: it is damaged. Start again with --overwrite.")
-        state: dict[str, Any] = torch.load(self.folder / STATE, weights_only=True, map_location="cpu")
-        lines = (self.folder / LOG).read_text().splitlines()
+        state = _read_state(self.folder / STATE)
+        if state.get("settings", self.settings) != self.settings:
+            raise OptionError(
+                f"{self.folder / STATE} is of a run with other settings than {self.folder / CONFIG}: the folder holds "
+                "parts of two runs. Start again with --overwrite."
+            )
+        if steps is not None and state["step"] > steps:
+            raise OptionError(
+                f"The run in {self.folder} has done {state['step']} steps already, which is more than --steps {steps}. "
+                "Resume with at least as many."
+            )
+        try:
+            lines = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise OptionError(f"{self.folder / LOG} cannot be read ({error}). Start again with --overwrite.") from error
         kept = lines[: state["step"]]  # one line for each step; a later line may be incomplete
         write_atomically(self.folder / LOG, "".join(f"{line}\n" for line in kept).encode())
         return state
@@ -79,7 +104,7 @@ class Run:
         """Write the resumable state completely or not at all; it must hold the number of steps done as `step`."""
         if self.folder:
             buffer = io.BytesIO()
-            torch.save(dict(state), buffer)
+            torch.save({**state, "settings": self.settings}, buffer)
             write_atomically(self.folder / STATE, buffer.getvalue())
 
     @property
@@ -118,8 +143,10 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
     if not resume:
         return
     try:
-        before = dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise TypeError("it is no JSON object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OptionError(f"{folder / CONFIG} cannot be read ({error}). Start again with --overwrite.") from error
     now = json.loads(json.dumps(config))
     for key in sorted(set(before) | set(now)):
@@ -130,6 +157,28 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
             )
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read a state whose parts all have the checksums that torch wrote with them: it does not compare them itself."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            stored = sum(part.file_size for part in parts.infolist())
+            if stored > path.stat().st_size or (wrong := parts.testzip()):
+                raise ValueError(f"the checksum of {wrong} does not match" if stored else "it is larger than its file")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
+            raise ValueError("it does not say how many steps were done")
+    except DAMAGED as error:
+        raise OptionError(
+            f"{path} cannot be read: it is damaged ({first_line(error)}) Start again with --overwrite."
+        ) from error
+    return state
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    fixed = {key: value for key, value in config.items() if key not in MAY_DIFFER}
+    return digest(json.dumps(fixed, sort_keys=True), length=64)
+
+
 def seeded(seed: int, *label: object) -> torch.Generator:
     """Return a random generator that depends only on the seed and a label, so that a resumed run repeats itself."""
     content = bytes.fromhex(digest(repr((seed, *label)), length=14))
@@ -138,10 +187,10 @@ def seeded(seed: int, *label: object) -> torch.Generator:
 
 @contextmanager
 def interrupt_after_step() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C take effect after the current step, and a second one at once.
+    """Let the first Ctrl-C or SIGTERM take effect after the current step, and a second one at once.
 
     Yields:
-        A function that says whether Ctrl-C was pressed; the loop asks it after each step. Outside the main thread,
+        A function that says whether there was one; the loop asks it after each step. Outside the main thread,
         where Python delivers no signals, Ctrl-C is left alone.
     """
     pressed = threading.Event()
@@ -154,8 +203,9 @@ def interrupt_after_step() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
