@@ -5,7 +5,7 @@ import torch
 
 from making import invented
 from moongate.backbone import Backbone
-from moongate.compression import compress
+from moongate.compression import compress, low_rank
 from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import OptionError
 
@@ -77,3 +77,23 @@ def test_it_can_be_applied_saved_and_compressed_again(tiny: Backbone) -> None:
 def test_an_energy_outside_its_range_is_refused(tiny: Backbone, energy: float) -> None:
     with pytest.raises(OptionError, match=r"above 0 and at most 1, such as 0\.6"):
         compress(invented(tiny, ("<one>", "bear")), energy=energy)
+
+
+def test_low_rank_factors_are_compressed_without_multiplying_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.randn(300_000, 4, generator=generator), torch.randn(4, 200_000, generator=generator)
+    monkeypatch.setattr(LowRank, "full", lambda _: pytest.fail("multiplied out"))
+    change, cut = low_rank(LowRank(up=up, down=down), 2)
+    assert (change.rank, change.shape) == (2, (300_000, 200_000))
+    assert cut > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-20])
+def test_the_singular_values_of_factors_are_those_of_their_product(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = LowRank(up=scale * torch.randn(9, 3, generator=generator), down=torch.randn(3, 7, generator=generator))
+    expected = torch.linalg.svdvals(factors.up.double() @ factors.down.double())[:3]
+    torch.testing.assert_close(torch.linalg.svdvals(factors.core()), expected)
+    kept, cut = low_rank(factors, 1)
+    torch.testing.assert_close(torch.linalg.svdvals(kept.core()), expected[:1], rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(cut, float(expected[1:].square().sum()))

@@ -75,7 +75,7 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
         OptionError: `energy` is out of range.
     """
     check_energy(energy)
-    unchanged = tuple(name for name, change in concept.deltas.items() if not change.full().any())
+    unchanged = tuple(name for name, change in concept.deltas.items() if not _norm(change))
     changed = {name: change for name, change in concept.deltas.items() if name not in unchanged}
     weights = {name: _compressed(change, energy) for name, change in changed.items()}
     deltas = {name: weight.change for name, weight in weights.items()}
@@ -116,7 +116,21 @@ def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:
     """
     if isinstance(change, LowRank) and change.rank <= rank:
         return change, 0.0
-    return _cut(torch.linalg.svd(change.full().double(), full_matrices=False), rank)
+    return _cut(_decomposed(change), rank)
+
+
+def _decomposed(change: Dense | LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of a change in float64; low-rank factors are not multiplied out."""
+    if isinstance(change, Dense):
+        return tuple(torch.linalg.svd(change.full().double(), full_matrices=False))
+    (left, upper), (right, lower) = torch.linalg.qr(change.up.double()), torch.linalg.qr(change.down.double().T)
+    inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    return left @ inner_left, values, inner_right @ right.T
+
+
+def _norm(change: Dense | LowRank) -> float:
+    """Return the Frobenius norm of a change."""
+    return float((change.core() if isinstance(change, LowRank) else change.delta.double()).norm())
 
 
 def rank_of(values: Float[Tensor, " values"], energy: float) -> int:
@@ -138,24 +152,23 @@ class _Weight:
 
 
 def _compressed(change: Dense | LowRank, energy: float) -> _Weight:
-    delta = change.full()
-    norm = float(delta.double().norm())
-    if delta.ndim != 2:
+    norm = _norm(change)
+    if len(change.shape) != 2:
         return _Weight(change=change, squares=norm**2)
     kept: Dense | LowRank
-    kept, squares_cut = _truncated(delta, energy)
+    kept, squares_cut = _truncated(change, energy)
     if _size(kept) >= _size(change):
         kept, squares_cut = change, 0.0
-    full_rank = min(delta.shape)
+    full_rank = min(change.shape)
     report = LayerCompression(rank=kept.rank or full_rank, full_rank=full_rank, error=squares_cut**0.5 / norm)
     return _Weight(change=kept, report=report, squares=norm**2, squares_cut=squares_cut)
 
 
-def _truncated(delta: Float[Tensor, "out width"], energy: float) -> tuple[LowRank, float]:
+def _truncated(change: Dense | LowRank, energy: float) -> tuple[LowRank, float]:
     """Return the factors that keep `energy` of the singular values, and the sum of squares of the others."""
-    decomposition = torch.linalg.svd(delta.double(), full_matrices=False)
-    values = decomposition.S
-    floor = values[0] * max(delta.shape) * torch.finfo(torch.float32).eps  # values below are the rounding of float32
+    decomposition = _decomposed(change)
+    values = decomposition[1]
+    floor = values[0] * max(change.shape) * torch.finfo(torch.float32).eps  # values below are the rounding of float32
     return _cut(decomposition, min(rank_of(values, energy), max(1, int((values > floor).sum()))))
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from jaxtyping import Float
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -21,8 +22,10 @@ from torch import Tensor
 from moongate.backbone import Backbone, Fingerprint
 from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
 from moongate.files import check_writable, digest, write_atomically
-from moongate.limits import CONCEPT_VERSION, MAX_TOKENS
+from moongate.limits import CONCEPT_VERSION
+from moongate.provenance import check_provenance
 from moongate.tensor_files import CHECKSUM, checksum, read_tensors
+from moongate.texts import parse_json
 
 __all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "check_finite", "mismatches", "safetensors_bytes"]
 
@@ -77,6 +80,10 @@ class LowRank:
     def scaled(self, factor: float) -> Self:
         """Return `factor` times the change."""
         return dataclasses.replace(self, up=factor * self.up)
+
+    def core(self) -> Float[Tensor, "small small"]:
+        """Return a small matrix, float64, of the same singular values and Frobenius norm (QR of both factors)."""
+        return torch.linalg.qr(self.up.double()).R @ torch.linalg.qr(self.down.double().T).R.T
 
     @property
     def rank(self) -> int:
@@ -178,20 +185,17 @@ class Concept:
                     f"{path} has format version {header['version']}; this Moongate reads up to {CONCEPT_VERSION}. "
                     "Upgrade Moongate."
                 )
-            facts = json.loads(header["concept"])
-            if len(facts["tokens"]) > MAX_TOKENS:
-                raise ConceptFileError(f"{path} holds {len(facts['tokens'])} tokens; at most {MAX_TOKENS} are read.")
+            facts = parse_json(header["concept"])
             tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
+            if any(row.ndim != 1 or not row.is_floating_point() for row in tokens.values()):
+                raise ValueError("the row of a token is no vector")
             concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
             ) from error
         if CHECKSUM in header and header[CHECKSUM] != checksum(read, header["concept"]):
-            raise ConceptFileError(
-                f"{path} was damaged or altered after it was written: its checksum does not match. Copy or download it "
-                "again."
-            )
+            raise ConceptFileError(f"{path} is damaged: its checksum does not match. Copy or download it again.")
         return concept
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -312,10 +316,7 @@ class Concept:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that identify the content: tensors, tokens and words.
-
-        The checksum of the file is no part of it, so that a concept has the same hash as before there were checksums.
-        """
+        """Twelve hexadecimal digits that identify tensors, tokens and words; files without a checksum have the same."""
         return digest(safetensors_bytes(*self._parts))
 
     @cached_property
@@ -360,8 +361,7 @@ class Concept:
         Raises:
             KeyError, TypeError or ValueError: A part is missing or has another type. Callers name the file.
         """
-        if not (isinstance(value["base"], str) and isinstance(value["record"], Mapping)):
-            raise TypeError("the base must be a name, and the record an object")
+        check_provenance(value)
         return cls(
             deltas=deltas,
             tokens=tokens,
@@ -425,6 +425,8 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
     deltas: dict[str, Dense | LowRank] = {}
     for key, tensor in tensors.items():
         name, _, suffix = key.rpartition(".")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{key!r} holds {tensor.dtype}")
         if suffix == "delta":
             deltas[name] = Dense(delta=tensor)
         elif suffix == "up":

@@ -2,6 +2,8 @@
 
 __all__ = [
     "CONCEPT_VERSION",
+    "MAX_CAPTION_CHARACTERS",
+    "MAX_DEPTH",
     "MAX_DOWNLOAD_BYTES",
     "MAX_DOWNLOAD_S",
     "MAX_HEADER_BYTES",
@@ -9,6 +11,7 @@ __all__ = [
     "MAX_SIDE_PX",
     "MAX_SILENCE_S",
     "MAX_TENSORS",
+    "MAX_TEXT_BYTES",
     "MAX_TOKENS",
     "MIN_SIDE_PX",
 ]
@@ -17,6 +20,12 @@ CONCEPT_VERSION = 1
 """Newest version of the concept file that is read, and the one that is written: a later version may mean other things
 by the same names."""
 
+MAX_TEXT_BYTES = 25_000_000
+"""Longer JSON and YAML texts are refused: no header, configuration or line of a listing comes near this."""
+MAX_DEPTH = 64
+"""JSON and YAML nested deeper are refused: Python's own limit is a thousand calls, of which some are in use."""
+MAX_CAPTION_CHARACTERS = 20_000
+"""Longer captions, prompts and names are refused: encoders read 77 tokens, and splitting text takes time."""
 MAX_HEADER_BYTES = 25_000_000
 """Longer headers of safetensors files are refused: that of SDXL's checkpoint, with 2,500 tensors, takes 300 kB."""
 MAX_TENSORS = 50_000

@@ -78,3 +78,9 @@ def test_layers_of_a_kohya_file_for_sdxl_are_listed_by_kind() -> None:
     ends += ("output_blocks_5_0_emb_layers_1",)
     keys = [f"lora_unet_{end}.{part}" for end in ends for part in ("alpha", "lora_down.weight")]
     assert kinds_of(keys) == ["convolutions (4 tensors)", "time embeddings (4 tensors)"]
+
+
+@pytest.mark.parametrize("numbers", [(0, 4), (0, 10**12), (10**40,), (999,)])
+def test_block_numbers_of_no_denoiser_are_passed_over_at_once(numbers: tuple[int, ...]) -> None:
+    keys = [f"lora_unet_input_blocks_{number}_1_transformer_blocks_0_attn2_to_k" for number in numbers]
+    assert inferred_blocks_per_level(keys) >= 1

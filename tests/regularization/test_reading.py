@@ -1,5 +1,6 @@
 import http.server
 import io
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,3 +123,10 @@ def test_a_parquet_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     for number in (1, 2):
         pq.write_table(pa.table({"image": [png(number)]}), file)
         assert read_bytes(f"{file}#image:0") == png(number)
+
+
+def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
+        with pytest.raises(PictureError, match="is no regular file"):
+            read_bytes(place)

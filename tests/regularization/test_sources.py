@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 import tarfile
 import types
@@ -256,3 +257,78 @@ def test_notes_name_the_first_skipped_records_and_count_the_others() -> None:
         skipped.add(f"{number}.png", "empty pictures")
     assert skipped.notes[:2] == ["Skipped: 22 empty pictures.", "  0.png"]
     assert skipped.notes[-2:] == ["  19.png", "  and 2 more"]
+
+
+def good_after(bad: str, folder: Path) -> tuple[list[Record], Skipped]:
+    """Read a listing of one bad line and one good row."""
+    write_files(folder)
+    (folder / "metadata.jsonl").write_text(f'{bad}\n{{"file_name": "0.png", "caption": "{CAPTIONS[0]}"}}\n')
+    return read(folder)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "[" * 2000,
+        '{"url": "http://x/1.jpg", "caption": "\\ud800"}',
+        '{"url": "http://x/1.jpg", "caption": ' + "9" * 5000 + "}",
+        json.dumps({"url": "http://x/1.jpg", "caption": "x" * 100_000}),
+        '{"file_name": "/dev/zero", "caption": "dog"}',
+        '{"file_name": "/dev/urandom", "caption": "dog"}',
+        '{"file_name": "pipe", "caption": "dog"}',
+        '{"file_name": "link", "caption": "dog"}',
+        '{"file_name": "' + "x" * 5000 + '", "caption": "dog"}',
+    ],
+    ids=["deep", "surrogate", "digits", "long", "zero", "random", "pipe", "link", "name"],
+)
+def test_one_bad_record_of_a_listing_is_counted_and_the_next_one_read(bad: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    records, skipped = good_after(bad, tmp_path)
+    assert [record.caption for record in records] == [CAPTIONS[0]]
+    assert skipped.counts.total() == 1
+
+
+@pytest.mark.parametrize("facts", [b"[1]", b"3", b"[" * 3000, b'{"caption": "\\ud800"}', b"\xff"])
+def test_facts_of_a_shard_that_are_no_object_are_passed_over(facts: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, content in (("a.json", facts), ("a.png", png(0)), ("b.txt", b"dog"), ("b.png", png(1))):
+            add(shard, name, content)
+    records, skipped = read(tmp_path / "a.tar")
+    assert [record.caption for record in records] == ["dog"]
+    assert skipped.counts.total() == 1
+
+
+@pytest.mark.parametrize("kind", ["sparse", "huge", "negative"])
+def test_a_member_that_declares_more_than_there_is_is_not_read(kind: str, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.size = {"sparse": 512, "huge": 2**40, "negative": 0}[kind]
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    if kind == "sparse":
+        number = lambda value: b"\x80" + value.to_bytes(11, "big")  # noqa: E731
+        block[156:157] = b"S"
+        block[386:410] = number(2**33 - 512) + number(512)
+        block[482:495] = b"\0" + number(2**33)
+    if kind == "negative":
+        block[124:136] = (256**12 - 512).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a.tar").write_bytes(bytes(block) + b"x" * 512 + b"\0" * 1024)
+    records, skipped = read(tmp_path / "a.tar")
+    assert records == []
+    assert skipped.counts.total() >= (0 if kind == "negative" else 1)
+
+
+def test_a_row_of_parquet_that_python_cannot_hold_is_counted_and_the_next_one_read(tmp_path: Path) -> None:
+    dates = pa.array([2**60, 0], pa.date64())
+    table = {"caption": pa.array(["dog", "cat"]), "image": pa.array([png(0), png(1)]), "license": dates}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    records, skipped = read(tmp_path / "a.parquet")
+    assert [record.caption for record in records] == ["cat"]
+    assert skipped.counts == {"rows with values that cannot be read": 1}
+
+
+def test_a_list_of_captions_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(CollectionError, match="is not text in UTF-8"):
+        list(read_captions(str(tmp_path / "captions.txt"), Skipped()))

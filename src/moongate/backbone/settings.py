@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moongate.errors import BackboneError
+from moongate.texts import parse_json
 
 __all__ = ["SETTINGS_FILE", "Settings"]
 
@@ -52,7 +53,7 @@ class Settings:
         if not file.is_file():
             return cls()
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BackboneError(f"{file} is not valid JSON ({error}). Correct it, or remove it.") from error
         if not isinstance(content, dict):

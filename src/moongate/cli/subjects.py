@@ -1,6 +1,5 @@
 """The subjects that `moongate train` teaches: from repeated options, or from a file that lists them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +136,14 @@ def subjects_from_file(path: Path) -> list[SubjectOptions]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is wrong.
     """
-    import yaml
+    from moongate.texts import parse_json, parse_yaml
 
     if not path.is_file():
         raise OptionError(f"There is no file of concepts {path}. Check the path.")
     try:
         text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+    except ValueError as error:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
     if not isinstance(entries, list) or not entries:
         raise OptionError(

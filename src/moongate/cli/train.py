@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -342,7 +343,7 @@ def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> 
     """Cut the changes to low rank if `energy` says so, or if they are large; print sizes and error."""
     from moongate.compression import compress
 
-    numbers = sum(change.full().numel() for change in concept.deltas.values())
+    numbers = sum(math.prod(change.shape) for change in concept.deltas.values())
     energy = energy or (LARGE_ENERGY if numbers > LARGE else 1)
     if energy == 1:
         return concept

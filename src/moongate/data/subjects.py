@@ -3,7 +3,6 @@
 Pictures are uint8 arrays [height, width, 3]. The module knows nothing of models: who trains makes the latents.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from moongate.data.captions import PRESETS, Preset, photo_of
 from moongate.data.pictures import caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
+from moongate.texts import parse_json
 
 __all__ = ["Regularization", "Subject"]
 
@@ -198,7 +198,7 @@ def _metadata_captions(folder: Path) -> dict[str, str]:
     lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if listing.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line) if line.strip() else {"file_name": ""}
+            row = parse_json(line) if line.strip() else {"file_name": ""}
             name = str(row["file_name"])
             captions[name] = str(row.get("caption") or row.get("text") or "")
         except (ValueError, TypeError, KeyError) as error:

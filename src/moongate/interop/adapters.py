@@ -134,7 +134,8 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
         most = rank or (change.rank if isinstance(change, LowRank) else DEFAULT_RANK)
         factors[name], lost_squared = low_rank(change, most)
         cut_squared += lost_squared
-        whole_squared += float(change.full().double().square().sum())
+        matrix = change.core() if isinstance(change, LowRank) else change.delta.double()
+        whole_squared += float(matrix.square().sum())
     if cut_squared <= ROUNDING**2 * whole_squared:
         return factors, []
     return factors, [

@@ -6,10 +6,10 @@ for formats whose own layout is a pickle, and hold tensors and plain containers.
 """
 
 import io
-import json
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from moongate.errors import ConceptFileError, listed
+from moongate.limits import MAX_DEPTH, MAX_TENSORS
 from moongate.tensor_files import read_tensors
+from moongate.texts import parse_json
 
 __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 
@@ -63,7 +65,7 @@ def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError
     if path.is_dir():
         files: dict[str, Path] = {}
         for suffix in SUFFIXES:
-            for file in sorted(path.glob(f"*{suffix}")):
+            for file in sorted(file for file in path.glob(f"*{suffix}") if file.is_file()):
                 files.setdefault(file.stem, file)
         if not files:
             raise ConceptFileError(f"The folder {path} holds no file of weights ({', '.join(SUFFIXES)}).")
@@ -121,7 +123,7 @@ def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
         ConceptFileError: The text is no JSON, or JSON of something else than an object.
     """
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise ConceptFileError(f"{path} holds broken JSON ({error}). Copy or download it again.") from error
     if not isinstance(value, dict):
@@ -153,6 +155,7 @@ def _open(path: Path) -> Content:
 
 
 def _unpickled(path: Path) -> Mapping[Any, Any]:
+    _check_stored(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
@@ -170,7 +173,49 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
         ) from error
     if not isinstance(values, Mapping):
         raise ConceptFileError(f"{path} holds a {type(values).__name__}, not weights by name.")
+    _check_tensors(values, path)
     return values
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a zip file with packed parts: PyTorch never packs them, and a few bytes unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            packed = [part for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
+            size = sum(part.file_size for part in parts.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error):
+        return  # no zip file: PyTorch says what it is
+    if packed or size > path.stat().st_size:
+        raise ConceptFileError(
+            f"{path} is no plain file of tensors: its parts are packed to less than their size, as PyTorch never does. "
+            "Ask its author for a safetensors file."
+        )
+
+
+def _check_tensors(values: Any, path: Path) -> None:
+    """Refuse tensors that would take more memory than is stored for them, and those of unusual layouts and numbers."""
+    level, count = [values], 0
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, Tensor):
+                plain = value.layout == torch.strided and not value.is_complex() and not value.is_quantized
+                if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                    raise ConceptFileError(
+                        f"{path} holds a tensor of the shape {tuple(value.shape)} that is not stored in full. Ask its "
+                        "author for a safetensors file."
+                    )
+                count += 1
+            elif isinstance(value, Mapping):
+                below += value.values()
+            elif isinstance(value, list | tuple):
+                below += value
+        if count > MAX_TENSORS or len(below) > 10 * MAX_TENSORS:
+            raise ConceptFileError(f"{path} holds more than {MAX_TENSORS} tensors, which are not read.")
+        if not below:
+            return
+        level = below
+    raise ConceptFileError(f"{path} is nested more than {MAX_DEPTH} deep. Ask its author for a safetensors file.")
 
 
 def _reason(error: Exception) -> str:

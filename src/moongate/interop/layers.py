@@ -71,7 +71,7 @@ _ANY_BLOCK = re.compile(
     r"\.(?P<number>\d+)"
 )
 _BLOCK = re.compile(
-    r"(?:(down|up|input|output)_blocks[._](\d+)[._](?:attentions[._])?(\d+)|(?:mid|middle)_block[._](?:attentions[._])?\d+)"
+    r"(?:(down|up|input|output)_blocks[._](\d{1,3})[._](?:attentions[._])?(\d{1,3})|(?:mid|middle)_block[._](?:attentions[._])?\d+)"
     r"(?=[._]transformer_blocks)"
 )
 _KV = re.compile(r"[._]transformer_blocks[._](\d+)[._]attn2[._](?:processor[._])?to_([kv])(?=[._])")
@@ -147,7 +147,8 @@ def inferred_blocks_per_level(keys: Iterable[str]) -> int:
     blocks = [_BLOCK.search(key) for key in keys]
     inputs = {int(block[2]) for block in blocks if block and block[1] == "input"}
     candidates = (USUAL_BLOCKS_PER_LEVEL, 2, *range(4, max(inputs, default=0) + 2))
-    return next(count for count in candidates if all(number % count for number in inputs))
+    fitting = (count for count in candidates if all(number % count for number in inputs))
+    return next(fitting, USUAL_BLOCKS_PER_LEVEL)  # of no denoiser: the names will fit no base
 
 
 def kinds_of(keys: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moongate.errors import ConceptFileError, listed
 from moongate.files import file_name
+from moongate.limits import MAX_TOKENS
 
 __all__ = [
     "BUNDLED",
@@ -145,6 +146,8 @@ def rows_of(vector: Any) -> Float[Tensor, "n width"]:
     if not (isinstance(vector, Tensor) and vector.is_floating_point() and vector.ndim in (1, 2) and vector.numel()):
         what = f"of the shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
         raise ConceptFileError(f"The row of a token is {what}; it must be one vector, or several of one width.")
+    if vector.ndim == 2 and len(vector) > MAX_TOKENS:
+        raise ConceptFileError(f"A word has {len(vector)} vectors; at most {MAX_TOKENS} are read.")
     matrix = vector.detach().float().clone()
     return matrix[None] if matrix.ndim == 1 else matrix
 

@@ -6,7 +6,9 @@ https://host/0001.jpg            fetched when it is needed
 /data/part.parquet#image:17      a row of a column
 """
 
+import queue
 import re
+import stat
 import threading
 import time
 from functools import lru_cache
@@ -21,7 +23,7 @@ from moongate.errors import PictureError, first_line
 from moongate.extras import library
 from moongate.limits import MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_S, MAX_SILENCE_S
 
-__all__ = ["read_bytes"]
+__all__ = ["read_bytes", "read_regular"]
 
 ROW_GROUPS_KEPT = 4
 """Row groups of Parquet files that stay in memory. Hits of a search are in no order, so that the pictures of one row
@@ -43,15 +45,56 @@ def read_bytes(picture: str) -> bytes:
         if shard := re.fullmatch(r"(.*\.tar)#(\d+)\+(\d+)", picture):
             with Path(shard[1]).open("rb") as content:
                 content.seek(int(shard[2]))
-                return content.read(int(shard[3]))
+                return content.read(min(int(shard[3]), MAX_DOWNLOAD_BYTES))
         if table := re.fullmatch(r"(.*\.parquet)#(.+):(\d+)", picture):
             return _parquet_row(Path(table[1]), table[2], int(table[3]))
-        return Path(picture).read_bytes()
-    except (OSError, ValueError) as error:
+        return read_regular(Path(picture))
+    except (OSError, ValueError, OverflowError, TypeError, LookupError) as error:
         raise PictureError(f"{picture} cannot be read ({error}).") from error
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file of at most `MAX_DOWNLOAD_BYTES`; devices and pipes may have no end.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no regular file, or too large.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES // 10**6} MB")
+    return path.read_bytes()
+
+
 def _fetched(url: str) -> bytes:
+    """Fetch an address within `MAX_DOWNLOAD_S`, however slowly its server answers.
+
+    The client has limits for each wait only, and a server may send header after header. So a thread of its own fetches,
+    and is left to itself when its time is over.
+    """
+    results: queue.SimpleQueue[bytes | PictureError] = queue.SimpleQueue()
+
+    def fetch() -> None:
+        try:
+            results.put(_streamed(url))
+        except PictureError as error:
+            results.put(error)
+        except Exception as error:  # it would be lost in the thread
+            results.put(PictureError(f"{url} cannot be read ({first_line(error)})"))
+
+    threading.Thread(target=fetch, daemon=True).start()
+    try:
+        result = results.get(timeout=MAX_DOWNLOAD_S)
+    except queue.Empty as error:
+        raise _over_limits(url) from error
+    if isinstance(result, PictureError):
+        raise result
+    return result
+
+
+def _streamed(url: str) -> bytes:
     """Fetch an address with the client of the hub, which follows redirects and knows proxies and certificates."""
     client = get_session()
     http: Any = import_module(type(client).__module__.partition(".")[0])  # httpx, or the successor of the same API
@@ -64,11 +107,14 @@ def _fetched(url: str) -> bytes:
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > MAX_DOWNLOAD_BYTES or time.monotonic() > last:
-                    limits = f"more than {MAX_DOWNLOAD_BYTES // 10**6} MB or takes more than {MAX_DOWNLOAD_S} s"
-                    raise PictureError(f"{url} has {limits}.")
+                    raise _over_limits(url)
     except (http.HTTPError, http.InvalidURL, OSError, ValueError) as error:
         raise PictureError(f"{url} cannot be read ({first_line(error)})") from error
     return bytes(content)
+
+
+def _over_limits(url: str) -> PictureError:
+    return PictureError(f"{url} has more than {MAX_DOWNLOAD_BYTES // 10**6} MB or takes more than {MAX_DOWNLOAD_S} s.")
 
 
 def _parquet_row(file: Path, column: str, row: int) -> bytes:

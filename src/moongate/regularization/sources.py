@@ -5,8 +5,8 @@ One line of text says where the picture is, and `reading.read_bytes` reads it.
 """
 
 import csv
-import json
 import re
+import struct
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from moongate.data.pictures import SUFFIXES, caption_beside, find_pictures
-from moongate.errors import CollectionError, MissingLibrary, PictureError
+from moongate.errors import CollectionError, MissingLibrary
 from moongate.extras import library
 from moongate.files import digest
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES
+from moongate.regularization.reading import read_regular
+from moongate.texts import parse_json
 
 __all__ = ["Record", "Skipped", "read_captions", "read_source"]
 
@@ -25,6 +28,8 @@ LISTINGS = ("metadata.jsonl", "metadata.csv")
 CAPTION_KEYS = ("caption", "text", "caption_original")
 PICTURE_KEYS = ("file_name", "url", "image", "jpg", "png", "webp")
 LICENSE_KEYS = ("license", "licence")
+UNREADABLE = (OSError, ValueError, OverflowError, TypeError, LookupError, AttributeError, RuntimeError)
+"""What reading a value of a damaged Parquet file raises, in addition to errors of Arrow."""
 TEXT_SUFFIXES = ("txt", "caption", "text")
 ROWS_AT_ONCE = 64
 """Rows of a Parquet file that are in memory at once."""
@@ -108,8 +113,11 @@ def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
 def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
     """Yield the captions of a source without the pictures, or the lines of a text file in UTF-8."""
     if source.endswith(".txt") and Path(source).is_file():
-        with Path(source).open(encoding="utf-8") as lines:
-            yield from (line.strip() for line in lines if line.strip())
+        try:
+            with Path(source).open(encoding="utf-8") as lines:
+                yield from (line.strip()[:MAX_CAPTION_CHARACTERS] for line in lines if line.strip())
+        except UnicodeDecodeError as error:
+            raise CollectionError(f"{source} is not text in UTF-8 ({error.reason}). Save it as UTF-8.") from error
     else:
         yield from (record.caption for record in read_source(source, skipped))
 
@@ -156,8 +164,8 @@ def _read_text_files(folder: Path, skipped: Skipped) -> Iterator[Record]:
                 skipped.add(str(text), "captions without a picture")
         for path in paths:
             try:
-                yield from _checked(caption_beside(path), str(path.absolute()), "", path.read_bytes(), skipped)
-            except (OSError, PictureError) as error:
+                yield from _checked(caption_beside(path), str(path.absolute()), "", read_regular(path), skipped)
+            except (OSError, ValueError) as error:
                 skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
     if empty:
         raise CollectionError(
@@ -177,8 +185,8 @@ def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
             else:
                 path = (file.parent / name).absolute()
                 try:
-                    content = path.read_bytes()
-                except (OSError, ValueError):  # a missing file, a folder, or a name that no file can have
+                    content = read_regular(path)
+                except (OSError, ValueError):  # a missing file, a folder, a device, or a name that no file can have
                     skipped.add(name, "captions without a picture")
                     continue
                 yield from _checked(caption, str(path), license, content, skipped)
@@ -194,8 +202,8 @@ def _csv_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Ma
 def _json_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
+            row = parse_json(line) if line.strip() else {}
+        except ValueError:
             row = None
         if not isinstance(row, dict):
             skipped.add(f"{file}, line {number}", "lines that are not JSON objects")
@@ -211,7 +219,9 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
                 shard.members = []  # type: ignore[attr-defined]  # otherwise all of them stay in memory
-                if not member.isfile():
+                if not member.isfile() or member.issparse() or not 0 <= member.size <= MAX_DOWNLOAD_BYTES:
+                    if not member.isdir():
+                        skipped.add(f"{file}: {member.name}", "members that are no plain files or too large")
                     continue
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
                 key = f"{member.name.rpartition('/')[0]}/{key}"
@@ -221,7 +231,7 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
                 content = shard.extractfile(member)
                 parts[suffix.lower()] = (member.offset_data, content.read() if content else b"")
             _check_end(file, shard.offset)
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, LookupError, struct.error) as error:
         skipped.add(f"{file} ({error})", "broken shards, read up to the error")
     yield from _shard_record(file, name, parts, skipped)
 
@@ -238,9 +248,10 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
     if not parts:
         return
     try:
-        facts = json.loads(parts["json"][1]) if "json" in parts else {}
+        facts = parse_json(parts["json"][1]) if "json" in parts else {}
     except ValueError:
         facts = {}
+    facts = facts if isinstance(facts, dict) else {}
     text = next((parts[suffix][1].decode(errors="replace") for suffix in TEXT_SUFFIXES if suffix in parts), "")
     caption = text or _first(facts, CAPTION_KEYS)
     picture = next((parts[suffix] for suffix in parts if f".{suffix}" in SUFFIXES), None)
@@ -256,7 +267,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
     parquet, errors = library("pyarrow.parquet"), library("pyarrow").lib.ArrowException
     try:
         table = parquet.ParquetFile(file)
-    except (errors, OSError) as error:
+    except (errors, *UNREADABLE) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
         return
     by_lower = {name.lower(): name for name in table.schema_arrow.names}
@@ -272,15 +283,28 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
     names = [name for name in columns.values() if name]
     batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
     try:
-        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        for index, row in enumerate(row for batch in batches for row in _parquet_rows(batch)):
+            if row is None:
+                skipped.add(f"{file}, row {index + 1}", "rows with values that cannot be read")
+                continue
             values = {kind: row.get(name) if name else None for kind, name in columns.items()}
             picture, data = _parquet_picture(file, columns["picture"], index, values["picture"])
             if not picture:
                 skipped.add(f"{file}, row {index + 1}", "captions without a picture")
                 continue
             yield from _checked(_text(values["caption"]), picture, _text(values["license"]), data, skipped)
-    except (errors, OSError) as error:
+    except (errors, *UNREADABLE) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
+
+
+def _parquet_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of a batch; None for one whose values Python cannot hold, such as a date in the year 20,000."""
+    names = batch.schema.names
+    for index in range(batch.num_rows):
+        try:
+            yield {name: batch.column(place)[index].as_py() for place, name in enumerate(names)}
+        except (library("pyarrow").lib.ArrowException, *UNREADABLE):
+            yield None
 
 
 def _parquet_picture(file: Path, column: str | None, row: int, value: Any) -> tuple[str, bytes | None]:
@@ -333,7 +357,15 @@ def _opened(path: str | None) -> bytes | None:
 
 
 def _checked(caption: str, picture: str, license: str, data: bytes | None, skipped: Skipped) -> Iterator[Record]:
-    """Yield the record unless its caption or picture is empty."""
+    """Yield the record unless its caption or picture is empty, or one of its texts cannot be used."""
+    if len(caption) > MAX_CAPTION_CHARACTERS or len(picture) > MAX_CAPTION_CHARACTERS:
+        skipped.add(picture[:80], f"captions of more than {MAX_CAPTION_CHARACTERS} characters")
+        return
+    try:
+        f"{caption}{picture}{license}".encode()
+    except UnicodeEncodeError:
+        skipped.add(repr(picture), "texts that UTF-8 cannot hold")
+        return
     caption = " ".join(caption.split())
     if not caption:
         skipped.add(picture, "pictures without a caption")

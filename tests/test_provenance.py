@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from making import make_concept
+from moongate.backbone import Backbone
+from moongate.concept import FORMAT, Concept, safetensors_bytes
+from moongate.errors import ConceptFileError
+from moongate.interop import read
+from moongate.tensor_files import read_tensors
+
+ODD: list[Any] = [
+    None,
+    True,
+    5,
+    -1,
+    1.5,
+    1e308,
+    10**400,
+    "x" * 100_000,
+    [],
+    [[]],
+    {},
+    {"a": []},
+    ["{}" * 3],
+    [["{}{}"]],
+]
+PLACES = [
+    *(("base",), ("method",), ("record",), ("tokens",), ("token_widths",), ("subjects",), ("fingerprint",)),
+    *(("subjects", 0), ("subjects", 0, "category"), ("subjects", 0, "token"), ("subjects", 0, "prompts")),
+    *(("subjects", 0, "prompts", 0), ("fingerprint", "layout"), ("fingerprint", "norms"), ("fingerprint", "norms", 0)),
+    *(("record", "contexts"), ("record", "rare_token"), ("tokens", 0)),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
+def test_an_odd_value_anywhere_in_a_header_is_an_error_that_names_the_file_or_is_used_as_it_is(
+    place: tuple[str | int, ...], tiny: Backbone, tmp_path: Path
+) -> None:
+    path = make_concept(tiny).save(tmp_path / "bear.safetensors")
+    tensors, header = read_tensors(path)
+    for value in ODD:
+        facts = json.loads(header["concept"])
+        owner = facts
+        for key in place[:-1]:
+            owner = owner[key]
+        owner[place[-1]] = value
+        texts = {"format": FORMAT, "version": "1", "concept": json.dumps(facts)}
+        path.write_bytes(safetensors_bytes(tensors, texts))
+        for load in (Concept.load, lambda file: read(file).concept):
+            try:
+                concept = load(path)
+            except ConceptFileError as error:
+                assert path.name in str(error)  # noqa: PT017
+            else:
+                assert all(isinstance(subject.category, str) for subject in concept.subjects)
+                assert isinstance(concept.record.get("rare_token", 0), int)
+                assert len(concept.fingerprint.short) >= 7
+
+
+@pytest.mark.parametrize("context", ["{:>999999999}", "{0.__class__}", "{}{}", "photo", "{a}"])
+def test_a_context_that_is_no_caption_with_one_place_is_refused(context: str, tiny: Backbone, tmp_path: Path) -> None:
+    path = make_concept(tiny).save(tmp_path / "bear.safetensors")
+    tensors, header = read_tensors(path)
+    facts = json.loads(header["concept"])
+    facts["record"]["contexts"] = [[context]]
+    path.write_bytes(safetensors_bytes(tensors, {"format": FORMAT, "version": "1", "concept": json.dumps(facts)}))
+    with pytest.raises(ConceptFileError, match="each context must have one {}"):
+        Concept.load(path)
