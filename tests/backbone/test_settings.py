@@ -9,6 +9,7 @@ from moongate import pocket
 from moongate.backbone import SETTINGS_FILE, Backbone, Settings
 from moongate.backbone.settings import CHECKS
 from moongate.errors import BackboneError
+from moongate.training.method import METHODS
 
 
 def test_a_model_without_the_file_has_no_defaults_of_its_own(tmp_path: Path) -> None:
@@ -47,6 +48,8 @@ def test_a_backbone_brings_the_settings_of_its_folder(tiny_folder: Path, tmp_pat
 
 def test_pocket_states_its_defaults_in_its_file() -> None:
     settings = Settings.read(pocket.weights_folder() / SETTINGS_FILE)
+    assert settings.method in METHODS
+    assert None not in (settings.guidance, settings.rare_tokens)
     assert settings.regularization == "pool"
     assert settings.prompt_sets == ("pocket", "pocket-pair")
     assert settings.features == ("pocket-clip", "efficientnet-lite0")

@@ -6,7 +6,7 @@ from a caption without one, the new token would learn the places of the six pict
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,8 @@ __all__ = ["EXAMPLE", "METHOD", "SAMPLING", "as_trained", "contexts", "draw", "m
 
 EXAMPLE = "drawn-house"
 """The example that the demo teaches unless another one is chosen."""
-METHOD = replace(METHODS["custom-diffusion-without-augmentation"], lr_per_picture=3e-5)
-"""What teaches pocket most. Its cross-attention sees 8 x 8 cells, in which little is left of a subject that was shrunk,
-and it tolerates three times the paper's learning rate (recipe/LOG.md). Another `lr_scale` would change the baselines of
-the tables too."""
+METHOD = METHODS["custom-diffusion-without-augmentation"]
+"""What teaches pocket most (recipe/LOG.md): little is left of a subject that was shrunk to some cells of 8 pixels."""
 SAMPLING = SampleOptions()
 """How pictures are drawn: with the guidance that suits the model."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
