@@ -19,6 +19,10 @@ test-slow: $(VENV)/ready
 test-shapes: $(VENV)/ready
 	$(RUN)/python -m pytest --jaxtyping-packages=moongate,runtime_types.checked
 
+# Reads 10,000 seeded mutated files; a run that was stopped continues where it was.
+fuzz: $(VENV)/ready
+	FUZZ=10000 $(RUN)/python -m pytest tests/fuzz
+
 # Measures the records of the paper's tables that are missing, and writes docs/results/tables.md.
 tables: $(VENV)/tables
 	$(RUN)/python -m experiments

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers import DDPMScheduler
 from jaxtyping import Float, Int, Real
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from moongate.backbone.fingerprint import Fingerprint, layout_of
 from moongate.backbone.loading import denoiser_shapes, load_pipeline
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import Conditioning, TextEncoder
-from moongate.errors import BaseMismatchError, OptionError, TokenError
+from moongate.errors import BackboneError, BaseMismatchError, ConceptFileError, OptionError, TokenError
 from moongate.pocket import weights_folder
+from moongate.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -140,7 +140,7 @@ class Backbone:
             name=str(model),
             pipeline=pipeline,
             settings=Settings.read(folder / SETTINGS_FILE),
-            caption_projection=load_file(projection)[PROJECTION].float() if projection.is_file() else None,
+            caption_projection=_caption_projection(projection) if projection.is_file() else None,
         )
 
     # --- facts ----------------------------------------------------------------------------------------------------
@@ -422,6 +422,13 @@ class Backbone:
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
+
+
+def _caption_projection(file: Path) -> Float[Tensor, "width hidden"]:
+    try:
+        return read_tensors(file)[0][PROJECTION].float()
+    except (ConceptFileError, KeyError) as error:
+        raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
 
 
 def _check_layouts(model: str, shapes: Mapping[str, tuple[int, ...]] | None, layouts: Collection[str]) -> None:

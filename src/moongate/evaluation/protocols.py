@@ -3,7 +3,6 @@
 The files of a benchmark are read from a folder that the user has; none of them comes with Moongate.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from moongate.errors import OptionError, listed
 from moongate.evaluation.prompts import PLACE, prompt_lines
+from moongate.texts import parse_json
 
 __all__ = ["PROTOCOLS", "Protocol", "read_protocol"]
 
@@ -99,7 +99,7 @@ def _entries(folder: Path, listing: str) -> list[_Entry]:
     if not file.is_file():
         raise OptionError(f"{folder} holds no {listing}. Give the folder customconcept101 of the original repository.")
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = parse_json(file.read_bytes())
         return [_entry(folder, row if isinstance(row, list) else [row]) for row in rows]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise OptionError(f"{file} does not have the layout of CustomConcept101 ({error!r}).") from error

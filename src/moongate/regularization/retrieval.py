@@ -27,6 +27,7 @@ from moongate.pages import png_bytes
 from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
+from moongate.texts import parse_json
 
 __all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_retrieved", "retrieve", "write_nearest"]
 
@@ -124,7 +125,10 @@ def already_retrieved(
 ) -> bool:
     """Return whether the folder `out` holds what `retrieve` would write there."""
     manifest = out / MANIFEST
-    recorded = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    try:
+        recorded = dict(parse_json(manifest.read_bytes())) if manifest.is_file() else {}
+    except (ValueError, TypeError):  # damaged: it is retrieved again
+        recorded = {}
     wanted = {**_facts(query, clip, collection), **asdict(options)}
     return {key: recorded.get(key) for key in wanted} == wanted
 
