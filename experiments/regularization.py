@@ -33,7 +33,8 @@ from torch.nn import functional as F
 
 from moongate import METHODS, Backbone, Regularization, Subject, TrainOptions, pocket, sample, train
 from moongate.data import photo_of, square
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.demo.judge import Judge
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid

@@ -13,7 +13,8 @@ from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Regularization, Subject, square
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.errors import OptionError
 from moongate.training import TrainOptions, train
 from moongate.training.method import METHODS

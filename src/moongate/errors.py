@@ -15,8 +15,11 @@ MoongateError
 ├── TrainingDiverged            a loss that is no longer a finite number
 └── CorpusError                 a package of pocket's training data that is missing or altered
 ```
+
+`MoongateWarning` is what the library warns with, by `warn`.
 """
 
+import warnings
 from collections.abc import Sequence
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "InputError",
     "MissingLibrary",
     "MoongateError",
+    "MoongateWarning",
     "OptionError",
     "PictureError",
     "PublishError",
@@ -35,6 +39,7 @@ __all__ = [
     "TrainingDiverged",
     "first_line",
     "listed",
+    "warn",
 ]
 
 
@@ -88,6 +93,18 @@ class TrainingDiverged(MoongateError):
 
 class CorpusError(MoongateError):
     """A package of pocket's training data is missing or was altered."""
+
+
+class MoongateWarning(UserWarning):
+    """Something was read, cut or passed over in a way that the user may not have meant.
+
+    The library warns with this class alone, and the command line prints each warning once.
+    """
+
+
+def warn(text: str) -> None:
+    """Issue a `MoongateWarning` at the caller of the calling function."""
+    warnings.warn(text, MoongateWarning, stacklevel=3)
 
 
 def listed(items: Sequence[str], *, at_most: int = 8) -> str:

@@ -3,7 +3,8 @@ import torch
 
 from moongate import pocket
 from moongate.data import Regularization
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.demo.judge import Judge, example_judge
 from moongate.evaluation.networks.clip import Clip
 

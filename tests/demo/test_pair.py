@@ -12,7 +12,8 @@ from conftest import write_pictures
 from moongate import pocket
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.demo import pair, single
 from moongate.demo.pair import PairDemo, Strategy, make_pair_demo
 from moongate.demo.recognizer import Classes, Recognizer, recognized

@@ -7,6 +7,7 @@ words. The module knows nothing of denoisers or concepts.
 
 import contextlib
 import copy
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-__all__ = ["Conditioning", "TextEncoder"]
+__all__ = ["Conditioning", "TextEncoder", "folded"]
+
+
+def folded(token: str) -> str:
+    """Return a token as CLIP's tokenizer reads it, in lower case: `<Rex>` and `<rex>` are one word to it."""
+    return unicodedata.normalize("NFC", token).lower()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +110,13 @@ class TextEncoder:
             return_tensors="pt",
         )
         return encoded.input_ids.to(self.model.device)
+
+    def cut_off(self, caption: str) -> str:
+        """Return the end of a caption that does not fit into the model; empty where all of it fits."""
+        pieces = self.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False)
+        fitting = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) - 2  # start and end
+        offsets = pieces.offset_mapping
+        return caption[offsets[fitting][0] :] if len(offsets) > fitting else ""
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
         """Return the words of a caption, each with the positions of its pieces; position 0 is the start token."""

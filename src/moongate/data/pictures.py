@@ -1,16 +1,15 @@
-"""Picture files as users have them: found, read upright as uint8 [height, width, 3], with their captions and masks.
+"""Picture files as users have them: read upright as uint8 [height, width, 3], with their masks.
 
 Conversion between pixels and the tensors of models happens only here. The module also finds repeated and blurred
 pictures. It knows nothing of training.
 """
 
-import glob
 import io
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +18,21 @@ from jaxtyping import Float, Float64, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from moongate.data.folders import masks_beside
 from moongate.errors import PictureError
 from moongate.extras import library
 from moongate.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
 
 __all__ = [
     "SAME_ABOVE",
-    "SUFFIXES",
     "as_pixels",
     "as_tensor",
-    "caption_beside",
-    "find_pictures",
     "appearance",
     "read_alpha",
     "read_mask_beside",
     "read_picture",
     "remarks",
 ]
-
-SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".avif", ".avifs", ".heic", ".heif"),
-    )
-)
-"""Endings of picture files, in lower case. Which format a file has is decided by its content."""
 
 SAME_ABOVE = 0.97
 """Dot product of two `appearance` vectors above which two pictures are the same one. No two pictures of pocket's pool
@@ -53,9 +42,6 @@ SHARP_ABOVE = 30.0
 17 after a Gaussian blur of two pixels."""
 SHARPNESS_SIDE_PX = 256
 """Sharpness is measured at this size, so that noise in large photos does not count as sharpness."""
-
-MASK = ".mask"
-"""End of a mask's name: photo.mask.png is the mask of photo.jpg."""
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -71,39 +57,6 @@ _ROWS_AT_ONCE = 256
 """Rows of a large picture that are converted at once, so that the memory holds it only once more."""
 _opening = threading.Lock()
 """Held while a header is read: Python's filters of warnings belong to the whole process."""
-
-
-def find_pictures(pictures: str | Path | Iterable[str | Path], *, strict: bool = True) -> list[Path]:
-    """Return the picture files of a folder (sorted), or the files given, without masks.
-
-    Args:
-        pictures: A folder, or files and folders.
-        strict: Whether finding no pictures, or a mask without a picture, is an error.
-
-    Raises:
-        PictureError: A file or folder does not exist, or `strict` finds something wrong.
-    """
-    places = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
-    files: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-            if strict and not inside:
-                raise PictureError(f"The folder {place} holds no pictures. Put JPEG, PNG or WebP files there.")
-            files += inside
-        elif place.is_file():
-            files.append(place)
-        else:
-            raise PictureError(f"There is no picture or folder {place}. Check the path.")
-    masks = [path for path in files if path.stem.endswith(MASK)]
-    files = [path for path in files if not path.stem.endswith(MASK)]
-    stems = {path.with_suffix("") for path in files}
-    lost = [mask for mask in masks if mask.with_name(mask.stem.removesuffix(MASK)) not in stems]
-    if strict and lost:
-        raise PictureError(f"The mask {lost[0]} has no picture of its name beside it. Rename it or remove it.")
-    if strict and not files:
-        raise PictureError("No pictures were given. Name a folder or files.")
-    return files
 
 
 def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -128,14 +81,20 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
 def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:
     """Return the mask of a picture, white where the subject is; None if there is no mask.
 
-    The mask of `photo.jpg` is `photo.mask.png` in the same folder, or has another ending such as `photo.mask.jpg`.
+    The mask of `photo.jpg` is `photo.mask.png` or OneTrainer's `photo-masklabel.png` in the same folder, or has another
+    suffix such as `photo.mask.jpg`.
 
     Raises:
-        PictureError: The mask has other proportions than its picture, is black all over, or cannot be read.
+        PictureError: There are two masks, or the mask has other proportions than its picture, is black all over, or
+            cannot be read.
     """
-    file = next(iter(sorted(path.parent.glob(f"{glob.escape(path.stem + MASK)}.*"))), None)
-    if file is None:
+    files = masks_beside(path)
+    if not files:
         return None
+    if len(files) > 1:
+        names = " and ".join(mask.name for mask in files)
+        raise PictureError(f"{path} has the masks {names}. Keep one of them.")
+    file = files[0]
     width, height = _upright(path, str(path)).size
     mask = _upright(file, str(file)).convert("L")
     if abs(mask.width * height - mask.height * width) > max(width, height):
@@ -171,19 +130,6 @@ def as_pixels(
 ) -> UInt8[np.ndarray, "*n height width channels"]:
     """Return floats in -1..1, on any device, as the nearest pixels of 0..255: the inverse of `as_tensor`."""
     return ((images + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
-
-
-def caption_beside(path: Path) -> str:
-    """Return the text of `photo.txt` for `photo.jpg` on one line, or an empty string if there is no such file.
-
-    Raises:
-        PictureError: The text is not in UTF-8.
-    """
-    text = path.with_suffix(".txt")
-    try:
-        return " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise PictureError(f"The caption {text} is not in UTF-8 ({error.reason}). Save it as UTF-8.") from error
 
 
 def appearance(picture: UInt8[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "768"]:

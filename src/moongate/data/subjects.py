@@ -13,11 +13,12 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt8
 
+from moongate.data.caption_files import read_captions
 from moongate.data.captions import PRESETS, Preset, photo_of
-from moongate.data.pictures import caption_beside, find_pictures, read_alpha, read_mask_beside, read_picture
+from moongate.data.folders import gather
+from moongate.data.pictures import read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
-from moongate.texts import parse_json
 
 __all__ = ["Regularization", "Subject"]
 
@@ -78,14 +79,16 @@ class Subject:
     ) -> Self:
         """Read a folder of pictures, or picture files, with their captions and masks.
 
-        The caption of `photo.jpg` is the text of `photo.txt`, or the preset's if there is none. In it `{}` stands for
-        the words of the subject ("photo of a {} in a forest"). `photo.mask.png` limits the loss to what is white in it.
+        A picture's caption is what `data.caption_files` finds for it, or the preset's if there is none. In it `{}`
+        stands for the words of the subject ("photo of a {} in a forest"). `photo.mask.png` or `photo-masklabel.png`
+        limits the loss to what is white in it. A `MoongateWarning` names captions that differ or fit no picture, and
+        files that are passed over.
 
         Args:
             pictures: A folder or files.
             category: A word or two for what the pictures show.
             token: The new word for this subject.
-            preset: Where the caption of a picture without a text file comes from.
+            preset: Where the caption of a picture without one comes from.
             holdout: Number of pictures, the last ones, that are kept for evaluation and not read.
             alpha_is_mask: Whether transparent parts do not count in the loss; otherwise they become white.
 
@@ -94,7 +97,8 @@ class Subject:
             OptionError: `holdout` leaves no picture.
             TokenError: A caption lacks the token.
         """
-        files = find_pictures(pictures)
+        gathered = gather(pictures)
+        files = gathered.photos
         if not 0 <= holdout < len(files):
             raise OptionError(
                 f"holdout is {holdout}, and there are {len(files)} pictures of the {category}. Keep at least one to "
@@ -108,7 +112,8 @@ class Subject:
         return cls(
             pictures=tuple(read_picture(path) for path in paths),
             captions=tuple(
-                replace(preset, caption=caption_beside(path) or preset.caption).describe(words) for path in paths
+                replace(preset, caption=caption or preset.caption).describe(words)
+                for caption in read_captions(paths, gathered.folders)
             ),
             category=category.strip(),
             token=token,
@@ -149,10 +154,16 @@ class Regularization:
             raise PictureError("There are no regularization pictures. Give a folder that has some, or 'generated'.")
 
     @classmethod
-    def load(cls, folder: str | Path, *, category: str, only_category: bool = False, at_most: int = 200) -> Self:
-        """Read a folder of pictures with captions from `metadata.jsonl` or from a `.txt` file for each picture.
-
-        A picture without a caption gets "photo of a {category}".
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        category: str,
+        only_category: bool = False,
+        at_most: int = 200,
+        preset: Preset = PRESETS["object"],
+    ) -> Self:
+        """Read a folder of pictures with their captions, as `Subject.load` does; masks do not count.
 
         Args:
             folder: The folder to read.
@@ -160,14 +171,16 @@ class Regularization:
             only_category: Whether to keep only pictures whose caption names the category. If no caption names "rocking
                 horse", those that name "horse" are kept, as in a search of a large pool.
             at_most: Largest number of pictures.
+            preset: Where the caption of a picture without one comes from.
 
         Raises:
             PictureError: A picture or caption cannot be used, or no caption names the category.
         """
-        listed = _metadata_captions(Path(folder))
-        paths = find_pictures(folder)
-        captions = [listed.get(path.name) or caption_beside(path) or photo_of(category) for path in paths]
-        chosen = list(zip(paths, captions, strict=True))
+        gathered = gather(folder)
+        captions = [
+            caption or preset.describe(category) for caption in read_captions(gathered.photos, gathered.folders)
+        ]
+        chosen = list(zip(gathered.photos, captions, strict=True))
         if only_category:
             chosen = _naming(category, chosen, Path(folder))
         chosen = chosen[:at_most]
@@ -190,22 +203,6 @@ def _words(token: str | None, category: str) -> str:
 def _content(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Iterable[bytes]:
     for picture, caption in zip(pictures, captions, strict=True):
         yield picture.tobytes() + caption.encode()
-
-
-def _metadata_captions(folder: Path) -> dict[str, str]:
-    """Return the captions in `metadata.jsonl` by file name; none if there is no such file."""
-    listing, captions = folder / "metadata.jsonl", {}
-    lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines() if listing.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line) if line.strip() else {"file_name": ""}
-            name = str(row["file_name"])
-            captions[name] = str(row.get("caption") or row.get("text") or "")
-        except (ValueError, TypeError, KeyError) as error:
-            raise PictureError(
-                f'Line {number} of {listing} cannot be read. Write {{"file_name": "0.png", "caption": "a dog"}}.'
-            ) from error
-    return captions
 
 
 def _naming(category: str, captioned: Sequence[tuple[Path, str]], folder: Path) -> list[tuple[Path, str]]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moongate.data import Regularization
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.evaluation.networks.clip import Clip
 from moongate.pocket import Example
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from moongate.backbone import POCKET, Backbone
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization, Subject
-from moongate.data.pictures import find_pictures, read_picture
+from moongate.data.folders import find_pictures
+from moongate.data.pictures import read_picture
 from moongate.demo.recognizer import Recognizer
 from moongate.demo.single import METHOD, Picture, as_trained, draw
 from moongate.errors import OptionError

@@ -4,7 +4,6 @@ Records are read one after the other, so that any number of them fits into memor
 One line of text says where the picture is, and `reading.read_bytes` reads it.
 """
 
-import csv
 import re
 import struct
 import tarfile
@@ -14,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moongate.data.pictures import SUFFIXES, caption_beside, find_pictures
-from moongate.errors import CollectionError, MissingLibrary
+from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, first_text, listing_rows
+from moongate.data.folders import SUFFIXES
+from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
 from moongate.files import digest
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES
@@ -24,9 +24,6 @@ from moongate.texts import parse_json
 
 __all__ = ["Record", "Skipped", "read_captions", "read_source"]
 
-LISTINGS = ("metadata.jsonl", "metadata.csv")
-CAPTION_KEYS = ("caption", "text", "caption_original")
-PICTURE_KEYS = ("file_name", "url", "image", "jpg", "png", "webp")
 LICENSE_KEYS = ("license", "licence")
 UNREADABLE = (OSError, ValueError, OverflowError, TypeError, LookupError, AttributeError, RuntimeError)
 """What reading a value of a damaged Parquet file raises, in addition to errors of Arrow."""
@@ -90,9 +87,9 @@ def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     """Yield the records of a source, one after the other.
 
     Args:
-        source: A folder with `metadata.jsonl` or `metadata.csv` (file_name or url, caption, license); or a folder that
-            has, in itself or in folders below, `.tar` shards, `.parquet` files, or pictures with a `.txt` file each;
-            or one such file; or the id of a data set of the hub.
+        source: A folder that has, in itself or in folders below, `.tar` shards, `.parquet` files, or pictures with
+            captions as `data.caption_files` reads them; a `metadata.jsonl` or `metadata.csv` (file_name or url,
+            caption, license) may also list addresses. Or one such file; or the id of a data set of the hub.
         skipped: Gets the records that cannot be used.
 
     Raises:
@@ -123,13 +120,12 @@ def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
 
 
 def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
-    for name in LISTINGS:
-        if (folder / name).is_file():
-            return _read_file(folder / name, skipped)
-    for suffix in ("*.tar", "*.parquet"):
-        if files := sorted(folder.rglob(suffix)):
-            return _read_files(files, skipped)
-    return _read_text_files(folder, skipped)
+    files = CaptionFiles()
+    if not files.contents(folder).listings:
+        for suffix in ("*.tar", "*.parquet"):
+            if packed := sorted(folder.rglob(suffix)):
+                return _read_files(packed, skipped)
+    return _read_pictures(folder, files, skipped)
 
 
 def _read_files(files: Sequence[Path], skipped: Skipped) -> Iterator[Record]:
@@ -145,70 +141,81 @@ def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
         return _read_shard(file, skipped)
     if file.suffix == ".parquet":
         return _read_parquet(file, skipped)
-    if file.suffix in (".jsonl", ".csv"):
-        return _read_listing(file, skipped)
+    if file.suffix.lower() in (".jsonl", ".csv"):
+        return _read_one_listing(file, skipped)
     raise CollectionError(
         f"{file} is not a collection. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
     )
 
 
-def _read_text_files(folder: Path, skipped: Skipped) -> Iterator[Record]:
-    """Read pictures with a text file each, in a folder and the folders below."""
+def _read_pictures(folder: Path, files: CaptionFiles, skipped: Skipped) -> Iterator[Record]:
+    """Read the pictures of a folder and the folders below, with the captions beside them, and what listings list."""
     empty = True
+    seen: set[Path] = set()
     for inside in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
-        paths = find_pictures(inside, strict=False)
-        empty = empty and not paths
-        stems = {path.stem for path in paths}
-        for text in sorted(inside.glob("*.txt")):
-            if text.stem not in stems:
-                skipped.add(str(text), "captions without a picture")
-        for path in paths:
-            try:
-                yield from _checked(caption_beside(path), str(path.absolute()), "", read_regular(path), skipped)
-            except (OSError, ValueError) as error:
-                skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
+        here = files.contents(inside)
+        empty = empty and not (here.photos or here.listings)
+        for listing in here.listings:
+            yield from _read_listing(listing, files, skipped, seen)
+        for text in files.orphans(inside):
+            skipped.add(str(text), "captions without a picture")
+        for path in here.companions:
+            skipped.add(str(path), "control pictures of other trainers")
+        for path in here.unread:
+            skipped.add(str(path), "files of unknown kind")
+        for path in here.photos:
+            if path.absolute() not in seen:
+                yield from _read_picture(path, files, skipped)
     if empty:
         raise CollectionError(
             f"The folder {folder} has no pictures, and no metadata.jsonl, metadata.csv, .tar or .parquet. Check it."
         )
+    files.warn_of_conflicts()
 
 
-def _read_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        rows = _csv_rows(lines, file, skipped) if file.suffix == ".csv" else _json_rows(lines, file, skipped)
-        for row in rows:
-            name, caption, license = (_first(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENSE_KEYS))
-            if not name:
+def _read_one_listing(file: Path, skipped: Skipped) -> Iterator[Record]:
+    files = CaptionFiles()
+    yield from _read_listing(file, files, skipped, set())
+    files.warn_of_conflicts()
+
+
+def _read_listing(file: Path, files: CaptionFiles, skipped: Skipped, seen: set[Path]) -> Iterator[Record]:
+    """Read the rows of a listing, and add the files that they name to `seen`; those of an earlier listing are known."""
+    earlier = frozenset(seen)
+    try:
+        for line, row in listing_rows(file, errors="replace"):
+            if row is None:
+                skipped.add(f"{file}, line {line}", "lines that are not JSON objects")
+                continue
+            name, caption, license = (first_text(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENSE_KEYS))
+            if not name and row:
                 skipped.add(caption or f"a row of {file}", "rows without file_name or url")
             elif re.match(r"https?://", name):
                 yield from _checked(caption, name, license, None, skipped)
-            else:
-                path = (file.parent / name).absolute()
-                try:
-                    content = read_regular(path)
-                except (OSError, ValueError):  # a missing file, a folder, a device, or a name that no file can have
+            elif name:
+                path = files.picture(name, file.parent)
+                if path is None:
                     skipped.add(name, "captions without a picture")
-                    continue
-                yield from _checked(caption, str(path), license, content, skipped)
+                elif path.absolute() not in earlier:
+                    seen.add(path.absolute())
+                    yield from _read_picture(path, files, skipped, rows=((file.name, caption),), license=license)
+    except PictureError as error:
+        skipped.add(str(error), "broken listings, read up to the error")
 
 
-def _csv_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
+def _read_picture(
+    path: Path,
+    files: CaptionFiles,
+    skipped: Skipped,
+    *,
+    rows: Sequence[tuple[str, str]] = (),
+    license: str = "",
+) -> Iterator[Record]:
+    """Read a picture with the caption beside it, or else that of its rows in listings."""
     try:
-        yield from csv.DictReader(lines)
-    except csv.Error as error:
-        skipped.add(f"{file} ({error})", "broken listings, read up to the error")
-
-
-def _json_rows(lines: Iterator[str], file: Path, skipped: Skipped) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line) if line.strip() else {}
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            skipped.add(f"{file}, line {number}", "lines that are not JSON objects")
-        elif row:
-            yield row
+        yield from _checked(files.caption(path, rows), str(path.absolute()), license, read_regular(path), skipped)
+    except (OSError, ValueError) as error:
+        skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
 
 
 def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
@@ -253,14 +260,14 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
         facts = {}
     facts = facts if isinstance(facts, dict) else {}
     text = next((parts[suffix][1].decode(errors="replace") for suffix in TEXT_SUFFIXES if suffix in parts), "")
-    caption = text or _first(facts, CAPTION_KEYS)
+    caption = text or first_text(facts, CAPTION_KEYS)
     picture = next((parts[suffix] for suffix in parts if f".{suffix}" in SUFFIXES), None)
     if picture is None:
         skipped.add(f"{file}: {name.lstrip('/')}", "captions without a picture")
         return
     offset, content = picture
     where = f"{file.absolute()}#{offset}+{len(content)}"
-    yield from _checked(caption, where, _first(facts, LICENSE_KEYS), content, skipped)
+    yield from _checked(caption, where, first_text(facts, LICENSE_KEYS), content, skipped)
 
 
 def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
@@ -337,7 +344,7 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             if data is None and where.startswith("hub:"):
                 skipped.add(where, "captions without a picture")
                 continue
-            for record in _checked(_first(row, CAPTION_KEYS), where, _first(row, LICENSE_KEYS), data, skipped):
+            for record in _checked(first_text(row, CAPTION_KEYS), where, first_text(row, LICENSE_KEYS), data, skipped):
                 yield Record(**{**vars(record), "data": data})
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CollectionError(
@@ -374,12 +381,6 @@ def _checked(caption: str, picture: str, license: str, data: bytes | None, skipp
     else:
         key = digest(picture if data is None else data, length=24)
         yield Record(caption=caption, picture=picture, key=key, license=license)
-
-
-def _first(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """Return the value of the first key that has one, as text. Upper and lower case of keys do not count."""
-    lower = {str(key).lower(): value for key, value in row.items()}
-    return next((_text(lower[key]) for key in keys if lower.get(key)), "")
 
 
 def _text(value: Any) -> str:
