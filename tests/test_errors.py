@@ -1,5 +1,7 @@
 import inspect
 
+import pytest
+
 from moongate import errors
 
 
@@ -7,7 +9,8 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
     drawn = errors.__doc__.split("```")[1]
     members = vars(errors).items()
     classes = {name: value for name, value in members if inspect.isclass(value) and issubclass(value, Exception)}
-    assert set(errors.__all__) - {"first_line", "listed"} == set(classes)
+    assert set(errors.__all__) - {"first_line", "listed", "warn"} == set(classes)
+    assert issubclass(classes.pop("MoongateWarning"), UserWarning)
     for name, value in classes.items():
         assert name in drawn
         assert issubclass(value, errors.MoongateError)
@@ -18,6 +21,19 @@ def test_the_first_line_of_an_error_is_a_sentence_also_where_it_has_none() -> No
     assert errors.first_line(ValueError("\n  no such file\nand more")) == "no such file."
     assert errors.first_line(OSError("It ended.")) == "It ended."
     assert errors.first_line(KeyError()) == "KeyError."
+
+
+def test_an_error_is_formatted_as_its_message() -> None:
+    assert f"{errors.TokenError('Two concepts'):.3}|{errors.OptionError('short'):>6}" == "Two| short"
+
+
+def test_a_warning_names_the_line_that_called_the_library() -> None:
+    def library() -> None:
+        errors.warn("a text")
+
+    with pytest.warns(errors.MoongateWarning, match="a text") as caught:
+        library()
+    assert caught[0].filename == __file__
 
 
 def test_a_long_list_is_cut_and_its_rest_counted() -> None:

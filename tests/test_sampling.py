@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
+from conftest import make_tiny_model
 from making import invented
 from moongate.backbone import Backbone
 from moongate.backbone.settings import Settings
-from moongate.errors import OptionError, TokenError
+from moongate.errors import MoongateWarning, OptionError, TokenError
 from moongate.sampling import SCHEDULERS, SETTINGS_FILE, SampleOptions, draw_missing, make_scheduler, sample
 
 QUICK = SampleOptions(steps=3)
@@ -65,10 +66,57 @@ def test_guidance_of_one_is_the_conditional_prediction(tiny: Backbone) -> None:
     """Guidance g gives u + g (c - u); at 1 the unconditional branch drops out, whatever the negative prompt."""
     one = SampleOptions(steps=3, guidance=1.0, scheduler="ddim")
     negative = SampleOptions(steps=3, guidance=1.0, scheduler="ddim", negative_prompt="a chair")
-    assert np.array_equal(drawn(tiny, ["a dog"], [0], one)[0], drawn(tiny, ["a dog"], [0], negative)[0])
+    with pytest.warns(MoongateWarning, match="'a chair' has no effect without guidance: guidance is 1.0"):
+        assert np.array_equal(drawn(tiny, ["a dog"], [0], one)[0], drawn(tiny, ["a dog"], [0], negative)[0])
     same = SampleOptions(steps=3, guidance=6.0, scheduler="ddim", negative_prompt="a dog")
     difference = drawn(tiny, ["a dog"], [0], one)[0].astype(int) - drawn(tiny, ["a dog"], [0], same)[0]
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_guidance_of_at_most_one_draws_what_diffusers_draws(
+    each: Backbone, family_folder: Path, guidance: float
+) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(family_folder)
+    expected = piped(pipeline, each, "ddim", guidance)
+    options = SampleOptions(steps=4, scheduler="ddim", guidance=guidance)
+    assert np.abs(drawn(each, PROMPTS, SEEDS, options) - expected).max() < 0.51
+    conditional = drawn(each, PROMPTS, SEEDS, replace(options, guidance=1.0))
+    assert np.array_equal(drawn(each, PROMPTS, SEEDS, options), conditional)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 4.5])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_latent_consistency_model_draws_what_diffusers_draws(tmp_path: Path, family: str, guidance: float) -> None:
+    """Its denoiser takes the scale of guidance as an input (`time_cond_proj_dim`), and predicts once a step."""
+    pipeline = DiffusionPipeline.from_pretrained(make_tiny_model(tmp_path / "plain", seed=0, family=family))
+    torch.manual_seed(1)
+    denoiser = UNet2DConditionModel.from_config({**pipeline.unet.config, "time_cond_proj_dim": 9})
+    denoiser.load_state_dict({**denoiser.state_dict(), **pipeline.unet.state_dict()})
+    with torch.no_grad():
+        denoiser.time_embedding.cond_proj.weight.mul_(20)  # so that pictures depend on it
+    pipeline.unet = denoiser.eval()
+    pipeline.save_pretrained(tmp_path / "lcm")
+    model = Backbone.load(tmp_path / "lcm", device="cpu")
+    expected = piped(DiffusionPipeline.from_pretrained(tmp_path / "lcm"), model, "LCMScheduler", guidance)
+    options = SampleOptions(steps=4, scheduler="LCMScheduler", guidance=guidance)
+    images = drawn(model, PROMPTS, SEEDS, options)
+    assert np.abs(images - expected).max() < 0.51
+    assert not np.array_equal(images, drawn(model, PROMPTS, SEEDS, replace(options, guidance=guidance + 1)))
+    with pytest.warns(MoongateWarning, match="takes the scale of guidance as an input"):
+        drawn(model, PROMPTS, SEEDS, replace(options, guidance=8.0, negative_prompt="a chair"))
+
+
+PROMPTS, SEEDS = ["a dog", "a red cat"], [3, 4]
+
+
+def piped(pipeline: DiffusionPipeline, backbone: Backbone, scheduler: str, guidance: float) -> np.ndarray:
+    """Return what a pipeline of diffusers draws in four steps, in 0..255."""
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = make_scheduler(backbone, scheduler)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    how = {"num_inference_steps": 4, "guidance_scale": guidance, "generator": generators, "output_type": "np"}
+    return pipeline(PROMPTS, width=64, height=64, **how).images * 255
 
 
 def test_ddim_of_one_step_equals_the_formula(tiny: Backbone) -> None:
@@ -108,6 +156,32 @@ def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None
         sample(tiny, ["photo of a <cat> cat"], seeds=[0])
     with tiny.tokens({"<bear>": tiny.token_row(20)}), pytest.raises(TokenError, match="Known tokens: <bear>"):
         sample(tiny, ["photo of a <bear> bear on the <cat>'s chair"], seeds=[0])
+
+
+def test_an_unknown_token_in_the_negative_prompt_is_refused(tiny: Backbone) -> None:
+    for guidance in (6.0, 1.0):
+        options = SampleOptions(steps=1, guidance=guidance, negative_prompt="<easynegative>, small")
+        with pytest.raises(TokenError, match="The negative prompt '<easynegative>, small' uses the unknown token"):
+            sample(tiny, ["a dog"], seeds=[0], options=options)
+
+
+def test_a_prompt_that_is_cut_is_said_with_its_end_and_refused_where_that_has_a_token(tiny: Backbone) -> None:
+    """The tiny text encoder reads 16 tokens, of which two are the start and the end."""
+    fitting = " ".join(["red"] * 14)
+    drawn(tiny, [fitting], [0], SampleOptions(steps=1))
+    with pytest.warns(MoongateWarning, match=r"prompt 'red .* This end has no effect: 'cat on the Beach'") as caught:
+        drawn(tiny, [f"{fitting} cat on the Beach"] * 2, [0, 1], SampleOptions(steps=1))
+    assert len(caught) == 1
+    with pytest.warns(MoongateWarning, match="negative prompt .* no effect: 'chair'"):
+        drawn(tiny, ["a dog"], [0], SampleOptions(steps=1, negative_prompt=f"{fitting} chair"))
+    with tiny.tokens({"<bear>": tiny.token_row(20)}):
+        drawn(tiny, [f"{fitting[4:]} <bear>"], [0], SampleOptions(steps=1))
+        with pytest.raises(TokenError, match="its end '<bear> on the beach' with the token '<bear>' would be cut off"):
+            sample(tiny, [f"{fitting} <bear> on the beach"], seeds=[0])
+        with pytest.raises(TokenError, match="The negative prompt .* with the token '<bear>'"):
+            sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(negative_prompt=f"{fitting} <bear>"))
+        with pytest.warns(MoongateWarning, match="no effect: '<bear>'"):
+            drawn(tiny, [f"<bear> {fitting[4:]} <bear>"], [0], SampleOptions(steps=1))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +246,7 @@ def test_pictures_of_other_settings_lie_in_another_folder_that_says_which(tiny: 
 
 
 def test_prompts_that_differ_by_signs_alone_have_files_of_their_own(tiny: Backbone, tmp_path: Path) -> None:
-    paths = draw_missing(tiny, ["a dog", "a dog!", "x" * 200], seeds=[0, 0, 0], folder=tmp_path, options=QUICK)
+    paths = draw_missing(tiny, ["a dog", "a dog!", "dog " * 12], seeds=[0, 0, 0], folder=tmp_path, options=QUICK)
     assert len(set(paths)) == 3
     assert all(len(path.name) < 150 for path in paths)
     with pytest.raises(OptionError, match="2 prompts and 1 seeds were given"):

@@ -20,6 +20,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
+from moongate.backbone.text import folded
 from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
 from moongate.files import check_writable, digest, write_atomically
 from moongate.limits import CONCEPT_VERSION
@@ -299,7 +300,7 @@ class Concept:
             for subject in self.subjects
         )
         rows = {tokens.get(token, token): row for token, row in self.tokens.items()}
-        if len(rows) < len(self.tokens):
+        if len({folded(token) for token in rows}) < len({folded(token) for token in self.tokens}):
             raise TokenError(f"Renaming {dict(tokens)} would give two tokens the same name.")
         return dataclasses.replace(self, tokens=rows, subjects=subjects)
 

@@ -46,6 +46,10 @@ __all__ = [
 class MoongateError(Exception):
     """The base of all exceptions of Moongate."""
 
+    def __format__(self, spec: str) -> str:
+        """Format the message as text, so that a caller may shorten it: f"{error:.80}"."""
+        return format(str(self), spec)
+
 
 class InputError(MoongateError, ValueError):
     """An argument cannot be used."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
-from moongate.errors import OptionError, TokenError
+from moongate.errors import OptionError, TokenError, warn
 from moongate.files import digest, file_name, write_atomically
 from moongate.pages import png_bytes
 
@@ -61,11 +61,12 @@ class SampleOptions:
     steps: int = 50
     """Number of denoising steps."""
     guidance: float | None = None
-    """Scale of classifier-free guidance; 1 turns it off. None is the model's own, or the paper's 6."""
+    """Scale of classifier-free guidance. At most 1, 0 included, draws the conditional prediction alone. None is the
+    model's own, or the paper's 6."""
     scheduler: str = "ddpm"
     """One of `SCHEDULERS`, or the name of a scheduler class of diffusers."""
     negative_prompt: str = ""
-    """What guidance leads away from."""
+    """What guidance leads away from; without guidance it has no effect."""
     width_px: int | None = None
     """Width, a multiple of a latent cell; the side that the backbone was trained on when None."""
     height_px: int | None = None
@@ -121,13 +122,20 @@ def sample(
         be checked is checked before this function returns.
 
     Raises:
-        TokenError: A prompt has a `<token>` that no applied concept provides.
+        TokenError: A prompt has a `<token>` that no applied concept provides, or that the text encoder does not read.
         OptionError: The numbers of prompts and seeds differ, the scheduler is unknown, or a side does not fit.
     """
     options = (options or SampleOptions()).for_model(backbone)
     _check_pairs(prompts, seeds)
-    for prompt in prompts:
+    for prompt in dict.fromkeys(prompts):
         check_prompt(backbone, prompt)
+    if options.negative_prompt:
+        check_prompt(backbone, options.negative_prompt, kind="negative prompt")
+        if not _is_guided(backbone, options):
+            warn(
+                f"The negative prompt {options.negative_prompt!r} has no effect without guidance: "
+                f"{_why_unguided(backbone, options)}."
+            )
     make_scheduler(backbone, options.scheduler)
     _latent_shape(backbone, options)
     return _drawn(backbone, prompts, seeds, options, on_step)
@@ -190,16 +198,32 @@ def draw_missing(
     return paths
 
 
-def check_prompt(backbone: Backbone, prompt: str) -> None:
-    """Check that every `<token>` of a prompt is known now.
+def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> None:
+    """Check that every `<token>` of a prompt is known now and is read; warn of the part of a prompt that is not read.
+
+    Args:
+        backbone: The model, with any concepts applied and tokens in use.
+        prompt: The words.
+        kind: What messages call it.
 
     Raises:
-        TokenError: It names the first unknown token and the known ones.
+        TokenError: It names the first unknown token and the known ones, or a token in the part that is cut off.
     """
     unknown = backbone.unknown_tokens(prompt)
     if unknown:
         known = ", ".join(backbone.known_tokens) or "none; give --concept"
-        raise TokenError(f"The prompt {prompt!r} uses the unknown token {unknown[0]!r}. Known tokens: {known}.")
+        raise TokenError(f"The {kind} {prompt!r} uses the unknown token {unknown[0]!r}. Known tokens: {known}.")
+    lost = backbone.cut_off(prompt)
+    if not lost:
+        return
+    read = prompt.removesuffix(lost)
+    for token in backbone.known_tokens:
+        if token in prompt and token not in read:
+            raise TokenError(
+                f"The {kind} {prompt!r} is longer than the text encoder reads, and its end {lost!r} with the token "
+                f"{token!r} would be cut off. Shorten it, or move the token to its beginning."
+            )
+    warn(f"The {kind} {prompt!r} is longer than the text encoder reads. This end has no effect: {lost!r}.")
 
 
 def make_scheduler(backbone: Backbone, name: str) -> Any:
@@ -256,7 +280,7 @@ def _denoised(
     latents = noise.to(backbone.device) * scheduler.init_noise_sigma
     guidance = options.guidance
     assert guidance is not None  # `sample` fills it in
-    guided = guidance != 1
+    guided = _is_guided(backbone, options)
     text = backbone.encode_text(prompts)
     if guided:
         text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
@@ -265,7 +289,7 @@ def _denoised(
     for timestep in scheduler.timesteps:
         noisy = scheduler.scale_model_input(latents, timestep)
         noisy = torch.cat([noisy, noisy]) if guided else noisy
-        predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text)
+        predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text, guidance=options.guidance)
         if guided:
             unconditional, conditional = predicted.chunk(2)
             predicted = unconditional + guidance * (conditional - unconditional)
@@ -273,6 +297,17 @@ def _denoised(
         if on_step:
             on_step()
     return latents
+
+
+def _is_guided(backbone: Backbone, options: SampleOptions) -> bool:
+    """Return whether each step also predicts from the negative prompt, as in diffusers' pipelines."""
+    return options.guidance is not None and options.guidance > 1 and not backbone.takes_guidance
+
+
+def _why_unguided(backbone: Backbone, options: SampleOptions) -> str:
+    if backbone.takes_guidance:
+        return "this model takes the scale of guidance as an input"
+    return f"guidance is {options.guidance}, and starts above 1"
 
 
 def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:

@@ -132,6 +132,31 @@ def test_a_token_that_is_no_new_word_is_refused(tiny: Backbone, token: str, mess
         pass
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("<Rex>", "<rex>"), ("<rex>", "<Rex>"), ("<\u00c9t\u00e9>", "<e\u0301te\u0301>")]
+)
+def test_tokens_that_the_tokenizer_reads_as_one_word_are_refused_together(
+    tiny: Backbone, first: str, second: str
+) -> None:
+    row = tiny.token_row(30)
+    message = f"Two concepts both use the tokens '{first}' and '{second}', one word to the model. Rename one"
+    with tiny.tokens({first: row}), pytest.raises(TokenError, match=message):  # noqa: SIM117
+        with tiny.tokens({second: row}):
+            pass
+    with pytest.raises(TokenError, match=message), tiny.tokens({first: row, second: row}):
+        pass
+
+
+def test_the_end_of_a_caption_that_is_not_read_is_given_as_it_was_written(each: Backbone) -> None:
+    """The tiny text encoders read 14 tokens between start and end; pieces of words count, a new token is one."""
+    assert each.cut_off("red " * 14) == ""
+    assert each.cut_off("red " * 13 + "cat, the Dog's beach") == ", the Dog's beach"
+    assert each.cut_off("red " * 12 + "<bear> cat") != ""
+    with each.tokens({"<bear>": each.token_row(20)}):
+        assert each.cut_off("red " * 12 + "<bear> cat") == ""
+        assert each.cut_off("red " * 14 + "<Bear> cat") == "<Bear> cat"
+
+
 def test_two_concepts_with_one_token_are_refused_and_nothing_stays_changed(tiny: Backbone) -> None:
     row = tiny.token_row(20)
     with tiny.tokens({"<bear>": row}), pytest.raises(TokenError, match="both use the token '<bear>'. Rename"):  # noqa: SIM117

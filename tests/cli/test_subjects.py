@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
-from moongate.errors import OptionError
+from moongate.errors import MoongateWarning, OptionError
 
 BEAR = SubjectOptions(pictures=(Path("bear"),), category="teddy bear", token="<bear>")
 
@@ -90,6 +90,78 @@ def test_a_file_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, tex
     file.write_text(text)
     with pytest.raises(OptionError, match=message):
         subjects_from_file(file)
+
+
+def entry(folder: Path, **changes: object) -> list[SubjectOptions]:
+    """Read a concepts_list.json of diffusers with one entry."""
+    usual = {
+        "instance_prompt": "photo of a <new1> cat",
+        "class_prompt": "cat",
+        "instance_data_dir": "./data/cat",
+        "class_data_dir": "./reg/cat",
+    }
+    values = {key: value for key, value in (usual | changes).items() if value != ""}
+    file = folder / "concepts_list.json"
+    file.write_text(json.dumps([values]))
+    return subjects_from_file(file)
+
+
+def test_the_list_of_concepts_of_diffusers_is_read(tmp_path: Path) -> None:
+    (tmp_path / "reg" / "cat").mkdir(parents=True)
+    (tmp_path / "reg" / "cat" / "0.png").write_bytes(b"")
+    (subject,) = entry(tmp_path)
+    assert subject == SubjectOptions(
+        pictures=(tmp_path / "data/cat",),
+        category="cat",
+        token="<new1>",
+        regularization=str(tmp_path / "reg/cat"),
+        caption="photo of a <new1> cat",
+        class_caption="cat",
+    )
+
+
+def test_paths_of_diffusers_list_may_have_backslashes_or_be_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "list").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (subject,) = entry(tmp_path / "list", instance_data_dir=".\\data\\cat", class_data_dir="")
+    assert subject.pictures[0].samefile(tmp_path / "data" / "cat")
+    assert subject.regularization is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "class_prompt", "category"),
+    [
+        ("photo of a <new1> teddy bear", "a photo of a teddy bear", "teddy bear"),
+        ("<new1> dog", "dog, best quality", "dog"),
+        ("photo of a <new1> dog on the beach", "photo of a dog on the beach", "dog"),
+        ("a <new1> Cat", "The cat", "cat"),
+        ("photo of <new1> wooden pot in a garden", "", "wooden pot"),
+    ],
+)
+def test_the_category_is_what_both_prompts_of_diffusers_list_say(
+    tmp_path: Path, prompt: str, class_prompt: str, category: str
+) -> None:
+    (subject,) = entry(tmp_path, instance_prompt=prompt, class_prompt=class_prompt, class_data_dir="")
+    assert (subject.token, subject.category, subject.caption) == ("<new1>", category, prompt)
+
+
+def test_what_diffusers_list_leaves_open_is_said(tmp_path: Path) -> None:
+    with pytest.warns(MoongateWarning, match=r"class_data_dir .*reg/cat holds nothing, so .* are generated"):
+        assert entry(tmp_path)[0].regularization == "generated"
+    with pytest.warns(MoongateWarning, match="no token in angle brackets in its instance_prompt 'photo of sks cat'"):
+        assert entry(tmp_path, instance_prompt="photo of sks cat", class_data_dir="")[0].token is None
+    with pytest.raises(OptionError, match="no words of its class_prompt 'animal' are in the instance_prompt .* Add"):
+        entry(tmp_path, class_prompt="animal")
+    assert entry(tmp_path, class_prompt="animal", category="cat", class_data_dir="")[0].category == "cat"
+    with pytest.raises(OptionError, match=r"Entry 1 .* has the unknown key 'steps'. Known: instance_data_dir"):
+        entry(tmp_path, steps=3)
+    with pytest.raises(OptionError, match="has instance_data_dir: None. Give text, such as 'dog-photos'"):
+        entry(tmp_path, instance_data_dir="")
+    with pytest.raises(OptionError, match="has class_prompt: 7. Give text, such as 'photo of a <rex> dog'"):
+        entry(tmp_path, class_prompt=7)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from moongate import pages
 from moongate.backbone import Backbone
 from moongate.cli import Train
 from moongate.concept import Concept
+from moongate.data import Preset, Regularization
 from moongate.training import TrainOptions
 
 
@@ -111,8 +112,10 @@ def test_generated_regularization_pictures_are_drawn_once(
 
 
 def test_generated_regularization_pictures_are_drawn_again_for_another_model_or_preset(
-    train: Command, other_folder: Path, tmp_path: Path
+    train: Command, other_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
+    for index in range(3):  # shorter than the caption of the style preset, which the tiny text encoder cuts
+        (pictures / f"{index}.txt").write_text("photo of a bear")
     generated = train.but(category="bear", regularization="auto", regularization_count=2, steps=1, overwrite=True)
     generated = generated.without("token")
     run(generated)
@@ -141,6 +144,44 @@ def test_repeated_options_and_a_file_teach_the_same_subjects_together(
     run(from_file.but(concepts="concepts.yaml", out="listed.safetensors", validate_every=3))
     assert Concept.load("listed.safetensors").hash == joint.hash
     assert (tmp_path / "listed.run" / "validation" / "00003.png").is_file()
+
+
+def test_diffusers_list_of_concepts_teaches_with_its_prompts_as_captions(
+    train: Command, pictures: Path, regularization: Path, tmp_path: Path
+) -> None:
+    listed = {
+        "instance_prompt": "drawing of a <bear> bear",
+        "class_prompt": "drawing of a bear",
+        "instance_data_dir": str(pictures),
+        "class_data_dir": str(regularization),
+    }
+    (tmp_path / "concepts_list.json").write_text(json.dumps([listed]))
+    command_line = command("train", **train.without("category", "token", "regularization").options)
+    run(command_line.but(concepts=tmp_path / "concepts_list.json"))
+    (subject,) = Concept.load(tmp_path / "bear.safetensors").subjects
+    assert (subject.words, subject.prompts) == ("<bear> bear", ("drawing of a <bear> bear",))
+    (record,) = json.loads((tmp_path / "bear.run" / "config.json").read_text())["regularization"]
+    expected = Regularization.load(regularization, category="bear", preset=Preset(caption="drawing of a bear"))
+    assert (record["source"], record["content"]) == ("bears", expected.hash)
+
+
+def test_warnings_of_the_library_are_printed_once_each(
+    train: Command, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "film.mp4").write_bytes(b"film")
+    (pictures / "0.txt").write_text("a {} " + "red " * 16)
+    run(train)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("are not read: 1 .mp4, such as film.mp4") == 1
+    assert printed.count("warning: 1 captions are longer than the text encoder reads.") == 1
+
+
+def test_a_validation_prompt_that_cannot_be_drawn_is_refused_before_any_work(
+    train: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_work(monkeypatch)
+    message = fails(capsys, train.but(validate_every=1, validation_prompt="a <cat>"))
+    assert "The validation prompt 'a <cat>' uses the unknown token '<cat>'. Known tokens: <bear>." in message
 
 
 def test_a_file_of_subjects_excludes_the_options_that_say_the_same(

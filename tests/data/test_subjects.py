@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from moongate.data import PRESETS, Regularization, Subject
-from moongate.errors import OptionError, PictureError, TokenError
+from moongate.errors import MoongateWarning, OptionError, PictureError, TokenError
 
 
 def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
@@ -35,6 +35,27 @@ def test_a_text_file_beside_a_picture_is_its_caption(pictures: Path) -> None:
     (pictures / "2.txt").write_text("the <bear>'s nap")
     subject = Subject.load(pictures, category="teddy bear", token="<bear>")
     assert subject.captions == ("photo of a <bear> teddy bear", "a <bear>, asleep", "the <bear>'s nap")
+
+
+def test_captions_of_listings_and_masks_of_other_trainers_come_with_the_subject(pictures: Path) -> None:
+    (pictures / "metadata.jsonl").write_text('{"file_name": "./0.PNG", "text": "a {} in drawing"}')
+    (pictures / "1.caption").write_text("a <bear> on the beach")
+    Image.new("L", (100, 80), "white").save(pictures / "2-masklabel.png")
+    subject = Subject.load(pictures, category="bear", token="<bear>")
+    expected = ("a <bear> bear in drawing", "a <bear> on the beach", "photo of a <bear> bear")
+    assert subject.captions == expected
+    assert [mask is None for mask in subject.masks] == [True, True, False]
+    Image.new("L", (100, 80), "white").save(pictures / "2.mask.png")
+    with pytest.raises(PictureError, match="has the masks 2-masklabel.png and 2.mask.png. Keep one"):
+        Subject.load(pictures, category="bear", token="<bear>")
+
+
+def test_regularization_reads_captions_as_subjects_do(pictures: Path) -> None:
+    (pictures / "metadata.csv").write_text("file_name,text\n./0.png,a red bear\n1.png,a cat\n")
+    (pictures / "1.txt").write_text("a bear on the beach")
+    with pytest.warns(MoongateWarning, match="1.png has 'a bear on the beach' in 1.txt, which counts, and 'a cat'"):
+        prior = Regularization.load(pictures, category="bear")
+    assert prior.captions == ("a red bear", "a bear on the beach", "photo of a bear")
 
 
 def test_a_caption_may_leave_a_place_for_the_words_of_the_subject(pictures: Path) -> None:

@@ -20,6 +20,9 @@ from moongate.demo.recognizer import Classes, Recognizer, recognized
 from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*longer than the text encoder reads:moongate.MoongateWarning")
+"""The tiny text encoder reads 16 tokens."""
+
 PAIR = ("bulldog", "siameseCat")  # a dog and a cat, words that the tiny tokenizer knows
 STRATEGIES = ["pocket itself", "joint", "merge", "sequential", "addition"]
 

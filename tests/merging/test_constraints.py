@@ -7,7 +7,7 @@ import torch
 from making import invented
 from moongate.backbone import Backbone
 from moongate.concept import Concept, SubjectRecord
-from moongate.errors import OptionError
+from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import CONTEXTS, Constraints, filled, kept_subjects
 from moongate.merging.page import verdict
@@ -20,6 +20,18 @@ def test_a_token_that_two_concepts_use_is_renamed_with_a_notice(tiny: Backbone) 
     torch.testing.assert_close(merged.concept.tokens["<new2>"], concepts[1].tokens["<new1>"])
     assert merged.report.renamed == (("<new1>", "<new2>"), ("<new1>", "<new3>"))
     assert any("is now <new3>" in line for line in verdict(merged.report))
+
+
+def test_tokens_that_differ_in_case_alone_are_one_word_of_which_one_is_renamed(tiny: Backbone) -> None:
+    concepts = [
+        invented(tiny, ("<Rex>", "bear"), seed=0),
+        invented(tiny, ("<rex>", "cat"), ("<REX2>", "dog"), seed=1),
+    ]
+    merged = merge(tiny, concepts)
+    assert list(merged.concept.tokens) == ["<Rex>", "<rex3>", "<REX2>"]
+    assert merged.report.renamed == (("<rex>", "<rex3>"),)
+    with pytest.raises(TokenError, match="one word to the model"), concepts[0].applied(tiny), concepts[1].applied(tiny):
+        pass
 
 
 def test_a_renamed_token_never_takes_the_name_of_a_later_one(tiny: Backbone) -> None:

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_pictures
 from moongate.backbone import Backbone, Settings
 from moongate.data import PRESETS
-from moongate.errors import BackboneError, CollectionError, MoongateError, OptionError
+from moongate.errors import BackboneError, CollectionError, MoongateError, MoongateWarning, OptionError
 from moongate.evaluation.networks.clip import Clip
 from moongate.regularization import CHOICES, RegularizationOptions, choose
 from moongate.regularization.collection import Collection
@@ -62,7 +62,8 @@ def test_generated_pictures_are_drawn_once_from_the_prompt_of_the_preset(
     for seed, picture in enumerate(chosen.pictures.pictures):
         (drawn,) = sample(tiny, ["photo of a bear"], seeds=[seed])
         np.testing.assert_array_equal(picture, drawn.image)
-    style = choose(tiny, "bear", folder=tmp_path, options=options, preset=PRESETS["style"]).pictures
+    with pytest.warns(MoongateWarning, match="longer than the text encoder reads"):
+        style = choose(tiny, "bear", folder=tmp_path, options=options, preset=PRESETS["style"]).pictures
     assert style is not None
     assert style.captions == ("painting in the style of bear",) * 2
     monkeypatch.setattr("moongate.sampling.sample", None)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from moongate.errors import CollectionError, MissingLibrary
+from moongate.errors import CollectionError, MissingLibrary, MoongateWarning
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_captions, read_source
 
@@ -110,8 +110,24 @@ def test_rows_that_cannot_name_a_file_are_counted_and_the_others_read(tmp_path: 
         "captions without a picture": 4,
         "rows without file_name or url": 1,
         "lines that are not JSON objects": 1,
+        "pictures without a caption": 1,  # 2.png, which no row names
     }
     assert skipped.counts == expected
+
+
+def test_a_text_beside_a_picture_counts_before_its_row_and_a_picture_without_a_row_is_read(tmp_path: Path) -> None:
+    folder = write_files(tmp_path)
+    rows = [{"file_name": "./0.PNG", "text": CAPTIONS[0]}, {"file_name": "gone\\1.png", "text": "a green cat"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "1.caption").write_text(CAPTIONS[1])
+    (folder / "2.txt").write_text(CAPTIONS[2])
+    (folder / "lost.txt").write_text("a picture that is gone")
+    (folder / "0_depth.png").write_bytes(png(8))
+    (folder / "0-masklabel.png").write_bytes(png(9))
+    (folder / "film.mp4").write_bytes(b"film")
+    with pytest.warns(MoongateWarning, match="1.png has 'a blue cat' in 1.caption, which counts, and 'a green cat' in"):
+        _, skipped = check(folder)
+    assert skipped.counts["control pictures of other trainers"] == skipped.counts["files of unknown kind"] == 1
 
 
 def test_pictures_in_folders_below_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Regularization, Subject
-from moongate.errors import BaseMismatchError, OptionError, TokenError
+from moongate.errors import BaseMismatchError, MoongateWarning, OptionError, TokenError
 from moongate.training import Plan, TrainOptions, train
 from moongate.training.method import METHODS
 
@@ -119,6 +119,55 @@ def test_what_does_not_fit_together_is_refused_before_any_work(
         train(tiny, [make_subject("bear")], [prior], METHOD)
     with pytest.raises(TokenError, match="trains tokens alone, but no subject has one"):
         train(tiny, [make_subject(None)], [], METHODS["textual-inversion"])
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("names", [("<Rex>", "<rex>"), (None, None)])
+def test_subjects_that_are_one_word_to_the_text_encoder_are_refused(
+    tiny: Backbone, make_subject: MakeSubject, names: tuple[str | None, str | None]
+) -> None:
+    subjects = [make_subject(names[0], category="Bear"), make_subject(names[1], category="bear")]
+    first, second = names if names[0] else ("Bear", "bear")
+    with pytest.raises(TokenError, match=f"called '{first}' and '{second}', which the text encoder reads as one word"):
+        Plan.of(tiny, subjects, None, METHOD)
+
+
+FITTING = "photo of a red red red red red red red red red <bear> bear"
+"""A caption of fourteen tokens, which is as long as the tiny text encoder reads."""
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_caption_that_is_cut_before_its_token_is_refused_before_any_work(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    subject, still = make_subject(), METHODS["custom-diffusion-without-augmentation"]
+    Plan.of(tiny, [replace(subject, captions=(FITTING,) * 3)], [prior], still)
+    late = replace(subject, captions=(*subject.captions[:2], "red " * 14 + "<bear> bear"))
+    with pytest.raises(TokenError, match="its end '<bear> bear' with '<bear>' would be cut off and not be learned"):
+        train(tiny, [late], [prior], still)
+    moved = replace(subject, captions=("red " * 13 + "<bear>",) * 3)
+    Plan.of(tiny, [moved], [prior], still)
+    with pytest.raises(TokenError, match="with 'far away' before it is longer .* with '<bear>' would be cut off"):
+        Plan.of(tiny, [moved], [prior], METHOD)
+    category = replace(make_subject(None), captions=("red " * 14 + "Bear",) * 3)
+    with pytest.raises(TokenError, match="its end 'Bear' with 'bear' would be cut off"):
+        Plan.of(tiny, [category], [prior], still)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_words_that_captions_lose_and_unknown_tokens_in_them_are_said(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    subject, still = make_subject(), METHODS["custom-diffusion-without-augmentation"]
+    longer = replace(subject, captions=(f"{FITTING} in drawing", FITTING, FITTING))
+    with pytest.warns(MoongateWarning, match="^1 captions are longer .* this end has no effect: 'in drawing'"):
+        Plan.of(tiny, [longer], [prior], still)
+    long = replace(prior, captions=(f"{FITTING.replace('<bear>', 'red')} cat", *prior.captions[1:]))
+    with pytest.warns(MoongateWarning, match="1 regularization captions are longer .* this end has no effect: 'cat'"):
+        Plan.of(tiny, [subject], [long], still)
+    other = replace(subject, captions=("a <bear> bear on a <cat>",) * 3)
+    with pytest.warns(MoongateWarning, match="'<cat>' in the caption 'a <bear> bear on a <cat>' is no token"):
+        Plan.of(tiny, [other], [prior], still)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -23,9 +23,10 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from moongate.backbone.fingerprint import Fingerprint, layout_of
+from moongate.backbone.guidance import guidance_embedding
 from moongate.backbone.loading import denoiser_shapes, load_pipeline
 from moongate.backbone.settings import SETTINGS_FILE, Settings
-from moongate.backbone.text import Conditioning, TextEncoder
+from moongate.backbone.text import Conditioning, TextEncoder, check_distinct
 from moongate.errors import BackboneError, BaseMismatchError, ConceptFileError, OptionError, TokenError
 from moongate.pocket import weights_folder
 from moongate.tensor_files import read_tensors
@@ -162,6 +163,11 @@ class Backbone:
     def train_timesteps(self) -> int:
         """Number of noise levels of the schedule."""
         return int(self.schedule.config.num_train_timesteps)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser takes the scale of guidance as an input, so that one evaluation is enough."""
+        return bool(self.unet.config.time_cond_proj_dim)
 
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
@@ -325,12 +331,7 @@ class Backbone:
         Raises:
             TokenError: A token is already in use or cannot be added.
         """
-        clash = sorted(set(rows) & set(self._rows))
-        if clash:
-            raise TokenError(
-                f"Two concepts both use the token {clash[0]!r}. Rename one of them, for example with `moongate "
-                "convert FILE --to moongate --token '<new2>' --out OTHER`."
-            )
+        check_distinct(rows, self._rows)
         for token in rows:
             self.check_token(token)
         before, everything = self._rows, {**self._rows, **rows}
@@ -341,6 +342,10 @@ class Backbone:
             stack.callback(setattr, self, "_rows", before)
             self._rows = everything
             yield
+
+    def cut_off(self, caption: str) -> str:
+        """Return the end of a caption that the text encoders do not read, because it is too long for them."""
+        return max((encoder.cut_off(caption) for encoder in self.encoders), key=len)
 
     def unknown_tokens(self, caption: str) -> list[str]:
         """Return what a caption has in angle brackets and is not a token in use."""
@@ -382,7 +387,12 @@ class Backbone:
         return self.vae.decode(latents).sample.clamp(-1, 1).float()
 
     def predict(
-        self, noisy: Float[Tensor, "n c lh lw"], timesteps: Real[Tensor, " n"], text: Conditioning
+        self,
+        noisy: Float[Tensor, "n c lh lw"],
+        timesteps: Real[Tensor, " n"],
+        text: Conditioning,
+        *,
+        guidance: float | None = None,
     ) -> Float[Tensor, "n c lh lw"]:
         """Return the denoiser's output, in float32.
 
@@ -393,12 +403,17 @@ class Backbone:
             timesteps: Noise level of each, 0..`train_timesteps`. Integers in training; some schedulers (Euler, Heun)
                 give fractions when drawing.
             text: The conditioning of each.
+            guidance: Scale of guidance, for a denoiser that takes it as an input; others do not read it.
         """
+        width = self.unet.config.time_cond_proj_dim
+        scale = None
+        if width and guidance is not None:
+            scale = guidance_embedding(guidance, width).to(self.device, self.dtype).expand(len(noisy), -1)
         half = self.dtype != torch.float32
         precision = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
         inputs = noisy.to(self.dtype), timesteps, text.features.to(self.dtype)
         with precision:
-            return self.unet(*inputs, added_cond_kwargs=self._added(noisy, text)).sample.float()
+            return self.unet(*inputs, timestep_cond=scale, added_cond_kwargs=self._added(noisy, text)).sample.float()
 
     def _added(self, noisy: Float[Tensor, "n c lh lw"], text: Conditioning) -> dict[str, Tensor] | None:
         """Return SDXL's further inputs: the pooled text, and that the picture is not cropped and has its own size.

@@ -8,7 +8,7 @@ words. The module knows nothing of denoisers or concepts.
 import contextlib
 import copy
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -16,15 +16,36 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moongate.errors import TokenError
+
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-__all__ = ["Conditioning", "TextEncoder", "folded"]
+__all__ = ["Conditioning", "TextEncoder", "check_distinct", "folded"]
 
 
 def folded(token: str) -> str:
     """Return a token as CLIP's tokenizer reads it, in lower case: `<Rex>` and `<rex>` are one word to it."""
     return unicodedata.normalize("NFC", token).lower()
+
+
+def check_distinct(tokens: Iterable[str], used: Iterable[str]) -> None:
+    """Check that the tokenizer tells new tokens from one another and from those in use.
+
+    Raises:
+        TokenError: Two are equal, or differ in upper and lower case alone.
+    """
+    known = {folded(token): token for token in used}
+    for token in tokens:
+        other = known.get(folded(token))
+        known[folded(token)] = token
+        if other is not None:
+            alike = f"tokens {other!r} and {token!r}, one word to the model"
+            both = f"token {token!r}" if other == token else alike
+            raise TokenError(
+                f"Two concepts both use the {both}. Rename one of them, for example with `moongate convert FILE "
+                "--to moongate --token '<new2>' --out OTHER`."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +134,7 @@ class TextEncoder:
 
     def cut_off(self, caption: str) -> str:
         """Return the end of a caption that does not fit into the model; empty where all of it fits."""
-        pieces = self.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False)
+        pieces = self.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
         fitting = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) - 2  # start and end
         offsets = pieces.offset_mapping
         return caption[offsets[fitting][0] :] if len(offsets) > fitting else ""

@@ -6,7 +6,9 @@ Commands parse, call the library and print. Importing them loads no PyTorch: eac
 import contextlib
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TextIO
 
 import tyro
 from rich.console import Console
@@ -25,7 +27,7 @@ from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.terminal import say
 from moongate.cli.tokens import TokensSuggest
 from moongate.cli.train import Train
-from moongate.errors import MoongateError, OptionError
+from moongate.errors import MoongateError, MoongateWarning, OptionError
 
 __all__ = [
     "Analyze",
@@ -99,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _errors_printed():
         _check_name(words)
         command = _parser().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
-        command(Console())
+        console = Console()
+        with _warnings_printed(console):
+            command(console)
 
 
 def _parser() -> SubcommandApp:
@@ -132,6 +136,31 @@ def _check_name(words: Sequence[str]) -> None:
         if not isinstance(group, Mapping):
             return
         known = group
+
+
+@contextlib.contextmanager
+def _warnings_printed(console: Console) -> Iterator[None]:
+    """Print each warning of the library once, as one line."""
+    usual, printed = warnings.showwarning, set[str]()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, MoongateWarning):
+            usual(message, category, filename, lineno, file, line)
+        elif str(message) not in printed:
+            printed.add(str(message))
+            say(console, f"warning: {message}", style="yellow")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MoongateWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ class DrawingOptions:
     steps: int = 50
     """Denoising steps."""
     guidance: OptionalFloat = None
-    """Scale of classifier-free guidance. 1 turns it off. Default: the model's own, or else 6."""
+    """Scale of classifier-free guidance. 1 or less, such as 0, turns it off. Default: the model's own, or else 6."""
     scheduler: str = "ddpm"
     """ddpm, ddim, euler, euler-ancestral, dpm++, unipc, or a scheduler class of diffusers."""
     batch: int = 8

@@ -1,14 +1,17 @@
 """The subjects that `moongate train` teaches: from repeated options, or from a file that lists them."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from moongate.errors import OptionError
+from moongate.errors import OptionError, warn
 
 __all__ = ["SubjectOptions", "subjects_from_file", "subjects_from_options"]
 
+DIFFUSERS = ("instance_data_dir", "class_data_dir", "instance_prompt", "class_prompt", "category", "token")
+"""The keys of an entry in the concepts_list.json of diffusers' scripts; the last two are ours and may be added."""
 EXAMPLES = {"pictures": "bear-photos", "category": "teddy bear", "token": "<bear>", "regularization": "generated"}
 """The keys of an entry in a file, with examples of their values."""
 NO_TOKEN = "none"
@@ -26,6 +29,10 @@ class SubjectOptions:
     category: str
     token: str | None = None
     regularization: str | None = None
+    caption: str | None = None
+    """Caption of pictures without one; None leaves it to the preset."""
+    class_caption: str | None = None
+    """Caption of regularization pictures without one, and prompt of generated ones; None leaves it to the preset."""
 
     @property
     def words(self) -> str:
@@ -60,14 +67,22 @@ class SubjectOptions:
         """
         if not isinstance(entry, dict):
             raise OptionError(f"{place} is {entry!r}. Write it as a mapping with the keys {', '.join(EXAMPLES)}.")
-        if unknown := [key for key in entry if key not in EXAMPLES]:
-            raise OptionError(f"{place} has the unknown key {unknown[0]!r}. Known: {', '.join(EXAMPLES)}.")
+        is_diffusers = bool(set(DIFFUSERS[:4]) & set(entry))
+        known = DIFFUSERS if is_diffusers else EXAMPLES
+        if unknown := [key for key in entry if key not in known]:
+            raise OptionError(f"{place} has the unknown key {unknown[0]!r}. Known: {', '.join(known)}.")
 
         def text(key: str, value: Any) -> str:
             if not isinstance(value, str):
-                raise OptionError(f"{place} has {key}: {value!r}. Give text, such as {EXAMPLES[key]!r}.")
+                example = EXAMPLES.get(key, "photo of a <rex> dog" if key.endswith("prompt") else "dog-photos")
+                raise OptionError(f"{place} has {key}: {value!r}. Give text, such as {example!r}.")
             return value
 
+        if is_diffusers:
+            values = {key: text(key, value) for key, value in entry.items() if value is not None}
+            text("instance_data_dir", values.get("instance_data_dir"))
+            text("instance_prompt", values.get("instance_prompt"))
+            return cls._from_diffusers(values, folder=folder, place=place)
         pictures = entry.get("pictures")
         pictures = pictures if isinstance(pictures, list) else [pictures]
         token, source = entry.get("token"), entry.get("regularization")
@@ -79,6 +94,56 @@ class SubjectOptions:
             token=None if token in (None, NO_TOKEN) else text("token", token),
             regularization=source,
         )
+
+    @classmethod
+    def _from_diffusers(cls, entry: Mapping[str, str], *, folder: Path, place: str) -> Self:
+        """Read an entry of diffusers' concepts_list.json. Its prompts are captions as they are."""
+        prompt, class_prompt = entry["instance_prompt"], entry.get("class_prompt")
+        written = re.search(r"<[^<>\s]+>", prompt)
+        token = entry.get("token") or (written[0] if written else None)
+        category = entry.get("category") or _category(prompt, class_prompt, token)
+        if category is None:
+            raise OptionError(
+                f"{place} does not say what its pictures show: no words of its class_prompt {class_prompt!r} are in "
+                f'the instance_prompt {prompt!r}. Add them, such as "category": "dog".'
+            )
+        if token is None:
+            warn(
+                f"{place} has no token in angle brackets in its instance_prompt {prompt!r}, so that its words are "
+                "taught and no new one. Write one, such as '<rex>', for a new word."
+            )
+        regularization = None
+        if "class_data_dir" in entry:
+            pictures = _place(entry["class_data_dir"], folder)
+            regularization = str(pictures) if pictures.is_dir() and any(pictures.iterdir()) else "generated"
+            if regularization == "generated":
+                warn(f"{place}: the class_data_dir {pictures} holds nothing, so regularization pictures are generated.")
+        return cls(
+            pictures=(_place(entry["instance_data_dir"], folder),),
+            category=category,
+            token=token,
+            regularization=regularization,
+            caption=prompt,
+            class_caption=class_prompt,
+        )
+
+
+def _place(path: str, folder: Path) -> Path:
+    """Return where a path of diffusers' file leads: relative to the file or, as there, to the working directory."""
+    readings = [base / name for name in (path, path.replace("\\", "/")) for base in (folder, Path())]
+    return next((reading for reading in readings if reading.exists()), folder / path)
+
+
+def _category(prompt: str, class_prompt: str | None, token: str | None) -> str | None:
+    """Return the words of a class prompt that the instance prompt has too, or those after the token; None if none."""
+    source = class_prompt or (prompt.partition(token)[2] if token else "")
+    source = re.sub(r"^(an? )?(photo|picture|image|painting|drawing)s? of ", "", source.strip(), flags=re.IGNORECASE)
+    source = re.sub(r"^(an?|the|my) ", "", source.strip(), flags=re.IGNORECASE)
+    words = re.split(r"[,.;:]| (?:on|in|at|with|by|near|under) ", source)[0].split()
+    for count in range(len(words), 0, -1):
+        if re.search(rf"(?<!\w){re.escape(' '.join(words[:count]))}(?!\w)", prompt, re.IGNORECASE):
+            return " ".join(words[:count])
+    return None
 
 
 def _is_choice(regularization: Any) -> bool:
@@ -131,7 +196,9 @@ def subjects_from_options(
 
 
 def subjects_from_file(path: Path) -> list[SubjectOptions]:
-    """Read a list of subjects from a YAML or JSON file. Paths in it are relative to its folder.
+    """Read a list of subjects from a YAML or JSON file, or from the concepts_list.json of diffusers' scripts.
+
+    Paths in it are relative to its folder.
 
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is wrong.

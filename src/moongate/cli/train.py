@@ -5,7 +5,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,7 +52,7 @@ class Train:
     """Teach a model one or several subjects from a few pictures."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
-    """Folder or files of pictures. photo.txt next to photo.jpg holds its caption.
+    """Folder or files of pictures. photo.txt or photo.caption next to photo.jpg holds its caption, or metadata.jsonl.
     For several subjects give one folder, --category and --token for each, in the same order."""
     category: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What the pictures show, in one or two words that the model knows, such as "teddy bear"."""
@@ -61,14 +61,15 @@ class Train:
     "none" gives one of several subjects no token."""
     concepts: OptionalPath = None
     """YAML or JSON file that lists the subjects: pictures, category, token and regularization of each.
-    Replaces PICTURES, --category and --token. Paths in the file are relative to it."""
+    The concepts_list.json of diffusers' scripts is read too. Replaces PICTURES, --category and --token.
+    Paths in the file are relative to it."""
     start_from: OptionalPath = None
     """Concept file of any format to continue from. The result also holds its subjects (sequential training)."""
     preset: Literal["object", "style", "scene", "face"] = "object"
     """Kind of subject. Sets the caption of pictures without one, such as "photo of a ...", and the method."""
     alpha_is_mask: Flag = False
     """Train only on opaque pixels. Otherwise transparent pixels become white.
-    A mask photo.mask.png next to photo.jpg, white where the subject is, is always used."""
+    A mask photo.mask.png (or photo-masklabel.png) next to photo.jpg, white where the subject is, is always used."""
     holdout: int = 0
     """Pictures of each subject, the last ones, to hold out from training for evaluation."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -123,6 +124,7 @@ class Train:
     def __call__(self, console: Console) -> None:
         from moongate.compression import check_energy
         from moongate.data import PRESETS
+        from moongate.sampling import check_prompt
         from moongate.training import Plan, train
 
         # Check everything that needs no model.
@@ -141,14 +143,18 @@ class Train:
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
-        Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
+        plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
+        prompt = self.validation_prompt or preset.describe(*_words_of(subjects, method))
+        with backbone.tokens({**(earlier.tokens if earlier else {}), **plan.first_rows}):
+            if self.validate_every:
+                check_prompt(backbone, prompt, kind="validation prompt")
         sets = []
         for subject, source in zip(chosen, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / subject.folder_name
-            sets.append(_regularization(backbone, subject.category, source, method, preset, folder, console))
+            worded = replace(preset, caption=subject.class_caption or preset.caption)
+            sets.append(_regularization(backbone, subject.category, source, method, worded, folder, console))
 
         # Train and write the concept.
-        prompt = self.validation_prompt or preset.describe(*_words_of(subjects, method))
         with training_bar(console) as show, _interruption_explained(run, console):
             on_step = self._on_step(show, backbone, prompt, run)
             concept = train(backbone, subjects, sets, method, options=options, start_from=earlier, on_step=on_step)
@@ -232,7 +238,7 @@ class Train:
             chosen.pictures,
             category=chosen.category,
             token=chosen.token,
-            preset=preset,
+            preset=replace(preset, caption=chosen.caption or preset.caption),
             holdout=self.holdout,
             alpha_is_mask=self.alpha_is_mask,
         )

@@ -154,7 +154,7 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
 
 
 def masks_beside(photo: Path) -> list[Path]:
-    """Return the masks of a photo: `photo.mask.png` or `photo-masklabel.png`, in any picture format."""
+    """Return the masks of a photo: `photo.mask.png` or `photo-masklabel.png`, whatever their format."""
     files = [path for path in sorted(photo.parent.iterdir()) if _is_picture(path) and path.is_file()]
     stems = {path.stem for path in files if not _mask_base(path)}
     return [path for path in files if fits(_mask_base(path), photo.stem, stems)]
@@ -168,7 +168,9 @@ def fits(name: str, stem: str, stems: Iterable[str]) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    """Return whether a file is a photo, a mask or a companion. A mask in an unknown format is one, not to be missed."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (bool(_mask_base(path)) and suffix not in (*CAPTION_SUFFIXES, *_PASSED_OVER))
 
 
 def _is_passed_over(path: Path) -> bool:

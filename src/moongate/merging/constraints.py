@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
+from moongate.backbone.text import folded
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.data import with_article
 from moongate.errors import OptionError, TokenError
@@ -158,22 +159,24 @@ def check_mergeable(backbone: Backbone, concept: Concept) -> None:
 def with_unique_tokens(concepts: Sequence[Concept]) -> tuple[list[Concept], list[tuple[str, str]]]:
     """Rename each token that an earlier concept uses: `<new1>` becomes the first free one of `<new2>`, `<new3>`, ...
 
+    Tokens that differ in upper and lower case alone are one word to the text encoder, so that one is renamed.
+
     Returns:
         The concepts, and the renamed tokens as pairs (old, new).
     """
     used: set[str] = set()
-    taken = {token for concept in concepts for token in concept.tokens}
+    taken = {folded(token) for concept in concepts for token in concept.tokens}
     result: list[Concept] = []
     renamed: list[tuple[str, str]] = []
     for concept in concepts:
         changes = {}
         for token in concept.tokens:
             name, number = token, 2
-            while name in used or (name != token and name in taken):
+            while folded(name) in used or (name != token and folded(name) in taken):
                 name = f"{token.rstrip('>').rstrip('0123456789')}{number}" + (">" if token.endswith(">") else "")
                 number += 1
-            used.add(name)
-            taken.add(name)
+            used.add(folded(name))
+            taken.add(folded(name))
             if name != token:
                 changes[token] = name
         result.append(concept.renamed(changes) if changes else concept)

@@ -140,7 +140,7 @@ def choose(
         pool = pocket.pool_folder()
         pictures = Regularization.load(pool, category=category, only_category=True, at_most=options.count)
     else:
-        pictures = Regularization.load(source, category=category, at_most=options.count)
+        pictures = Regularization.load(source, category=category, at_most=options.count, preset=preset)
     return Chosen(source=source, pictures=pictures, notes=notes)
 
 

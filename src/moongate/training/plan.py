@@ -16,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
+from moongate.backbone.text import folded
 from moongate.concept import Concept
 from moongate.data import Regularization, Subject
-from moongate.errors import OptionError, TokenError
+from moongate.data.augmentation import PHRASES
+from moongate.errors import OptionError, TokenError, warn
 from moongate.extras import versions
 from moongate.training.method import Method, initial_rows
 from moongate.training.runs import check_run, seeded
@@ -120,7 +122,7 @@ class Plan:
         Raises:
             OptionError: A number is out of range, the concept to start from does not suit the method, rare tokens or
                 regularization pictures are missing, or the run folder holds another run.
-            TokenError: A token cannot be used, or two subjects have the same name.
+            TokenError: A token cannot be used, two subjects have the same name, or a caption is cut before the token.
             BaseMismatchError: The concept to start from was made for another backbone.
         """
         options = options or TrainOptions()
@@ -132,11 +134,14 @@ class Plan:
         first_rows = initial_rows(backbone, categories, method, seeded(options.seed, "rows"), first=rare_token)
         if regularization is not None:
             _check_regularization(subjects, regularization, method)
+        worded = tuple(_worded(subject, method) for subject in subjects)
+        with backbone.tokens({**(start_from.tokens if start_from else {}), **first_rows}):
+            _check_captions(backbone, worded, regularization or (), method)
         targets_per_step = options.batch or method.targets_per_step
         lr_per_picture = options.lr_per_picture or method.lr_per_picture * backbone.settings.lr_scale
         plan = cls(
             backbone=backbone,
-            subjects=tuple(_worded(subject, method) for subject in subjects),
+            subjects=worded,
             regularization=tuple(regularization or ()),
             method=method,
             start_from=start_from,
@@ -205,10 +210,52 @@ def _check_subjects(
         backbone.check_token(token)
     names = [record.token or record.category for record in (start_from.subjects if start_from else ())]
     names += [subject.token or subject.category for subject in subjects]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise TokenError(f"Two subjects are both called {repeated[0]!r}. Give each a token of its own.")
+    for index, name in enumerate(names):
+        for earlier in names[:index]:
+            if folded(earlier) == folded(name):
+                called = f"both called {name!r}" if earlier == name else f"called {earlier!r} and {name!r}"
+                why = "" if earlier == name else ", which the text encoder reads as one word"
+                raise TokenError(f"Two subjects are {called}{why}. Give each a token of its own.")
     if method.weights is None and not tokens:
         raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+
+
+def _check_captions(
+    backbone: Backbone, subjects: Sequence[Subject], regularization: Sequence[Regularization], method: Method
+) -> None:
+    """Check that the text encoder reads what captions are to teach, and warn of what else it does not read.
+
+    The tokens must be in use. Augmentation puts a phrase before a caption, which may move its end behind the limit.
+    """
+    phrases = ["", *(phrase for size in PHRASES.values() for phrase in size)] if method.augments else [""]
+    for subject in subjects:
+        name = subject.token or subject.category
+        for caption in dict.fromkeys(subject.captions):
+            for phrase in phrases:
+                longer = f"{phrase} {caption}".strip()
+                lost = backbone.cut_off(longer)
+                if lost and name.lower() in longer.lower() and name.lower() not in longer.removesuffix(lost).lower():
+                    before = f" with {phrase!r} before it" if phrase else ""
+                    raise TokenError(
+                        f"The caption {caption!r}{before} is longer than the text encoder reads, and its end {lost!r} "
+                        f"with {name!r} would be cut off and not be learned. Shorten it, or begin it with {name!r}."
+                    )
+            if unknown := backbone.unknown_tokens(caption):
+                warn(f"{unknown[0]!r} in the caption {caption!r} is no token of this training; it is read as letters.")
+    _warn_of_cut_captions(backbone, "", [caption for subject in subjects for caption in subject.captions])
+    _warn_of_cut_captions(backbone, "regularization ", [text for prior in regularization for text in prior.captions])
+
+
+def _warn_of_cut_captions(backbone: Backbone, kind: str, captions: Sequence[str]) -> None:
+    """Warn of captions whose end the text encoder does not read, with the part of the first one."""
+    cut = {caption: backbone.cut_off(caption) for caption in dict.fromkeys(captions)}
+    cut = {caption: lost for caption, lost in cut.items() if lost}
+    if cut:
+        first = next(iter(cut))
+        warn(
+            f"{len(cut)} {kind}captions are longer than the text encoder reads. Of {first!r} this end has no effect: "
+            f"{cut[first]!r}."
+        )
 
 
 def _check_start(start_from: Concept, backbone: Backbone, method: Method) -> None:

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from moongate.data.folders import contents, find_pictures, gather, masks_beside
+from moongate.errors import MoongateWarning, PictureError
+
+
+def picture(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (20, 20), "red").save(folder / name, format="PNG")
+
+
+def test_masks_and_control_pictures_of_other_trainers_are_no_photos(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", "b.jpg", "a-masklabel.png", "b-MaskLabel.PNG", "a-condlabel.png", "b_depth.png")
+    picture(tmp_path, "b-mask.png", "a.canny.png", "pool_depth.png", "unmask.png")
+    with pytest.warns(MoongateWarning, match="Passed over .*: a-condlabel.png; a.canny.png; b-mask.png; b_depth.png."):
+        photos = find_pictures(tmp_path)
+    assert [path.name for path in photos] == ["a.png", "b.jpg", "pool_depth.png", "unmask.png"]
+    assert [mask.name for mask in masks_beside(tmp_path / "b.jpg")] == ["b-MaskLabel.PNG"]
+    with pytest.warns(MoongateWarning, match="b_depth.png"):
+        assert find_pictures([tmp_path / "b.jpg", tmp_path / "b_depth.png"]) == [tmp_path / "b.jpg"]
+    assert find_pictures(tmp_path / "b_depth.png") == [tmp_path / "b_depth.png"], "alone it is a photo of such a name"
+
+
+def test_a_mask_without_a_picture_is_refused_whatever_its_format(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", "c-masklabel.png")
+    with pytest.raises(PictureError, match=r"mask .*c-masklabel.png has no picture of its name"):
+        find_pictures(tmp_path)
+    (tmp_path / "c-masklabel.png").rename(tmp_path / "c.mask.psd")
+    with pytest.raises(PictureError, match=r"mask .*c.mask.psd has no picture of its name"):
+        find_pictures(tmp_path)
+
+
+def test_the_mask_of_a_photo_is_not_that_of_another_in_other_case(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", "A.png", "a.mask.png")
+    assert masks_beside(tmp_path / "A.png") == []
+    assert masks_beside(tmp_path / "a.png") == [tmp_path / "a.mask.png"]
+    picture(tmp_path, "a-masklabel.png")
+    assert len(masks_beside(tmp_path / "a.png")) == 2
+
+
+def test_files_of_unknown_kind_are_counted_and_known_ones_passed_over(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    for name in ("1.dng", "2.DNG", "3.jxl", "film.mp4", "rows.parquet", "tags.json"):
+        (tmp_path / name).write_bytes(b"0")
+    for name in ("a.npz", "a_0512x0512_sd.npz", "a.xmp", ".DS_Store", "Thumbs.db", "README.txt", "settings.json"):
+        (tmp_path / name).write_bytes(b"0")
+    with pytest.warns(MoongateWarning, match=r"not read: 2 .dng, 1 .json, 1 .jxl, 1 .mp4, 1 .parquet, such as 1.dng"):
+        assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(PictureError, match=r"holds no pictures \(2 .dng, 1 .json, .* cannot be read\). Put JPEG"):
+        find_pictures(tmp_path)
+
+
+def test_a_file_of_the_mac_that_is_named_like_a_photo_is_kept_for_the_error_that_names_it(tmp_path: Path) -> None:
+    picture(tmp_path, "a.jpg")
+    (tmp_path / "._a.jpg").write_bytes(b"Mac OS X")
+    assert [path.name for path in find_pictures(tmp_path)] == ["._a.jpg", "a.jpg"]
+
+
+def test_kohyas_folders_are_read_once_and_their_repeats_reported(tmp_path: Path) -> None:
+    picture(tmp_path / "10_sks dog", "a.png", "b.png")
+    picture(tmp_path / "5_sks dog", "c.png", "c-masklabel.png")
+    with pytest.warns(MoongateWarning, match=r"'10_sks dog' \(2 pictures\); '5_sks dog' \(1 picture\).*is ignored"):
+        gathered = gather(tmp_path)
+    assert [path.name for path in gathered.photos] == ["a.png", "b.png", "c.png"]
+    assert [folder.folder for folder in gathered.folders] == [tmp_path, tmp_path / "10_sks dog", tmp_path / "5_sks dog"]
+
+
+def test_a_folder_with_pictures_in_other_subfolders_names_these(tmp_path: Path) -> None:
+    picture(tmp_path / "dogs" / "red", "a.png", "b.png")
+    picture(tmp_path / "cats", "c.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PictureError, match=r"itself, but its subfolders do: 'cats' \(1\); 'dogs/red' \(2\)"):
+        find_pictures(tmp_path)
+    picture(tmp_path, "d.png")
+    with pytest.warns(MoongateWarning, match=r"subfolders of .* are not read: 'cats' \(1 picture\)"):
+        assert find_pictures(tmp_path) == [tmp_path / "d.png"]
+
+
+def test_contents_are_sorted_by_kind(tmp_path: Path) -> None:
+    picture(tmp_path, "b.png", "a.png", "a.mask.png", "a_seg.png")
+    for name in ("a.TXT", "a.caption", "Metadata.CSV", "metadata.jsonl", "x.bin"):
+        (tmp_path / name).write_text("")
+    here = contents(tmp_path)
+    names = [[path.name for path in kind] for kind in (here.photos, here.masks, here.companions, here.unread)]
+    assert names == [["a.png", "b.png"], ["a.mask.png"], ["a_seg.png"], ["x.bin"]]
+    assert [path.name for path in here.captions] == ["a.TXT", "a.caption"]
+    assert [path.name for path in here.listings] == ["metadata.jsonl", "Metadata.CSV"]
