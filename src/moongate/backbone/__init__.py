@@ -35,16 +35,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = [
-    "POCKET",
-    "PROJECTION",
-    "PROJECTION_FILE",
-    "SETTINGS_FILE",
-    "Backbone",
-    "Conditioning",
-    "Fingerprint",
-    "Settings",
-]
+__all__ = ["POCKET", "PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE",
+           "Backbone", "Conditioning", "Fingerprint", "Settings"]  # fmt: skip
 
 POCKET = "pocket"
 """Name of the model that comes with Moongate."""
@@ -335,9 +327,8 @@ class Backbone:
         for token in rows:
             self.check_token(token)
         before, everything = self._rows, {**self._rows, **rows}
-        edges = pairwise(accumulate(self.token_widths, initial=0))
         with contextlib.ExitStack() as stack:
-            for encoder, edge in zip(self.encoders, edges, strict=True):
+            for encoder, edge in zip(self.encoders, pairwise(accumulate(self.token_widths, initial=0)), strict=True):
                 stack.enter_context(encoder.extended(everything, columns=slice(*edge)))
             stack.callback(setattr, self, "_rows", before)
             self._rows = everything
@@ -405,10 +396,10 @@ class Backbone:
             text: The conditioning of each.
             guidance: Scale of guidance, for a denoiser that takes it as an input; others do not read it.
         """
-        width = self.unet.config.time_cond_proj_dim
         scale = None
-        if width and guidance is not None:
-            scale = guidance_embedding(guidance, width).to(self.device, self.dtype).expand(len(noisy), -1)
+        if self.takes_guidance and guidance is not None:
+            embedding = guidance_embedding(guidance, self.unet.config.time_cond_proj_dim)
+            scale = embedding.to(self.device, self.dtype).expand(len(noisy), -1)
         half = self.dtype != torch.float32
         precision = torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext()
         inputs = noisy.to(self.dtype), timesteps, text.features.to(self.dtype)
