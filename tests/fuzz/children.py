@@ -13,11 +13,12 @@ __all__ = ["outcome"]
 
 SECONDS = 20
 RESIDENT_BYTES = 2 * 2**30
-"""Resident memory that a case may take above that of the parent."""
+"""Resident memory that a case may take above what the parent holds when it forks."""
 
 
 def outcome(case: Callable[[], None], report: Path) -> str:
     """Return "" if the case ended in order, and otherwise what went wrong. The child's last words go to `report`."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     child = os.fork()
     if child == 0:
         _run(case, report)
@@ -25,8 +26,7 @@ def outcome(case: Callable[[], None], report: Path) -> str:
     while time.monotonic() < ends:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            if usage.ru_maxrss - before > RESIDENT_BYTES // 1024:
+            if usage.ru_maxrss * 1024 - before > RESIDENT_BYTES:
                 return f"memory: {usage.ru_maxrss // 1024} MB"
             if os.waitstatus_to_exitcode(status):
                 return f"status {os.waitstatus_to_exitcode(status)}: {report.read_text(errors='replace')[-1500:]}"
