@@ -32,8 +32,8 @@ EXAMPLE = "drawn-house"
 """The example that the demo teaches unless another one is chosen."""
 METHOD = METHODS["custom-diffusion-without-augmentation"]
 """What teaches pocket most (recipe/LOG.md): little is left of a subject that was shrunk to some cells of 8 pixels."""
-SAMPLING = SampleOptions()
-"""How pictures are drawn: with the guidance that suits the model."""
+SAMPLING = SampleOptions(steps=20, scheduler="dpm++")
+"""How pictures are drawn: as well as by 50 steps of DDPM at less than half the cost, with the guidance of the model."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
           "in a garden", "in a forest", "at night", "under water")  # fmt: skip
 """Places in the words of pocket's corpus."""
