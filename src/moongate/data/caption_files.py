@@ -30,6 +30,7 @@ class CaptionFiles:
     def __init__(self) -> None:
         self._known: dict[Path, Contents] = {}
         self._texts: dict[Path, dict[str, list[Path]]] = {}
+        self._stems: dict[Path, set[str]] = {}
         self.conflicts: list[str] = []
         """For each picture with captions that differ: both, and where they are from."""
 
@@ -37,6 +38,7 @@ class CaptionFiles:
         """Return what lies in a folder."""
         if folder not in self._known:
             self._known[folder] = contents(folder)
+            self._stems[folder] = {path.stem for path in self._known[folder].photos}
             texts = self._texts[folder] = {}
             for path in self._known[folder].captions:
                 texts.setdefault(path.stem.casefold(), []).append(path)
@@ -93,9 +95,9 @@ class CaptionFiles:
 
     def _text_files(self, photo: Path) -> list[Path]:
         """Return the text files of a photo by precedence."""
-        stems = {path.stem for path in self.contents(photo.parent).photos}
+        self.contents(photo.parent)
         texts = self._texts[photo.parent].get(photo.stem.casefold(), [])
-        own = [path for path in texts if fits(path.stem, photo.stem, stems)]
+        own = [path for path in texts if fits(path.stem, photo.stem, self._stems[photo.parent])]
         return sorted(own, key=lambda path: (CAPTION_SUFFIXES.index(path.suffix.lower()), path.stem != photo.stem))
 
 
