@@ -138,7 +138,7 @@ def test_a_full_disk_is_named_without_a_traceback(
 
     monkeypatch.setattr("moongate.cli.generate._save_png", full)
     draw = command("generate", "a dog", model=tiny_folder, count=1, steps=1, out=tmp_path / "drawn")
-    assert "a-dog-0.png: No space left on device. Free some space" in fails(capsys, draw)
+    assert "a-dog-0.png: No space left on device. Free some disk space" in fails(capsys, draw)
 
 
 def test_every_command_works_on_every_family(
