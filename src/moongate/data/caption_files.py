@@ -186,7 +186,7 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
         raise PictureError(f"The listing {listing} is broken ({error}). {_remedy(listing)}") from error
 
 
-def first_text(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+def first_text(row: Mapping[Any, Any], keys: Sequence[str]) -> str:
     """Return the value of the first key that has one, as text; of a list the first entry. Case does not count."""
     lower = {str(key).strip().lower(): value for key, value in row.items()}
     value = next((lower[key] for key in keys if lower.get(key)), None)
