@@ -13,15 +13,19 @@ __all__ = ["outcome"]
 
 SECONDS = 20
 RESIDENT_BYTES = 2 * 2**30
-"""Resident memory that a case may take above what the parent holds when it forks."""
+"""Resident memory that a case may take above what the child holds when it begins."""
 
 
 def outcome(case: Callable[[], None], report: Path) -> str:
     """Return "" if the case ended in order, and otherwise what went wrong. The child's last words go to `report`."""
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writer, Path("/proc/self/statm").read_bytes())
         _run(case, report)
+    before = int(os.read(reader, 1000).split()[1]) * resource.getpagesize()
+    os.close(reader)
+    os.close(writer)
     ends = time.monotonic() + SECONDS
     while time.monotonic() < ends:
         done, status, usage = os.wait4(child, os.WNOHANG)
