@@ -82,7 +82,7 @@ class LowRank:
         """Return `factor` times the change."""
         return dataclasses.replace(self, up=factor * self.up)
 
-    def core(self) -> Float[Tensor, "small small"]:
+    def core(self) -> Float[Tensor, "_ _"]:
         """Return a small matrix, float64, of the same singular values and Frobenius norm (QR of both factors)."""
         return torch.linalg.qr(self.up.double()).R @ torch.linalg.qr(self.down.double().T).R.T
 
