@@ -24,7 +24,7 @@ from moongate.data import Preset, Regularization, Subject
 from moongate.data.folders import find_pictures
 from moongate.data.pictures import read_picture
 from moongate.demo.recognizer import Recognizer
-from moongate.demo.single import METHOD, Picture, as_trained, draw
+from moongate.demo.single import Picture, as_trained, draw
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.merging import Merged, merge
@@ -216,7 +216,6 @@ def _train(
             backbone,
             [subjects[index] for index in which],
             [sets[index] for index in which],
-            METHOD,
             options=replace(options, steps=options.steps and options.steps * len(which), rare_token=rare_token),
             start_from=start_from,
             on_step=on_step,

@@ -24,14 +24,11 @@ from moongate.pages import Page, contact_sheet, line_chart, png_bytes
 from moongate.pocket import Example, example, pool_folder
 from moongate.sampling import SampleOptions, sample
 from moongate.training import Step, TrainOptions, train
-from moongate.training.method import METHODS
 
-__all__ = ["EXAMPLE", "METHOD", "SAMPLING", "as_trained", "contexts", "draw", "make_single_demo"]
+__all__ = ["EXAMPLE", "SAMPLING", "as_trained", "contexts", "draw", "make_single_demo"]
 
 EXAMPLE = "drawn-house"
 """The example that the demo teaches unless another one is chosen."""
-METHOD = METHODS["custom-diffusion-without-augmentation"]
-"""What teaches pocket most (recipe/LOG.md): little is left of a subject that was shrunk to some cells of 8 pixels."""
 SAMPLING = SampleOptions(steps=20, scheduler="dpm++")
 """How pictures are drawn: as well as by 50 steps of DDPM at less than half the cost, with the guidance of the model."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
@@ -113,7 +110,7 @@ def make_single_demo(
         on_step(step)
 
     options = TrainOptions(seed=seed, steps=steps)
-    concept = train(backbone, [subject], [regularization], METHOD, options=options, on_step=record)
+    concept = train(backbone, [subject], [regularization], options=options, on_step=record)
     demo.training_s = time.monotonic() - training_began
 
     # After.
