@@ -201,7 +201,7 @@ def _page(demo: _Demo, concept: Concept) -> Page:
         "regularization pictures": _running_mean([step.prior_loss for step in demo.steps]),
     }
     first = min(CURVE_WINDOW, len(demo.steps))
-    page.chart(line_chart(curves, x_label="step", y_label="loss", x_first=first))
+    page.chart(line_chart(curves, x_label="step", y_label="loss", x=range(first, len(demo.steps) + 1)))
     page.text(
         "p",
         f"{len(demo.steps)} steps in {demo.training_s:.0f} s; {demo.total_s:.0f} s in total; concept hash "

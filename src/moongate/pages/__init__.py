@@ -1,0 +1,10 @@
+"""Pages and pictures for people: self-contained HTML files, charts, contact sheets and PNG files.
+
+This package alone writes HTML and SVG. It knows nothing of models or concepts.
+"""
+
+from moongate.pages.charts import Chart, bar_chart, line_chart, sparkline
+from moongate.pages.page import Cell, Page
+from moongate.pages.sheets import contact_sheet, png_bytes
+
+__all__ = ["Cell", "Chart", "Page", "bar_chart", "contact_sheet", "line_chart", "png_bytes", "sparkline"]
