@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moongate.sampling import SampleOptions
 
 __all__ = [
+    "Code",
     "Drawing",
     "DrawingOptions",
     "Dtype",
@@ -71,6 +72,10 @@ Flag = Annotated[bool, WITHOUT_DEFAULT]
 Texts = Annotated[tuple[str, ...], WITHOUT_DEFAULT]
 Paths = Annotated[tuple[Path, ...], WITHOUT_DEFAULT]
 
+_T_co = TypeVar("_T_co")
+Code = tyro.conf.Suppress[tyro.conf.Fixed[_T_co]]
+"""A value that only code can give, and no word of a command line."""
+
 Dtype = Annotated[
     Literal["float32", "bfloat16"],
     tyro.conf.arg(help="Precision of the model's weights. What is trained is always float32."),
@@ -85,6 +90,9 @@ class LoadingOptions:
     """Diffusers folder that describes a model in a single file. It needs no weights."""
     device: OptionalStr = None
     """Device to compute on, such as cuda or cpu. Default: cuda if there is a GPU."""
+    kept: Code[dict[str, Any] | None] = None
+    """The model that was loaded last, for commands that run one after the other in one process: it is not loaded again
+    as long as they name the same one."""
 
     def load(
         self, model: str, *, dtype: str = "float32", downloads: bool = True, layouts: Collection[str] = ()
@@ -95,9 +103,14 @@ class LoadingOptions:
         from moongate.backbone import Backbone
 
         precision = getattr(torch, dtype)
-        return Backbone.load(
-            model, config=self.config, device=self.device, dtype=precision, downloads=downloads, layouts=layouts
-        )
+        key = repr((model, self.config, self.device, dtype, sorted(layouts)))
+        kept = {} if self.kept is None else self.kept
+        if key not in kept:
+            kept.clear()  # before the next model is loaded: two may not fit into the memory
+            kept[key] = Backbone.load(
+                model, config=self.config, device=self.device, dtype=precision, downloads=downloads, layouts=layouts
+            )
+        return kept[key]
 
 
 Loading = Annotated[LoadingOptions, tyro.conf.arg(name="")]

@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from moongate.cli.options import (
     WITHOUT_DEFAULT,
+    Code,
     Dtype,
     Flag,
     Model,
@@ -120,21 +121,20 @@ class Train:
     """Replace an existing concept file and run folder."""
     model: Model = field(default_factory=ModelOptions)
     dtype: Dtype = "float32"
+    subjects: Code[tuple[SubjectOptions, ...]] = ()
+    """The subjects, where they are known already."""
+    on_step: Code[Callable[[Any], None] | None] = None
+    """Called with the `Step` after each step."""
 
     def __call__(self, console: Console) -> None:
-        from moongate.compression import check_energy
         from moongate.data import PRESETS
         from moongate.sampling import check_prompt
         from moongate.training import Plan, train
 
         # Check everything that needs no model.
         preset = PRESETS[self.preset]
-        if self.energy is not None:
-            check_energy(self.energy)
-        chosen = self._chosen_subjects()
+        chosen, out, run, options = self.checked()
         subjects = [self._load(subject, preset, console) for subject in chosen]
-        out, run = self._paths(chosen)
-        options = self._options(run)
 
         # Load the model, and check the plan before regularization pictures are drawn.
         files = [self.start_from] if self.start_from else []
@@ -163,6 +163,20 @@ class Train:
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
         command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
+
+    def checked(self) -> "tuple[Sequence[SubjectOptions], Path, Path, TrainOptions]":
+        """Return the subjects, the concept file, the run folder and the library's options.
+
+        Raises:
+            OptionError: One of them cannot be used; nothing but small files was read.
+        """
+        from moongate.compression import check_energy
+
+        if self.energy is not None:
+            check_energy(self.energy)
+        chosen = self.subjects or self._chosen_subjects()
+        out, run = self._paths(chosen)
+        return chosen, out, run, self._options(run)
 
     def _paths(self, chosen: Sequence[SubjectOptions]) -> tuple[Path, Path]:
         """Return the concept file and the run folder. Raises OptionError if one may not be written."""
@@ -196,6 +210,8 @@ class Train:
 
         def on_step(step: "Step") -> None:
             show(step)
+            if self.on_step:
+                self.on_step(step)
             if self.validate_every and step.index % self.validate_every == 0:
                 _validate(backbone, prompt, run / "validation" / f"{step.index:05d}.png")
 
