@@ -5,6 +5,17 @@ This package alone writes HTML and SVG. It knows nothing of models or concepts.
 
 from moongate.pages.charts import Chart, bar_chart, line_chart, sparkline
 from moongate.pages.page import Cell, Page
-from moongate.pages.sheets import contact_sheet, png_bytes
+from moongate.pages.sheets import SheetGroup, contact_sheet, grouped_sheet, png_bytes
 
-__all__ = ["Cell", "Chart", "Page", "bar_chart", "contact_sheet", "line_chart", "png_bytes", "sparkline"]
+__all__ = [
+    "Cell",
+    "Chart",
+    "Page",
+    "SheetGroup",
+    "bar_chart",
+    "contact_sheet",
+    "grouped_sheet",
+    "line_chart",
+    "png_bytes",
+    "sparkline",
+]
