@@ -17,6 +17,7 @@ from moongate.cli import Train
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization
 from moongate.training import TrainOptions
+from moongate.training.selection import Judge
 
 
 @pytest.fixture
@@ -286,6 +287,50 @@ def test_large_changes_are_cut_to_low_rank_unless_all_energy_is_asked_for(
     assert "energy is 2.0; it must be above 0" in fails(capsys, again.but(energy=2))
 
 
+def test_the_rate_the_size_and_the_first_words_are_recorded(train: Command, tmp_path: Path, tiny: Backbone) -> None:
+    options = {"learning_rate": 1e-30, "resolution": 32, "initializer_token": "red", "steps": 1}
+    run(train.but(**options))
+    concept = Concept.load(tmp_path / "bear.safetensors")
+    chosen = ("learning_rate", "resolution_px", "initializer_token")
+    assert [concept.record[key] for key in chosen] == [1e-30, 32, ["red"]]
+    (word,) = tiny.tokenizer("red", add_special_tokens=False).input_ids
+    assert torch.equal(concept.tokens["<bear>"], tiny.token_row(word)), "nearly no rate leaves it where it began"
+
+
+def test_the_best_of_the_kept_concepts_is_written_when_asked(
+    train: Command,
+    tmp_path: Path,
+    regularization: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, run_folder = tmp_path / "bear.safetensors", tmp_path / "bear.run"
+    run(train.but(holdout=1, save_every=1, keep_best=True))
+    log = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    best = min(log, key=lambda line: line["held_out_loss"])
+    kept = Concept.load(run_folder / "concepts" / f"{best['index']:06d}.safetensors")
+    assert Concept.load(out).hash == kept.hash
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"lowest loss of the held-out pictures is {best['held_out_loss']:.4f}, at step {best['index']}" in said
+    losses = iter([0.1, 0.2])
+    monkeypatch.setattr(Judge, "loss", lambda _self: next(losses))
+    run(train.but(holdout=regularization, save_every=2, overwrite=True))
+    assert Concept.load(out).record["steps"] == 3, "the last step, unless the best is asked for"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is 0.1000, at step 2; that of the last step is 0.2000. The better one is" in said
+    assert "--resume --keep-best writes it" in said
+
+
+def test_held_out_pictures_that_judge_nothing_are_refused(
+    train: Command, two: Command, regularization: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    no_work(monkeypatch)
+    assert "would be ignored: the pictures of a folder judge" in fails(capsys, train.but(holdout=regularization))
+    assert "is neither a number" in fails(capsys, train.but(holdout="some"))
+    assert "one number or folder for each" in fails(capsys, two.but(holdout=regularization, save_every=1))
+    assert "keep_best needs held-out pictures" in fails(capsys, train.but(save_every=1, keep_best=True))
+
+
 def test_options_of_retrieval_are_refused_where_nothing_is_retrieved(
     collection: Path, train: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,7 +406,8 @@ def test_the_command_offers_the_librarys_options_with_their_types_and_defaults()
     """`Train` repeats them, because importing `TrainOptions` for `--help` would load PyTorch."""
     library = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     offered = {field.name: field.default for field in dataclasses.fields(Train)}
-    assert set(library) - set(offered) == {"run_folder", "checkpoint_steps"}, "run_folder is --run"
+    named_otherwise = {"run_folder", "resolution_px"}  # --run and --resolution
+    assert set(library) - set(offered) == {"checkpoint_steps", *named_otherwise}
     shared = set(library) & set(offered)
     assert {name: offered[name] for name in shared} == {name: library[name] for name in shared}
     types, expected = get_type_hints(Train), get_type_hints(TrainOptions)

@@ -47,6 +47,57 @@ def test_a_plan_resolves_what_the_options_leave_open(
 
 
 @pytest.mark.usefixtures("no_work")
+def test_an_absolute_rate_is_that_of_a_whole_step(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    for batch in (1, 4):
+        options = TrainOptions(learning_rate=3e-4, batch=batch)
+        assert Plan.of(tiny, [make_subject()], [prior], METHOD, options=options).learning_rate == 3e-4
+    with pytest.raises(OptionError, match="one of them decides"):
+        TrainOptions(learning_rate=3e-4, lr_per_picture=1e-5)
+    with pytest.raises(OptionError, match="learning_rate is 1.5; it must be between 0 and 1, such as 8e-5"):
+        TrainOptions(learning_rate=1.5)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_pictures_may_have_another_size_than_the_models_own(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    def planned(side: int | None) -> Plan:
+        return Plan.of(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(resolution_px=side))
+
+    assert [planned(side).resolution_px for side in (None, 64, 32, 256)] == [64, 64, 32, 256]
+    assert "resolution_px" not in planned(None).config
+    assert planned(32).config["resolution_px"] == 32
+    for wrong in (8, 60, 264, 100_000):
+        with pytest.raises(OptionError, match=f"resolution is {wrong} px. .* a multiple of 8 between 16 and 256"):
+            planned(wrong)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_new_token_may_begin_as_a_word_that_is_one_token(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    subjects = [make_subject("<one>"), make_subject(None, category="dog"), make_subject("<two>", category="cat")]
+
+    def planned(*words: str) -> Plan:
+        options = TrainOptions(initializer_token=words)
+        return Plan.of(tiny, subjects, [prior] * 3, METHOD, options=options)
+
+    plan = planned("bear", "red")
+    for token, word in (("<one>", "bear"), ("<two>", "red")):
+        (token_id,) = tiny.tokenizer(word, add_special_tokens=False).input_ids
+        assert torch.equal(plan.first_rows[token], tiny.token_row(token_id))
+    assert plan.config["initializer_token"] == ["bear", "red"]
+    with pytest.raises(OptionError, match=r"'red bear' is 2 tokens of the model \(red \+ bear\)"):
+        planned("bear", "red bear")
+    with pytest.raises(OptionError, match="2 new tokens begin as words, but 1 were given"):
+        planned("bear")
+    with pytest.raises(OptionError, match="Leave out initializer_token or rare_token"):
+        TrainOptions(initializer_token=("bear",), rare_token=1)
+
+
+@pytest.mark.usefixtures("no_work")
 def test_without_regularization_a_step_has_only_target_pictures(tiny: Backbone, make_subject: MakeSubject) -> None:
     plan = Plan.of(tiny, [make_subject()], [], METHODS["textual-inversion"])
     assert plan.pictures_per_step == plan.targets_per_step == 8

@@ -77,8 +77,10 @@ Code = tyro.conf.Suppress[tyro.conf.Fixed[_T_co]]
 """A value that only code can give, and no word of a command line."""
 
 Dtype = Annotated[
-    Literal["float32", "bfloat16"],
-    tyro.conf.arg(help="Precision of the model's weights. What is trained is always float32."),
+    Literal["float32", "bfloat16", "float16"],
+    tyro.conf.arg(
+        help="Precision of the model's weights. What is trained is float32. float16 is for GPUs without bfloat16."
+    ),
 ]
 
 

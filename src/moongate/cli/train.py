@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from moongate.cli.holdout import Holdout, holdouts
 from moongate.cli.options import (
     WITHOUT_DEFAULT,
     Code,
@@ -71,8 +72,9 @@ class Train:
     alpha_is_mask: Flag = False
     """Train only on opaque pixels. Otherwise transparent pixels become white.
     A mask photo.mask.png (or photo-masklabel.png) next to photo.jpg, white where the subject is, is always used."""
-    holdout: int = 0
-    """Pictures of each subject, the last ones, to hold out from training for evaluation."""
+    holdout: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Pictures to hold out from training: a number, the last ones of each subject, or a folder with further pictures;
+    one value for all subjects, or one for each. With --save-every they judge the concepts that are kept."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Where regularization pictures come from: one value for all subjects, or one for each.
     retrieved: the nearest captions of --collection, or of pocket's pool without one.
@@ -99,9 +101,18 @@ class Train:
     Default: 4, or 8 for methods without regularization pictures."""
     lr_per_picture: OptionalFloat = None
     """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
+    learning_rate: OptionalFloat = None
+    """Learning rate of a whole step, as other trainers count it, in place of --lr-per-picture."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit takes a quarter of the memory for its state. It needs bitsandbytes and a CUDA device."""
+    resolution: OptionalInt = None
+    """Side of the training pictures in pixels. Default: the model's own."""
     rare_token: OptionalInt = None
     """Index of the rare token from which the first new token starts. Concepts to be merged should differ in it.
     Default: 0, or the first that --start-from leaves free."""
+    initializer_token: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Word from which a new token starts instead of a rare token; once for each --token, in their order.
+    It must be one token of the model."""
     energy: OptionalFloat = None
     """Share of the singular values of each change to keep in the file, above 0 and at most 1.
     Default: 1, which keeps all; 0.6 for SDXL, whose changes take more than a gigabyte."""
@@ -115,6 +126,10 @@ class Train:
     """Steps between validation pictures, which are drawn into the run folder. 0 draws none."""
     validation_prompt: OptionalStr = None
     """Prompt of the validation pictures. Default: the words of the concept."""
+    save_every: OptionalInt = None
+    """Steps between concepts that are kept in the folder "concepts" of the run folder. Default: none are kept."""
+    keep_best: Flag = False
+    """Write the kept concept with the lowest loss of the --holdout pictures to --out, not that of the last step."""
     resume: Flag = False
     """Continue an interrupted run."""
     overwrite: Flag = False
@@ -134,7 +149,9 @@ class Train:
         # Check everything that needs no model.
         preset = PRESETS[self.preset]
         chosen, out, run, options = self.checked()
-        subjects = [self._load(subject, preset, console) for subject in chosen]
+        aside = holdouts(self.holdout, len(chosen), are_judging=self.save_every is not None)
+        subjects = [self._load(each, preset, held.count, console) for each, held in zip(chosen, aside, strict=True)]
+        held_out = self._held_out(chosen, aside, preset)
 
         # Load the model, and check the plan before regularization pictures are drawn.
         files = [self.start_from] if self.start_from else []
@@ -143,7 +160,7 @@ class Train:
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
-        plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier)
+        plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier, held_out=held_out)
         prompt = self.validation_prompt or preset.describe(*_words_of(subjects, method))
         with backbone.tokens({**(earlier.tokens if earlier else {}), **plan.first_rows}):
             if self.validate_every:
@@ -157,9 +174,16 @@ class Train:
         # Train and write the concept.
         with training_bar(console) as show, _interruption_explained(run, console):
             on_step = self._on_step(show, backbone, prompt, run)
-            concept = train(backbone, subjects, sets, method, options=options, start_from=earlier, on_step=on_step)
+            concept = train(
+                *(backbone, subjects, sets, method),
+                options=options,
+                start_from=earlier,
+                held_out=held_out,
+                on_step=on_step,
+            )
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         self._save(concept, out, run)
+        self._say_best(run, console)
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
         command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
@@ -203,6 +227,25 @@ class Train:
         write_atomically(run / RESULT, json.dumps(result).encode())
         concept.save(out, overwrite=self.overwrite or own)
 
+    def _say_best(self, run: Path, console: Console) -> None:
+        """Say which of the kept concepts knows the held-out pictures best."""
+        from moongate.training.runs import LOG
+        from moongate.training.selection import kept_file, scores
+
+        found = scores(run / LOG)
+        if not found:
+            return
+        best, last = min(found, key=lambda step: (found[step], step)), max(found)
+        text = f"The lowest loss of the held-out pictures is {found[best]:.4f}, at step {best}"
+        if best == last:
+            text += ", the last."
+        elif self.keep_best:
+            text += f"; this concept was written, not that of step {last} ({found[last]:.4f})."
+        else:
+            text += f"; that of the last step is {found[last]:.4f}. The better one is {kept_file(run, best)}; "
+            text += "--resume --keep-best writes it."
+        say(console, text)
+
     def _on_step(
         self, show: "Callable[[Step], None]", backbone: "Backbone", prompt: str, run: Path
     ) -> "Callable[[Step], None]":
@@ -236,6 +279,12 @@ class Train:
             steps=self.steps,
             batch=self.batch,
             lr_per_picture=self.lr_per_picture,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            resolution_px=self.resolution,
+            initializer_token=self.initializer_token,
+            save_every=self.save_every,
+            keep_best=self.keep_best,
             rare_token=self.rare_token,
             recompute=self.recompute,
             flips=self.flips,
@@ -245,7 +294,16 @@ class Train:
             overwrite=self.overwrite,
         )
 
-    def _load(self, chosen: SubjectOptions, preset: "Preset", console: Console) -> "Subject":
+    def _held_out(
+        self, chosen: Sequence[SubjectOptions], aside: Sequence[Holdout], preset: "Preset"
+    ) -> "list[Subject]":
+        """Return the held-out pictures if there are kept concepts that they judge."""
+        if self.save_every is None:
+            return []
+        loaded = [held.load(each, preset) for each, held in zip(chosen, aside, strict=True)]
+        return [subject for subject in loaded if subject]
+
+    def _load(self, chosen: SubjectOptions, preset: "Preset", holdout: int, console: Console) -> "Subject":
         """Read the pictures of a subject, and warn of poor ones."""
         from moongate.data import Subject
         from moongate.data.pictures import remarks
@@ -255,7 +313,7 @@ class Train:
             category=chosen.category,
             token=chosen.token,
             preset=replace(preset, caption=chosen.caption or preset.caption),
-            holdout=self.holdout,
+            holdout=holdout,
             alpha_is_mask=self.alpha_is_mask,
         )
         for remark in remarks(subject.pictures, subject.names):

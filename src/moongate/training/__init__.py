@@ -26,12 +26,17 @@ from moongate.errors import OptionError, TrainingDiverged, first_line
 from moongate.files import exclusive
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
+from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
-from moongate.training.runs import Run, check_run, interrupt_after_step, seeded
+from moongate.training.runs import LOG, Run, check_run, interrupt_after_step, seeded
+from moongate.training.selection import Judge, best_step, kept_file
 
 __all__ = ["Plan", "Step", "TrainOptions", "train"]
 
-RECORDED = ("steps", "seed", "batch", "learning_rate", "rare_token", "started_from", "versions")
+RECORDED = (
+    *("steps", "seed", "batch", "learning_rate", "rare_token", "initializer_token", "resolution_px", "optimizer"),
+    *("started_from", "held_out_loss", "versions"),
+)
 """Entries of the run's configuration that the concept's record repeats."""
 
 
@@ -49,6 +54,10 @@ class Step:
     """0 for a method without regularization pictures."""
     pictures_per_second: float
     """Target and regularization pictures per second, on average since the run began or was resumed."""
+    held_out_loss: float | None = None
+    """Loss of the held-out pictures after a step whose concept is kept and judged."""
+    skipped_steps: int = 0
+    """Steps so far that changed nothing because gradients overflowed float16."""
 
 
 def train(
@@ -59,6 +68,7 @@ def train(
     *,
     options: TrainOptions | None = None,
     start_from: Concept | None = None,
+    held_out: Sequence[Subject] = (),
     on_step: Callable[[Step], None] | None = None,
 ) -> Concept:
     """Train on all subjects together and return the concept; afterwards the backbone is unchanged.
@@ -74,6 +84,7 @@ def train(
         options: Length and batch size of the run, its seed and its folder.
         start_from: A finished concept to continue from (sequential training). Its tokens stay as they are, and the
             result holds its subjects too; what was taught first is forgotten in part.
+        held_out: Further pictures of the subjects. The concepts that are kept (`save_every`) are judged by their loss.
         on_step: Called after each step.
 
     Raises:
@@ -84,7 +95,9 @@ def train(
         KeyboardInterrupt: The user stopped the run; the state is saved.
     """
     method = method or method_for(backbone)
-    plan = Plan.of(backbone, subjects, regularization, method, options=options, start_from=start_from)
+    plan = Plan.of(
+        backbone, subjects, regularization, method, options=options, start_from=start_from, held_out=held_out
+    )
     folder = plan.options.run_folder
     with exclusive(folder) if folder else nullcontext():
         return _trained(plan, on_step)
@@ -103,7 +116,10 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
         interrupt_after_step() as interrupted,
     ):
         # Resume.
-        optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.learning_rate, weight_decay=0.0)
+        optimizer = Optimizer.of(
+            moving.parameters(), name=options.optimizer, learning_rate=plan.learning_rate, dtype=backbone.dtype
+        )
+        judge = Judge(backbone, plan.held_out, side_px=plan.resolution_px) if plan.held_out else None
         first, began = _restore(run, moving, optimizer, plan.steps), time.monotonic()
         _check_space(options.run_folder, moving)
 
@@ -111,13 +127,13 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
         for index in range(first, plan.steps):
             target_loss, prior_loss = _losses(backbone, batches.draw(index), seeded(options.seed, "noise", index))
             loss = target_loss + method.prior_weight * prior_loss
-            if not math.isfinite(loss.item()):
+            if not (math.isfinite(loss.item()) or optimizer.scales_loss):  # which leaves such a step out
                 _save(run, index, moving, optimizer)
                 raise _diverged(index + 1, run.saved_state)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            moving.decay(plan.learning_rate * method.weight_decay)
+            optimizer.backward(loss)
+            if optimizer.step():
+                moving.decay(plan.learning_rate * method.weight_decay)
+            is_kept = plan.keeps(index + 1)
             step = Step(
                 index=index + 1,
                 steps=plan.steps,
@@ -125,8 +141,13 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
                 target_loss=target_loss.item(),
                 prior_loss=prior_loss.item(),
                 pictures_per_second=(index + 1 - first) * plan.pictures_per_step / (time.monotonic() - began),
+                held_out_loss=judge.loss() if judge and is_kept else None,
+                skipped_steps=optimizer.skipped_steps,
             )
             run.log(dataclasses.asdict(step))
+            if is_kept and options.run_folder:
+                kept = _concept(plan, moving, step.index, held_out_loss=step.held_out_loss)
+                kept.save(kept_file(options.run_folder, step.index), overwrite=True)
             if on_step:
                 on_step(step)
             is_stopping = interrupted()
@@ -136,7 +157,10 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
                 raise KeyboardInterrupt
 
         # Concept.
-        return _concept(plan, moving)
+        best = best_step(options.run_folder / LOG) if options.keep_best and options.run_folder else None
+        if best and options.run_folder:
+            return Concept.load(kept_file(options.run_folder, best))
+        return _concept(plan, moving, plan.steps)
 
 
 def _losses(
@@ -168,14 +192,14 @@ def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor
     return torch.randint(0, total, (count,), generator=generator)
 
 
-def _restore(run: Run, moving: Trainable, optimizer: torch.optim.Optimizer, steps: int) -> int:
+def _restore(run: Run, moving: Trainable, optimizer: Optimizer, steps: int) -> int:
     """Load the saved state if the run resumes one, and return the number of steps done."""
     state = run.restore(steps=steps)
     if state is None:
         return 0
     try:
         moving.load_state(state["moving"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state(state)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise OptionError(
             f"{run.saved_state} does not hold the state of this run ({first_line(error)}) Start again with --overwrite."
@@ -189,7 +213,7 @@ def _restore(run: Run, moving: Trainable, optimizer: torch.optim.Optimizer, step
     return int(state["step"])
 
 
-def _save(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimizer, *, is_needed: bool = True) -> None:
+def _save(run: Run, step: int, moving: Trainable, optimizer: Optimizer, *, is_needed: bool = True) -> None:
     """Save the state, unless a weight is no longer finite: then the last good state is kept.
 
     A state that cannot be written ends the run only if it is needed, because the concept may fit where it does not.
@@ -197,7 +221,7 @@ def _save(run: Run, step: int, moving: Trainable, optimizer: torch.optim.Optimiz
     if not all(bool(parameter.isfinite().all()) for parameter in moving.parameters()):
         return
     try:
-        parts = {"moving": moving.state(), "optimizer": optimizer.state_dict()}
+        parts = {"moving": moving.state(), **optimizer.state()}
         run.save({"step": step, "threads": torch.get_num_threads(), **parts})
     except OptionError as error:
         if is_needed:
@@ -224,15 +248,16 @@ def _diverged(step: int, saved_state: Path | None) -> TrainingDiverged:
     )
 
 
-def _concept(plan: Plan, moving: Trainable) -> Concept:
-    """Return the concept of the trained weights and token rows, with the record of the run."""
+def _concept(plan: Plan, moving: Trainable, steps: int, *, held_out_loss: float | None = None) -> Concept:
+    """Return the concept of the trained weights and token rows after some steps, with the record of the run."""
     earlier = plan.start_from
     taught = tuple(
         SubjectRecord(category=subject.category, token=subject.token, prompts=tuple(dict.fromkeys(subject.captions)))
         for subject in plan.subjects
     )
     rows = {token: row.detach().float().cpu().clone() for token, row in moving.rows.items()}
-    record = {key: plan.config[key] for key in RECORDED if key in plan.config}
+    facts = plan.config | {"steps": steps} | ({} if held_out_loss is None else {"held_out_loss": held_out_loss})
+    record = {key: facts[key] for key in RECORDED if key in facts}
     held_out = [name for subject in plan.subjects for name in subject.held_out]
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},

@@ -59,12 +59,12 @@ class Batches:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        side_px = round(plan.backbone.resolution_px * ZOOM[1])  # the largest size that augmentation asks for
+        side_px = round(plan.resolution_px * ZOOM[1])  # the largest size that augmentation asks for
         self._targets = [
             [square(picture, side_px, mask=mask) for picture, mask in zip_longest(subject.pictures, subject.masks)]
             for subject in plan.subjects
         ]
-        self._priors = [_encoded(pictures, plan.backbone) for pictures in plan.regularization]
+        self._priors = [_encoded(pictures, plan.backbone, plan.resolution_px) for pictures in plan.regularization]
 
     def draw(self, index: int) -> Batch:
         """Return the batch of step `index`, which counts from 0."""
@@ -76,7 +76,7 @@ class Batches:
             row = self._row(position, len(self._targets[which]), "picture", which)
             target = augment(
                 self._targets[which][row],
-                side_px=plan.backbone.resolution_px,
+                side_px=plan.resolution_px,
                 cell_px=plan.backbone.latent_scale,
                 generator=generator,
                 flips=plan.options.flips,
@@ -103,11 +103,11 @@ class Batches:
 
 
 @torch.no_grad()
-def _encoded(regularization: Regularization, backbone: Backbone) -> Prior:
+def _encoded(regularization: Regularization, backbone: Backbone, side_px: int) -> Prior:
     latents, text = [], []
     for begin in range(0, len(regularization.pictures), ENCODE_AT_ONCE):
         part = slice(begin, begin + ENCODE_AT_ONCE)
-        images = [square(picture, backbone.resolution_px) for picture in regularization.pictures[part]]
+        images = [square(picture, side_px) for picture in regularization.pictures[part]]
         latents.append(backbone.encode_images(torch.stack(images)))
         text.append(backbone.encode_text(regularization.captions[part]))
     return Prior(latents=torch.cat(latents), text=Conditioning.cat(text))

@@ -6,7 +6,7 @@ module knows nothing of pictures, batches and files.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -193,6 +193,7 @@ def initial_rows(
     generator: torch.Generator,
     *,
     first: int = 0,
+    words: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, " width"]]:
     """Return the embedding rows that new tokens begin with (App. D).
 
@@ -202,13 +203,22 @@ def initial_rows(
         method: Says whether tokens begin as rare tokens, at random, or as their category.
         generator: Source of random rows.
         first: Index of the first rare token to use, so that concepts trained apart need not begin alike.
+        words: The word that each token begins as, in place of what the method says; each is one token of the model.
 
     Returns:
         A float32 row for each token, the rows of all text encoders one after the other.
 
     Raises:
-        OptionError: The backbone has too few rare tokens.
+        OptionError: The backbone has too few rare tokens, the number of words differs from that of the tokens, or a
+            word is not one token.
     """
+    if words:
+        if len(words) != len(categories):
+            raise OptionError(
+                f"{len(categories)} new tokens begin as words, but {len(words)} were given ({', '.join(words)}). Give "
+                "one initializer token for each new token, in their order."
+            )
+        return {token: _single_row(backbone, word) for token, word in zip(categories, words, strict=True)}
     if method.token_start == "category":
         return {token: backbone.word_row(category) for token, category in categories.items()}
     if method.token_start == "random":
@@ -224,6 +234,18 @@ def initial_rows(
             "(--rare-token), or list more ids under rare_tokens in the model's moongate.json."
         )
     return {token: backbone.token_row(rare[index]) for index, token in enumerate(categories)}
+
+
+def _single_row(backbone: Backbone, word: str) -> Float[Tensor, " width"]:
+    """Return the row of a word that the tokenizer reads as one token."""
+    ids = backbone.tokenizer(word, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        pieces = " + ".join(piece.removesuffix("</w>") for piece in backbone.tokenizer.convert_ids_to_tokens(ids))
+        raise OptionError(
+            f"The initializer token {word!r} is {len(ids)} tokens of the model ({pieces or 'none'}). Choose a word "
+            "that is one, such as a short common noun."
+        )
+    return backbone.token_row(ids[0])
 
 
 @contextlib.contextmanager

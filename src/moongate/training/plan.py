@@ -23,6 +23,7 @@ from moongate.data.augmentation import PHRASES
 from moongate.errors import OptionError, TokenError, warn
 from moongate.extras import versions
 from moongate.training.method import Method, initial_rows
+from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
 from moongate.training.runs import check_run, seeded
 
 __all__ = ["Plan", "TrainOptions"]
@@ -42,16 +43,28 @@ class TrainOptions:
     """Target pictures per step, None takes the method's number; as many regularization pictures are added."""
     lr_per_picture: float | None = None
     """Learning rate for each picture of a step, between 0 and 1; None takes the method's, scaled for the backbone."""
+    learning_rate: float | None = None
+    """Learning rate for all pictures of a step together, in place of `lr_per_picture`; between 0 and 1."""
+    optimizer: OptimizerName = "adamw"
+    """adamw8bit keeps its state in 8 bits (needs bitsandbytes)."""
+    resolution_px: int | None = None
+    """Side of the training pictures in pixels; None takes the side that the model was trained on."""
     flips: bool = False
     """Whether target pictures are mirrored at random."""
     rare_token: int | None = None
     """Index, from 0, of the backbone's rare token that the first new token begins as. Concepts that will be merged
     should differ in it. None takes the first one, or the first that the concept to start from leaves free."""
+    initializer_token: tuple[str, ...] = ()
+    """The word that each new token begins as, one for each, instead of a rare token. Each is one token of the model."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; None keeps no records."""
     checkpoint_steps: int = 50
     """Number of steps between two saved states. The state is also saved when the run is interrupted."""
+    save_every: int | None = None
+    """Number of steps between two concepts that are kept in the run folder; None keeps none."""
+    keep_best: bool = False
+    """Whether the result is the kept concept with the lowest loss of held-out pictures, not that of the last step."""
     recompute: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time, the same result."""
     resume: bool = False
@@ -60,16 +73,34 @@ class TrainOptions:
     """Whether another run in `run_folder` may be replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_steps"):
+        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
         if self.rare_token is not None and self.rare_token < 0:
             raise OptionError(f"rare_token is {self.rare_token}; it must be at least 0.")
-        if self.lr_per_picture is not None and not 0 < self.lr_per_picture < 1:
-            raise OptionError(f"lr_per_picture is {self.lr_per_picture}; it must be between 0 and 1, such as 1e-5.")
+        for name, usual in (("lr_per_picture", "1e-5"), ("learning_rate", "8e-5")):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise OptionError(f"{name} is {value}; it must be between 0 and 1, such as {usual}.")
+        if self.learning_rate is not None and self.lr_per_picture is not None:
+            raise OptionError(
+                f"learning_rate is {self.learning_rate} and lr_per_picture {self.lr_per_picture}, but one of them "
+                "decides. Leave one out: learning_rate is that of a whole step, lr_per_picture that of each picture."
+            )
+        if self.initializer_token and self.rare_token is not None:
+            raise OptionError(
+                f"New tokens begin as {', '.join(self.initializer_token)} or as a rare token. Leave out "
+                "initializer_token or rare_token."
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError(f"Unknown optimizer {self.optimizer!r}. Known: {', '.join(OPTIMIZERS)}.")
         if self.resume and self.run_folder is None:
             raise OptionError("resume needs a run_folder: the one in which the interrupted run left its state.pt.")
+        if self.save_every is not None and self.run_folder is None:
+            raise OptionError("save_every needs a run_folder, in which the concepts are kept.")
+        if self.keep_best and self.save_every is None:
+            raise OptionError("keep_best needs save_every: the best of the concepts that are kept becomes the result.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +113,8 @@ class Plan:
     regularization: tuple[Regularization, ...]
     """One set of pictures for each subject, or none if the method's prior weight is 0."""
     method: Method
+    held_out: tuple[Subject, ...]
+    """Further pictures of the subjects, which judge the kept concepts; none if there are none to judge."""
     start_from: Concept | None
     """The concept that sequential training continues from."""
     options: TrainOptions
@@ -96,6 +129,8 @@ class Plan:
     """Target pictures of a step."""
     learning_rate: float
     """Learning rate of the optimizer, for all pictures of a step together."""
+    resolution_px: int
+    """Side of the training pictures in pixels."""
 
     @classmethod
     def of(
@@ -107,6 +142,7 @@ class Plan:
         *,
         options: TrainOptions | None = None,
         start_from: Concept | None = None,
+        held_out: Sequence[Subject] = (),
     ) -> Self:
         """Resolve and check everything that a run needs. Nothing is written and no model is run.
 
@@ -118,39 +154,40 @@ class Plan:
             method: What is trained, and how fast.
             options: Length and batch size of the run, its seed and its folder.
             start_from: The concept that sequential training continues from.
+            held_out: Further pictures of the subjects, which judge the kept concepts.
 
         Raises:
-            OptionError: A number is out of range, the concept to start from does not suit the method, rare tokens or
-                regularization pictures are missing, or the run folder holds another run.
+            OptionError: A number is out of range, the concept to start from does not suit the method, rare tokens,
+                regularization or held-out pictures are missing, or the run folder holds another run.
+            MissingLibrary: The optimizer is not installed.
             TokenError: A token cannot be used, two subjects have the same name, or a caption is cut before the token.
             BaseMismatchError: The concept to start from was made for another backbone.
         """
         options = options or TrainOptions()
+        _check_options(options, held_out)
         _check_subjects(backbone, subjects, method, start_from)
-        if start_from:
-            _check_start(start_from, backbone, method)
         rare_token = _rare_token(options, start_from)
-        categories = {subject.token: subject.category for subject in subjects if subject.token}
-        first_rows = initial_rows(backbone, categories, method, seeded(options.seed, "rows"), first=rare_token)
+        first_rows = _first_rows(backbone, subjects, method, options, rare_token)
         if regularization is not None:
             _check_regularization(subjects, regularization, method)
         worded = tuple(_worded(subject, method) for subject in subjects)
         with backbone.tokens({**(start_from.tokens if start_from else {}), **first_rows}):
             _check_captions(backbone, worded, regularization or (), method)
         targets_per_step = options.batch or method.targets_per_step
-        lr_per_picture = options.lr_per_picture or method.lr_per_picture * backbone.settings.lr_scale
         plan = cls(
             backbone=backbone,
             subjects=worded,
             regularization=tuple(regularization or ()),
             method=method,
+            held_out=tuple(_worded(subject, method) for subject in held_out),
             start_from=start_from,
             options=options,
             first_rows=first_rows,
             rare_token=rare_token,
             steps=options.steps or method.steps_per_subject * len(subjects),
             targets_per_step=targets_per_step,
-            learning_rate=lr_per_picture * _pictures_per_step(targets_per_step, method),
+            learning_rate=_learning_rate(options, method, backbone, _pictures_per_step(targets_per_step, method)),
+            resolution_px=_resolution_px(options, backbone),
         )
         if options.run_folder and regularization is not None:
             check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
@@ -160,6 +197,11 @@ class Plan:
     def pictures_per_step(self) -> int:
         """Target and regularization pictures of a step."""
         return _pictures_per_step(self.targets_per_step, self.method)
+
+    def keeps(self, step: int) -> bool:
+        """Return whether the concept after a step, counted from 1, is kept: every so many, and the last."""
+        every = self.options.save_every
+        return every is not None and (step % every == 0 or step == self.steps)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -193,7 +235,14 @@ class Plan:
             "learning_rate": self.learning_rate,
             "rare_token": self.rare_token,
         }
-        return config | ({"started_from": self.start_from.hash} if self.start_from else {})
+        chosen = {  # entries of options that most runs leave alone, so that runs of earlier versions can be resumed
+            "started_from": self.start_from.hash if self.start_from else None,
+            "resolution_px": self.options.resolution_px,
+            "initializer_token": list(self.options.initializer_token),
+            "optimizer": self.options.optimizer if self.options.optimizer != "adamw" else None,
+            "judged_by": [subject.hash for subject in self.held_out],
+        }
+        return config | {key: value for key, value in chosen.items() if value}
 
 
 def _pictures_per_step(targets_per_step: int, method: Method) -> int:
@@ -218,6 +267,8 @@ def _check_subjects(
                 raise TokenError(f"Two subjects are {called}{why}. Give each a token of its own.")
     if method.weights is None and not tokens:
         raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+    if start_from:
+        _check_start(start_from, backbone, method)
 
 
 def _check_captions(
@@ -281,6 +332,41 @@ def _check_regularization(
             f"The method {method.name!r} uses no regularization pictures, but some were given. Leave them out, or "
             "choose a method with a prior weight above 0."
         )
+
+
+def _first_rows(
+    backbone: Backbone, subjects: Sequence[Subject], method: Method, options: TrainOptions, rare_token: int
+) -> dict[str, Float[Tensor, " width"]]:
+    categories = {subject.token: subject.category for subject in subjects if subject.token}
+    generator = seeded(options.seed, "rows")
+    return initial_rows(backbone, categories, method, generator, first=rare_token, words=options.initializer_token)
+
+
+def _check_options(options: TrainOptions, held_out: Sequence[Subject]) -> None:
+    check_optimizer(options.optimizer)
+    if held_out and options.save_every is None:
+        raise OptionError("Held-out pictures judge the concepts that are kept. Give save_every, or leave them out.")
+    if options.keep_best and not held_out:
+        raise OptionError("keep_best needs held-out pictures, by which the kept concepts are judged. Give some.")
+
+
+def _learning_rate(options: TrainOptions, method: Method, backbone: Backbone, pictures: int) -> float:
+    """Return the rate of a whole step of so many pictures."""
+    if options.learning_rate is not None:
+        return options.learning_rate
+    return (options.lr_per_picture or method.lr_per_picture * backbone.settings.lr_scale) * pictures
+
+
+def _resolution_px(options: TrainOptions, backbone: Backbone) -> int:
+    """Return the side of the training pictures, from a quarter to four times that of the model."""
+    own, cell = backbone.resolution_px, backbone.latent_scale
+    side = options.resolution_px or own
+    if side % cell or not own / 4 <= side <= 4 * own:
+        raise OptionError(
+            f"resolution is {side} px. It must be a multiple of {cell} between {own // 4} and {4 * own}; the model was "
+            f"trained on {own}."
+        )
+    return side
 
 
 def _rare_token(options: TrainOptions, start_from: Concept | None) -> int:

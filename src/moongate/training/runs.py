@@ -21,9 +21,11 @@ import torch
 from moongate.errors import OptionError, first_line
 from moongate.files import digest, write_atomically
 
-__all__ = ["STATE", "Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
+__all__ = ["CONCEPTS", "LOG", "STATE", "Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
+CONCEPTS = "concepts"
+"""Folder in a run folder with the concepts that the run kept on its way."""
 MAY_DIFFER = ("steps", "versions", "device", "threads")
 """Entries of config.json in which a resumed run may differ from the one it continues."""
 
@@ -46,7 +48,7 @@ class Run:
 
     @classmethod
     def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool) -> Self:
-        """Write config.json and, unless the run resumes an earlier one, remove an earlier state and log.
+        """Write config.json and, unless the run resumes an earlier one, remove an earlier state, log and concepts.
 
         Args:
             folder: The run folder, which `check_run` has accepted; None keeps no records.
@@ -60,6 +62,8 @@ class Run:
             if not resume:
                 (folder / STATE).unlink(missing_ok=True)
                 (folder / LOG).unlink(missing_ok=True)
+                for kept in (folder / CONCEPTS).glob("[0-9]*.safetensors"):
+                    kept.unlink()
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
         return cls(folder=folder, resumes=resume, settings=_digest(config))
 

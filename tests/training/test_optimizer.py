@@ -1,0 +1,136 @@
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.data import Regularization, Subject
+from moongate.errors import MissingLibrary, TrainingDiverged
+from moongate.training import Step, TrainOptions, train
+from moongate.training.method import METHODS
+from moongate.training.optimizer import Optimizer, check_optimizer
+
+METHOD = METHODS["custom-diffusion"]
+MakeSubject = Callable[..., Subject]
+
+
+def parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+
+
+def made(weight: torch.nn.Parameter, dtype: torch.dtype) -> Optimizer:
+    return Optimizer.of([weight], name="adamw", learning_rate=0.1, dtype=dtype)
+
+
+def test_a_scaled_loss_moves_the_parameters_as_an_unscaled_one() -> None:
+    plain, scaled = parameter(), parameter()
+    reference = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.0)
+    optimizer = made(scaled, torch.float16)
+    for factor in (1e-8, 3.0, 0.2):
+        reference.zero_grad()
+        (factor * plain.square().sum()).backward()
+        reference.step()
+        optimizer.backward(factor * scaled.square().sum())
+        assert optimizer.step()
+        torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=0)
+
+
+def test_a_step_that_overflows_is_counted_and_moves_nothing() -> None:
+    weight = parameter()
+    optimizer = made(weight, torch.float16)
+    before = weight.detach().clone()
+    for factor in (1e36, math.nan):
+        optimizer.backward(factor * weight.sum())
+        assert not optimizer.step()
+        assert torch.equal(weight, before)
+    assert optimizer.skipped_steps == 2
+    optimizer.backward(weight.sum())
+    assert optimizer.step()
+    assert not torch.equal(weight, before)
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run() -> None:
+    weight = parameter()
+    optimizer = made(weight, torch.float16)
+
+    def overflow() -> None:
+        for _ in range(100):
+            optimizer.backward(math.inf * weight.sum())
+            optimizer.step()
+
+    with pytest.raises(TrainingDiverged, match="overflow float16 in 36 steps.*bfloat16 or float32"):
+        overflow()
+
+
+def test_only_a_base_in_float16_has_its_loss_scaled() -> None:
+    assert [made(parameter(), kind).scales_loss for kind in (torch.float32, torch.bfloat16)] == [False, False]
+    assert made(parameter(), torch.float16).scales_loss
+
+
+def test_training_in_float16_resumes_bit_for_bit_with_its_scale_and_skipped_steps(
+    tiny_folder: Path,
+    make_subject: MakeSubject,
+    prior: Regularization,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = Backbone.load(tiny_folder, device="cpu", dtype=torch.float16)
+    real, calls = half.predict, []
+
+    def overflows(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments) * (math.inf if len(calls) == 2 else 1)
+
+    def run(**options: object) -> tuple[list[Step], str]:
+        steps: list[Step] = []
+        chosen = TrainOptions(**{"steps": 5, "batch": 1, **options})
+        return steps, train(half, [make_subject()], [prior], METHOD, options=chosen, on_step=steps.append).hash
+
+    monkeypatch.setattr(half, "predict", overflows)
+    steps, whole = run()
+    assert [step.skipped_steps for step in steps] == [0, 1, 1, 1, 1]
+    calls.clear()
+    run(steps=3, run_folder=tmp_path)
+    scale = torch.load(tmp_path / "state.pt", weights_only=True)["loss_scale"]["scale"]
+    assert scale == 2.0**15, "half of the first scale"
+    steps, resumed = run(run_folder=tmp_path, resume=True)
+    assert [step.skipped_steps for step in steps] == [1, 1]
+    assert resumed == whole
+
+
+def test_adamw8bit_without_bitsandbytes_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingLibrary, match=r"bitsandbytes, which is not installed.*pip install .*adamw8bit"):
+        check_optimizer("adamw8bit")
+    check_optimizer("adamw")
+
+
+def test_adamw8bit_trains_with_the_librarys_optimizer_and_resumes(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    class StandIn(torch.optim.Adagrad):
+        """An optimizer with a state, which moves otherwise than AdamW."""
+
+        def __init__(self, parameters: list[torch.nn.Parameter], **options: object) -> None:
+            made.append(options)
+            super().__init__(parameters, **options)
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=StandIn)))
+
+    def run(**options: object) -> str:
+        chosen = TrainOptions(**{"steps": 4, "batch": 1, "optimizer": "adamw8bit", **options})
+        concept = train(tiny, [make_subject()], [prior], METHOD, options=chosen)
+        assert concept.record.get("optimizer", "adamw") == chosen.optimizer
+        return concept.hash
+
+    whole = run()
+    assert made == [{"lr": pytest.approx(1e-5 * 10 * 2), "weight_decay": 0.0}]
+    run(steps=2, run_folder=tmp_path)
+    assert run(run_folder=tmp_path, resume=True) == whole
+    assert run(optimizer="adamw") != whole
