@@ -1,6 +1,7 @@
 """How good pictures are: feature networks, measures of their features, prompts, and the record of an evaluation."""
 
 from moongate.evaluation.benchmark import EvaluationOptions, Reference, Targets, evaluate
+from moongate.evaluation.comparison import STRENGTHS, Way, compare, comparison_sheet, ways_of
 from moongate.evaluation.networks import NETWORKS, Clip, Network, load_network
 from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
 from moongate.evaluation.protocols import Protocol, read_protocol
@@ -9,6 +10,7 @@ from moongate.evaluation.record import Evaluation, Measure
 __all__ = [
     "NETWORKS",
     "PROMPT_SETS",
+    "STRENGTHS",
     "Clip",
     "Evaluation",
     "EvaluationOptions",
@@ -17,9 +19,13 @@ __all__ = [
     "Protocol",
     "Reference",
     "Targets",
+    "Way",
+    "compare",
+    "comparison_sheet",
     "default_prompts",
     "evaluate",
     "load_network",
     "read_prompts",
     "read_protocol",
+    "ways_of",
 ]
