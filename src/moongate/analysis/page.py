@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from moongate.analysis import KindOfChange, Spectrum, WordMaps
 from moongate.files import write_atomically
-from moongate.pages import Page, bar_chart, contact_sheet, line_chart, png_bytes
+from moongate.pages import Chart, Page, SheetGroup, bar_chart, grouped_sheet, line_chart, png_bytes, sparkline
 
 __all__ = [
     "SPECTRUM_HEAD",
@@ -27,6 +28,15 @@ __all__ = [
 WEIGHTS_HEAD = ("kind of layer", "mean change", "layers", "changed", "share of the parameters")
 SPECTRUM_HEAD = ("weight", "largest", "rank at 60%", "rank at 95%", "full rank")
 RED = (255, 60, 20)
+OPACITY = 0.7
+"""How much of the picture the strongest red hides."""
+WORDS_IN_A_ROW = 8
+FUNCTION_WORDS = frozenset(
+    ("a", "an", "the", "of", "on", "in", "at", "and", "with", "to", "by", "for", "from", "is", "under", "near", "photo")
+)
+"""Words that say little about the picture; their maps come last."""
+LOWEST_SHARE = 1e-4
+"""Lower edge of the charts of singular values, relative to the largest."""
 
 
 def weights_rows(changes: Sequence[KindOfChange]) -> list[Sequence[str]]:
@@ -37,7 +47,7 @@ def weights_rows(changes: Sequence[KindOfChange]) -> list[Sequence[str]]:
 def spectrum_rows(spectra: Mapping[str, Spectrum]) -> list[Sequence[str]]:
     """Return one row of text for each weight, in the order of `SPECTRUM_HEAD`."""
     return [
-        (name, f"{s.values[0]:.3g}", str(s.rank(0.6)), str(s.rank(0.95)), str(len(s.values)))
+        (_short(name), f"{s.values[0]:.3g}", str(s.rank(0.6)), str(s.rank(0.95)), str(len(s.values)))
         for name, s in spectra.items()
     ]
 
@@ -48,10 +58,16 @@ def write_weights(changes: Sequence[KindOfChange], folder: Path) -> Path:
     page = Page(title="Moongate: change of weights")
     page.text("h1", "Change of weights by kind of layer")
     page.text("p", "Mean of |W - W0| / |W0| over the layers of each kind, including those that did not change.")
-    page.table(WEIGHTS_HEAD, weights_rows(changes))
     page.chart(bar_chart({c.kind: c.mean for c in changes}, x_label="mean change", number_format=".3%"))
+    if any(c.mean > 1 for c in changes):
+        page.notice(
+            "A change of more than 100% is usual after a merge. It lies in directions that ordinary captions do not "
+            "use.",
+            level="fair",
+        )
+    page.table(WEIGHTS_HEAD, weights_rows(changes))
     page.text("h2", "Layers that changed")
-    rows = [(layer, f"{size:.3%}") for change in changes for layer, size in change.by_layer.items()]
+    rows = [(_short(layer), f"{size:.3%}") for change in changes for layer, size in change.by_layer.items()]
     page.table(("layer", "change"), rows)
     page.save(folder / "weights.html")
     return folder / "weights.html"
@@ -62,10 +78,28 @@ def write_spectra(spectra: Mapping[str, Spectrum], folder: Path) -> Path:
     _write_json(folder / "spectrum.json", {name: spectrum.values.tolist() for name, spectrum in spectra.items()})
     page = Page(title="Moongate: singular values")
     page.text("h1", "Singular values of each change")
-    page.text("p", "Each value relative to the largest of its weight; one line for each weight.")
-    shares = {name: (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in spectra.items()}
-    page.chart(line_chart(shares, x_label="index of the singular value", y_label="relative to the largest"))
-    page.table(SPECTRUM_HEAD, spectrum_rows(spectra))
+    page.text(
+        "p",
+        "Each value relative to the largest of its weight, one line for each weight. A steep line is a change of low "
+        "rank.",
+    )
+    shares = {_short(name): (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in spectra.items()}
+    visible = {name: [share if share >= LOWEST_SHARE else 0 for share in line] for name, line in shares.items()}
+    page.chart(
+        line_chart(visible, x_label="index of the singular value", y_label="relative to the largest", log_y=True)
+    )
+    page.text("h2", "By weight")
+    page.text(
+        "p",
+        f"The curves have one scale, from 1 down to {LOWEST_SHARE:g}. The ranks are those that keep 60% and 95% of the "
+        "sum of all values.",
+    )
+    curves = [
+        sparkline(line, label=f"singular values of {name}", low=LOWEST_SHARE, high=1) for name, line in shares.items()
+    ]
+    rows: list[Sequence[str | Chart]]
+    rows = [(*row, curve) for row, curve in zip(spectrum_rows(spectra), curves, strict=True)]
+    page.table((*SPECTRUM_HEAD, "curve"), rows)
     page.save(folder / "spectrum.html")
     return folder / "spectrum.html"
 
@@ -89,16 +123,18 @@ def write_attention(pictures: Sequence[WordMaps], folder: Path) -> Path:
     page = Page(title="Moongate: attention")
     page.text("h1", "Where the picture attends to each word")
     page.text("p", "Mean over heads, layers and steps. For each word, gray is its lowest value and red its highest.")
-    images: list[UInt8[np.ndarray, "height width 3"]] = []
-    labels: list[str] = []
+    groups = []
     for maps in pictures:
-        page.text("h2", f"{maps.picture.prompt}, seed {maps.picture.seed}")
-        shown = [maps.picture.image, *(_heat(maps.picture.image, attention) for _, attention in maps.words)]
-        captions = ["picture", *(word for word, _ in maps.words)]
-        page.row("", shown, captions=captions)
-        images += shown
-        labels += captions
-    sheet = contact_sheet(images, columns=len(images) // len(pictures), labels=labels)
+        title = f"{maps.picture.prompt}, seed {maps.picture.seed}"
+        words = sorted(maps.words, key=lambda pair: pair[0].lower() in FUNCTION_WORDS)
+        shown = [maps.picture.image, *(_heat(maps.picture.image, attention) for _, attention in words)]
+        captions = ["picture", *(word for word, _ in words)]
+        page.text("h2", title)
+        for first in range(0, len(shown), WORDS_IN_A_ROW):
+            row = slice(first, first + WORDS_IN_A_ROW)
+            page.row("", shown[row], captions=captions[row])
+        groups.append(SheetGroup(title=title, images=shown, labels=captions))
+    sheet = grouped_sheet(groups, columns=min(WORDS_IN_A_ROW, max(len(group.images) for group in groups)))
     write_atomically(folder / "attention.png", png_bytes(sheet))
     page.save(folder / "attention.html")
     return folder / "attention.html"
@@ -112,9 +148,14 @@ def _heat(
     low, high = float(attention.min()), float(attention.max())
     spread = (attention - low) / max(high - low, 1e-9)
     mask = Image.fromarray((spread * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    strength = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    strength = OPACITY * np.asarray(mask, dtype=np.float32)[..., None] / 255
     gray = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.6
     return (gray * (1 - strength) + np.array(RED, dtype=np.float32) * strength).clip(0, 255).astype(np.uint8)
+
+
+def _short(name: str) -> str:
+    """Return the name of a weight without the parts that all names of transformer blocks have."""
+    return re.sub(r"^unet\.|\.weight$|(?<=\.)(?:attentions|transformer_blocks)\.", "", name)
 
 
 def _write_json(path: Path, facts: Any) -> None:

@@ -1,20 +1,33 @@
-"""The report of a merge for people and programs: sentences, rows of a table, `report.json` and `index.html`."""
+"""The report of a merge for people and programs: sentences, rows of a table, `report.json` and `index.html`.
+
+What a merge kept is given in per cent everywhere: 100% is all that the subject's own concept changed.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moongate.files import write_atomically
 from moongate.merging.report import MergeReport
-from moongate.pages import Page
+from moongate.pages import Cell, Level, Page
+from moongate.sampling import Sample
 
-__all__ = ["HEAD", "summary_rows", "verdict", "write_report"]
+__all__ = ["HEAD", "judged", "summary_rows", "verdict", "write_report"]
 
-HEAD = ("subject", "contexts", "constraints", "residual", "error elsewhere", "error together", "drift alone")
+HEAD = ("subject", "contexts", "kept there", "kept elsewhere", "kept together", "drift alone")
+MUCH, HALF = 0.9, 0.5
+"""Shares kept from which on the news is good, and fair."""
 
 
-def write_report(report: MergeReport, folder: Path) -> Path:
+def write_report(
+    report: MergeReport, folder: Path, *, drawn: Mapping[str, Mapping[str, Sequence[Sample]]] | None = None
+) -> Path:
     """Write `report.json` and the self-contained `index.html` into `folder`, and return the page's path.
+
+    Args:
+        report: The report of the merge.
+        folder: Where the files are written; it is created if there is none.
+        drawn: Pictures by prompt and by the way they were drawn in, such as with the merged concept.
 
     Raises:
         OptionError: A file cannot be written.
@@ -22,12 +35,14 @@ def write_report(report: MergeReport, folder: Path) -> Path:
     write_atomically(folder / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
     page = Page(title="Moongate: merge")
     page.text("h1", "Merge of " + ", ".join(fit.words for fit in report.subjects))
-    for line in verdict(report):
-        page.text("p", line)
+    for text, level in judged(report):
+        page.notice(text, level=level)
+    _add_pictures(page, drawn or {})
     _add_subjects(page, report)
     _add_cost(page, report)
     _add_conflicts(page, report)
-    _add_layers(page, report)
+    if not report.feasible:
+        _add_layers(page, report)
     page.save(folder / "index.html")
     return folder / "index.html"
 
@@ -38,10 +53,9 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
         (
             fit.words,
             str(fit.contexts),
-            str(fit.constraints),
-            f"{fit.worst_residual:.1e}",
-            f"{fit.held_out_error:.1%}",
-            f"{fit.joint_error:.1%}" if len(report.subjects) > 1 else "",
+            f"{_kept(fit.worst_residual):.0%}",
+            f"{_kept(fit.held_out_error):.0%}",
+            f"{_kept(fit.joint_error):.0%}" if len(report.subjects) > 1 else "",
             f"{fit.drift_alone:.2%}",
         )
         for fit in report.subjects
@@ -49,36 +63,92 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
 
 
 def verdict(report: MergeReport) -> list[str]:
-    """Return what a user should know, in sentences."""
-    lines = [
-        "Every subject keeps its values in its contexts."
-        if report.feasible
-        else "The constraints contradict one another. The merged concept is their least-squares compromise, which "
-        "stays if one of the subjects is taken out again."
-    ]
+    """Return what a user should know in sentences, the most important one first."""
+    return [text for text, _ in judged(report)] + [_cost(report)]
+
+
+def judged(report: MergeReport) -> list[tuple[str, Level]]:
+    """Return the sentences of the verdict with how good the news of each is, bad news first."""
+    bad: list[tuple[str, Level]] = []
     if report.predicted_to_lose:
-        lines.append(
-            f"The merge will probably lose {report.predicted_to_lose}: next to another subject, more than half of what "
-            "it learned is gone."
+        bad.append(
+            (
+                f"The merge will probably lose {report.predicted_to_lose}: next to another subject, more than half of "
+                "what it learned is gone.",
+                "bad",
+            )
         )
-    lines += [f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}" for c in report.conflicts]
-    lines += [f"Two concepts use the token {old}; the later one is now {new}." for old, new in report.renamed]
-    lines.append(
+    bad += [(f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}", "bad") for c in report.conflicts]
+    if not report.feasible:
+        bad.append(
+            (
+                "The constraints contradict one another. The merged concept is their least-squares compromise, which "
+                "stays if one of the subjects is taken out again.",
+                "bad",
+            )
+        )
+    fair: list[tuple[str, Level]] = [
+        (
+            f"{fit.words} keeps {_kept(fit.held_out_error):.0%} of its change in sentences unlike its contexts, so it "
+            "may look less like itself there. Draw such a prompt before you rely on it.",
+            "fair",
+        )
+        for fit in report.subjects
+        if _kept(fit.held_out_error) < HALF
+    ]
+    fair += [(f"Two concepts use the token {old}; the later one is now {new}.", "fair") for old, new in report.renamed]
+    good: list[tuple[str, Level]] = []
+    if report.feasible:
+        good.append(("Every subject keeps its values in its contexts.", "good"))
+    return [*bad, *good, *fair] if not bad else [*bad, *fair, *good]
+
+
+def _kept(error: float) -> float:
+    """Return what an error leaves of a subject's change; an error above 1 leaves nothing."""
+    return max(0.0, 1 - error)
+
+
+def _level(kept: float) -> Level:
+    return "good" if kept >= MUCH else "fair" if kept >= HALF else "bad"
+
+
+def _cost(report: MergeReport) -> str:
+    return (
         f"Neutral captions drift by {report.drift:.2%}. There are {report.rank} independent constraints and room for "
         f"{report.capacity} more; their condition number is {report.condition:.3g}."
     )
-    return lines
+
+
+def _add_pictures(page: Page, drawn: Mapping[str, Mapping[str, Sequence[Sample]]]) -> None:
+    if drawn:
+        page.text("h2", "Before and after, with the same seeds")
+    for prompt, by_way in drawn.items():
+        page.text("h3", prompt)
+        for label, samples in by_way.items():
+            page.row(label, [picture.image for picture in samples])
 
 
 def _add_subjects(page: Page, report: MergeReport) -> None:
-    page.text("h2", "Subjects")
+    page.text("h2", "What each subject keeps")
     page.text(
         "p",
-        "Errors are relative to how far the subject's own concept moves the same keys and values: 0% keeps all of it, "
-        "100% loses all. The residual is the error in the contexts that are constraints. The error elsewhere is "
-        "measured in other contexts, the error together in captions that name another subject as well.",
+        "Per cent of how far the subject's own concept moves the same keys and values: 100% keeps all, 0% loses all. "
+        "Its contexts are constraints of the merge. Elsewhere is measured in other captions, together in captions that "
+        "name another subject as well. Drift alone is how far neutral captions move with this subject's own concept.",
     )
-    page.table(HEAD, summary_rows(report))
+    rows = []
+    for fit, row in zip(report.subjects, summary_rows(report), strict=True):
+        words, contexts, there, elsewhere, together, drift = row
+        cells = [
+            Cell(text, _level(_kept(error))) if text else ""
+            for text, error in (
+                (there, fit.worst_residual),
+                (elsewhere, fit.held_out_error),
+                (together, fit.joint_error),
+            )
+        ]
+        rows.append((words, contexts, *cells, drift))
+    page.table(HEAD, rows)
 
 
 def _add_cost(page: Page, report: MergeReport) -> None:
@@ -105,7 +175,7 @@ def _add_conflicts(page: Page, report: MergeReport) -> None:
 
 
 def _add_layers(page: Page, report: MergeReport) -> None:
-    page.text("h2", "Residual by layer")
+    page.text("h2", "Error of the constraints by layer, relative to the change")
     layers = report.subjects[0].residual
     rows = [(layer, *(f"{fit.residual[layer]:.1e}" for fit in report.subjects)) for layer in layers]
     page.table(("layer", *(fit.words for fit in report.subjects)), rows)

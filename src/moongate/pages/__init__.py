@@ -4,12 +4,13 @@ This package alone writes HTML and SVG. It knows nothing of models or concepts.
 """
 
 from moongate.pages.charts import Chart, bar_chart, line_chart, sparkline
-from moongate.pages.page import Cell, Page
+from moongate.pages.page import Cell, Level, Page
 from moongate.pages.sheets import SheetGroup, contact_sheet, grouped_sheet, png_bytes
 
 __all__ = [
     "Cell",
     "Chart",
+    "Level",
     "Page",
     "SheetGroup",
     "bar_chart",
