@@ -15,7 +15,7 @@ from json import dumps
 import numpy as np
 import torch
 import tyro
-from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -47,11 +47,27 @@ TEXT = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
+AUTOENCODER = {
+    "sample_size": 512,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def full_size_backbone() -> Backbone:
-    """Return Stable Diffusion 1.5 with random weights and a vocabulary of letters."""
+def full_size_backbone(
+    *, side_px: int = 512, has_full_autoencoder: bool = False, dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Return Stable Diffusion 1.5 with random weights and a vocabulary of letters.
+
+    Args:
+        side_px: Side of the pictures that it is made for.
+        has_full_autoencoder: Whether the autoencoder has full size too.
+        dtype: Precision of the weights.
+    """
     torch.manual_seed(0)
     start, end = "<|startoftext|>", "<|endoftext|>"
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -60,17 +76,19 @@ def full_size_backbone() -> Backbone:
     vocabulary = {piece: number for number, piece in enumerate([*known, *filling, start, end])}
     special = {"unk_token": end, "bos_token": start, "eos_token": end, "pad_token": end}
     channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    tiny = {**channels, "num_encoder_blocks": (0, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 0)}
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny(**channels, num_encoder_blocks=(0, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 0)),
+        vae=AutoencoderKL(**AUTOENCODER) if has_full_autoencoder else AutoencoderTiny(**tiny),
         text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
         tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, **special),
-        unet=UNet2DConditionModel(**UNET),
+        unet=UNet2DConditionModel(**UNET | {"sample_size": side_px // 8}),
         scheduler=DDPMScheduler(**SCHEDULE, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return Backbone(name="full-size", pipeline=pipeline)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Backbone(name="full-size", pipeline=pipeline.to(device, dtype))
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
