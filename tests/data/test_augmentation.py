@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from moongate.data.augmentation import PHRASES, ZOOM, Augmented, augment, square
+from moongate.data.augmentation import PHRASES, ZOOM, Augmented, Framing, augment, square
 
 SIDE, CELL = 128, 8
 
@@ -65,8 +65,8 @@ def test_zooming_shows_a_part_of_the_picture_magnified() -> None:
 
 
 def test_the_phrase_goes_before_the_caption() -> None:
-    item = Augmented(image=torch.zeros(3, 8, 8), mask=torch.ones(1, 1, dtype=torch.bool), phrase="far away")
-    assert item.caption("photo of a <bear> teddy bear") == "far away photo of a <bear> teddy bear"
+    choices = Framing(is_flipped=False, picture_px=8, top=0, left=0, phrase="far away")
+    assert choices.caption("photo of a <bear> teddy bear") == "far away photo of a <bear> teddy bear"
 
 
 def test_flips_happen_only_when_asked_for() -> None:

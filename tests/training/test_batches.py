@@ -1,12 +1,16 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
 from moongate.backbone import Backbone
 from moongate.data import Regularization, Subject
-from moongate.training.batches import Batches
+from moongate.errors import OptionError
+from moongate.training import batches as batches_module
+from moongate.training.batches import Batch, Batches
 from moongate.training.method import METHODS
 from moongate.training.plan import Plan, TrainOptions
 
@@ -25,25 +29,38 @@ def planned(backbone: Backbone, subjects: list[Subject], priors: list[Regulariza
     return Plan.of(backbone, subjects, priors, method, options=TrainOptions(**options))
 
 
+def batches_of(
+    backbone: Backbone, subjects: list[Subject], priors: list[Regularization], *, first: int = 0, **options: object
+) -> Iterator[Batch]:
+    """The batches of all steps, one a step, with the tokens in use."""
+    plan = planned(backbone, subjects, priors, **options)
+    with backbone.tokens(plan.first_rows):
+        for (batch,) in Batches(plan, first=first):
+            yield batch
+
+
+def captions_of(batch: Batch) -> list[str]:
+    return [batch.captions[row] for row in batch.caption_rows]
+
+
 def test_a_batch_depends_on_the_seed_and_the_step_alone(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
-    first = Batches(planned(tiny, [make_subject()], [prior], batch=2))
-    second = Batches(planned(tiny, [make_subject()], [prior], batch=2))
-    for _ in range(3):
-        first.draw(0)
-    one, two = first.draw(5), second.draw(5)
-    assert torch.equal(one.images, two.images)
-    assert torch.equal(one.masks, two.masks)
-    assert torch.equal(one.prior.latents, two.prior.latents)
-    assert one.captions == two.captions
-    other = Batches(planned(tiny, [make_subject()], [prior], batch=2, seed=1)).draw(5)
-    assert not torch.equal(one.images, other.images)
+    whole = list(batches_of(tiny, [make_subject()], [prior], batch=2, steps=7))
+    later = list(batches_of(tiny, [make_subject()], [prior], batch=2, steps=9, first=5))
+    assert (len(whole), len(later)) == (7, 4)
+    one, two = whole[5], later[0]
+    for name in ("latents", "masks", "noise", "timesteps", "counted"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert captions_of(one) == captions_of(two)
+    other = list(batches_of(tiny, [make_subject()], [prior], batch=2, steps=6, seed=1))[5]
+    assert not torch.equal(one.latents, other.latents)
+    assert not torch.equal(one.noise, other.noise)
 
 
 def test_every_picture_of_a_subject_is_shown_once_in_each_pass(tiny: Backbone, make_subject: MakeSubject) -> None:
-    batches = Batches(planned(tiny, [numbered(make_subject(count=5))], [], batch=1))
-    shown = [batches.draw(index).captions[0][-1] for index in range(20)]
+    batches = batches_of(tiny, [numbered(make_subject(count=5))], [], batch=1, steps=20)
+    shown = [captions_of(batch)[0][-1] for batch in batches]
     for begin in range(0, 20, 5):
         assert sorted(shown[begin : begin + 5]) == list("01234")
     assert shown[:5] != shown[5:10]
@@ -51,8 +68,8 @@ def test_every_picture_of_a_subject_is_shown_once_in_each_pass(tiny: Backbone, m
 
 def test_subjects_take_turns_however_many_pictures_they_have(tiny: Backbone, make_subject: MakeSubject) -> None:
     subjects = [numbered(make_subject("<one>", count=2)), numbered(make_subject("<two>", count=6))]
-    batches = Batches(planned(tiny, subjects, [], batch=3))
-    captions = [caption for index in range(8) for caption in batches.draw(index).captions]
+    batches = batches_of(tiny, subjects, [], batch=3, steps=8)
+    captions = [caption for batch in batches for caption in captions_of(batch)]
     tokens = ["<one>" if "<one>" in caption else "<two>" for caption in captions]
     assert tokens == ["<one>", "<two>"] * 12
     counts = Counter(caption[caption.index("<") :] for caption in captions)
@@ -64,15 +81,104 @@ def test_a_batch_has_as_many_regularization_pictures_of_the_same_subjects(
 ) -> None:
     white = replace(prior, pictures=tuple(picture * 0 + 255 for picture in prior.pictures))
     subjects = [make_subject("<one>"), make_subject("<two>", category="cat")]
-    batch = Batches(planned(tiny, subjects, [prior, white], batch=4)).draw(0)
-    assert batch.images.shape == (4, 3, 64, 64)
+    (batch,) = batches_of(tiny, subjects, [prior, white], batch=4, steps=1)
     assert batch.masks.shape == (4, 1, 8, 8)
-    assert len(batch.captions) == len(batch.prior) == len(batch.prior.text) == 4
+    assert batch.latents.shape == batch.noise.shape == (8, 4, 8, 8)
+    assert len(captions_of(batch)) == len(batch.prior_text) == 4
     with torch.no_grad():
         expected = tiny.encode_images(torch.ones(1, 3, 64, 64))[0]
-    is_white = [torch.allclose(latents, expected, atol=1e-5) for latents in batch.prior.latents]
+    is_white = [torch.allclose(latents, expected, atol=1e-5) for latents in batch.latents[4:]]
     assert is_white == [False, True, False, True]
 
 
 def test_a_method_without_regularization_has_none_in_its_batches(tiny: Backbone, make_subject: MakeSubject) -> None:
-    assert Batches(planned(tiny, [make_subject()], [])).draw(0).prior is None
+    (batch,) = batches_of(tiny, [make_subject()], [], batch=2, steps=1)
+    assert batch.prior_text is None
+    assert len(batch.latents) == len(batch.masks) == 2
+
+
+def test_target_latents_are_those_of_the_augmented_pictures(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture is encoded alone here, and in chunks by the batches."""
+    shown: list[torch.Tensor] = []
+    real = batches_module.framed
+    monkeypatch.setattr(batches_module, "framed", lambda *a, **k: shown.append(real(*a, **k).image) or real(*a, **k))
+    found = list(batches_of(tiny, [make_subject()], [], batch=2, steps=3))
+    assert len(shown) == 6
+    for batch, images in zip(found, (shown[:2], shown[2:4], shown[4:]), strict=True):
+        alone = torch.cat([tiny.encode_images(image[None]) for image in images])
+        torch.testing.assert_close(batch.latents, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_pictures_are_encoded_once_in_a_run(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    real = tiny.encode_images
+    monkeypatch.setattr(tiny, "encode_images", lambda images: encoded.append(len(images)) or real(images))
+    method = METHODS["textual-inversion"]
+    plan = Plan.of(tiny, [make_subject(count=3)], [], method, options=TrainOptions(batch=2, steps=30))
+    with tiny.tokens(plan.first_rows):
+        assert len(list(Batches(plan))) == 30
+    assert encoded == [2, 2]  # three pictures without augmentation, two at once
+
+
+def test_latents_of_a_long_run_are_kept_in_a_file(
+    tiny: Backbone, make_subject: MakeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"batch": 2, "steps": 4, "run_folder": tmp_path}
+    in_memory = list(batches_of(tiny, [make_subject()], [], **chosen))
+    files: list[str] = []
+    real = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda name, **kwargs: files.append(name) or real(name, **kwargs))
+    monkeypatch.setattr(batches_module, "BYTES_IN_MEMORY", 100)
+    in_file = list(batches_of(tiny, [make_subject()], [], **chosen))
+    assert [Path(name).parent for name in files] == [tmp_path]
+    assert not list(tmp_path.iterdir()), "the file goes with the process"
+    assert all(torch.equal(one.latents, two.latents) for one, two in zip(in_memory, in_file, strict=True))
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OptionError, match=r"latents of \d+ target pictures take .* has no room for"):
+        list(batches_of(tiny, [make_subject()], [], **chosen))
+
+
+def test_captions_are_read_once_a_step_and_not_at_all_if_no_token_is_trained(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[str]] = []
+    real = tiny.encode_text
+    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.append(list(captions)) or real(captions))
+    chosen = TrainOptions(batch=2, steps=1)
+    for name, expected in (
+        ("custom-diffusion-without-augmentation", [["photo of a <bear> bear"]]),  # both pictures have this caption
+        ("custom-diffusion-fixed-token", []),
+    ):
+        plan = Plan.of(tiny, [make_subject()], [prior], METHODS[name], options=chosen)
+        with tiny.tokens(plan.first_rows), torch.no_grad():
+            batches = Batches(plan)
+            ((batch,),) = batches
+            before = len(read)
+            features = batches.text(batch).features
+            assert read[before:] == expected
+            everything = [batch.captions[row] for row in batch.caption_rows] if expected else list(batch.captions)
+            torch.testing.assert_close(features[: len(everything)], real(everything).features)
+
+
+def test_the_shards_of_a_step_are_parts_of_the_whole_one(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    (whole,) = batches_of(tiny, [make_subject()], [prior], batch=4, steps=1)
+    plan = planned(tiny, [make_subject()], [prior], batch=4, steps=1, accumulate=2)
+    with tiny.tokens(plan.first_rows):
+        ((one, two),) = Batches(plan)
+    for name in ("latents", "noise", "timesteps"):
+        parts = [getattr(shard, name) for shard in (one, two)]
+        joined = torch.cat([parts[0][:2], parts[1][:2], parts[0][2:], parts[1][2:]])
+        assert torch.equal(joined, getattr(whole, name)), name
+    assert torch.equal(torch.cat([one.masks, two.masks]), whole.masks)
+    assert one.counted == two.counted == whole.counted == 4 * whole.masks.sum()
+    assert captions_of(one) + captions_of(two) == captions_of(whole)

@@ -26,6 +26,29 @@ def made(weight: torch.nn.Parameter, dtype: torch.dtype) -> Optimizer:
     return Optimizer.of([weight], name="adamw", learning_rate=0.1, dtype=dtype)
 
 
+def stepped(optimizer: Optimizer, loss: torch.Tensor) -> bool:
+    """Take a step and return whether it moved the parameters."""
+    optimizer.backward(loss)
+    return bool(optimizer.step(loss.detach()))
+
+
+def test_without_loss_scaling_nothing_moves_from_the_first_loss_on_that_is_not_finite() -> None:
+    plain, guarded = parameter(), parameter()
+    reference = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.0)
+    optimizer = made(guarded, torch.float32)
+    for factor in (3.0, 0.2):
+        reference.zero_grad()
+        (factor * plain.square().sum()).backward()
+        reference.step()
+        assert stepped(optimizer, factor * guarded.square().sum())
+        torch.testing.assert_close(guarded, plain, rtol=1e-6, atol=0)
+    kept, moments = guarded.detach().clone(), optimizer.state()["optimizer"]["state"][0]["exp_avg"].clone()
+    for factor in (math.nan, 1.0):
+        assert not stepped(optimizer, factor * guarded.square().sum())
+    assert torch.equal(guarded, kept)
+    assert torch.equal(optimizer.state()["optimizer"]["state"][0]["exp_avg"], moments)
+
+
 def test_a_scaled_loss_moves_the_parameters_as_an_unscaled_one() -> None:
     plain, scaled = parameter(), parameter()
     reference = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.0)
@@ -34,8 +57,7 @@ def test_a_scaled_loss_moves_the_parameters_as_an_unscaled_one() -> None:
         reference.zero_grad()
         (factor * plain.square().sum()).backward()
         reference.step()
-        optimizer.backward(factor * scaled.square().sum())
-        assert optimizer.step()
+        assert stepped(optimizer, factor * scaled.square().sum())
         torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=0)
 
 
@@ -44,12 +66,10 @@ def test_a_step_that_overflows_is_counted_and_moves_nothing() -> None:
     optimizer = made(weight, torch.float16)
     before = weight.detach().clone()
     for factor in (1e36, math.nan):
-        optimizer.backward(factor * weight.sum())
-        assert not optimizer.step()
+        assert not stepped(optimizer, factor * weight.sum())
         assert torch.equal(weight, before)
     assert optimizer.skipped_steps == 2
-    optimizer.backward(weight.sum())
-    assert optimizer.step()
+    assert stepped(optimizer, weight.sum())
     assert not torch.equal(weight, before)
 
 
@@ -59,8 +79,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run() -> None:
 
     def overflow() -> None:
         for _ in range(100):
-            optimizer.backward(math.inf * weight.sum())
-            optimizer.step()
+            stepped(optimizer, math.inf * weight.sum())
 
     with pytest.raises(TrainingDiverged, match="overflow float16 in 36 steps.*bfloat16 or float32"):
         overflow()

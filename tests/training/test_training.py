@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from conftest import all_weights
+from moongate import training
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
-from moongate.data import Regularization, Subject
+from moongate.data import Augmented, Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged
-from moongate.training import Step, TrainOptions, train
+from moongate.training import Step, TrainOptions, batches, train
+from moongate.training.batches import Batch, Batches
 from moongate.training.method import METHODS
 
 METHOD = METHODS["custom-diffusion"]
@@ -79,7 +81,7 @@ def test_without_augmentation_every_picture_is_whole(
     encode_text = tiny.encode_text
     monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode_text(captions))
     train(tiny, [make_subject()], [], METHODS["textual-inversion"], options=TrainOptions(steps=2))
-    assert read == ["photo of a <bear>"] * 16  # eight target pictures a step, no phrase of size, no category
+    assert read == ["photo of a <bear>"] * 2  # once a step for eight pictures; no phrase of size, no category
 
 
 def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
@@ -88,18 +90,6 @@ def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, pr
     assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
     assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
     assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
-
-
-def test_a_small_set_is_shown_as_often_as_a_large_one(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    encode = tiny.encode_text
-    monkeypatch.setattr(tiny, "encode_text", lambda captions: read.extend(captions) or encode(captions))
-    subjects = [make_subject("<one>", count=2), make_subject("<two>", category="cat", seed=2, count=9)]
-    train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=6, batch=3))
-    shown = ["<one>" if "<one>" in caption else "<two>" for caption in read if "<" in caption]
-    assert shown == ["<one>", "<two>"] * 9
 
 
 # --- sequential training ----------------------------------------------------------------------------------------------
@@ -185,27 +175,29 @@ def test_the_canvas_around_a_shrunk_picture_does_not_count(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error on the canvas alone gives a target loss of zero."""
-    masks: list[torch.Tensor] = []
-    real = tiny.encode_images
+    canvases: list[torch.Tensor] = []
+    real = batches.framed
 
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        cells = torch.nn.functional.avg_pool2d((images == 0).all(1, keepdim=True).float(), 8)
-        masks.append(cells == 1)
-        return real(images)
-
-    monkeypatch.setattr(tiny, "encode_images", encode)
-    monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
+    def framed(*arguments: object, **named: object) -> Augmented:
+        found = real(*arguments, **named)
+        cells = torch.nn.functional.avg_pool2d((found.image == 0).all(0, keepdim=True).float(), 8)
+        canvases.append(cells == 1)
+        return found
 
     def predict(noisy: torch.Tensor, _times: torch.Tensor, text: Conditioning) -> torch.Tensor:
         canvas = torch.zeros(len(noisy), 1, 8, 8)
-        canvas[: len(masks[-1])] = masks[-1].float()
+        canvas[0] = canvases[len(steps)].float()
         weight = next(iter(tiny.weights("cross-attention-kv").values()))
         return canvas.expand_as(noisy) * 5 + 0 * weight.sum() + 0 * text.features.sum()
 
+    monkeypatch.setattr(batches, "framed", framed)
+    monkeypatch.setattr(tiny, "target", lambda latents, _noise, _times: torch.zeros_like(latents))
     monkeypatch.setattr(tiny, "predict", predict)
     steps: list[Step] = []
-    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=8), on_step=steps.append)
-    assert any(mask.any() for mask in masks[1:])
+    options = TrainOptions(steps=12, batch=1)
+    train(tiny, [make_subject(count=12)], [prior], METHOD, options=options, on_step=steps.append)
+    assert len(canvases) == 12, "each picture is encoded, because each is another one"
+    assert any(canvas.any() for canvas in canvases)
     assert all(step.target_loss == 0 for step in steps)
 
 
@@ -284,16 +276,94 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     assert resumed.hash == taught(tiny, make_subject(), prior, steps=6).hash
 
 
-def test_regularization_pictures_are_encoded_once(
+def test_all_pictures_are_encoded_before_the_first_step(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded, read = [], []
-    encode_images, encode_text = tiny.encode_images, tiny.encode_text
-    monkeypatch.setattr(tiny, "encode_images", lambda x: encoded.append(len(x)) or encode_images(x))
-    monkeypatch.setattr(tiny, "encode_text", lambda x: read.append(len(x)) or encode_text(x))
+    done: list[str] = []
+    encode_images, predict = tiny.encode_images, tiny.predict
+    monkeypatch.setattr(tiny, "encode_images", lambda x: done.append(f"encode {len(x)}") or encode_images(x))
+    monkeypatch.setattr(tiny, "predict", lambda *x: done.append("predict") or predict(*x))
     taught(tiny, make_subject(), prior, steps=5)
-    assert encoded == [5, *[2] * 5]  # the five regularization pictures once, then two target pictures a step
-    assert read == [5, *[2] * 5]
+    assert done == ["encode 5", *["encode 2"] * 5, *["predict"] * 5]
+
+
+def test_no_step_waits_for_the_device(
+    each: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each of these calls waits until all work is done, and none may be in a captured step.
+
+    The shapes of a step depend on nothing but the number of its different captions.
+    """
+    shapes: list[tuple[object, ...]] = []
+    real = training._step
+
+    def trapped(found: Batches, shards: list[Batch], *arguments: object, **named: object) -> torch.Tensor:
+        (batch,) = shards
+        shapes.append((*(tuple(each.shape) for each in (batch.latents, batch.masks, batch.caption_rows)),))
+
+        def trap(*_arguments: object, **_named: object) -> None:
+            raise AssertionError("a step waits for a number")
+
+        with pytest.MonkeyPatch.context() as inside:
+            for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+                inside.setattr(torch.Tensor, name, trap)
+            return real(found, shards, *arguments, **named)
+
+    monkeypatch.setattr(training, "_step", trapped)
+    steps: list[Step] = []
+    options = TrainOptions(steps=7, batch=2, report_steps=5)
+    train(each, [make_subject()], [prior], METHOD, options=options, on_step=steps.append)
+    assert [step.index for step in steps] == list(range(1, 8))
+    assert len(set(shapes)) == 1
+
+
+def test_losses_read_later_are_the_same(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
+    each_step, all_at_once = [], []
+    for steps, every in ((each_step, 1), (all_at_once, 10)):
+        options = TrainOptions(steps=4, batch=2, report_steps=every)
+        train(tiny, [make_subject()], [prior], METHOD, options=options, on_step=steps.append)
+    assert [step.loss for step in each_step] == [step.loss for step in all_at_once]
+
+
+def test_a_loss_that_is_not_finite_is_found_when_it_is_read_and_nothing_moves_after_it(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = tiny.predict, []
+
+    def breaks(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(tiny, "predict", breaks)
+    with pytest.raises(TrainingDiverged, match="not a finite number at step 3"):
+        taught(tiny, make_subject(), prior, steps=8, run_folder=tmp_path, report_steps=6)
+    assert len(calls) == 6
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+    monkeypatch.setattr(tiny, "predict", real)
+    resumed = taught(tiny, make_subject(), prior, steps=8, run_folder=tmp_path, resume=True)
+    assert resumed.hash == taught(tiny, make_subject(), prior, steps=8).hash
+
+
+def test_a_step_in_shards_is_the_same_step_up_to_rounding(
+    each: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    found: list[Concept] = []
+    losses: list[list[Step]] = [[], []]
+    for accumulate, steps in zip((1, 2), losses, strict=True):
+        options = TrainOptions(steps=2, batch=4, accumulate=accumulate)
+        found.append(train(each, [make_subject()], [prior], METHOD, options=options, on_step=steps.append))
+    for one, two in zip(*losses, strict=True):
+        assert one.target_loss == pytest.approx(two.target_loss, rel=1e-4)
+        assert one.prior_loss == pytest.approx(two.prior_loss, rel=1e-4)
+    for name, change in found[0].deltas.items():
+        # Adam's first steps are nearly signs of gradients, which amplify rounding in the smallest of them.
+        difference = change.full() - found[1].deltas[name].full()
+        assert difference.norm() / change.full().norm() < 0.05, name
+
+
+def test_shards_must_be_equal(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
+    with pytest.raises(OptionError, match="4 target pictures of a step cannot be divided into 3 equal shards"):
+        taught(tiny, make_subject(), prior, batch=4, accumulate=3)
 
 
 def test_half_precision_bases_train_in_float32(

@@ -23,20 +23,20 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from moongate.backbone.fingerprint import Fingerprint, layout_of
-from moongate.backbone.guidance import guidance_embedding
-from moongate.backbone.loading import denoiser_shapes, load_pipeline
+from moongate.backbone.guidance import guidance_embedding, picture_sizes
+from moongate.backbone.loading import PROJECTION, PROJECTION_FILE, denoiser_shapes, load_pipeline, read_projection
+from moongate.backbone.precision import faster_attention, usual_dtype
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import Conditioning, TextEncoder, check_distinct
-from moongate.errors import BackboneError, BaseMismatchError, ConceptFileError, OptionError, TokenError
+from moongate.errors import BaseMismatchError, OptionError, TokenError
 from moongate.pocket import weights_folder
-from moongate.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
 __all__ = ["POCKET", "PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE",
-           "Backbone", "Conditioning", "Fingerprint", "Settings"]  # fmt: skip
+           "Backbone", "Conditioning", "Fingerprint", "Settings", "usual_dtype"]  # fmt: skip
 
 POCKET = "pocket"
 """Name of the model that comes with Moongate."""
@@ -51,16 +51,13 @@ LAYER_KINDS = {".attn2.": "cross-attention", ".attn1.": "self-attention"}
 """Kinds of layers by a part of their weights' names; all others are "the rest" (paper, Fig. 3)."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
 """Ids of rare tokens of CLIP's vocabulary, the first two from the paper (App. D). OpenCLIP has the same vocabulary."""
-PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
-"""Optional file in a model folder: the matrix [width, hidden] that projects the feature of a caption's end token into
-the space that captions and pictures share in CLIP. Pipelines are stored without it, because they draw without it."""
 
 
 class Backbone:
     """A text-to-image diffusion model with the operations that Moongate needs.
 
     Images are float [n, 3, height, width] in -1..1. Latents are scaled as the denoiser expects them. Nothing here
-    changes the model except inside `tokens`, `weights_replaced` and `activations_recomputed`, which restore it exactly.
+    changes the model except inside `with` blocks such as `tokens` and `weights_replaced`, which restore it exactly.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class Backbone:
             self.text_encoder_2 = pipeline.text_encoder_2.eval().requires_grad_(False)
             pairs = ((pipeline.tokenizer, self.text_encoder), (pipeline.tokenizer_2, self.text_encoder_2))
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
-        self.unet = pipeline.unet.eval().requires_grad_(False)
+        self.unet = faster_attention(pipeline.unet.eval().requires_grad_(False))
         self.vae = pipeline.vae.eval().requires_grad_(False)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows in float16
             self.vae.float()
@@ -128,12 +125,11 @@ class Backbone:
         pipeline, folder = load_pipeline(
             source, config=Path(config) if config else None, device=device, dtype=dtype, downloads=downloads
         )
-        projection = folder / PROJECTION_FILE
         return cls(
             name=str(model),
             pipeline=pipeline,
             settings=Settings.read(folder / SETTINGS_FILE),
-            caption_projection=_caption_projection(projection) if projection.is_file() else None,
+            caption_projection=read_projection(folder),
         )
 
     # --- facts ----------------------------------------------------------------------------------------------------
@@ -239,6 +235,15 @@ class Backbone:
             yield
         finally:
             self.unet.disable_gradient_checkpointing()
+
+    @contextlib.contextmanager
+    def autoencoder_parked(self) -> Iterator[None]:
+        """Keep the autoencoder in the memory of the CPU until it is used or the block ends."""
+        self.vae.to("cpu")
+        try:
+            yield
+        finally:
+            self.vae.to(self.device)
 
     # --- text -------------------------------------------------------------------------------------------------------
 
@@ -367,6 +372,7 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c lh lw"]:
         """Encode images in -1..1 into scaled latents (the mean of the posterior if the autoencoder has one)."""
+        self.vae.to(self.device)
         encoded = self.vae.encode(images.to(self.device, self.vae.dtype))
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
         return latents * self.vae.config.scaling_factor
@@ -374,6 +380,7 @@ class Backbone:
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "n c lh lw"]) -> Float[Tensor, "n 3 h w"]:
         """Decode scaled latents into images in -1..1."""
+        self.vae.to(self.device)
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents).sample.clamp(-1, 1).float()
 
@@ -413,9 +420,9 @@ class Backbone:
         """
         if text.pooled is None:
             return None
-        size = [side * self.latent_scale for side in noisy.shape[-2:]]
-        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=noisy.device)
-        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": sizes.expand(len(noisy), -1)}
+        height_px, width_px = (side * self.latent_scale for side in noisy.shape[-2:])
+        sizes = picture_sizes(height_px, width_px, self.device).expand(len(noisy), -1)
+        return {"text_embeds": text.pooled.to(self.dtype), "time_ids": sizes}
 
     def target(
         self,
@@ -428,13 +435,6 @@ class Backbone:
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
-
-
-def _caption_projection(file: Path) -> Float[Tensor, "width hidden"]:
-    try:
-        return read_tensors(file)[0][PROJECTION].float()
-    except (ConceptFileError, KeyError) as error:
-        raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
 
 
 def _check_layouts(model: str, shapes: Mapping[str, tuple[int, ...]] | None, layouts: Collection[str]) -> None:

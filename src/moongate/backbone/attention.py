@@ -1,4 +1,4 @@
-"""Record which words pictures attend to; the only code that touches diffusers' attention processors.
+"""Record which words pictures attend to.
 
 The attention probabilities are computed a second time, in addition to the processor that is there. A processor that
 replaced it would compute with another kernel and change the pictures; so they stay the same bit for bit.

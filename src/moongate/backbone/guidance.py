@@ -1,15 +1,17 @@
-"""The scale of guidance as an input of the denoiser, for models distilled with it (latent consistency models).
+"""Further inputs of some denoisers: the scale of guidance, and the sizes of pictures (SDXL).
 
-Such a denoiser has `time_cond_proj_dim` in its configuration and returns in one evaluation what others need two for.
+A denoiser that was distilled with guidance (latent consistency models) has `time_cond_proj_dim` in its configuration
+and returns in one evaluation what others need two for.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["guidance_embedding"]
+__all__ = ["guidance_embedding", "picture_sizes"]
 
 SCALED_BY = 1000.0
 """Factor on the scale before its sinusoids, so that scales of about 10 cover the range of timesteps."""
@@ -29,3 +31,13 @@ def guidance_embedding(guidance: float, width: int) -> Float[Tensor, "1 {width}"
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(LONGEST) / (half - 1)))
     angles = (guidance - 1) * SCALED_BY * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+
+
+@lru_cache(maxsize=16)
+def picture_sizes(height_px: int, width_px: int, device: torch.device) -> Float[Tensor, "1 6"]:
+    """Return what SDXL is told of a picture: its size, where it was cropped (nowhere), and its size again.
+
+    The tensor is kept, so that a step makes none anew and does not wait for it to reach the device.
+    """
+    sizes = [height_px, width_px, 0, 0, height_px, width_px]
+    return torch.tensor([sizes], dtype=torch.float32, device=device)

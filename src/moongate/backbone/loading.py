@@ -24,13 +24,20 @@ from diffusers.loaders.single_file_utils import (
     load_single_file_checkpoint,
 )
 from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.errors import BackboneError, first_line
+from moongate.errors import BackboneError, ConceptFileError, first_line
+from moongate.tensor_files import read_tensors
 
-__all__ = ["LOADING_ERRORS", "denoiser_shapes", "load_pipeline", "quiet"]
+__all__ = ["LOADING_ERRORS", "PROJECTION", "PROJECTION_FILE",
+           "denoiser_shapes", "load_pipeline", "quiet", "read_projection"]  # fmt: skip
+
+PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
+"""Optional file in a model folder: the matrix [width, hidden] that projects the feature of a caption's end token into
+the space that captions and pictures share in CLIP. Pipelines are stored without it, because they draw without it."""
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 INDEX = "model_index.json"
@@ -268,6 +275,21 @@ def _check_parts(pipeline: Any, model: str) -> None:
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
         raise BackboneError(f"The two tokenizers of {model!r} have different vocabularies, as no SDXL model has.")
+
+
+def read_projection(folder: Path) -> Float[Tensor, "width hidden"] | None:
+    """Return the projection of captions of a model folder, in float32; None if it has none.
+
+    Raises:
+        BackboneError: The file cannot be read.
+    """
+    file = folder / PROJECTION_FILE
+    if not file.is_file():
+        return None
+    try:
+        return read_tensors(file)[0][PROJECTION].float()
+    except (ConceptFileError, KeyError) as error:
+        raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditioning", "TextEncoder", "check_distinct", "folded"]
 
+IDS_KEPT = 1000
+"""Captions whose token ids are kept."""
+
 
 def folded(token: str) -> str:
     """Return a token as CLIP's tokenizer reads it, in lower case: `<Rex>` and `<rex>` are one word to it."""
@@ -60,7 +63,7 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Int[Tensor, " rows"]) -> Self:
         return type(self)(features=self.features[rows], pooled=None if self.pooled is None else self.pooled[rows])
 
     @classmethod
@@ -89,6 +92,7 @@ class TextEncoder:
         self.model = model
         self.reads_penultimate = reads_penultimate
         """Whether features are the state before the last layer, without the final normalization (SDXL)."""
+        self._ids: dict[str, Tensor] = {}
 
     @property
     def table(self) -> nn.Embedding:
@@ -109,8 +113,9 @@ class TextEncoder:
             rows: The row of each token for all text encoders.
             columns: The part of a row that belongs to this one.
         """
-        before = self.tokenizer, self.model.get_input_embeddings()
+        before = self.tokenizer, self.model.get_input_embeddings(), self._ids
         try:
+            self._ids = {}
             self.tokenizer = copy.deepcopy(self.tokenizer)
             if rows:
                 self.tokenizer.add_tokens(list(rows))
@@ -118,19 +123,26 @@ class TextEncoder:
             self.model.set_input_embeddings(_ExtendedEmbedding(self.table, ids, columns))
             yield
         finally:
-            self.tokenizer, embedding = before
+            self.tokenizer, embedding, self._ids = before
             self.model.set_input_embeddings(embedding)
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
-        """Return the token ids of captions, padded or cut to the context of the model."""
-        encoded = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        return encoded.input_ids.to(self.model.device)
+        """Return the token ids of captions, padded or cut to the context of the model.
+
+        Those of the last captions are kept where the model computes, because training reads the same ones again.
+        """
+        if len(self._ids) > IDS_KEPT:
+            self._ids.clear()
+        if new := [caption for caption in dict.fromkeys(captions) if caption not in self._ids]:
+            encoded = self.tokenizer(
+                new,
+                padding="max_length",
+                truncation=True,
+                max_length=self.tokenizer.model_max_length,
+                return_tensors="pt",
+            )
+            self._ids |= zip(new, encoded.input_ids.to(self.model.device), strict=True)
+        return torch.stack([self._ids[caption] for caption in captions])
 
     def cut_off(self, caption: str) -> str:
         """Return the end of a caption that does not fit into the model; empty where all of it fits."""

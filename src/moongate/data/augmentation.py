@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moongate.data.pictures import as_tensor
 
-__all__ = ["ZOOM", "Augmented", "augment", "square"]
+__all__ = ["ZOOM", "Augmented", "Framing", "augment", "framed", "framing", "square"]
 
 ZOOM = (1.2, 1.4)
 """Range of the side of an enlarged picture, as a multiple of the training side."""
@@ -42,6 +42,21 @@ class Augmented:
     phrase: str
     """What the caption says of the size; empty for a picture of usual size."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """The random choices of one augmentation. Equal framings of one picture give equal training pictures."""
+
+    is_flipped: bool
+    picture_px: int
+    """Side to which the picture is resized."""
+    top: int
+    """Where the training picture begins in an enlarged picture, or a shrunk one on the canvas, in pixels."""
+    left: int
+    """Likewise."""
+    phrase: str
+    """As in `Augmented`."""
+
     def caption(self, caption: str) -> str:
         """Return the caption with the phrase before it."""
         return f"{self.phrase} {caption}" if self.phrase else caption
@@ -58,10 +73,6 @@ def augment(
 ) -> Augmented:
     """Enlarge (one picture in three) or shrink and place a picture at random, and say so in the caption (Sec. 3.2).
 
-    A shrunk picture covers whole latent cells, so that the mask is exactly the region it covers; the rest of the canvas
-    is mid-gray and does not count in the loss. A user's mask moves with the picture: a cell counts when at least half
-    of it is masked in. If no cell has that much, the cells that have the most count.
-
     Args:
         picture: Square picture in -1..1, with a user's mask as the fourth channel if there is one.
         side_px: Side of the training picture in pixels.
@@ -70,28 +81,54 @@ def augment(
         flips: Whether half of the pictures are mirrored.
         resizes: Whether pictures are enlarged or shrunk; without, the whole picture fills the canvas.
     """
-    if flips and _uniform(0, 1, generator) < 0.5:
-        picture = picture.flip(-1)
-    cells = side_px // cell_px
-    mask = torch.ones(cells, cells, dtype=torch.bool)
+    choices = framing(side_px=side_px, cell_px=cell_px, generator=generator, flips=flips, resizes=resizes)
+    return framed(picture, choices, side_px=side_px, cell_px=cell_px)
+
+
+def framing(*, side_px: int, cell_px: int, generator: torch.Generator, flips: bool, resizes: bool) -> Framing:
+    """Draw the random choices of one augmentation; `augment` explains the arguments."""
+    is_flipped = flips and _uniform(0, 1, generator) < 0.5
     if not resizes:
-        image = _resized(picture, side_px)
-        return Augmented(image=image[:3], mask=mask & _counted(image[3:], cell_px), phrase="")
+        return Framing(is_flipped=is_flipped, picture_px=side_px, top=0, left=0, phrase="")
     if _uniform(0, 1, generator) < ZOOM_SHARE:
         side = round(side_px * _uniform(*ZOOM, generator))
         top, left = (_below(side - side_px + 1, generator) for _ in range(2))
-        image = _resized(picture, side)[:, top : top + side_px, left : left + side_px]
-        mask &= _counted(image[3:], cell_px)
-        return Augmented(image=image[:3], mask=mask, phrase=_choice(PHRASES["large"], generator))
+        phrase = _choice(PHRASES["large"], generator)
+        return Framing(is_flipped=is_flipped, picture_px=side, top=top, left=left, phrase=phrase)
+    cells = side_px // cell_px
     covered = max(1, round(cells * _uniform(*SHRINK, generator)))
-    top, left = (_below(cells - covered + 1, generator) for _ in range(2))
-    image = torch.zeros(len(picture), side_px, side_px)
-    rows, columns = (slice(start * cell_px, (start + covered) * cell_px) for start in (top, left))
-    image[:, rows, columns] = _resized(picture, covered * cell_px)
-    mask[:] = False
-    mask[top : top + covered, left : left + covered] = _counted(image[3:, rows, columns], cell_px)
-    is_small = covered < SMALL_BELOW * cells
-    return Augmented(image=image[:3], mask=mask, phrase=_choice(PHRASES["small"], generator) if is_small else "")
+    top, left = (_below(cells - covered + 1, generator) * cell_px for _ in range(2))
+    phrase = _choice(PHRASES["small"], generator) if covered < SMALL_BELOW * cells else ""
+    return Framing(is_flipped=is_flipped, picture_px=covered * cell_px, top=top, left=left, phrase=phrase)
+
+
+def framed(
+    picture: Float[Tensor, "channels source source"], choices: Framing, *, side_px: int, cell_px: int
+) -> Augmented:
+    """Return the training picture of a picture, with its mask.
+
+    A shrunk picture covers whole latent cells, so that the mask is exactly the region it covers; the rest of the canvas
+    is mid-gray and does not count in the loss. A user's mask moves with the picture: a cell counts when at least half
+    of it is masked in. If no cell has that much, the cells that have the most count.
+
+    Args:
+        picture: Square picture in -1..1, with a user's mask as the fourth channel if there is one.
+        choices: What `framing` drew for the same sides.
+        side_px: Side of the training picture in pixels.
+        cell_px: Side of a latent cell in pixels.
+    """
+    resized = _resized(picture.flip(-1) if choices.is_flipped else picture, choices.picture_px)
+    top, left = choices.top, choices.left
+    if choices.picture_px >= side_px:
+        image = resized[:, top : top + side_px, left : left + side_px]
+        return Augmented(image=image[:3], mask=_counted(image[3:], cell_px), phrase=choices.phrase)
+    end_row, end_column = top + choices.picture_px, left + choices.picture_px
+    image = torch.zeros(3, side_px, side_px)
+    image[:, top:end_row, left:end_column] = resized[:3]
+    mask = torch.zeros(side_px // cell_px, side_px // cell_px, dtype=torch.bool)
+    rows, columns = (slice(begin // cell_px, end // cell_px) for begin, end in ((top, end_row), (left, end_column)))
+    mask[rows, columns] = _counted(resized[3:], cell_px)
+    return Augmented(image=image, mask=mask, phrase=choices.phrase)
 
 
 def square(

@@ -8,15 +8,14 @@ the regularization pictures, each a mean per element (Eq. 2). The loop never dra
 import dataclasses
 import math
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
@@ -28,8 +27,10 @@ from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
-from moongate.training.runs import LOG, Run, check_run, interrupt_after_step, seeded
+from moongate.training.ranks import Ranks
+from moongate.training.runs import LOG, Run, check_run, interrupt_after_step
 from moongate.training.selection import Judge, best_step, kept_file
+from moongate.training.speed import Speed
 
 __all__ = ["Plan", "Step", "TrainOptions", "train"]
 
@@ -54,6 +55,8 @@ class Step:
     """0 for a method without regularization pictures."""
     pictures_per_second: float
     """Target and regularization pictures per second, on average since the run began or was resumed."""
+    utilization: float | None = None
+    """Share of the speed of a matrix product that the run reaches (MFU), 0..1; on a GPU alone."""
     held_out_loss: float | None = None
     """Loss of the held-out pictures after a step whose concept is kept and judged."""
     skipped_steps: int = 0
@@ -77,7 +80,7 @@ def train(
     interrupted and resumed.
 
     Args:
-        backbone: The model to train. During `on_step` it holds the weights trained so far.
+        backbone: The model to train. During `on_step` it holds the weights after the last step that was read.
         subjects: The subjects to teach.
         regularization: One set of pictures for each subject; empty if the method's prior weight is 0.
         method: What is trained, and how fast; None is the model's own method, or custom-diffusion.
@@ -85,7 +88,8 @@ def train(
         start_from: A finished concept to continue from (sequential training). Its tokens stay as they are, and the
             result holds its subjects too; what was taught first is forgotten in part.
         held_out: Further pictures of the subjects. The concepts that are kept (`save_every`) are judged by their loss.
-        on_step: Called after each step.
+        on_step: Called for each step, when its loss is read (`TrainOptions.report_steps`); of several processes that
+            train together, in the first alone.
 
     Raises:
         OptionError: A setting does not fit; raised before any work.
@@ -99,19 +103,19 @@ def train(
         backbone, subjects, regularization, method, options=options, start_from=start_from, held_out=held_out
     )
     folder = plan.options.run_folder
-    with exclusive(folder) if folder else nullcontext():
+    with exclusive(folder) if folder and Ranks.current().is_first else nullcontext():
         return _trained(plan, on_step)
 
 
 def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
     # Begin.
-    backbone, method, options = plan.backbone, plan.method, plan.options
+    backbone, options, ranks = plan.backbone, plan.options, Ranks.current()
     if options.run_folder:  # again: the folder may have changed before it was held
         check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
-    run = Run.begin(options.run_folder, plan.config, resume=options.resume)
-    batches = Batches(plan)
+    ranks.wait()  # until all have checked the folder, which the first one then changes
+    run = Run.begin(options.run_folder, plan.config, resume=options.resume, writes=ranks.is_first)
     with (
-        trainable(backbone, method, plan.first_rows, start_from=plan.start_from) as moving,
+        trainable(backbone, plan.method, plan.first_rows, start_from=plan.start_from) as moving,
         backbone.activations_recomputed() if options.recompute else nullcontext(),
         interrupt_after_step() as interrupted,
     ):
@@ -120,76 +124,105 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
             moving.parameters(), name=options.optimizer, learning_rate=plan.learning_rate, dtype=backbone.dtype
         )
         judge = Judge(backbone, plan.held_out, side_px=plan.resolution_px) if plan.held_out else None
-        first, began = _restore(run, moving, optimizer, plan.steps), time.monotonic()
+        first = _restore(run, moving, optimizer, plan.steps)
         _check_space(options.run_folder, moving)
+        batches = Batches(plan, ranks, first=first)
 
         # Loop.
-        for index in range(first, plan.steps):
-            target_loss, prior_loss = _losses(backbone, batches.draw(index), seeded(options.seed, "noise", index))
-            loss = target_loss + method.prior_weight * prior_loss
-            if not (math.isfinite(loss.item()) or optimizer.scales_loss):  # which leaves such a step out
-                _save(run, index, moving, optimizer)
-                raise _diverged(index + 1, run.saved_state)
-            optimizer.backward(loss)
-            if optimizer.step():
-                moving.decay(plan.learning_rate * method.weight_decay)
-            is_kept = plan.keeps(index + 1)
-            step = Step(
-                index=index + 1,
-                steps=plan.steps,
-                loss=loss.item(),
-                target_loss=target_loss.item(),
-                prior_loss=prior_loss.item(),
-                pictures_per_second=(index + 1 - first) * plan.pictures_per_step / (time.monotonic() - began),
-                held_out_loss=judge.loss() if judge and is_kept else None,
-                skipped_steps=optimizer.skipped_steps,
-            )
-            run.log(dataclasses.asdict(step))
-            if is_kept and options.run_folder:
-                kept = _concept(plan, moving, step.index, held_out_loss=step.held_out_loss)
-                kept.save(kept_file(options.run_folder, step.index), overwrite=True)
-            if on_step:
-                on_step(step)
-            is_stopping = interrupted()
-            if is_stopping or step.index % options.checkpoint_steps == 0 or step.index == plan.steps:
-                _save(run, step.index, moving, optimizer, is_needed=is_stopping)
-            if is_stopping:
-                raise KeyboardInterrupt
+        with backbone.autoencoder_parked():
+            speed, unread = Speed(plan.pictures_per_step, backbone.device, backbone.dtype), []
+            for index, shards in enumerate(batches, first + 1):
+                with speed.step():
+                    unread.append(_step(batches, shards, moving, optimizer, stops=interrupted()))
+                is_saved = index % options.checkpoint_steps == 0 or index == plan.steps
+                if not (is_saved or plan.reports(index) or (ranks.count == 1 and interrupted())):
+                    continue
+                read, unread = torch.stack(unread).tolist(), []  # the only place that waits for the device
+                for step in _steps(plan, index, read, speed, optimizer):
+                    if not (math.isfinite(step.loss) or optimizer.scales_loss):  # which leaves such a step out
+                        _save(run, step.index - 1, moving, optimizer)
+                        raise _diverged(step.index, run.saved_state)
+                    if plan.keeps(step.index):
+                        step = _kept(plan, step, moving, judge, writes=run.writes)
+                    run.log(dataclasses.asdict(step))
+                    if on_step and ranks.is_first:
+                        on_step(step)
+                is_stopping = any(stops for *_, stops in read)
+                if is_saved or is_stopping:
+                    _save(run, index, moving, optimizer, is_needed=is_stopping)
+                if is_stopping:
+                    raise KeyboardInterrupt
 
         # Concept.
+        ranks.wait()  # until the first one has written the log
         best = best_step(options.run_folder / LOG) if options.keep_best and options.run_folder else None
         if best and options.run_folder:
             return Concept.load(kept_file(options.run_folder, best))
         return _concept(plan, moving, plan.steps)
 
 
-def _losses(
-    backbone: Backbone, batch: Batch, generator: torch.Generator
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the target loss over the valid region and the prior loss (Eq. 2), each a mean per element."""
-    latents = backbone.encode_images(batch.images).float()
-    text = backbone.encode_text(batch.captions)
-    if batch.prior:
-        latents = torch.cat([latents, batch.prior.latents.float()])
-        text = Conditioning.cat([text, batch.prior.text])
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    timesteps = _timesteps(len(latents), backbone.train_timesteps, generator).to(latents.device)
-    noisy = backbone.schedule.add_noise(latents, noise, timesteps)
-    error = (backbone.predict(noisy, timesteps, text) - backbone.target(latents, noise, timesteps)).square()
-    count = len(batch.captions)
-    target_loss = _masked_mean(error[:count], batch.masks.to(error.device))
-    return target_loss, error[count:].mean() if batch.prior else torch.zeros((), device=error.device)
+def _step(
+    batches: Batches, shards: Sequence[Batch], moving: Trainable, optimizer: Optimizer, *, stops: bool
+) -> Float[Tensor, "4"]:
+    """Move what is trained by the gradients of all shards of a step, without waiting for the device.
+
+    Returns:
+        The loss, the target loss, the prior loss, and above 0 if any process has been interrupted (`stops`).
+    """
+    plan, ranks, values, gradients = batches.plan, batches.ranks, [], []
+    for batch in shards:
+        target_loss, prior_loss = _losses(plan, batch, batches.text(batch))
+        loss = target_loss + plan.method.prior_weight * prior_loss
+        optimizer.backward(loss)
+        values.append(torch.stack([loss, target_loss, prior_loss, loss.new_full((), stops)]).detach())
+        if ranks.count > 1:
+            gradients.append(moving.gradients_taken())
+    for parameter, parts in zip(moving.parameters(), zip(*gradients, strict=True), strict=bool(gradients)):
+        parameter.grad = ranks.summed(parts)
+    summed = ranks.summed(values)
+    moved = optimizer.step(summed[0])
+    moving.decay(moved * (plan.learning_rate * plan.method.weight_decay))
+    return summed
 
 
-def _masked_mean(
-    values: Float[Tensor, "n channels height width"], mask: Bool[Tensor, "n 1 height width"]
-) -> Float[Tensor, ""]:
-    """Return the mean of the values where the mask is true; 0 where it is true nowhere."""
-    return (values * mask).sum() / (mask.sum() * values.shape[1]).clamp(min=1)
+def _losses(plan: Plan, batch: Batch, text: Conditioning) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return what a shard adds to the target loss over the valid region and to the prior loss (Eq. 2).
+
+    Both are means per element, over all shards of the step.
+    """
+    backbone, count = plan.backbone, len(batch.masks)
+    noisy = backbone.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    target = backbone.target(batch.latents, batch.noise, batch.timesteps)
+    error = (backbone.predict(noisy, batch.timesteps, text) - target).square()
+    target_loss = (error[:count] * batch.masks).sum() / batch.counted
+    has_prior = len(error) > count
+    return target_loss, error[count:].mean() / plan.shards if has_prior else torch.zeros_like(target_loss)
 
 
-def _timesteps(count: int, total: int, generator: torch.Generator) -> Int[Tensor, " {count}"]:
-    return torch.randint(0, total, (count,), generator=generator)
+def _steps(
+    plan: Plan, last: int, read: Sequence[Sequence[float]], speed: Speed, optimizer: Optimizer
+) -> Iterator[Step]:
+    """Yield the last steps, of which `_step` returned what was read."""
+    for index, (loss, target_loss, prior_loss, _) in enumerate(read, last - len(read) + 1):
+        yield Step(
+            index=index,
+            steps=plan.steps,
+            loss=loss,
+            target_loss=target_loss,
+            prior_loss=prior_loss,
+            pictures_per_second=speed.pictures_per_second,
+            utilization=speed.utilization,
+            skipped_steps=optimizer.skipped_steps,
+        )
+
+
+def _kept(plan: Plan, step: Step, moving: Trainable, judge: Judge | None, *, writes: bool) -> Step:
+    """Keep the concept after a step in the run folder, and return the step with the loss of held-out pictures."""
+    step = dataclasses.replace(step, held_out_loss=judge.loss() if judge else None)
+    if writes and plan.options.run_folder:
+        concept = _concept(plan, moving, step.index, held_out_loss=step.held_out_loss)
+        concept.save(kept_file(plan.options.run_folder, step.index), overwrite=True)
+    return step
 
 
 def _restore(run: Run, moving: Trainable, optimizer: Optimizer, steps: int) -> int:

@@ -160,8 +160,16 @@ class Trainable:
         """Return everything that is trained, in a fixed order."""
         return [*self.weights.values(), *(row for row in self.rows.values() if row.requires_grad)]
 
+    def gradients_taken(self) -> list[Tensor]:
+        """Return the gradient of each parameter, zeros where there is none, and clear them."""
+        parameters = self.parameters()
+        taken = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return taken
+
     @torch.no_grad()
-    def decay(self, fraction: float) -> None:
+    def decay(self, fraction: Float[Tensor, ""]) -> None:
         """Move the weights toward the pretrained ones by a fraction of the difference, from 0 to 1."""
         for name, weight in self.weights.items():
             weight.lerp_(self.pretrained[name], fraction)

@@ -7,6 +7,7 @@ backward pass and the gradients are divided by it before the step (Micikevicius 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -31,6 +32,8 @@ class Optimizer:
 
     _inner: torch.optim.Optimizer
     _scaler: torch.amp.GradScaler
+    _broken: Float[Tensor, ""]
+    """1 as soon as a loss was not finite, else 0; kept where the parameters are."""
     skipped_steps: int = 0
     """Steps so far that were left out because their gradients overflowed float16."""
 
@@ -49,9 +52,12 @@ class Optimizer:
         Raises:
             MissingLibrary: The optimizer needs bitsandbytes, which is not installed.
         """
-        kind = library("bitsandbytes").optim.AdamW8bit if name == "adamw8bit" else torch.optim.AdamW
+        kind = (
+            library("bitsandbytes").optim.AdamW8bit if name == "adamw8bit" else partial(torch.optim.AdamW, fused=True)
+        )
         return cls(
             _inner=kind(parameters, lr=learning_rate, weight_decay=0.0),
+            _broken=torch.zeros((), device=parameters[0].device),
             _scaler=torch.amp.GradScaler(parameters[0].device.type, enabled=dtype == torch.float16),
         )
 
@@ -64,15 +70,31 @@ class Optimizer:
         """Add the gradients of a loss, multiplied by the loss scale."""
         self._scaler.scale(loss).backward()
 
-    def step(self) -> bool:
+    def step(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Move the parameters by the gradients added up so far, and clear these.
 
+        Without loss scaling nothing moves from the first loss on that is not finite, so that the parameters stay those
+        before it until the loss is read. Only AdamW can do so without waiting for the device; its 8-bit form moves.
+
+        Args:
+            loss: The loss of the step.
+
         Returns:
-            Whether they moved; False if a gradient overflowed.
+            1 if the parameters moved, and 0 if not.
 
         Raises:
             TrainingDiverged: Gradients overflow again and again, however small the loss scale.
         """
+        if self._scaler.is_enabled():
+            return self._scaled_step()
+        self._broken = torch.maximum(self._broken, (~loss.isfinite()).float())
+        if isinstance(self._inner, torch.optim.AdamW):
+            self._inner.found_inf = self._broken  # type: ignore[attr-defined]
+        self._inner.step()
+        self._inner.zero_grad(set_to_none=True)
+        return 1 - self._broken
+
+    def _scaled_step(self) -> Float[Tensor, ""]:
         scale = self._scaler.get_scale()
         self._scaler.step(self._inner)
         self._scaler.update()
@@ -84,7 +106,7 @@ class Optimizer:
                 f"The gradients overflow float16 in {self.skipped_steps} steps, however small the loss scale. Use "
                 "bfloat16 or float32 (--dtype)."
             )
-        return is_moved
+        return torch.full_like(self._broken, is_moved)
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` takes."""

@@ -24,6 +24,7 @@ from moongate.errors import OptionError, TokenError, warn
 from moongate.extras import versions
 from moongate.training.method import Method, initial_rows
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
+from moongate.training.ranks import Ranks
 from moongate.training.runs import check_run, seeded
 
 __all__ = ["Plan", "TrainOptions"]
@@ -56,6 +57,9 @@ class TrainOptions:
     should differ in it. None takes the first one, or the first that the concept to start from leaves free."""
     initializer_token: tuple[str, ...] = ()
     """The word that each new token begins as, one for each, instead of a rare token. Each is one token of the model."""
+    accumulate: int = 1
+    """Shards of a step that each process computes one after the other, to save memory. The same number of shards gives
+    the same concept, however many processes share them."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; None keeps no records."""
@@ -65,6 +69,9 @@ class TrainOptions:
     """Number of steps between two concepts that are kept in the run folder; None keeps none."""
     keep_best: bool = False
     """Whether the result is the kept concept with the lowest loss of held-out pictures, not that of the last step."""
+    report_steps: int | None = None
+    """Number of steps between two readings of the losses, after which `on_step` is called for each of these steps.
+    None is 1 on a CPU, and 10 on a GPU, which a reading makes wait."""
     recompute: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time, the same result."""
     resume: bool = False
@@ -73,7 +80,7 @@ class TrainOptions:
     """Whether another run in `run_folder` may be replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px"):
+        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px", "accumulate", "report_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
@@ -131,6 +138,8 @@ class Plan:
     """Learning rate of the optimizer, for all pictures of a step together."""
     resolution_px: int
     """Side of the training pictures in pixels."""
+    shards: int
+    """Equal parts of a step, whose gradients are added in their order."""
 
     @classmethod
     def of(
@@ -188,6 +197,7 @@ class Plan:
             targets_per_step=targets_per_step,
             learning_rate=_learning_rate(options, method, backbone, _pictures_per_step(targets_per_step, method)),
             resolution_px=_resolution_px(options, backbone),
+            shards=_shards(targets_per_step, options.accumulate),
         )
         if options.run_folder and regularization is not None:
             check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
@@ -202,6 +212,11 @@ class Plan:
         """Return whether the concept after a step, counted from 1, is kept: every so many, and the last."""
         every = self.options.save_every
         return every is not None and (step % every == 0 or step == self.steps)
+
+    def reports(self, step: int) -> bool:
+        """Return whether losses are read after a step, counted from 1: every so many, and before a concept is kept."""
+        every = self.options.report_steps or (1 if self.backbone.device.type == "cpu" else 10)
+        return step % every == 0 or self.keeps(step)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -240,9 +255,22 @@ class Plan:
             "resolution_px": self.options.resolution_px,
             "initializer_token": list(self.options.initializer_token),
             "optimizer": self.options.optimizer if self.options.optimizer != "adamw" else None,
+            "shard": self.targets_per_step // self.shards if self.shards > 1 else None,
             "judged_by": [subject.hash for subject in self.held_out],
         }
         return config | {key: value for key, value in chosen.items() if value}
+
+
+def _shards(targets_per_step: int, accumulate: int) -> int:
+    """Return the number of shards of a step, which must be equal."""
+    ranks = Ranks.current().count
+    shards = ranks * accumulate
+    if targets_per_step % shards:
+        raise OptionError(
+            f"{targets_per_step} target pictures of a step cannot be divided into {shards} equal shards ({ranks} "
+            f"ranks, --accumulate {accumulate}). Choose a --batch that is a multiple of {shards}."
+        )
+    return shards
 
 
 def _pictures_per_step(targets_per_step: int, method: Method) -> int:

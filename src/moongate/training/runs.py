@@ -45,27 +45,31 @@ class Run:
     resumes: bool
     settings: str = ""
     """Digest of the entries of config.json in which a resumed run may not differ."""
+    writes: bool = True
+    """Whether this process writes the records; of several that train together, one does."""
 
     @classmethod
-    def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool) -> Self:
-        """Write config.json and, unless the run resumes an earlier one, remove an earlier state, log and concepts.
+    def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool, writes: bool = True) -> Self:
+        """Write config.json and, unless the run resumes an earlier one, remove an earlier state, log and
+        concepts.
 
         Args:
             folder: The run folder, which `check_run` has accepted; None keeps no records.
             config: Everything that decides the result of the run, as plain JSON.
             resume: Whether the run continues from the state in the folder.
+            writes: Whether this process writes the records.
 
         Raises:
             OptionError: The folder cannot be written.
         """
-        if folder:
+        if folder and writes:
             if not resume:
                 (folder / STATE).unlink(missing_ok=True)
                 (folder / LOG).unlink(missing_ok=True)
                 for kept in (folder / CONCEPTS).glob("[0-9]*.safetensors"):
                     kept.unlink()
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
-        return cls(folder=folder, resumes=resume, settings=_digest(config))
+        return cls(folder=folder, resumes=resume, settings=_digest(config), writes=writes)
 
     def restore(self, *, steps: int | None = None) -> dict[str, Any] | None:
         """Return the saved state and cut the log back to its step; None for a run that does not resume one.
@@ -90,6 +94,8 @@ class Run:
                 f"The run in {self.folder} has done {state['step']} steps already, which is more than --steps {steps}. "
                 "Resume with at least as many."
             )
+        if not self.writes:
+            return state
         try:
             lines = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
@@ -100,13 +106,13 @@ class Run:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl."""
-        if self.folder:
+        if self.folder and self.writes:
             with (self.folder / LOG).open("a") as file:
                 file.write(json.dumps(dict(values)) + "\n")
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the resumable state completely or not at all; it must hold the number of steps done as `step`."""
-        if self.folder:
+        if self.folder and self.writes:
             buffer = io.BytesIO()
             torch.save({**state, "settings": self.settings}, buffer)
             write_atomically(self.folder / STATE, buffer.getvalue())

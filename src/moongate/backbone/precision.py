@@ -1,0 +1,47 @@
+"""Which precision and which attention suit the processor that a model runs on; measured by `benchmarks/one_concept.py`.
+
+On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Other
+CPUs list instructions for bfloat16 too and are slower with them than in float32.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+__all__ = ["faster_attention", "usual_dtype"]
+
+SMALL_LATENTS = 32 * 32
+"""Most latent cells of a model for which the scores of self-attention are kept; beyond, they would fill the memory."""
+
+
+def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
+    """Return the precision of the frozen weights that commands use unless the user names one.
+
+    Args:
+        device: Where the model computes; None is CUDA if there is any.
+    """
+    is_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
+    return torch.bfloat16 if is_cpu and _has_matrix_units() else torch.float32
+
+
+def faster_attention(denoiser: Any) -> Any:
+    """Return a denoiser, which in bfloat16 on a CPU now multiplies matrices for its attention.
+
+    The backward pass of torch's fused attention in bfloat16 takes there three times as long as in float32; products
+    and a softmax take half as long as either.
+    """
+    if denoiser.device.type != "cpu" or denoiser.dtype != torch.bfloat16:
+        return denoiser
+    cells = int(denoiser.config.sample_size) ** 2
+    for name, module in denoiser.named_modules():
+        if name.endswith(".attn2") or (name.endswith(".attn1") and cells <= SMALL_LATENTS):
+            module.set_processor(AttnProcessor())
+    return denoiser
+
+
+def _has_matrix_units() -> bool:
+    listed = Path("/proc/cpuinfo")
+    return listed.exists() and re.search(r"\bamx_bf16\b", listed.read_text()) is not None

@@ -1,0 +1,108 @@
+"""Processes that train one concept together, each a share of every step (data parallel, by plain torch.distributed).
+
+A step is divided into shards of equal size. Gradients of shards are added in the order of the shards, so that one
+process that computes all shards gets the same sums, bit for bit, as several that compute some each. A collective
+`all_reduce` adds in an order that depends on the number of ranks. The module knows nothing of models and pictures.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import reduce
+from typing import Self
+
+import torch
+from torch import Tensor, distributed
+
+from moongate.errors import OptionError
+
+__all__ = ["Ranks", "joined"]
+
+PATIENCE = timedelta(hours=12)
+"""How long a rank waits for the others, which may draw pictures first. The launcher ends all when one has died."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The place of this process among those that train together."""
+
+    index: int = 0
+    """Counted from 0; the first rank alone writes files and prints."""
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return the place in the process group of torch.distributed; without one the process is alone."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(index=distributed.get_rank(), count=distributed.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.index == 0
+
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors of all ranks in their order; all have one shape and type."""
+        if self.count == 1:
+            return [tensor]
+        tensors = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(tensors, tensor.contiguous())
+        return tensors
+
+    def summed(self, shards: Sequence[Tensor]) -> Tensor:
+        """Return the sum over all shards of all ranks, added one by one in their order.
+
+        Args:
+            shards: A tensor for each shard of this rank.
+        """
+        parts = [shard for rank in self.gathered(torch.stack(list(shards))) for shard in rank]
+        return reduce(torch.add, parts)
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first rank go through the block before the others, which then find the files that it wrote."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+@contextlib.contextmanager
+def joined(device: str | None = None) -> Iterator[Ranks]:
+    """Join the ranks that a launcher such as torchrun has started, until the block ends.
+
+    Args:
+        device: The device that the user named, if any. On CUDA each rank of a machine takes a device of its own.
+
+    Yields:
+        The place of this process; without a launcher it is alone.
+
+    Raises:
+        OptionError: There are more ranks on this machine than devices.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks.current()
+        return
+    on_cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    if on_cuda:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise OptionError(
+                f"{local + 1} or more ranks were started, but this machine has {torch.cuda.device_count()} GPUs. Start "
+                "as many ranks as GPUs (--nproc-per-node)."
+            )
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks.current()
+    finally:
+        distributed.destroy_process_group()
