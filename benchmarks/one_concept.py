@@ -34,7 +34,7 @@ from full_size import full_size_backbone
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, usual_dtype
 from moongate.data import Regularization, Subject, square
 from moongate.pocket import example, pool_folder
 from moongate.training import TrainOptions, train
@@ -207,7 +207,7 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
 
 def loaded(setup: Setup, *, exact: bool) -> Backbone:
     """Return the model, in the precision that `moongate train` takes by default or in float32."""
-    dtype = torch.float32
+    dtype = torch.float32 if exact else usual_dtype()
     if setup.model == RANDOM:
         return full_size_backbone(side_px=setup.side_px, has_full_autoencoder=True, dtype=dtype)
     return Backbone.load(setup.model, dtype=dtype)

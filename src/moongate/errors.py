@@ -13,6 +13,7 @@ MoongateError
 ├── CollectionError             a collection of captioned pictures that cannot be read or searched
 ├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            a loss that is no longer a finite number
+├── RankLost                    a process of a training that has ended before the others
 └── CorpusError                 a package of pocket's training data that is missing or altered
 ```
 
@@ -35,6 +36,7 @@ __all__ = [
     "OptionError",
     "PictureError",
     "PublishError",
+    "RankLost",
     "TokenError",
     "TrainingDiverged",
     "first_line",
@@ -93,6 +95,10 @@ class MissingLibrary(MoongateError):
 
 class TrainingDiverged(MoongateError):
     """The loss is no longer a finite number; the last good state is saved."""
+
+
+class RankLost(MoongateError):
+    """A process that trains together with others has ended before them."""
 
 
 class CorpusError(MoongateError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-__all__ = ["faster_attention", "usual_dtype"]
+__all__ = ["faster_attention", "precision_of", "usual_dtype"]
 
 SMALL_LATENTS = 32 * 32
 """Most latent cells of a model for which the scores of self-attention are kept; beyond, they would fill the memory."""
@@ -25,6 +25,18 @@ def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
     """
     is_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
     return torch.bfloat16 if is_cpu and _has_matrix_units() else torch.float32
+
+
+def precision_of(name: str, device: str | torch.device | None = None) -> torch.dtype:
+    """Return the precision of a name, and let a GPU round products in float32 to TF32 unless float32 was named.
+
+    Args:
+        name: `auto`, which is the usual precision of the device, or `float32`, `bfloat16` or `float16`.
+        device: Where the model computes; None is CUDA if there is any.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "float32"
+    dtype: torch.dtype = usual_dtype(device) if name == "auto" else getattr(torch, name)
+    return dtype
 
 
 def faster_attention(denoiser: Any) -> Any:

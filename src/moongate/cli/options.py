@@ -77,9 +77,10 @@ Code = tyro.conf.Suppress[tyro.conf.Fixed[_T_co]]
 """A value that only code can give, and no word of a command line."""
 
 Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"],
+    Literal["auto", "float32", "bfloat16", "float16"],
     tyro.conf.arg(
-        help="Precision of the model's weights. What is trained is float32. float16 is for GPUs without bfloat16."
+        help="Precision of the model's weights. What is trained is float32. auto is bfloat16 on CPUs with matrix units "
+        "for it and float32 elsewhere; float16 is for GPUs without bfloat16."
     ),
 ]
 
@@ -100,11 +101,10 @@ class LoadingOptions:
         self, model: str, *, dtype: str = "float32", downloads: bool = True, layouts: Collection[str] = ()
     ) -> "Backbone":
         """Load the model of that name in the precision of that name; `Backbone.load` explains the other arguments."""
-        import torch
-
         from moongate.backbone import Backbone
+        from moongate.backbone.precision import precision_of
 
-        precision = getattr(torch, dtype)
+        precision = precision_of(dtype, self.device)
         key = repr((model, self.config, self.device, dtype, sorted(layouts)))
         kept = {} if self.kept is None else self.kept
         if key not in kept:

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor, distributed
 
-from moongate.errors import OptionError
+from moongate.errors import OptionError, RankLost, first_line
 
 __all__ = ["Ranks", "joined"]
 
@@ -45,11 +45,16 @@ class Ranks:
         return self.index == 0
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors of all ranks in their order; all have one shape and type."""
+        """Return the tensors of all ranks in their order; all have one shape and type.
+
+        Raises:
+            RankLost: One of them has ended.
+        """
         if self.count == 1:
             return [tensor]
         tensors = [torch.empty_like(tensor) for _ in range(self.count)]
-        distributed.all_gather(tensors, tensor.contiguous())
+        with _loss_explained():
+            distributed.all_gather(tensors, tensor.contiguous())
         return tensors
 
     def summed(self, shards: Sequence[Tensor]) -> Tensor:
@@ -64,7 +69,8 @@ class Ranks:
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.count > 1:
-            distributed.barrier()
+            with _loss_explained():
+                distributed.barrier()
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -106,3 +112,14 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
         yield Ranks.current()
     finally:
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _loss_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            f"A process that trains together with this one has ended ({first_line(error)}) Start the training again; "
+            "with --resume it continues from its last saved state."
+        ) from error

@@ -1,0 +1,72 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.backbone import Backbone, precision
+from moongate.backbone.precision import precision_of, usual_dtype
+
+
+def test_bfloat16_is_usual_on_cpus_with_matrix_units_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"avx512_bf16 amx_tile amx_bf16": torch.bfloat16, "avx512_bf16 amx_tile": torch.float32, "": torch.float32}
+    for listed, expected in flags.items():
+        monkeypatch.setattr(Path, "exists", lambda _: True)
+        monkeypatch.setattr(Path, "read_text", lambda _, listed=listed: f"flags\t: fpu {listed} sse2\n")
+        assert usual_dtype("cpu") == expected, listed
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert usual_dtype("cpu") == torch.float32
+    assert usual_dtype("cuda") == torch.float32
+
+
+@pytest.fixture
+def _switches_kept() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_switches_kept")
+def test_who_names_float32_gets_no_tf32() -> None:
+    found = {}
+    for name in ("auto", "bfloat16", "float16", "float32"):
+        dtype = precision_of(name, "cuda")
+        found[name] = (dtype, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert found == {
+        "auto": (torch.float32, True, True),
+        "bfloat16": (torch.bfloat16, True, True),
+        "float16": (torch.float16, True, True),
+        "float32": (torch.float32, False, False),
+    }
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_the_fused_one_up_to_rounding(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr("moongate.backbone.faster_attention", lambda denoiser: denoiser)
+    fused = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    exact = Backbone.load(tiny_folder, device="cpu")
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 700])
+    found = []
+    for backbone in (quick, fused, exact):
+        with torch.no_grad():
+            found.append(backbone.predict(noisy, timesteps, backbone.encode_text(["photo of a dog", "a bear"])))
+    errors = [float((one - found[2]).norm() / found[2].norm()) for one in found[:2]]
+    assert errors[0] < 0.03
+    assert errors[0] < 2 * errors[1]
+    names = {type(module.processor).__name__ for module in quick.cross_attentions().values()}
+    assert names == {"AttnProcessor"}
+    names = {type(module.processor).__name__ for module in exact.cross_attentions().values()}
+    assert names == {"AttnProcessor2_0"}
+
+
+def test_self_attention_of_large_pictures_stays_fused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "SMALL_LATENTS", 8 * 8 - 1)
+    backbone = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    kinds = {name[-5:]: type(processor).__name__ for name, processor in _processors(backbone)}
+    assert kinds == {"attn1": "AttnProcessor2_0", "attn2": "AttnProcessor"}
+
+
+def _processors(backbone: Backbone) -> list[tuple[str, object]]:
+    return [(name, part.processor) for name, part in backbone.unet.named_modules() if name.endswith(("attn1", "attn2"))]
