@@ -7,11 +7,18 @@ from transformers import CLIPConfig, CLIPModel
 
 from command_line import Command, command, run
 from conftest import make_tokenizer, text_config, write_pictures
+from moongate.run_page import drawing
+from moongate.sampling import SampleOptions
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "DRAWING", SampleOptions(steps=2))
 
 
 @pytest.fixture
@@ -33,6 +40,7 @@ def train(pictures: Path, tiny_folder: Path, regularization: Path, tmp_path: Pat
         out=tmp_path / "bear.safetensors",
         steps=3,
         device="cpu",
+        no_page=True,
     )
 
 

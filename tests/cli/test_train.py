@@ -7,15 +7,14 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from PIL import Image
 
 from command_line import Command, command, fails, run
 from conftest import write_pictures
-from moongate import pages
 from moongate.backbone import Backbone
 from moongate.cli import Train
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization
+from moongate.run_page import Album, album
 from moongate.training import TrainOptions
 from moongate.training.selection import Judge
 
@@ -42,9 +41,10 @@ def test_train_writes_the_concept_and_a_run_folder(
     assert concept.subjects[0].words == "<bear> teddy bear"
     folder = tmp_path / "bear.run"
     records = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert records == {"config.json", "log.jsonl", "state.pt", "validation", "result.json"}
-    with Image.open(folder / "validation" / "00002.png") as sheet:
-        assert sheet.width > 4 * 64
+    assert records == {"config.json", "log.jsonl", "state.pt", "result.json", "pictures", "pictures.jsonl"}
+    assert {(each.part, each.step, each.seed) for each in Album(folder).drawn()} == {
+        ("validation", 2, seed) for seed in range(4)
+    }
     assert "moongate generate" in capsys.readouterr().out
 
 
@@ -62,13 +62,14 @@ def test_ctrl_c_then_resume_gives_the_concept_of_an_uninterrupted_run(
     whole = Concept.load(tmp_path / "bear.safetensors").hash
     (tmp_path / "bear.safetensors").unlink()
     shutil.rmtree(tmp_path / "bear.run")
-    sheet = pages.contact_sheet
+    png_bytes = album.png_bytes
 
-    def press(*arguments: Any, **options: Any) -> Image.Image:
+    def press(image: Any) -> bytes:
         _thread.interrupt_main()  # as Ctrl-C does
-        return sheet(*arguments, **options)
+        monkeypatch.setattr(album, "png_bytes", png_bytes)
+        return png_bytes(image)
 
-    monkeypatch.setattr(pages, "contact_sheet", press)
+    monkeypatch.setattr(album, "png_bytes", press)
     with pytest.raises(SystemExit) as stopped:
         run(train.but(validate_every=1))
     monkeypatch.undo()
@@ -144,7 +145,7 @@ def test_repeated_options_and_a_file_teach_the_same_subjects_together(
     from_file = command("train", **two.without("category", "token").options)
     run(from_file.but(concepts="concepts.yaml", out="listed.safetensors", validate_every=3))
     assert Concept.load("listed.safetensors").hash == joint.hash
-    assert (tmp_path / "listed.run" / "validation" / "00003.png").is_file()
+    assert len(Album(tmp_path / "listed.run").drawn("validation")) == 4
 
 
 def test_diffusers_list_of_concepts_teaches_with_its_prompts_as_captions(
@@ -418,13 +419,13 @@ def test_a_file_that_appears_during_the_training_stays_and_the_training_is_kept(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bear.safetensors"
-    sheet = pages.contact_sheet
+    png_bytes = album.png_bytes
 
-    def appear(*arguments: Any, **options: Any) -> Image.Image:
+    def appear(image: Any) -> bytes:
         out.write_bytes(b"another's")
-        return sheet(*arguments, **options)
+        return png_bytes(image)
 
-    monkeypatch.setattr(pages, "contact_sheet", appear)
+    monkeypatch.setattr(album, "png_bytes", appear)
     message = fails(capsys, train.but(validate_every=1))
     monkeypatch.undo()
     assert "appeared during the training and is not replaced" in message

@@ -82,14 +82,16 @@ def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
     """Show a bar while training, and yield the function to call after each step."""
     with progress_bar(console) as progress:
         task = progress.add_task("Training", total=None, note="")
-        losses: list[float] = []
+        losses: list[tuple[float, float]] = []
 
         def show(step: "Step") -> None:
             if step.index == 1:  # a bar may show several runs, one after the other
                 losses.clear()
-            losses.append(step.loss)
+            losses.append((step.target_loss, step.prior_loss))
             recent = losses[-SMOOTHED_STEPS:]
-            note = f"loss {sum(recent) / len(recent):.3f}  {step.pictures_per_second:.1f} pictures/s"
+            target, prior = (sum(values) / len(recent) for values in zip(*recent, strict=True))
+            regularization = f", regularization {prior:.3f}" if prior else ""
+            note = f"loss {target:.3f}{regularization}  {step.pictures_per_second:.1f} pictures/s"
             progress.update(task, total=step.steps, completed=step.index, note=note)
 
         yield show

@@ -1,10 +1,9 @@
 """The command `moongate train`."""
 
-import contextlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +27,7 @@ from moongate.cli.options import (
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
 from moongate.cli.terminal import plain, progress_bar, readable, say, say_notes, size_of, training_bar
+from moongate.cli.watching import Watch, interruption_explained, say_best
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from moongate.concept import Concept, SubjectRecord
     from moongate.data import Preset, Regularization, Subject
     from moongate.regularization import RegularizationOptions
-    from moongate.training import Step, TrainOptions
+    from moongate.training import TrainOptions
     from moongate.training.method import Method
 
 __all__ = ["Train"]
 
-VALIDATION_PICTURES = 4
+OptionalTracker = Annotated[Literal["tensorboard", "wandb"] | None, WITHOUT_DEFAULT]
 RESULT = "result.json"
 """File in a run folder with the digest of the concept file that the run wrote, which it may replace when resumed."""
 LARGE = 100_000_000
@@ -123,9 +123,14 @@ class Train:
     seed: int = 0
     """Seed of the training. The same seed gives the same concept on the same machine."""
     validate_every: int = 0
-    """Steps between validation pictures, which are drawn into the run folder. 0 draws none."""
+    """Steps between validation pictures, which the page of the run shows. 0 draws none."""
     validation_prompt: OptionalStr = None
     """Prompt of the validation pictures. Default: the words of the concept."""
+    page: Flag = True
+    """Write no index.html into the run folder. Otherwise it shows the losses and the validation pictures while the
+    training runs, and at the end base beside concept, for which twenty pictures are drawn."""
+    tracker: OptionalTracker = None
+    """tensorboard or wandb: where losses and validation pictures go in addition to the run folder."""
     save_every: OptionalInt = None
     """Steps between concepts that are kept in the folder "concepts" of the run folder. Default: none are kept."""
     keep_best: Flag = False
@@ -143,6 +148,7 @@ class Train:
 
     def __call__(self, console: Console) -> None:
         from moongate.data import PRESETS
+        from moongate.run_page import compared, without_tokens
         from moongate.sampling import check_prompt
         from moongate.training import Plan, train
 
@@ -161,10 +167,12 @@ class Train:
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
         plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier, held_out=held_out)
-        prompt = self.validation_prompt or preset.describe(*_words_of(subjects, method))
+        words = preset.describe(*_words_of(subjects, method))
+        prompt = self.validation_prompt or words
         with backbone.tokens({**(earlier.tokens if earlier else {}), **plan.first_rows}):
             if self.validate_every:
                 check_prompt(backbone, prompt, kind="validation prompt")
+            pairs = compared(backbone, without_tokens(words, subjects), words)
         sets = []
         for subject, source in zip(chosen, wanted, strict=True) if method.prior_weight else ():
             folder = run / "regularization" / subject.folder_name
@@ -172,21 +180,33 @@ class Train:
             sets.append(_regularization(backbone, subject.category, source, method, worded, folder, console))
 
         # Train and write the concept.
-        with training_bar(console) as show, _interruption_explained(run, console):
-            on_step = self._on_step(show, backbone, prompt, run)
-            concept = train(
-                *(backbone, subjects, sets, method),
-                options=options,
-                start_from=earlier,
-                held_out=held_out,
-                on_step=on_step,
+        with training_bar(console) as show, interruption_explained(run, console):
+            watch = Watch(
+                backbone=backbone,
+                run=run,
+                console=console,
+                show=show,
+                prompts=(prompt, without_tokens(prompt, (*subjects, *(earlier.subjects if earlier else ())))),
+                every=self.validate_every,
+                has_page=self.page,
+                tracker_name=self.tracker,
+                also=self.on_step,
             )
+            with watch.following(subjects, resume=self.resume):
+                concept = train(
+                    *(backbone, subjects, sets, method),
+                    options=options,
+                    start_from=earlier,
+                    held_out=held_out,
+                    on_step=watch,
+                )
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         self._save(concept, out, run)
-        self._say_best(run, console)
+        say_best(run, console, keep_best=self.keep_best)
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
         command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
         say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
+        watch.finish(concept, pairs)
 
     def checked(self) -> "tuple[Sequence[SubjectOptions], Path, Path, TrainOptions]":
         """Return the subjects, the concept file, the run folder and the library's options.
@@ -195,9 +215,12 @@ class Train:
             OptionError: One of them cannot be used; nothing but small files was read.
         """
         from moongate.compression import check_energy
+        from moongate.extras import library
 
         if self.energy is not None:
             check_energy(self.energy)
+        if self.tracker:
+            library(self.tracker)
         chosen = self.subjects or self._chosen_subjects()
         out, run = self._paths(chosen)
         return chosen, out, run, self._options(run)
@@ -226,39 +249,6 @@ class Train:
         result = {"sha256": digest(concept.file_bytes, length=64)}
         write_atomically(run / RESULT, json.dumps(result).encode())
         concept.save(out, overwrite=self.overwrite or own)
-
-    def _say_best(self, run: Path, console: Console) -> None:
-        """Say which of the kept concepts knows the held-out pictures best."""
-        from moongate.training.runs import LOG
-        from moongate.training.selection import kept_file, scores
-
-        found = scores(run / LOG)
-        if not found:
-            return
-        best, last = min(found, key=lambda step: (found[step], step)), max(found)
-        text = f"The lowest loss of the held-out pictures is {found[best]:.4f}, at step {best}"
-        if best == last:
-            text += ", the last."
-        elif self.keep_best:
-            text += f"; this concept was written, not that of step {last} ({found[last]:.4f})."
-        else:
-            text += f"; that of the last step is {found[last]:.4f}. The better one is {kept_file(run, best)}; "
-            text += "--resume --keep-best writes it."
-        say(console, text)
-
-    def _on_step(
-        self, show: "Callable[[Step], None]", backbone: "Backbone", prompt: str, run: Path
-    ) -> "Callable[[Step], None]":
-        """Return what to do after each step: show it, and draw validation pictures when they are due."""
-
-        def on_step(step: "Step") -> None:
-            show(step)
-            if self.on_step:
-                self.on_step(step)
-            if self.validate_every and step.index % self.validate_every == 0:
-                _validate(backbone, prompt, run / "validation" / f"{step.index:05d}.png")
-
-        return on_step
 
     def _chosen_subjects(self) -> Sequence[SubjectOptions]:
         if self.concepts is None:
@@ -401,19 +391,6 @@ def _regularization(
     return chosen.pictures
 
 
-@contextlib.contextmanager
-def _interruption_explained(run: Path, console: Console) -> Iterator[None]:
-    """After Ctrl-C, say what was kept."""
-    from moongate.training.runs import STATE
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = f"The state is in {run}; the same command with --resume continues."
-        say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
-        raise
-
-
 def _words_of(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
     """Return the words for each subject in a prompt, as the method words them."""
     return [method.worded(subject.words, token=subject.token, category=subject.category) for subject in subjects]
@@ -433,13 +410,3 @@ def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> 
     cut = f"{compressed.report.error:.1%} of the change was cut away"
     say(console, f"{before} became {after}; {cut}. Keep more with --energy, or all with --energy 1.")
     return compressed.concept
-
-
-def _validate(backbone: "Backbone", prompt: str, path: Path) -> None:
-    from moongate.files import write_atomically
-    from moongate.pages import contact_sheet, png_bytes
-    from moongate.sampling import sample
-
-    drawn = sample(backbone, [prompt] * VALIDATION_PICTURES, seeds=range(VALIDATION_PICTURES))
-    sheet = contact_sheet([picture.image for picture in drawn], columns=VALIDATION_PICTURES)
-    write_atomically(path, png_bytes(sheet))

@@ -35,6 +35,7 @@ def line_chart(
     y_label: str,
     x: Sequence[float] = (),
     log_y: bool = False,
+    points: Mapping[str, Sequence[float]] | None = None,
 ) -> Chart:
     """Draw lines over a common x axis; the y axis goes from the lowest to the highest value, at round numbers.
 
@@ -47,17 +48,21 @@ def line_chart(
         x: Positions on the x axis in rising order, at least as many as the longest line has values; by default 1, 2, 3
             and so on.
         log_y: Whether the y axis is logarithmic.
+        points: Values that are drawn as faint points behind the line of the same name, such as those it is a mean of.
     """
-    few = len(lines) <= COLORS
+    few, points = len(lines) <= COLORS, points or {}
     top_px, right_px, bottom_px, left_px = MARGIN_PX
     width, height = CHART_PX
-    longest = max(map(len, lines.values()), default=0)
+    longest = max(map(len, (*lines.values(), *points.values())), default=0)
     positions = x or range(1, longest + 1)
-    seen = [value for values in lines.values() for value in values if _drawable(value, log_y)]
+    seen = [value for values in (*lines.values(), *points.values()) for value in values]
+    seen = [value for value in seen if _drawable(value, log_y)]
     x_scale = _linear([*positions[:longest]], (left_px, width - right_px))
     y_scale = (_logarithmic if log_y else _rounded)(seen, (height - bottom_px, top_px))
     title = f"{y_label} by {x_label}"
     parts = [*_axis_y(y_scale, x_scale), *_axis_x(x_scale, x_label, y_scale, height)]
+    for index, name in enumerate(lines):
+        parts += _dots(points.get(name, ()), positions, (x_scale, y_scale), f"dot-{index if few else 0}")
     for index, (name, values) in enumerate(lines.items()):
         style = f"line-{index}" if few else "one-of-many"
         parts += _polylines(values, positions, (x_scale, y_scale), style, name)
@@ -207,6 +212,15 @@ def _polylines(
         elif points:
             yield f'<polyline class="{style}" points="{" ".join(points)}">{title}</polyline>'
             points = []
+
+
+def _dots(
+    values: Sequence[float], positions: Sequence[float], scales: tuple[_Scale, _Scale], style: str
+) -> Iterator[str]:
+    x, y = scales
+    for position, value in zip(positions, values, strict=False):
+        if _drawable(value, y.log):
+            yield f'<circle class="{style}" cx="{x.px(position):.1f}" cy="{y.px(value):.1f}" r="1.1"/>'
 
 
 def _drawable(value: float, log: bool) -> bool:

@@ -44,6 +44,8 @@ class Page:
     """A page that grows from top to bottom. Texts are escaped."""
 
     title: str
+    refresh_s: int | None = None
+    """Seconds after which a browser loads the page again, for one that is written anew; None for a finished page."""
     _parts: list[str] = field(default_factory=list, init=False, repr=False)
 
     def text(self, tag: str, text: str) -> None:
@@ -89,8 +91,9 @@ class Page:
             OptionError: If the file cannot be written.
         """
         style = files("moongate.pages").joinpath("style.css").read_text(encoding="utf-8")
+        again = f'<meta http-equiv="refresh" content="{self.refresh_s}">' if self.refresh_s else ""
         head = (
-            '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'{again}<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(self.title)}</title><style>{style}</style>"
         )
         body = f"<main>{''.join(self._parts)}</main>"

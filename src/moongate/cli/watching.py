@@ -1,0 +1,197 @@
+"""What happens while `moongate train` runs: the bar, validation pictures, the page of the run, and a tracker."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from moongate.cli.terminal import progress_bar, say
+from moongate.errors import OptionError, warn
+
+if TYPE_CHECKING:
+    from moongate.backbone import Backbone
+    from moongate.cli.tracking import Tracker
+    from moongate.concept import Concept
+    from moongate.data import Subject
+    from moongate.run_page import Comparison, Part, Status
+    from moongate.training import Step
+
+__all__ = ["Watch", "interruption_explained", "say_best"]
+
+SEEDS = range(4)
+"""Seeds of the validation pictures."""
+TAUGHT_PICTURES = 8
+"""Largest number of pictures to learn from that the page shows."""
+REWRITTEN_S = 10
+"""Least number of seconds between two versions of the page, if no picture is new."""
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Shows a run on the terminal, on its page and in a tracker; called after each step."""
+
+    backbone: "Backbone"
+    run: Path
+    console: Console
+    show: "Callable[[Step], None]"
+    """Moves the bar."""
+    prompts: tuple[str, str]
+    """What the validation pictures show, and the same for the base model, without tokens."""
+    every: int
+    """Steps between validation pictures; 0 draws none."""
+    has_page: bool
+    tracker_name: str | None = None
+    also: Callable[[Any], None] | None = None
+    """Called with each step too."""
+    _written: float = field(default=-REWRITTEN_S, init=False)
+    _last: "Step | None" = field(default=None, init=False)
+    _tracker: "Tracker | None" = field(default=None, init=False)
+    _begin: Callable[[], None] = field(default=lambda: None, init=False)
+
+    @contextlib.contextmanager
+    def following(self, subjects: "Sequence[Subject]", *, resume: bool) -> Iterator[None]:
+        """Follow the training in the block; if it does not end, the page says that the run was stopped."""
+        if self.has_page:
+            from moongate.run_page import PAGE
+
+            say(self.console, f"The page {self.run / PAGE} follows the training.")
+        self._begin = lambda: self._begun(subjects, resume)
+        try:
+            yield
+        except BaseException:
+            if self._last:
+                self.write("stopped")
+            raise
+        finally:
+            if self._tracker:
+                self._tracker.finish()
+
+    def _begun(self, subjects: "Sequence[Subject]", resume: bool) -> None:
+        """Remove the pictures of a run that is replaced, and keep those to learn from, now that the folder is held."""
+        from moongate.data import square
+        from moongate.data.pictures import as_pixels
+        from moongate.run_page import Album, Drawn
+
+        if self.tracker_name:
+            from moongate.cli.tracking import Tracker
+
+            self._tracker = Tracker.of(self.tracker_name, self.run)
+        album = Album(self.run)
+        if not resume:
+            album.clear()
+        if self.has_page:
+            pairs = [pair for each in subjects for pair in zip(each.pictures, each.captions, strict=True)]
+            for index, (picture, caption) in enumerate(pairs[:TAUGHT_PICTURES]):
+                shown = as_pixels(square(picture, self.backbone.resolution_px))
+                album.add(Drawn(part="taught", step=0, prompt=caption, seed=index), shown)
+
+    def __call__(self, step: "Step") -> None:
+        """Show a step, draw validation pictures when they are due, and write the page now and then."""
+        if self._last is None:
+            self._begin()
+        self._last = step
+        self.show(step)
+        if self._tracker:
+            self._tracker.log(step)
+        if self.also:
+            self.also(step)
+        is_due = self.every > 0 and step.index % self.every == 0
+        if is_due:
+            self._validate(step.index)
+        if is_due or time.monotonic() - self._written > REWRITTEN_S:
+            self.write("running")
+
+    def finish(self, concept: "Concept", pairs: "Sequence[Comparison]") -> None:
+        """Draw base beside concept, and write the finished page.
+
+        Args:
+            concept: What the run made.
+            pairs: Prompts for the base and for the concept.
+        """
+        if not self.has_page:
+            return
+        try:
+            self._compare(concept, pairs)
+        finally:
+            self.write("finished")
+        say(self.console, f"Wrote {self.run / 'index.html'}.")
+
+    def write(self, status: "Status") -> None:
+        """Write the page anew; a page that cannot be written ends no training."""
+        from moongate.run_page import PAGE, page_of
+
+        if self.has_page:
+            self._written = time.monotonic()
+            try:
+                page_of(self.run, status).save(self.run / PAGE)
+            except OptionError as error:
+                warn(f"{error} The training goes on without this page.")
+
+    def _validate(self, step: int) -> None:
+        from moongate.run_page import Album, draw
+
+        album = Album(self.run)
+        draw(*(self.backbone, album, self.prompts[:1]), seeds=SEEDS, step=step, part="validation")
+        if self._tracker:
+            drawn = [each for each in album.drawn("validation") if each.step == step]
+            self._tracker.log_pictures([album.image(each) for each in drawn], step)
+
+    def _compare(self, concept: "Concept", pairs: "Sequence[Comparison]") -> None:
+        from moongate.run_page import COMPARED_SEEDS, Album, draw, duration, seconds_to_draw
+
+        album = Album(self.run)
+        is_validated = bool(album.drawn("validation"))
+        count = 2 * len(pairs) * len(COMPARED_SEEDS) + (len(SEEDS) if is_validated else 0)
+        speed = self._last.pictures_per_second if self._last else 0
+        about = f" in about {duration(seconds_to_draw(count, self.backbone, speed))}" if speed else ""
+        say(self.console, f"Drawing {count} pictures for the page{about}. The concept is written; you may stop here.")
+        with progress_bar(self.console) as progress:
+            task = progress.add_task("Drawing", total=count, note="")
+
+            def drawn(prompts: Sequence[str], seeds: Sequence[int], step: int, part: "Part") -> None:
+                advance = partial(progress.advance, task)
+                draw(*(self.backbone, album, prompts), seeds=seeds, step=step, part=part, on_picture=advance)
+
+            if is_validated:
+                drawn(self.prompts[1:], SEEDS, 0, "validation")
+            drawn([pair.base for pair in pairs], COMPARED_SEEDS, 0, "comparison")
+            with concept.applied(self.backbone):
+                drawn([pair.concept for pair in pairs], COMPARED_SEEDS, 1, "comparison")
+
+
+@contextlib.contextmanager
+def interruption_explained(run: Path, console: Console) -> Iterator[None]:
+    """After Ctrl-C, say what was kept."""
+    from moongate.training.runs import STATE
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"The state is in {run}; the same command with --resume continues."
+        say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
+        raise
+
+
+def say_best(run: Path, console: Console, *, keep_best: bool) -> None:
+    """Say which of the kept concepts knows the held-out pictures best."""
+    from moongate.training.runs import LOG
+    from moongate.training.selection import kept_file, scores
+
+    found = scores(run / LOG)
+    if not found:
+        return
+    best, last = min(found, key=lambda step: (found[step], step)), max(found)
+    text = f"The lowest loss of the held-out pictures is {found[best]:.4f}, at step {best}"
+    if best == last:
+        text += ", the last."
+    elif keep_best:
+        text += f"; this concept was written, not that of step {last} ({found[last]:.4f})."
+    else:
+        text += f"; that of the last step is {found[last]:.4f}. The better one is {kept_file(run, best)}; "
+        text += "--resume --keep-best writes it."
+    say(console, text)

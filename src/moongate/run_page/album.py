@@ -1,0 +1,73 @@
+"""The pictures of a run: PNG files in its folder, and a listing that says what each of them shows."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from moongate.files import write_atomically
+from moongate.pages import png_bytes
+
+__all__ = ["Album", "Drawn", "Part"]
+
+Part = Literal["taught", "validation", "comparison"]
+"""Pictures to learn from; pictures of one prompt at several steps; base and concept side by side at the end."""
+LISTING, PICTURES = "pictures.jsonl", "pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a picture shows."""
+
+    part: Part
+    step: int
+    """Steps of training before it was drawn; 0 is the base model."""
+    prompt: str
+    """Its prompt, or the caption of a picture to learn from."""
+    seed: int
+    """Its seed, or the position of a picture to learn from."""
+    place: int = 0
+    """Position of its prompt among those that are drawn together."""
+
+    @property
+    def file(self) -> str:
+        """Its name in the folder of pictures."""
+        return f"{self.part}-{self.step:06d}-{self.place}-{self.seed:03d}.png"
+
+
+@dataclass(frozen=True)
+class Album:
+    """The pictures in a run folder."""
+
+    run_folder: Path
+
+    def add(self, drawn: Drawn, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Write a picture, and then its line of the listing; an equal one is replaced."""
+        write_atomically(self.run_folder / PICTURES / drawn.file, png_bytes(image))
+        others = [other for other in self.drawn() if other.file != drawn.file]
+        lines = "".join(json.dumps(asdict(each)) + "\n" for each in (*others, drawn))
+        write_atomically(self.run_folder / LISTING, lines.encode())
+
+    def drawn(self, part: Part | None = None) -> list[Drawn]:
+        """Return what the pictures of a part show, or of all, in the order in which they were added."""
+        listing = self.run_folder / LISTING
+        if not listing.exists():
+            return []
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        pictures = [Drawn(**json.loads(line)) for line in lines]
+        return [drawn for drawn in pictures if part in (None, drawn.part)]
+
+    def image(self, drawn: Drawn) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the pixels of a picture."""
+        with Image.open(self.run_folder / PICTURES / drawn.file) as image:
+            return np.array(image.convert("RGB"))
+
+    def clear(self) -> None:
+        """Remove the pictures and the listing of an earlier run."""
+        for drawn in self.drawn():
+            (self.run_folder / PICTURES / drawn.file).unlink(missing_ok=True)
+        (self.run_folder / LISTING).unlink(missing_ok=True)

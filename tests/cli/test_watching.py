@@ -1,0 +1,111 @@
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from command_line import Command, fails, run
+from moongate.cli import Train
+from moongate.cli.options import ModelOptions
+from moongate.errors import OptionError
+from moongate.pages import Page
+from moongate.run_page import Album
+from moongate.training import Step
+
+
+@pytest.fixture
+def shown(train: Command) -> Command:
+    """The short training, with the page of its run."""
+    return train.without("no_page")
+
+
+def test_a_run_has_a_page_that_ends_with_base_beside_concept(
+    shown: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(shown.but(validate_every=2))
+    page = (tmp_path / "bear.run" / "index.html").read_text()
+    assert "Finished after 3 steps" in page
+    assert "refresh" not in page
+    album = Album(tmp_path / "bear.run")
+    assert [each.prompt for each in album.drawn("taught")] == ["photo of a <bear> teddy bear"] * 3
+    assert {(each.step, each.prompt) for each in album.drawn("validation")} == {
+        (0, "photo of a teddy bear"),
+        (2, "photo of a <bear> teddy bear"),
+    }
+    compared = album.drawn("comparison")
+    assert {each.prompt for each in compared if each.place == 0} == {
+        "photo of a teddy bear on the beach",
+        "photo of a <bear> teddy bear on the beach",
+    }
+    assert len(compared) % 4 == 0, "two seeds of base and of concept for each prompt"
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Drawing {len(compared) + 4} pictures for the page in about" in said
+    assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index("Drawing"), "the concept comes first"
+
+
+def test_the_page_follows_a_run_and_says_that_it_was_stopped(shown: Command, tmp_path: Path) -> None:
+    pages: list[str] = []
+
+    def look(step: Step) -> None:
+        path = tmp_path / "bear.run" / "index.html"
+        pages.append(path.read_text() if path.exists() else "")
+        if step.index == 3:
+            raise OptionError("enough")
+
+    command = Train(
+        pictures=shown.positional,
+        category=("teddy bear",),
+        token=("<bear>",),
+        regularization=(str(shown.options["regularization"]),),
+        model=ModelOptions(model=str(shown.options["model"])),
+        out=shown.options["out"],
+        steps=3,
+        validate_every=1,
+        on_step=look,
+    )
+    with pytest.raises(OptionError, match="enough"):
+        command(Console(quiet=True))
+    assert "step 2 of 3" in pages[2]
+    assert 'http-equiv="refresh"' in pages[2]
+    page = (tmp_path / "bear.run" / "index.html").read_text()
+    assert "Stopped after step 3 of 3" in page
+    assert "refresh" not in page
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(
+    shown: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_page: Page, path: Path) -> None:
+        raise OptionError(f"{path} could not be written (No space left on device).")
+
+    monkeypatch.setattr(Page, "save", full)
+    run(shown)
+    assert (tmp_path / "bear.safetensors").exists()
+    assert "The training goes on without this page." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_replaces_another_removes_its_pictures(train: Command, tmp_path: Path) -> None:
+    run(train.but(validate_every=1))
+    run(train.but(validate_every=3, overwrite=True))
+    assert {each.step for each in Album(tmp_path / "bear.run").drawn()} == {3}
+
+
+def test_tensorboard_gets_the_losses_and_the_validation_pictures(train: Command, tmp_path: Path) -> None:
+    run(train.but(tracker="tensorboard", validate_every=3, holdout=1, save_every=2))
+    events = EventAccumulator(str(tmp_path / "bear.run" / "moongate"), size_guidance={"images": 0})
+    events.Reload()
+    log = [line for line in (tmp_path / "bear.run" / "log.jsonl").read_text().splitlines() if line]
+    assert [event.step for event in events.Scalars("target_loss")] == list(range(1, len(log) + 1))
+    assert [event.step for event in events.Scalars("held_out_loss")] == [2, 3]
+    assert {"loss", "prior_loss", "pictures_per_second"} <= set(events.Tags()["scalars"])
+    image = events.Images(events.Tags()["images"][0])[-1]
+    assert (image.step, image.width, image.height) == (3, 4 * 64, 64)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_named_before_any_work(
+    train: Command, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert f"needs the library {name}" in fails(capsys, train.but(tracker=name))

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import numpy as np
+
+from moongate.backbone import Backbone
+from moongate.concept import SubjectRecord
+from moongate.run_page import DRAWING, Album, compared, draw, seconds_to_draw, without_tokens
+from moongate.sampling import sample
+
+
+def test_each_prompt_is_drawn_with_each_seed_as_sampling_draws_it(tiny: Backbone, tmp_path: Path) -> None:
+    album, done = Album(tmp_path), []
+    draw(tiny, album, ["a bear", "a dog"], seeds=(3, 5), step=7, part="validation", on_picture=lambda: done.append(1))
+    assert len(done) == 4
+    drawn = album.drawn("validation")
+    assert [(each.place, each.prompt, each.seed, each.step) for each in drawn] == [
+        (0, "a bear", 3, 7),
+        (0, "a bear", 5, 7),
+        (1, "a dog", 3, 7),
+        (1, "a dog", 5, 7),
+    ]
+    (expected,) = sample(tiny, ["a dog"], seeds=[5], options=DRAWING)
+    assert np.array_equal(album.image(drawn[-1]), expected.image)
+
+
+def test_the_base_is_asked_for_the_category_alone() -> None:
+    subjects = [SubjectRecord(category="bear", token="<b>"), SubjectRecord(category="dog")]
+    assert without_tokens("a <b> bear and a dog", subjects) == "a bear and a dog"
+    assert without_tokens("a <b> in snow", subjects) == "a bear in snow"
+
+
+def test_prompts_that_the_model_would_cut_are_left_out(tiny: Backbone) -> None:
+    pairs = compared(tiny, "photo of a bear", "photo of a red red red bear")
+    assert "photo of a bear on the beach" in [pair.base for pair in pairs]
+    assert all(not tiny.cut_off(pair.concept) for pair in pairs)
+    assert compared(tiny, "photo of a bear", "red " * 14 + "bear") == []
+
+
+def test_the_time_to_draw_follows_from_the_speed_of_training(tiny: Backbone) -> None:
+    """20 steps with guidance evaluate the denoiser 40 times; a trained picture costs about three."""
+    assert seconds_to_draw(30, tiny, pictures_per_second=8) == 30 * 40 / (3 * 8)

@@ -1,0 +1,144 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moongate.errors import OptionError
+from moongate.run_page import Album, Drawn, duration, page_of
+
+CONFIG = {
+    "backbone": "pocket",
+    "dtype": "torch.float32",
+    "device": "cpu",
+    "subjects": [{"category": "bear", "token": "<b&r>"}],
+    "regularization": [{"pictures": 5, "source": "pool"}],
+    "method": {"name": "custom-diffusion"},
+    "batch": 4,
+    "steps": 30,
+    "learning_rate": 0.00096,
+    "seed": 0,
+}
+
+
+def write_run(folder: Path, *, steps: int, losses: float = 0.2, **more: object) -> None:
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    lines = [
+        {"index": index, "target_loss": losses, "prior_loss": 2 * losses, "pictures_per_second": 8.0, **more}
+        for index in range(1, steps + 1)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def html(folder: Path, status: str = "running") -> str:
+    page_of(folder, status).save(folder / "index.html")
+    return (folder / "index.html").read_text()
+
+
+def add(album: Album, color: int, **facts: object) -> None:
+    album.add(Drawn(**{"prompt": "a bear", "seed": 0, **facts}), np.full((16, 16, 3), color, dtype=np.uint8))
+
+
+def test_the_page_says_how_far_the_run_is_and_how_long_it_takes(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10)
+    page = html(tmp_path)
+    assert "step 10 of 30, 8.0 pictures a second, about 20 seconds left" in page, "20 steps of 8 pictures at 8 a second"
+    assert "Teaching pocket &lt;b&amp;r&gt; bear" in page
+    assert "Stopped after step 10 of 30" in html(tmp_path, "stopped")
+
+
+def test_only_the_page_of_a_running_training_is_loaded_again_and_none_loads_anything_else(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10)
+    add(Album(tmp_path), 9, part="validation", step=5)
+    pages = {status: html(tmp_path, status) for status in ("running", "stopped", "finished")}
+    assert [status for status, page in pages.items() if 'http-equiv="refresh"' in page] == ["running"]
+    for page in pages.values():
+        assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+        assert "url(" not in page
+        assert all('alt="' in image for image in re.findall("<img[^>]*>", page))
+
+
+def test_a_line_of_the_log_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"index": 11, "targ')
+    assert "step 10 of 30" in html(tmp_path)
+
+
+def test_a_run_without_a_step_has_a_page_too(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=0)
+    assert "The curve begins with the second step" in html(tmp_path)
+    with pytest.raises(OptionError, match="holds no records of a run"):
+        page_of(tmp_path / "nowhere", "running")
+
+
+def test_both_losses_have_a_smooth_line_over_their_points(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=20)
+    page = html(tmp_path)
+    assert page.count('class="dot-0"') == page.count('class="dot-1"') == 20
+    lines = re.findall(r'<polyline class="line-[01]" points="([\d., ]+)"><title>', page)
+    assert [len(line.split()) for line in lines] == [20, 20]
+
+
+def test_a_long_run_has_a_chart_of_bounded_size(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=3000)
+    assert html(tmp_path).count('class="dot-0"') == 500
+
+
+def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=20)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    lines[7] = lines[7].replace("0.2", "NaN", 1)
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    page = html(tmp_path)
+    assert page.count('class="dot-0"') == 19
+    assert "nan" not in page.lower()
+
+
+def test_a_run_without_regularization_has_one_curve(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=20, prior_loss=0.0)
+    page = html(tmp_path)
+    assert "target pictures" in page
+    assert ">regularization pictures</li>" not in page
+
+
+def test_held_out_losses_and_left_out_steps_are_shown(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=4, held_out_loss=0.25, skipped_steps=3)
+    page = html(tmp_path)
+    assert "lowest at step 1: 0.2500" in page
+    assert "3 steps changed nothing" in page
+
+
+def test_pictures_stand_in_the_order_of_the_story(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=30)
+    album = Album(tmp_path)
+    add(album, 1, part="validation", step=20, prompt="a <b> bear")
+    add(album, 2, part="validation", step=0, prompt="a bear")
+    add(album, 3, part="comparison", step=1, place=1, prompt="a <b> bear in snow")
+    add(album, 4, part="comparison", step=0, place=1, prompt="a bear in snow")
+    add(album, 5, part="taught", step=0, prompt="a caption")
+    page = html(tmp_path, "finished")
+    texts = ["Finished after 30", "Taught from", "a caption", "Before and after", "before, seed 0", "after, seed 0"]
+    texts += ["On the way", "base model: a bear", "step 20: a &lt;b&gt; bear", "Loss", "Settings"]
+    places = [page.index(text) for text in texts]
+    assert places == sorted(places)
+
+
+def test_an_album_replaces_a_picture_that_is_drawn_again_and_can_be_cleared(tmp_path: Path) -> None:
+    album = Album(tmp_path)
+    for color in (1, 200):
+        add(album, color, part="validation", step=5)
+    (drawn,) = album.drawn()
+    assert album.image(drawn)[0, 0, 0] == 200
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"mine")
+    album.clear()
+    assert album.drawn() == []
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 seconds"), (40, "40 seconds"), (170, "3 minutes"), (9000, "2.5 hours")]
+)
+def test_times_are_in_units_that_people_use(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
