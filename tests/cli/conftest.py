@@ -41,6 +41,7 @@ def train(pictures: Path, tiny_folder: Path, regularization: Path, tmp_path: Pat
         steps=3,
         device="cpu",
         no_page=True,
+        ignore_memory=True,
     )
 
 

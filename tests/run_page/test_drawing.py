@@ -1,10 +1,13 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moongate.backbone import Backbone
 from moongate.concept import SubjectRecord
-from moongate.run_page import DRAWING, Album, compared, draw, seconds_to_draw, without_tokens
+from moongate.data import Subject
+from moongate.run_page import DRAWING, Album, common_opening, compared, draw, seconds_to_draw, without_tokens
 from moongate.sampling import sample
 
 
@@ -27,6 +30,14 @@ def test_the_base_is_asked_for_the_category_alone() -> None:
     subjects = [SubjectRecord(category="bear", token="<b>"), SubjectRecord(category="dog")]
     assert without_tokens("a <b> bear and a dog", subjects) == "a bear and a dog"
     assert without_tokens("a <b> in snow", subjects) == "a bear in snow"
+
+
+def test_captions_that_begin_alike_give_the_words_of_the_prompts(make_subject: Callable[..., Subject]) -> None:
+    captions = ("drawing of a <bear> bear in snow", "drawing of a <bear> bear at night", "drawing of a <bear> bear")
+    subject = replace(make_subject(), captions=captions)
+    assert common_opening(subject) == "drawing of a <bear> bear"
+    assert common_opening(replace(subject, captions=("a <bear> bear", *captions[1:]))) is None
+    assert common_opening(replace(subject, captions=("the <bear>", *captions[1:]))) is None
 
 
 def test_prompts_that_the_model_would_cut_are_left_out(tiny: Backbone) -> None:

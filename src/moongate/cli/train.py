@@ -27,7 +27,7 @@ from moongate.cli.options import (
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
 from moongate.cli.terminal import plain, progress_bar, readable, say, say_notes, size_of, training_bar
-from moongate.cli.watching import Watch, interruption_explained, say_best
+from moongate.cli.watching import Watch, interruption_explained, say_best, say_memory
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Train:
     batch: OptionalInt = None
     """Target pictures in each step; as many regularization pictures join them.
     Default: 4, or 8 for methods without regularization pictures."""
+    accumulate: int = 1
+    """Parts into which the pictures of a step are divided and computed one after the other, to save memory."""
     lr_per_picture: OptionalFloat = None
     """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
     learning_rate: OptionalFloat = None
@@ -118,6 +120,8 @@ class Train:
     Default: 1, which keeps all; 0.6 for SDXL, whose changes take more than a gigabyte."""
     recompute: Flag = False
     """Recompute activations in the backward pass: less memory, more time, the same concept."""
+    ignore_memory: Flag = False
+    """Train even if the memory does not suffice by what is computed beforehand."""
     flips: Flag = False
     """Mirror target pictures at random."""
     seed: int = 0
@@ -125,7 +129,7 @@ class Train:
     validate_every: int = 0
     """Steps between validation pictures, which the page of the run shows. 0 draws none."""
     validation_prompt: OptionalStr = None
-    """Prompt of the validation pictures. Default: the words of the concept."""
+    """Prompt of the validation pictures. Default: what all captions begin with, or else the words of the concept."""
     page: Flag = True
     """Write no index.html into the run folder. Otherwise it shows the losses and the validation pictures while the
     training runs, and at the end base beside concept, for which twenty pictures are drawn."""
@@ -148,7 +152,7 @@ class Train:
 
     def __call__(self, console: Console) -> None:
         from moongate.data import PRESETS
-        from moongate.run_page import compared, without_tokens
+        from moongate.run_page import common_opening, compared, without_tokens
         from moongate.sampling import check_prompt
         from moongate.training import Plan, train
 
@@ -167,26 +171,22 @@ class Train:
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
         plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier, held_out=held_out)
-        words = preset.describe(*_words_of(subjects, method))
+        opening = common_opening(subjects[0]) if len(subjects) == 1 and method.names_category else None
+        words = opening or preset.describe(*_words_of(subjects, method))
         prompt = self.validation_prompt or words
         with backbone.tokens({**(earlier.tokens if earlier else {}), **plan.first_rows}):
             if self.validate_every:
                 check_prompt(backbone, prompt, kind="validation prompt")
             pairs = compared(backbone, without_tokens(words, subjects), words)
-        sets = []
-        for subject, source in zip(chosen, wanted, strict=True) if method.prior_weight else ():
-            folder = run / "regularization" / subject.folder_name
-            worded = replace(preset, caption=subject.class_caption or preset.caption)
-            sets.append(_regularization(backbone, subject.category, source, method, worded, folder, console))
+        say_memory(plan, console, is_ignored=self.ignore_memory)
+        sources = zip(chosen, wanted, strict=True) if method.prior_weight else ()
+        sets = [self._regularization(backbone, *each, method, preset, run, console) for each in sources]
 
         # Train and write the concept.
         with training_bar(console) as show, interruption_explained(run, console):
+            base_prompt = without_tokens(prompt, (*subjects, *(earlier.subjects if earlier else ())))
             watch = Watch(
-                backbone=backbone,
-                run=run,
-                console=console,
-                show=show,
-                prompts=(prompt, without_tokens(prompt, (*subjects, *(earlier.subjects if earlier else ())))),
+                *(backbone, run, console, show, (prompt, base_prompt)),
                 every=self.validate_every,
                 has_page=self.page,
                 tracker_name=self.tracker,
@@ -268,6 +268,8 @@ class Train:
         return TrainOptions(
             steps=self.steps,
             batch=self.batch,
+            accumulate=self.accumulate,
+            report_steps=math.gcd(10, self.validate_every) if self.validate_every > 0 else None,
             lr_per_picture=self.lr_per_picture,
             learning_rate=self.learning_rate,
             optimizer=self.optimizer,
@@ -309,6 +311,38 @@ class Train:
         for remark in remarks(subject.pictures, subject.names):
             say(console, f"warning: {remark}", style="yellow")
         return subject
+
+    def _regularization(
+        self,
+        backbone: "Backbone",
+        chosen: SubjectOptions,
+        wanted: "RegularizationOptions",
+        method: "Method",
+        preset: "Preset",
+        run: Path,
+        console: Console,
+    ) -> "Regularization":
+        """Return the regularization pictures of a subject, with a bar while they are drawn or retrieved."""
+        from moongate.regularization import choose
+
+        with progress_bar(console) as progress:
+            task = progress.add_task("Regularization pictures", total=None, note="", visible=False)
+
+            def show(stage: str, done: int, total: int) -> None:
+                text = plain(f"{stage} {chosen.category}")
+                progress.update(task, description=text, completed=done, total=total, visible=True)
+
+            found = choose(
+                *(backbone, chosen.category),
+                folder=run / "regularization" / chosen.folder_name,
+                options=wanted,
+                method=method,
+                preset=replace(preset, caption=chosen.class_caption or preset.caption),
+                on_progress=show,
+            )
+        say_notes(console, found.notes)
+        assert found.pictures is not None  # the method has regularization pictures
+        return found.pictures
 
     def _choice(self, subject: SubjectOptions) -> str:
         return subject.regularization or next(iter(self.regularization), "auto")
@@ -363,32 +397,6 @@ def _is_result(out: Path, run: Path) -> bool:
         return bool(recorded == digest(out.read_bytes(), length=64))
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _regularization(
-    backbone: "Backbone",
-    category: str,
-    options: "RegularizationOptions",
-    method: "Method",
-    preset: "Preset",
-    folder: Path,
-    console: Console,
-) -> "Regularization":
-    """Return the regularization pictures of a subject, with a bar while they are drawn or retrieved."""
-    from moongate.regularization import choose
-
-    with progress_bar(console) as progress:
-        task = progress.add_task("Regularization pictures", total=None, note="", visible=False)
-
-        def show(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=plain(f"{stage} {category}"), completed=done, total=total, visible=True)
-
-        chosen = choose(
-            backbone, category, folder=folder, options=options, method=method, preset=preset, on_progress=show
-        )
-    say_notes(console, chosen.notes)
-    assert chosen.pictures is not None  # the method has regularization pictures
-    return chosen.pictures
 
 
 def _words_of(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:

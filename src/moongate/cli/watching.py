@@ -3,14 +3,14 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moongate.cli.terminal import progress_bar, say
+from moongate.cli.terminal import progress_bar, readable, say
 from moongate.errors import OptionError, warn
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from moongate.concept import Concept
     from moongate.data import Subject
     from moongate.run_page import Comparison, Part, Status
-    from moongate.training import Step
+    from moongate.training import Plan, Step
 
-__all__ = ["Watch", "interruption_explained", "say_best"]
+__all__ = ["Watch", "interruption_explained", "say_best", "say_memory"]
 
 SEEDS = range(4)
 """Seeds of the validation pictures."""
@@ -31,7 +31,7 @@ REWRITTEN_S = 10
 """Least number of seconds between two versions of the page, if no picture is new."""
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Watch:
     """Shows a run on the terminal, on its page and in a tracker; called after each step."""
 
@@ -42,6 +42,7 @@ class Watch:
     """Moves the bar."""
     prompts: tuple[str, str]
     """What the validation pictures show, and the same for the base model, without tokens."""
+    _: KW_ONLY
     every: int
     """Steps between validation pictures; 0 draws none."""
     has_page: bool
@@ -175,6 +176,24 @@ def interruption_explained(run: Path, console: Console) -> Iterator[None]:
         kept = f"The state is in {run}; the same command with --resume continues."
         say(console, f"Stopped. {kept if (run / STATE).exists() else 'No step was done, nothing is kept.'}")
         raise
+
+
+def say_memory(plan: "Plan", console: Console, *, is_ignored: bool) -> None:
+    """Say how much memory a training takes, and check on a GPU that it is there.
+
+    Raises:
+        OptionError: The GPU surely has too little; the message has the options that would make it fit.
+    """
+    from moongate.training.memory import available_memory, check_fits, needed
+
+    if is_ignored:
+        return
+    need, available = needed(plan), available_memory(plan.backbone.device)
+    there = f", {readable(available)} are there" if available is not None else ""
+    parts = f"model {readable(need.weights)}, optimizer {readable(need.optimizer)}, one step {readable(need.step)}"
+    say(console, f"Training takes about {readable(need.total)} of memory ({parts}){there}.")
+    if available is not None:
+        check_fits(plan, need, available)
 
 
 def say_best(run: Path, console: Console, *, keep_best: bool) -> None:

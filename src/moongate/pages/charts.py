@@ -220,7 +220,7 @@ def _dots(
     x, y = scales
     for position, value in zip(positions, values, strict=False):
         if _drawable(value, y.log):
-            yield f'<circle class="{style}" cx="{x.px(position):.1f}" cy="{y.px(value):.1f}" r="1.1"/>'
+            yield f'<circle class="{style}" cx="{x.px(position):.1f}" cy="{y.px(value):.1f}" r="1.4"/>'
 
 
 def _drawable(value: float, log: bool) -> bool:

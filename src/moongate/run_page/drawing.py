@@ -9,7 +9,17 @@ from moongate.data import Subject
 from moongate.run_page.album import Album, Drawn, Part
 from moongate.sampling import SampleOptions, sample
 
-__all__ = ["COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "compared", "draw", "seconds_to_draw", "without_tokens"]
+__all__ = [
+    "COMPARED_SEEDS",
+    "DRAWING",
+    "PLACES",
+    "Comparison",
+    "common_opening",
+    "compared",
+    "draw",
+    "seconds_to_draw",
+    "without_tokens",
+]
 
 DRAWING = SampleOptions(steps=20, scheduler="dpm++")
 """How pictures are drawn: as well as by 50 steps of DDPM at less than half the cost."""
@@ -38,6 +48,13 @@ def compared(backbone: Backbone, base: str, concept: str) -> list[Comparison]:
     """
     pairs = [Comparison(base=f"{base} {place}", concept=f"{concept} {place}") for place in PLACES]
     return [pair for pair in pairs if not (backbone.cut_off(pair.base) or backbone.cut_off(pair.concept))]
+
+
+def common_opening(subject: Subject) -> str | None:
+    """Return how all captions of a subject begin, up to its words, such as "drawing of a <home> house"; None if not."""
+    openings = {caption.partition(subject.words) for caption in subject.captions}
+    starts = {before for before, words, _ in openings if words}
+    return f"{starts.pop()}{subject.words}" if len(starts) == 1 and all(words for _, words, _ in openings) else None
 
 
 def without_tokens(prompt: str, subjects: Sequence[Subject | SubjectRecord]) -> str:

@@ -23,7 +23,7 @@ from moongate.training.plan import Plan
 from moongate.training.ranks import Ranks
 from moongate.training.runs import seeded
 
-__all__ = ["Batch", "Batches", "Prior"]
+__all__ = ["ENCODE_AT_ONCE", "Batch", "Batches", "Prior"]
 
 ENCODE_AT_ONCE = 16
 """Regularization pictures that are encoded together: a compromise between speed and memory."""
