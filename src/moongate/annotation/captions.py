@@ -1,0 +1,66 @@
+"""Write a caption beside each photo, for people to edit; `{}` stands for the words of the subject."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moongate.annotation.describers import Describer, Description
+from moongate.data.caption_files import CaptionFiles
+from moongate.data.folders import CAPTION_SUFFIXES
+from moongate.data.pictures import read_picture
+from moongate.errors import OptionError
+from moongate.files import write_atomically
+
+__all__ = ["Stub", "template_describer", "write_captions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stub:
+    """The caption of one photo."""
+
+    photo: Path
+    file: Path
+    description: Description
+    written: bool
+    """Whether the file was written; False if the photo has a caption already."""
+
+
+def template_describer(template: str = "photo of a {}") -> Describer:
+    """Return a describer that gives every photo the same caption.
+
+    Args:
+        template: The caption, with `{}` for the words of the subject.
+
+    Raises:
+        OptionError: The template has no `{}`.
+    """
+    if "{}" not in template:
+        raise OptionError(f"The template {template!r} has no place for the subject. Put {{}} into it.")
+    return lambda pictures: [Description(caption=template)] * len(pictures)
+
+
+def write_captions(photos: Sequence[Path], describe: Describer, *, overwrite: bool = False) -> list[Stub]:
+    """Describe photos and write `photo.txt` beside each that has no caption yet.
+
+    Args:
+        photos: Photos, as `moongate.data.folders.find_pictures` returns them.
+        describe: Gives a description of each picture.
+        overwrite: Whether to replace text files; otherwise a photo with a caption keeps it.
+
+    Returns:
+        One stub for each photo, in order.
+
+    Raises:
+        PictureError: A photo cannot be read.
+        OptionError: A file cannot be written.
+    """
+    descriptions = describe([read_picture(photo) for photo in photos])
+    known = CaptionFiles()
+    stubs = []
+    for photo, description in zip(photos, descriptions, strict=True):
+        file = photo.with_suffix(CAPTION_SUFFIXES[0])
+        written = overwrite or not (file.exists() or known.caption(photo))
+        if written:
+            write_atomically(file, f"{description.caption}\n".encode())
+        stubs.append(Stub(photo=photo, file=file, description=description, written=written))
+    return stubs
