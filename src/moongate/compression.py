@@ -91,7 +91,7 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
         kept_whole=tuple(name for name, change in changed.items() if deltas[name] is change),
     )
     record = {**concept.record, "energy": energy}
-    return Compressed(concept=dataclasses.replace(concept, deltas=deltas, record=record), report=report)
+    return Compressed(concept=dataclasses.replace(concept, deltas=deltas, record=record, kept={}), report=report)
 
 
 def check_energy(energy: float) -> None:

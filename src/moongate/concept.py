@@ -25,13 +25,15 @@ from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, lis
 from moongate.files import check_writable, digest, write_atomically
 from moongate.limits import CONCEPT_VERSION
 from moongate.provenance import check_provenance
-from moongate.tensor_files import CHECKSUM, checksum, read_tensors
+from moongate.tensor_files import CHECKSUM, check_finite, checksum, read_tensors
 from moongate.texts import parse_json
 
-__all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "check_finite", "mismatches", "safetensors_bytes"]
+__all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "mismatches", "safetensors_bytes"]
 
 FORMAT = "moongate-concept"
 """The value of `format` in the header of a concept file."""
+KEPT = "kept."
+"""How the names of `Concept.kept` begin in a concept file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,6 +155,8 @@ class Concept:
     """Name of the method that made the concept."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """Further facts as plain JSON: steps, seed, learning rate, versions."""
+    kept: Mapping[str, Float[Tensor, "rows _"]] = field(default_factory=dict)
+    """What a merge kept, for later merges: the text `features`, and by matrix the change of their keys or values."""
 
     def __post_init__(self) -> None:
         for token, row in self.tokens.items():
@@ -188,9 +192,10 @@ class Concept:
                 )
             facts = parse_json(header["concept"])
             tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
+            kept = {name.removeprefix(KEPT): tensors.pop(name) for name in list(tensors) if name.startswith(KEPT)}
             if any(row.ndim != 1 or not row.is_floating_point() for row in tokens.values()):
                 raise ValueError("the row of a token is no vector")
-            concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens)
+            concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens, kept=kept)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
@@ -267,7 +272,8 @@ class Concept:
         """Return the concept with `strength` times its deltas."""
         if strength == 1:
             return self
-        return dataclasses.replace(self, deltas={name: change.scaled(strength) for name, change in self.deltas.items()})
+        changes = {name: change.scaled(strength) for name, change in self.deltas.items()}
+        return dataclasses.replace(self, deltas=changes, kept={})
 
     def renamed(self, tokens: Mapping[str, str]) -> Self:
         """Return the concept with tokens renamed; its prompts and records follow.
@@ -331,6 +337,7 @@ class Concept:
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors of the file, and the texts of its header without a checksum."""
         tensors = {f"token.{token}": row for token, row in self.tokens.items()}
+        tensors |= {f"{KEPT}{name}": rows for name, rows in self.kept.items()}
         for name, change in self.deltas.items():
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in change.tensors().items()}
         return tensors, {"format": FORMAT, "version": str(CONCEPT_VERSION), "concept": json.dumps(self.to_json())}
@@ -356,6 +363,7 @@ class Concept:
         *,
         deltas: Mapping[str, Dense | LowRank],
         tokens: Mapping[str, Float[Tensor, " width"]],
+        kept: Mapping[str, Float[Tensor, "rows _"]] | None = None,
     ) -> Self:
         """Return the concept of what `to_json` returned, with its tensors.
 
@@ -372,6 +380,7 @@ class Concept:
             fingerprint=Fingerprint.from_json(value["fingerprint"]),
             method=value["method"],
             record=value["record"],
+            kept=kept or {},
         )
 
 
@@ -393,20 +402,6 @@ def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> lis
         if own != shape:
             phrases.append(f"its {name!r} has the shape {own}, not {shape}")
     return phrases
-
-
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that all numbers of the tensors that were read from `path` are finite.
-
-    Raises:
-        ConceptFileError: A number is infinite or not a number.
-    """
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ConceptFileError(
-                f"{name!r} in {path} holds numbers that are not finite, which would spoil every picture. Train the "
-                "concept again."
-            )
 
 
 def _refuse_other_kinds(path: Path) -> None:

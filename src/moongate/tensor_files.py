@@ -17,7 +17,7 @@ from torch import Tensor
 from moongate.errors import ConceptFileError
 from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS
 
-__all__ = ["CHECKSUM", "checksum", "read_tensors"]
+__all__ = ["CHECKSUM", "check_finite", "checksum", "read_tensors", "read_texts"]
 
 CHECKSUM = "checksum"
 """The entry of a safetensors header that holds the checksum."""
@@ -69,6 +69,39 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConceptFileError(
             f"{path} is damaged or not a safetensors file ({error}). Copy or download it again."
         ) from error
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file, and nothing of its tensors.
+
+    Raises:
+        ConceptFileError: The file cannot be read, is damaged, or is shorter than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ConceptFileError(f"{path} is damaged or not a safetensors file. Copy or download it again.")
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ConceptFileError(
+            f"{path} is damaged or not a safetensors file ({error}). Copy or download it again."
+        ) from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that all numbers of the tensors that were read from `path` are finite.
+
+    Raises:
+        ConceptFileError: A number is infinite or not a number.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ConceptFileError(
+                f"{name!r} in {path} holds numbers that are not finite, which would spoil every picture. Train the "
+                "concept again."
+            )
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:

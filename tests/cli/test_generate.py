@@ -2,11 +2,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from command_line import command, fails, run
+from making import invented
+from moongate.backbone import Backbone
 from moongate.concept import Concept
 
 
@@ -96,3 +99,26 @@ def test_concepts_loaded_together_are_merged_added_or_refused(
     assert "--together refuse" in fails(capsys, draw.but(together="refuse", out=tmp_path / "no"))
     spoilt = command("generate", "a dog", concept=f"{bear}:nan", out=tmp_path / "no")
     assert "bear.safetensors is nan. Give a number" in fails(capsys, spoilt)
+
+
+def test_a_library_gives_the_concepts_that_prompts_name_and_keeps_their_merge(
+    bear: Path, tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "library"
+    invented(tiny, ("<rex>", "dog")).save(library / "dog.safetensors")
+    bear.rename(library / "bear.safetensors")
+    (library / "broken.safetensors").write_bytes(b"no concept")
+    draw = command("generate", "a <rex> dog", library=library, count=1, steps=1, device="cpu")
+    run(draw.but(out=tmp_path / "one"))
+    assert "broken.safetensors is skipped" in capsys.readouterr().out
+    (library / "broken.safetensors").unlink()
+    both = "a <rex> dog and a <bear> teddy bear"
+    run(draw.but(both, out=tmp_path / "merged"))
+    (kept,) = (tmp_path / "cache" / "moongate" / "library").iterdir()
+    assert list(Concept.load(kept).tokens) == ["<bear>", "<rex>"]
+    run(draw.but(both, out=tmp_path / "kept"))
+    pictures = [np.array(Image.open(next((tmp_path / name).glob("a-*.png")))) for name in ("merged", "kept")]
+    assert np.array_equal(*pictures)
+    draw = draw.but(model=tmp_path / "no-model")  # what is wrong with the prompt is said before a model is looked for
+    assert "<tom> in" in fails(capsys, draw.but("a <tom> cat"))
+    assert "either --concept or --library" in fails(capsys, draw.but(concept=kept))

@@ -35,3 +35,32 @@ def test_captions_in_another_encoding_are_named(bear: Path, tmp_path: Path, caps
     text.write_bytes("a café".encode("latin-1"))
     message = fails(capsys, command("merge", bear, captions=text, out=tmp_path / "out.safetensors"))
     assert "text.txt is not text in UTF-8" in message
+
+
+def test_a_merge_can_be_checked_without_being_written(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "out.safetensors", tmp_path / "report"
+    run(command("merge", bear, check=True, report=report, device="cpu"))
+    assert capsys.readouterr().out.startswith("<bear> teddy bear keeps 100% of its change")
+    assert (report / "report.json").is_file()
+    assert list(tmp_path.glob("*.safetensors")) == [bear]
+    assert "either --out" in fails(capsys, command("merge", bear, check=True, out=out))
+    assert "either --out" in fails(capsys, command("merge", bear))
+
+
+def test_words_of_the_base_are_erased_and_protected_without_a_concept(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, words = tmp_path / "edited.safetensors", tmp_path / "words.txt"
+    words.write_text("cat\nbeach\n")
+    edit = command("merge", model=tiny_folder, out=out, device="cpu", contexts=1)
+    run(edit.but(erase="dog=>chair", protect=words))
+    edited = Concept.load(out)
+    assert [block["words"] for block in edited.record["rows"]] == ["dog=>chair", "cat", "beach"]
+    assert (edited.tokens, edited.subjects) == ({}, ())
+    assert capsys.readouterr().out.startswith("dog is read as chair: ")
+    wrong = edit.but(out=tmp_path / "other.safetensors", model=tmp_path / "no-model")  # before a model is looked for
+    assert "cannot be read" in fails(capsys, wrong.but(erase="dog"))
+    assert "contradict each other" in fails(capsys, wrong.but(erase="dog=>chair", protect="dog"))
+    assert "no file of words to protect" in fails(capsys, wrong.but(protect="missing.txt"))

@@ -131,3 +131,63 @@ def test_what_does_not_fit_is_refused() -> None:
         factorize(rows / 0, gram)
     with pytest.raises(OptionError, match="Give captions"):
         factorize(rows, torch.zeros_like(gram))
+
+
+def kkt(rows: np.ndarray, gram: np.ndarray, right: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Minimize tr(D gram D^T) - 2 tr(D right) subject to D rows^T = values^T, by the KKT system of LAPACK."""
+    width, count = len(gram), len(rows)
+    system = np.block([[gram, rows.T], [rows, np.zeros((count, count))]])
+    return scipy.linalg.solve(system, np.concatenate([right, values]))[:width].T
+
+
+def test_fixed_features_do_not_move_at_all_and_the_rest_is_optimal() -> None:
+    """Against the KKT system with the fixed features as constraints of value 0."""
+    rows, gram, values = random_problem(constraints=5, spread=4.0)
+    fixed = torch.randn(3, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    factorized = factorize(rows, gram, fixed=torch.cat([fixed, fixed[:1]]))
+    change = factorized.solve(values) @ factorized.down
+    assert (change @ fixed.T).norm() <= 1e-14 * change.norm() * fixed.norm()
+    assert (factorized.rank, factorized.capacity) == (5, 16)
+    both = torch.cat([rows, fixed]).numpy()
+    wanted = np.concatenate([values.numpy(), np.zeros((3, 7))])
+    expected = kkt(both, gram.numpy(), np.zeros((24, 7)), wanted)
+    assert np.linalg.norm(change.numpy() - expected) <= 1e-8 * np.linalg.norm(expected)
+
+
+def test_a_constraint_on_a_fixed_feature_yields_to_it() -> None:
+    rows, gram, values = random_problem(constraints=3)
+    factorized = factorize(rows, gram, fixed=rows[:1])
+    up = factorized.solve(values)
+    change = up @ factorized.down
+    assert (change @ rows[0]).norm() <= 1e-14 * change.norm() * rows[0].norm()
+    assert (change @ rows[1:].T - values[1:].T).norm() <= 1e-10 * values.norm()
+    assert factorized.rank == 2
+    assert factorized.residual(up, values) == pytest.approx(float(values[0].norm() / values.norm()))
+
+
+def test_soft_rows_cost_their_weight_times_the_square_of_what_they_miss() -> None:
+    """Against the KKT system of tr(D G D^T) + sum of w |D p - u|^2, with constraints and fixed features."""
+    rows, gram, values = random_problem(constraints=9)
+    weights = torch.tensor([torch.inf] * 4 + [0.5, 2.0, 30.0, 4.0, 1.0])
+    fixed = torch.randn(2, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    factorized = factorize(rows, gram, fixed=fixed, weights=weights)
+    hard, soft, scale = rows[:4], rows[4:].numpy(), weights[4:].double().numpy()[:, None]
+    constraints = torch.cat([hard, fixed]).numpy()
+    wanted = np.concatenate([values[:4].numpy(), np.zeros((2, 7))])
+    cost = gram.numpy() + soft.T @ (scale * soft)
+    expected = kkt(constraints, cost, soft.T @ (scale * values[4:].numpy()), wanted)
+    up = factorized.solve(values)
+    assert np.linalg.norm((up @ factorized.down).numpy() - expected) <= 1e-9 * np.linalg.norm(expected)
+    assert factorized.rank == 4
+    assert factorized.residual(up, values) < 1e-12
+    assert not factorized.cosines[4:].any()
+
+
+def test_soft_rows_alone_are_ridge_regression() -> None:
+    """tr(D D^T) + w |D P^T - U^T|^2, as least squares of numpy on the stacked system."""
+    rows, _, values = random_problem(constraints=6)
+    factorized = factorize(rows, torch.eye(24, dtype=torch.float64), weights=torch.full((6,), 9.0))
+    stacked = np.concatenate([np.eye(24), 3 * rows.numpy()])
+    right = np.concatenate([np.zeros((24, 7)), 3 * values.numpy()])
+    expected = np.linalg.lstsq(stacked, right, rcond=None)[0].T
+    np.testing.assert_allclose((factorized.solve(values) @ factorized.down).numpy(), expected, rtol=1e-9, atol=1e-12)

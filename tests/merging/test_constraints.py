@@ -9,7 +9,8 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept, SubjectRecord
 from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
-from moongate.merging.constraints import CONTEXTS, Constraints, filled, kept_subjects
+from moongate.merging.constraints import CONTEXTS, Constraints, kept_subjects
+from moongate.merging.features import filled
 from moongate.merging.page import verdict
 
 
@@ -92,7 +93,8 @@ def test_the_constraints_are_the_features_of_words_and_ends_with_their_own_value
     tiny: Backbone, pair: Sequence[Concept]
 ) -> None:
     with tiny.tokens({**pair[0].tokens, **pair[1].tokens}):
-        constraints = Constraints.of(tiny, kept_subjects(tiny, pair, contexts=1))
+        subjects, _, _ = kept_subjects(tiny, pair, contexts=1, room=16)
+        constraints = Constraints.of(tiny, subjects, layers=sorted(pair[0].deltas))
         with torch.no_grad():
             rows = tiny.encode_text(["photo of a <one> bear", "photo of a <two> cat"]).features[:, 4:7].double()
     assert torch.equal(constraints.rows, rows.flatten(0, 1))
@@ -100,7 +102,7 @@ def test_the_constraints_are_the_features_of_words_and_ends_with_their_own_value
     assert list(constraints.values) == sorted(pair[0].deltas)
     for layer, values in constraints.values.items():
         expected = [own @ concept.deltas[layer].full().double().T for own, concept in zip(rows, pair, strict=True)]
-        torch.testing.assert_close(values, torch.cat(expected))
+        assert torch.equal(values, torch.cat(expected).float().double())  # as they are stored
 
 
 def test_a_layer_that_one_concept_leaves_alone_keeps_the_values_of_the_base_for_it(
@@ -109,7 +111,8 @@ def test_a_layer_that_one_concept_leaves_alone_keeps_the_values_of_the_base_for_
     layer, *others = pair[0].deltas
     less = replace(pair[0], deltas={name: pair[0].deltas[name] for name in others})
     with tiny.tokens({**pair[0].tokens, **pair[1].tokens}):
-        constraints = Constraints.of(tiny, kept_subjects(tiny, [less, pair[1]], contexts=1))
+        subjects, _, _ = kept_subjects(tiny, [less, pair[1]], contexts=1, room=16)
+        constraints = Constraints.of(tiny, subjects, layers=sorted(pair[0].deltas))
     own = constraints.slice_of(0)
     assert not constraints.values[layer][own].any()
     assert constraints.values[others[0]][own].any()

@@ -14,7 +14,7 @@ from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import CONTEXTS
-from moongate.merging.neutral import neutral_captions, regularization_gram
+from moongate.merging.neutral import neutral_captions, regularization_gram, weighted_grams
 
 
 def values_of_words(backbone: Backbone, concept: Concept, words: str, caption: str) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_the_order_does_not_matter(tiny: Backbone, pair: Sequence[Concept]) -> N
 def test_it_is_stored_by_its_own_low_rank(tiny: Backbone, pair: Sequence[Concept], tmp_path: Path) -> None:
     merged = merge(tiny, pair)
     assert {change.rank for change in merged.concept.deltas.values()} == {merged.report.rank}
-    assert merged.report.rank + merged.report.capacity == 16
+    assert merged.report.rank + merged.report.capacity == 14  # the empty prompt takes an eighth of 16
     back = Concept.load(merged.concept.save(tmp_path / "ab.safetensors"))
     assert back.hash == merged.concept.hash
     assert [subject.words for subject in back.subjects] == ["<one> bear", "<two> cat"]
@@ -119,7 +119,7 @@ def test_joint_tokenless_and_compressed_concepts_can_be_merged(tiny: Backbone) -
 def test_more_subjects_than_the_features_have_room_for_are_refused(tiny: Backbone) -> None:
     words = ("bear", "cat", "dog", "chair", "beach")
     concepts = [invented(tiny, (f"<{word}>", word), seed=seed) for seed, word in enumerate(words)]
-    with pytest.raises(OptionError, match=r"fill all 16 dimensions.*Merge fewer"):
+    with pytest.raises(OptionError, match=r"18 constraints fill all 14 dimensions.*Merge fewer"):
         merge(tiny, [*concepts, invented(tiny, ("<x>", "red"), seed=9)])
 
 
@@ -144,7 +144,7 @@ def test_of_all_changes_that_keep_the_words_it_moves_neutral_captions_least(
     tiny: Backbone, pair: Sequence[Concept]
 ) -> None:
     """Stationarity, with rows and places found by hand: words and end of "photo of a <one> bear"."""
-    merged = merge(tiny, pair, options=MergeOptions(contexts=1)).concept
+    merged = merge(tiny, pair, options=MergeOptions(contexts=1, unconditional="free")).concept
     with tiny.tokens(merged.tokens), torch.no_grad():
         captions = ["photo of a <one> bear", "photo of a <two> cat"]
         rows = tiny.encode_text(captions).features[:, 4:7].double()
@@ -167,3 +167,110 @@ def test_a_subject_named_in_anothers_context_can_be_taken_out_again(tiny: Backbo
     once = merge(tiny, [bear], options=MergeOptions(contexts=1)).concept
     both = merge(tiny, [once, invented(tiny, (None, "cat"), seed=2)], options=MergeOptions(contexts=1)).concept
     assert_alike(merge(tiny, [both], options=MergeOptions(without=("cat",))).concept, once, tolerance=1e-3)
+
+
+def test_the_empty_prompt_keeps_the_keys_and_values_of_the_base(each: Backbone) -> None:
+    """All of them where an eighth of the width has room for its tokens; here that part of them that it has room for."""
+    pair = [invented(each, ("<one>", "bear"), seed=1), invented(each, ("<two>", "cat"), seed=2)]
+    fixed, free = (merge(each, pair, options=MergeOptions(unconditional=how)) for how in ("fixed", "free"))
+    width = next(iter(fixed.concept.deltas.values())).shape[1]
+    with torch.no_grad():
+        empty = each.encode_text([""]).features[0].double()
+    room = torch.linalg.svd(empty).Vh[: width // 8]
+    for name, change in fixed.concept.deltas.items():
+        moved = change.full().double() @ room.T
+        assert moved.norm() <= 1e-6 * change.full().norm()
+        assert (free.concept.deltas[name].full().double() @ room.T).norm() > 1e3 * moved.norm()
+    assert fixed.report.unconditional < free.report.unconditional
+
+
+@pytest.mark.parametrize("only", ["keys", "values"])
+def test_keys_or_values_alone_can_be_merged(tiny: Backbone, pair: Sequence[Concept], only: str) -> None:
+    both, half = merge(tiny, pair).concept, merge(tiny, pair, options=MergeOptions(only=only)).concept
+    ending = {"keys": "to_k.weight", "values": "to_v.weight"}[only]
+    assert half.deltas.keys() == {name for name in both.deltas if name.endswith(ending)}
+    for name, change in half.deltas.items():
+        assert torch.equal(change.full(), both.deltas[name].full())
+    keys = {name: change for name, change in pair[0].deltas.items() if name.endswith("to_k.weight")}
+    with pytest.raises(OptionError, match="change no values"):
+        merge(tiny, [replace(pair[0], deltas=keys)], options=MergeOptions(only="values"))
+
+
+def test_adding_to_a_merge_gives_the_bytes_of_merging_all_at_once(
+    tiny: Backbone, pair: Sequence[Concept], tmp_path: Path
+) -> None:
+    """Also where all at once leave room for fewer contexts than the first two alone."""
+    third = invented(tiny, ("<three>", "dog"), seed=3)
+    options = MergeOptions(cache=tmp_path / "cache")
+    file = merge(tiny, pair[:1], options=options).concept.save(tmp_path / "a.safetensors")
+    both = merge(tiny, [Concept.load(file), pair[1]], options=options).concept
+    assert both.file_bytes == merge(tiny, pair, options=options).concept.file_bytes
+    file = both.save(tmp_path / "ab.safetensors")
+    added = merge(tiny, [Concept.load(file), third], options=options).concept
+    assert added.file_bytes == merge(tiny, [*pair, third], options=options).concept.file_bytes
+
+
+def test_taking_out_one_of_two_that_contradict_gives_the_other_its_values_back(tiny: Backbone) -> None:
+    """A stored merge knows what each subject was to keep, and not only the compromise."""
+    pair = [invented(tiny, (None, "bear"), seed=1), invented(tiny, ("<two>", "cat"), seed=2)]
+    pair[1] = replace(pair[1], tokens={"<two>": tiny.word_row("bear")})
+    merged = merge(tiny, [pair[0], replace(pair[0], subjects=(SubjectRecord(category="cat"),)), pair[1]]).concept
+    alone = merge(tiny, [merged], options=MergeOptions(without=("cat", "<two>"))).concept
+    assert alone.file_bytes == merge(tiny, pair[:1], options=MergeOptions(contexts=1)).concept.file_bytes
+
+
+def test_rows_that_do_not_fit_their_record_are_named(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    merged = merge(tiny, pair).concept
+    short = {name: rows[:-1] for name, rows in merged.kept.items()}
+    for broken in (replace(merged, kept=short), replace(merged, record={"contexts": merged.record["contexts"]})):
+        with pytest.raises(OptionError, match="do not fit its record"):
+            merge(tiny, [broken])
+
+
+def test_further_contexts_bring_a_subject_nearer_to_itself_there(
+    tiny: Backbone, pair: Sequence[Concept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the limit of a large weight, the features of the further contexts are met as well as by constraints."""
+    captions = ("{} dog", "far {}")
+    monkeypatch.setattr("moongate.merging.constraints.ELSEWHERE", captions)
+    monkeypatch.setattr("moongate.merging.constraints.BESIDE", ())
+
+    def missed(weight: float) -> float:
+        merged = merge(tiny, pair[:1], options=MergeOptions(contexts=1, elsewhere=weight)).concept
+        kept, own = (
+            torch.stack(
+                [values_of_words(tiny, concept, "<one> bear", caption.format("<one> bear")) for caption in captions]
+            )
+            for concept in (merged, pair[0])
+        )
+        return float((kept - own).norm() / own.norm())
+
+    without, some, much = missed(0), missed(1e3), missed(1e9)
+    assert without > some > much
+    assert much < 1e-3
+
+
+def test_neutral_captions_can_count_by_how_far_the_concepts_move_them(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    """The Gram matrix of one layer against a sum over features in Python."""
+    captions = ["left out", "a red chair", "dog"]
+    layer = next(iter(pair[0].deltas))
+    changes = [concept.deltas[layer].full() for concept in pair]
+    gram = weighted_grams(tiny, captions, {layer: changes})[layer]
+    with torch.no_grad():
+        texts, ids = tiny.encode_text([*captions[1:], ""]).features.double(), tiny.token_ids([*captions[1:], ""])
+    rows, weights, moved = [], [], []
+    for text, length, share in zip(
+        texts, (ids == tiny.tokenizer.eos_token_id).int().argmax(1), (1, 1, 0.2), strict=True
+    ):
+        for position, feature in enumerate(text):
+            rows.append(feature)
+            weights.append(share * (1 if position <= length else 1 / (len(text) - 1 - int(length))))
+            moved.append(sum(float((change.double() @ feature).square().sum()) for change in changes) ** 0.5)
+    mean = sum(moved) / len(moved)
+    parts = zip(rows, weights, moved, strict=True)
+    expected = sum(weight * move / mean * torch.outer(row, row) for row, weight, move in parts)
+    torch.testing.assert_close(gram, expected, rtol=1e-5, atol=1e-5)
+    options = MergeOptions(contexts=1, neutral="in-danger")
+    merged = merge(tiny, pair, options=options)
+    assert merged.report.feasible
+    assert merged.concept.record["neutral"] == "in-danger"

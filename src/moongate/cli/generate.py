@@ -28,7 +28,7 @@ from moongate.cli.options import (
     read_concepts,
 )
 from moongate.cli.terminal import progress_bar, say
-from moongate.errors import OptionError
+from moongate.errors import OptionError, warn
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -52,6 +52,8 @@ class Generate:
     """Text file of further prompts, one per line."""
     concept: Texts = ()
     """Concept files of any format. FILE:0.8 applies a concept at strength 0.8."""
+    library: OptionalPath = None
+    """Folder of concept files from which the prompts take those whose tokens they name."""
     together: Literal["merge", "add", "refuse"] = "merge"
     """How to combine several concepts: merge them in memory, add their changes, or refuse."""
     count: int = 8
@@ -73,6 +75,7 @@ class Generate:
     dtype: Dtype = "float32"
 
     def __call__(self, console: Console) -> None:
+        from moongate.files import write_atomically
         from moongate.sampling import sample
 
         prompts = self._all_prompts()
@@ -82,7 +85,7 @@ class Generate:
             negative_prompt=self.negative_prompt, width_px=self.width, height_px=self.height
         )
         paths = self._paths(prompts)
-        chosen = self._chosen()
+        chosen, kept = self._chosen(prompts)
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
@@ -90,6 +93,8 @@ class Generate:
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
                 applied = [_merged(backbone, concepts, strengths, console)]
+                if kept:
+                    write_atomically(kept, applied[0].file_bytes)
                 stack.enter_context(applied[0].applied(backbone))
             else:
                 applied = concepts
@@ -116,15 +121,30 @@ class Generate:
             raise OptionError("There is no prompt. Give one in quotation marks, or a file with --prompts-file.")
         return prompts
 
-    def _chosen(self) -> list[tuple[Path, float]]:
-        """Return the concept files with their strengths."""
+    def _chosen(self, prompts: Sequence[str]) -> tuple[list[tuple[Path, float]], Path | None]:
+        """Return the concept files with their strengths, and where the merge of a library's files is to be kept."""
         chosen = [_split_strength(text) for text in self.concept]
+        kept: Path | None = None
+        if self.library and chosen:
+            raise OptionError("Give either --concept or --library, which finds the concepts by their tokens.")
+        if self.library:
+            from moongate.merging.library import Library, merge_file
+
+            library = Library.open(self.library)
+            for sentence in library.broken:
+                warn(sentence)
+            named = library.named_in(prompts)
+            if self.together == "merge" and len(named) > 1:
+                kept = merge_file(named, cache_folder())
+                if kept.exists():
+                    return [(kept, 1.0)], None
+            chosen = [(path, 1.0) for path in library.paths(named)]
         if self.together == "refuse" and len(chosen) > 1:
             raise OptionError(
                 f"{len(chosen)} concepts were given, but --together refuse allows one. Merge them into one file with "
                 "`moongate merge`."
             )
-        return chosen
+        return chosen, kept
 
     def _paths(self, prompts: Sequence[str]) -> list[Path]:
         """Return the picture files, one for each prompt and seed, named after them."""

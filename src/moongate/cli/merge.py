@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from moongate.cli.options import (
+    WITHOUT_DEFAULT,
     Flag,
     Model,
     ModelOptions,
@@ -28,17 +29,31 @@ __all__ = ["Merge"]
 class Merge:
     """Merge concepts into one in closed form, without training."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
     """Concept files of any format: trained alone or together, compressed, or merged before.
-    A single concept is cleaned: it changes other captions less."""
-    out: Path
+    A single concept is cleaned: it changes other captions less. None is needed to erase or protect words."""
+    out: OptionalPath = None
     """Concept file to write."""
+    check: Flag = False
+    """Say what the merge would keep, and write no concept."""
     without: Texts = ()
     """Subjects to leave out, named by token or words, such as one of an earlier merge."""
+    erase: Texts = ()
+    """Words to erase, with what to draw instead: "snowman=>object"."""
+    protect: Texts = ()
+    """Words that must keep their meaning, or text files of them, one per line."""
     captions: OptionalPath = None
     """Text file of neutral captions, one per line, in addition to the thousand that come with Moongate."""
     contexts: OptionalInt = None
     """Number of contexts in which each subject keeps its values. Default: as many as there is room for."""
+    elsewhere: float = 0.0
+    """Weight of each subject's values in further contexts, relative to a neutral caption. 0 leaves them out."""
+    only: Literal["both", "keys", "values"] = "both"
+    """What the merge changes."""
+    unconditional: Literal["fixed", "free"] = "fixed"
+    """Whether the empty prompt, which guidance subtracts, stays exactly the base's."""
+    neutral: Literal["alike", "in-danger"] = "alike"
+    """How neutral captions count: all alike, or by how far the concepts move them in each layer."""
     report: OptionalPath = None
     """Folder for report.json and index.html."""
     overwrite: Flag = False
@@ -50,21 +65,42 @@ class Merge:
         from moongate.merging import MergeOptions, merge
         from moongate.merging.page import HEAD, summary_rows, verdict, write_report
 
-        check_writable(self.out, overwrite=self.overwrite)
+        if self.check == (self.out is not None):
+            raise OptionError("Give either --out for the merged concept, or --check, which writes none.")
+        if self.out:
+            check_writable(self.out, overwrite=self.overwrite)
         if self.report and self.report.is_file():
             raise OptionError(f"{self.report} is a file. Choose a folder for the report.")
         lines = lines_of(self.captions, "captions") if self.captions else []
         options = MergeOptions(
-            captions=tuple(lines), contexts=self.contexts, without=self.without, cache=cache_folder()
+            captions=tuple(lines),
+            contexts=self.contexts,
+            elsewhere=self.elsewhere,
+            without=self.without,
+            erase=self.erase,
+            protect=tuple(words for value in self.protect for words in _words(value)),
+            only=self.only,
+            unconditional=self.unconditional,
+            neutral=self.neutral,
+            cache=cache_folder(),
         )
-        if not self.files:
+        if not (self.files or options.erase or options.protect):
             raise OptionError("There is no concept to merge. Name one or several files.")
         backbone, concepts = read_concepts(self.files, self.model, console)
         merged = merge(backbone, concepts, options=options)
-        merged.concept.save(self.out, overwrite=self.overwrite)
-        print_table(console, HEAD, summary_rows(merged.report))
+        if self.out:
+            merged.concept.save(self.out, overwrite=self.overwrite)
         for line in verdict(merged.report):
             say(console, line)
+        if merged.report.subjects:
+            print_table(console, HEAD, summary_rows(merged.report))
         if self.report:
             say(console, f"Wrote {write_report(merged.report, self.report)}.")
-        say(console, f"Wrote {self.out} ({size_of(self.out)}).")
+        if self.out:
+            say(console, f"Wrote {self.out} ({size_of(self.out)}).")
+
+
+def _words(value: str) -> list[str]:
+    """Return the words of a text file, or else the words themselves."""
+    is_file = Path(value).suffix == ".txt" or Path(value).is_file()
+    return lines_of(Path(value), "words to protect") if is_file else [value]

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.concept import Concept, Dense, LowRank, check_finite, mismatches
+from moongate.concept import Concept, Dense, LowRank, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, listed
 from moongate.interop.content import flat_tensors
+from moongate.tensor_files import check_finite
 
 __all__ = ["TEXT_PREFIX", "changes_against", "float32_base", "left_out_note", "split_compressed", "whole_weights"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
-from moongate.concept import Concept, Dense, LowRank, SubjectRecord, check_finite, mismatches
+from moongate.concept import Concept, Dense, LowRank, SubjectRecord, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
 from moongate.interop.content import Content, open_content
 from moongate.interop.formats import FORMATS
@@ -22,6 +22,7 @@ from moongate.interop.full_weights import changes_against
 from moongate.interop.initialization import subtracted
 from moongate.interop.layers import kinds_of
 from moongate.interop.tokens import bracketed, names_of_vectors
+from moongate.tensor_files import check_finite
 
 __all__ = ["Imported", "Recognized", "read", "recognize"]
 
@@ -213,7 +214,7 @@ class Recognized:
     def _assembled_by_provenance(self, deltas: Mapping[str, Dense | LowRank], tokens: Mapping[str, Tensor]) -> Concept:
         """Return the concept with the facts in the header that Moongate wrote, without tokens that are not there."""
         try:
-            concept = Concept.from_json(self.parts.provenance, deltas=deltas, tokens=tokens)
+            concept = Concept.from_json(self.parts.provenance, deltas=deltas, tokens=tokens, kept=self.parts.kept)
             missing = self._missing_tokens()
         except (KeyError, TypeError, ValueError) as error:
             raise ConceptFileError(f"The header of {self.path} lacks a part: {error}. Download it again.") from error
@@ -269,6 +270,7 @@ def _united(path: Path, parts: Sequence[Parts]) -> Parts:
         changes=_joined(path, [part.changes for part in parts]),
         tokens=_joined(path, tokens),
         subtracted=_joined(path, [part.subtracted for part in parts]),
+        kept=_joined(path, [part.kept for part in parts]),
         further=_joined(path, [part.further for part in parts]),
         left_out=tuple(key for part in parts for key in part.left_out),
         provenance=next((part.provenance for part in parts if part.provenance), {}),

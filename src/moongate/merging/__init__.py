@@ -1,13 +1,14 @@
 """Merge finished concepts into one without training, and take subjects out again (paper, Sec. 3.3, Eq. 4-5).
 
-`constraints` says which features keep which values, `neutral` which features should not move, `closed_form` solves,
-`report` measures, and `page` writes the report. A merge reads text only; it never touches pictures.
+`features` reads the features of words, `constraints` says which of them keep which values, `edits` which words are
+erased or guarded, `neutral` which features should not move, `closed_form` solves, `report` measures, and `page` writes
+the report. A merge reads text only; it never touches pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,13 +27,22 @@ from moongate.merging.constraints import (
     kept_subjects,
     with_unique_tokens,
 )
-from moongate.merging.neutral import neutral_captions, regularization_gram
+from moongate.merging.edits import Edit, check_words, edits_of, rows_of
+from moongate.merging.features import feature_width, leading
+from moongate.merging.neutral import (
+    empty_prompt_features,
+    neutral_captions,
+    regularization_gram,
+    weighted_grams,
+)
 from moongate.merging.report import MergeReport, measure
 
 __all__ = ["MergeOptions", "Merged", "merge"]
 
 RIDGE = 1e-6
 """Cost of all change relative to that of neutral features; text features are float32 and no more exact than that."""
+FIXED_SHARE = 0.125
+"""Largest share of the features' directions that the empty prompt may take: 96 for the 77 tokens of SD 1.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +53,29 @@ class MergeOptions:
     """Neutral captions in addition to the thousand that come with the package."""
     contexts: int | None = None
     """Number of contexts in which each subject keeps its values, from 1 to 8; as many as fit when None."""
+    elsewhere: float = 0.0
+    """Weight of each subject's values in sixty further contexts, relative to one neutral caption; 0 leaves them out."""
     without: tuple[str, ...] = ()
     """Subjects to leave out, by token or by words. This takes a subject out of an earlier merge."""
+    erase: tuple[str, ...] = ()
+    """Words to erase, each with those that the model draws instead: "snowman=>object"."""
+    protect: tuple[str, ...] = ()
+    """Words whose keys and values must stay the base's."""
+    only: Literal["both", "keys", "values"] = "both"
+    """Which matrices the merge changes."""
+    unconditional: Literal["fixed", "free"] = "fixed"
+    """Whether the empty prompt, which guidance subtracts, keeps the base's keys and values exactly."""
+    neutral: Literal["alike", "in-danger"] = "alike"
+    """Whether all neutral captions count alike, or in each layer by how far the concepts' own changes move them."""
     cache: Path | None = None
     """Folder in which the Gram matrix of the neutral captions is kept for each base; not kept when None."""
 
     def __post_init__(self) -> None:
         if self.contexts is not None and not 1 <= self.contexts <= len(CONTEXTS):
             raise OptionError(f"contexts is {self.contexts}; it must be from 1 to {len(CONTEXTS)}.")
+        if not 0 <= self.elsewhere < float("inf"):
+            raise OptionError(f"elsewhere is {self.elsewhere}; it must be a weight of at least 0, such as 100.")
+        edits_of(self.erase, self.protect)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,11 +87,14 @@ class Merged:
     report: MergeReport
 
 
-def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOptions | None = None) -> Merged:
+def merge(backbone: Backbone, concepts: Sequence[Concept] = (), *, options: MergeOptions | None = None) -> Merged:
     """Merge concepts into one in which each subject has the values that its own concept gives it (Eq. 4-5).
 
     One concept alone is cleaned: it keeps what it says of its own words, and the rest returns toward the base. The
-    order of the concepts does not change the weights.
+    order of the concepts does not change the weights. Without a concept, words of the base are erased or protected.
+
+    A merged concept stores what it kept. Merging it with another gives the same tensors as merging all at once, bit for
+    bit, as long as the options are the same and `neutral` is "alike".
 
     Args:
         backbone: The base model, with no concept applied.
@@ -79,59 +107,132 @@ def merge(backbone: Backbone, concepts: Sequence[Concept], *, options: MergeOpti
 
     Raises:
         BaseMismatchError: A concept is for another base.
-        OptionError: A concept changes more than the keys and values of text, or nothing; a subject to leave out does
-            not exist; or the constraints fill all dimensions of the text features.
-        TokenError: A subject's words do not fit into the captions that are to be kept.
+        OptionError: There is nothing to do; a concept changes more than the keys and values of text, or nothing; a
+            subject to leave out does not exist; edits contradict subjects; or the constraints fill all dimensions.
+        TokenError: Words do not fit into the captions that are to be kept.
     """
     options = options or MergeOptions()
-    # Check.
-    if not concepts:
-        raise OptionError("There is no concept to merge. Give at least one.")
-    for concept in concepts:
-        check_mergeable(backbone, concept)
+    edits = _checked_edits(backbone, concepts, options)
     # What is kept, and what should not change.
+    width = feature_width(backbone)
+    fixed = empty_prompt_features(backbone)
+    fixed = leading(fixed, int(FIXED_SHARE * width)) if options.unconditional == "fixed" else fixed[:0]
     concepts, renamed = with_unique_tokens(concepts)
-    subjects = kept_subjects(backbone, concepts, contexts=options.contexts, without=options.without)
+    subjects, edited, contexts = kept_subjects(
+        backbone,
+        concepts,
+        contexts=options.contexts,
+        without=options.without,
+        edits=[edit.words for edit in edits],
+        room=width - len(fixed),
+    )
     tokens = {token: row for concept in concepts for token, row in concept.tokens.items()}
     captions = neutral_captions(options.captions)
-    gram = regularization_gram(backbone, captions, cache=options.cache)
+    layers = _layers(backbone, subjects, options.only, all_of_them=bool(edits or edited))
     # Solve and report.
     with backbone.tokens(tokens):
-        constraints = Constraints.of(backbone, subjects)
-        factorized = _factorized(constraints, gram)
+        edited += [rows_of(backbone, edit, layers, contexts=contexts) for edit in edits]
+        constraints = Constraints.of(backbone, subjects, edited, layers=layers, elsewhere=options.elsewhere)
+        factorized = _factorized(backbone, constraints, captions, fixed, options)
         deltas = {
-            layer: LowRank(up=factorized.solve(values), down=factorized.down)
+            layer: LowRank(up=factorized[layer].solve(values), down=factorized[layer].down)
             for layer, values in constraints.values.items()
         }
         report = measure(backbone, constraints, factorized, deltas, captions=captions, renamed=renamed)
-    names = {token for kept in subjects for token in kept.record.tokens}
-    concept = Concept(
-        deltas={layer: LowRank(up=change.up.float(), down=change.down.float()) for layer, change in deltas.items()},
-        tokens={token: row for token, row in tokens.items() if token in names},
-        token_widths=backbone.token_widths,
-        subjects=tuple(kept.record for kept in subjects),
-        base=concepts[0].base,
-        fingerprint=concepts[0].fingerprint,
-        method="merge",
-        record=_record(subjects, options),
-    )
+    concept = _concept(backbone, concepts, constraints, deltas, options)
     return Merged(concept=concept, report=report)
 
 
-def _factorized(constraints: Constraints, gram: Float[Tensor, "width width"]) -> Factorized:
-    factorized = factorize(constraints.rows, gram, ridge=RIDGE)
-    if factorized.rank == factorized.width:
+def _checked_edits(backbone: Backbone, concepts: Sequence[Concept], options: MergeOptions) -> tuple[Edit, ...]:
+    """Check that everything can be merged, and return the edits of the base."""
+    edits = edits_of(options.erase, options.protect)
+    if not (concepts or edits):
+        raise OptionError("There is no concept to merge. Give at least one, or words to erase or protect.")
+    for concept in concepts:
+        check_mergeable(backbone, concept)
+    check_words(backbone, edits, [subject.words for concept in concepts for subject in concept.subjects])
+    return edits
+
+
+def _layers(backbone: Backbone, subjects: Sequence[KeptSubject], only: str, *, all_of_them: bool) -> list[str]:
+    """Return the names of the matrices that a merge changes."""
+    everything = set(backbone.weights("cross-attention-kv"))
+    changed = everything if all_of_them else {layer for kept in subjects for layer in kept.concept.deltas}
+    ending = {"both": ".weight", "keys": ".to_k.weight", "values": ".to_v.weight"}[only]
+    layers = sorted(layer for layer in changed if layer.endswith(ending))
+    if not layers:
+        raise OptionError(f"The concepts change no {only}, so nothing would be left of them. Merge keys and values.")
+    return layers
+
+
+def _factorized(
+    backbone: Backbone,
+    constraints: Constraints,
+    captions: Sequence[str],
+    fixed: Float[Tensor, "fixed width"],
+    options: MergeOptions,
+) -> Mapping[str, Factorized]:
+    """Factorize the constraints once for all layers, or for each layer with its own cost."""
+    rows, weights = constraints.rows, constraints.weights
+    if options.neutral == "alike":
+        gram = regularization_gram(backbone, captions, cache=options.cache)
+        found = dict.fromkeys(constraints.values, factorize(rows, gram, ridge=RIDGE, fixed=fixed, weights=weights))
+    else:
+        own = list({id(kept.concept): kept.concept for kept in constraints.subjects}.values())
+        if not own:
+            raise OptionError("Without a concept no neutral caption is in danger. Leave the option --neutral out.")
+        changes = {
+            layer: [concept.deltas[layer].full() for concept in own if layer in concept.deltas]
+            for layer in constraints.values
+        }
+        grams = weighted_grams(backbone, captions, changes)
+        found = {
+            layer: factorize(rows, gram, ridge=RIDGE, fixed=fixed, weights=weights) for layer, gram in grams.items()
+        }
+    first = next(iter(found.values()))
+    if not first.capacity:
         raise OptionError(
-            f"{len(constraints.rows)} constraints fill all {factorized.width} dimensions of the text features, which "
-            "leaves no room for the rest. Merge fewer subjects, or keep fewer contexts (--contexts 1)."
+            f"{int(first.exact.sum())} constraints fill all {first.rank} dimensions of the text features that are left "
+            "beside the empty prompt, with no room for the rest. Merge fewer subjects, or keep fewer contexts "
+            "(--contexts 1)."
         )
-    return factorized
+    return found
 
 
-def _record(subjects: Sequence[KeptSubject], options: MergeOptions) -> dict[str, Any]:
-    """Return what a later merge and a reader must know: the contexts, the user's own captions, versions."""
-    record: dict[str, Any] = {"contexts": [list(kept.contexts) for kept in subjects]}
+def _concept(
+    backbone: Backbone,
+    concepts: Sequence[Concept],
+    constraints: Constraints,
+    deltas: Mapping[str, LowRank],
+    options: MergeOptions,
+) -> Concept:
+    """Return the merged concept, with what a later merge needs."""
+    subjects = constraints.subjects
+    names = {token for kept in subjects for token in kept.record.tokens}
+    kept, blocks = constraints.stored
+    return Concept(
+        deltas={layer: LowRank(up=change.up.float(), down=change.down.float()) for layer, change in deltas.items()},
+        tokens={token: row for concept in concepts for token, row in concept.tokens.items() if token in names},
+        token_widths=backbone.token_widths,
+        subjects=tuple(kept.record for kept in subjects),
+        base=concepts[0].base if concepts else backbone.name,
+        fingerprint=concepts[0].fingerprint if concepts else backbone.fingerprint,
+        method="merge",
+        record=_record(subjects, blocks, options),
+        kept=kept,
+    )
+
+
+def _record(
+    subjects: Sequence[KeptSubject], blocks: Sequence[Mapping[str, Any]], options: MergeOptions
+) -> dict[str, Any]:
+    """Return what a later merge and a reader must know: contexts, rows, the user's own captions, options, versions."""
+    record: dict[str, Any] = {"contexts": [list(kept.contexts) for kept in subjects], "rows": list(blocks)}
     if options.captions:
         content = digest("\n".join(options.captions), length=64)
         record["further_captions"] = {"count": len(options.captions), "sha256": content}
+    defaults = MergeOptions()
+    for name in ("elsewhere", "only", "unconditional", "neutral"):
+        if getattr(options, name) != getattr(defaults, name):
+            record[name] = getattr(options, name)
     return record | {"versions": versions()}

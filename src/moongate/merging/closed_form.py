@@ -14,6 +14,16 @@ Cholesky, C_reg^T C_reg + r I = L L^T, and the whitened constraints A = L^-1 C^T
 
     D = (V - W0 C^T) A^+ L^-1
 
+With features Z that must not move at all, D Z^T = 0 joins the constraints of Eq. 4. Let the columns of Q [width, free]
+be an orthonormal basis of the directions orthogonal to Z. Then D = E Q^T with any E. So Eq. 4 is solved for E, with C Q
+for C and Q^T C_reg^T C_reg Q for the Gram matrix, and D Z^T is zero to rounding whatever the constraints are.
+
+Soft rows P with wanted values U add the cost |D P^T - U^T|^2 for rows scaled by the root of their weight. After the
+constraints have been met with D1, the directions that are left satisfy, with B = L^-1 P^T without its part in the span
+of A,
+
+    D = D1 + (U - P D1^T)^T (B^T B + I)^-1 B^T L^-1
+
 Four things differ from the paper's formula:
 
 - The pseudo-inverse A^+ comes from a singular value decomposition of A. Eq. 5 inverts d C^T = A^T A, whose condition
@@ -29,10 +39,11 @@ Four things differ from the paper's formula:
 The module knows nothing of models or concepts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moongate.errors import OptionError
@@ -43,6 +54,10 @@ JITTER = 1e-14
 """If rounding has made the matrix indefinite, this share of its mean diagonal is added, and then tenfold more."""
 RANK_TOLERANCE = 1e-8
 """A direction counts as independent when its singular value is above this share of the largest one."""
+SOFT_TOLERANCE = 0.03
+"""Soft rows count in directions in which they cost more than this, squared, relative to neutral features: 0.1 %."""
+FIXED_TOLERANCE = 1e-12
+"""Fixed features fill the directions whose singular value is above this share of the largest: all but rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,52 +66,57 @@ class Factorized:
 
     rank: int
     """Number of independent constraints."""
+    capacity: int
+    """Number of further independent constraints that would fit."""
     condition: float
     """Condition number of the independent constraints, each scaled to length one."""
-    cosines: Float[Tensor, "constraints constraints"]
-    """Cosine between each two constraints in the metric of the cost, <L^-1 c_i, L^-1 c_j>."""
+    cosines: Float[Tensor, "rows rows"]
+    """Cosine between each two constraints in the metric of the cost, <L^-1 c_i, L^-1 c_j>; 0 where one is soft."""
     down: Float[Tensor, "rank width"]
     """Orthonormal rows. Every solution is `up @ down`."""
-    lengths: Float[Tensor, " constraints"]
-    """Length of each whitened constraint, |L^-1 c_i|."""
-    solver: Float[Tensor, "constraints rank"]
-    """Maps values, divided by `lengths`, to `up`."""
-    reach: Float[Tensor, "constraints rank"]
-    """The constraints in the coordinates of `down`, C down^T."""
+    exact: Bool[Tensor, " rows"]
+    """Which rows are constraints; the others are soft."""
+    scales: Float[Tensor, " rows"]
+    """What each row's values are multiplied by: 1 / |L^-1 c_i|, or the root of a soft row's weight."""
+    solver: Float[Tensor, "rows rank"]
+    """Maps the scaled values to `up`."""
+    reach: Float[Tensor, "rows rank"]
+    """The rows in the coordinates of `down`, C down^T."""
 
-    @property
-    def width(self) -> int:
-        """Width of the features, the largest possible number of independent constraints."""
-        return self.down.shape[1]
-
-    def solve(self, values: Float[Tensor, "constraints out"]) -> Float[Tensor, "out rank"]:
+    def solve(self, values: Float[Tensor, "rows out"]) -> Float[Tensor, "out rank"]:
         """Solve Eq. 4 for one matrix.
 
         Args:
-            values: The prescribed change of values, (V - W0 C^T)^T.
+            values: The wanted change of each row's value, (V - W0 C^T)^T.
 
         Returns:
             The factor `up`; the change of the matrix is `up @ down`. If constraints contradict one another, it is their
             least-squares solution, each constraint scaled to length one, and `residual` is not zero.
         """
         values = values.double()
-        up = (values / self.lengths[:, None]).T @ self.solver
-        missed = values - self.reach @ up.T
-        return up + (missed / self.lengths[:, None]).T @ self.solver  # one refinement: the factors are rounded
+        up = (values * self.scales[:, None]).T @ self.solver
+        missed = (values - self.reach @ up.T) * self.exact[:, None]
+        return up + (missed * self.scales[:, None]).T @ self.solver  # one refinement: the factors are rounded
 
-    def residual(self, up: Float[Tensor, "out rank"], values: Float[Tensor, "constraints out"]) -> float:
-        """Return |D C^T - values^T|_F / |values|_F for D = up @ down; 0 when all values are 0."""
-        norm = float(values.double().norm())
-        return float((self.reach @ up.T - values.double()).norm()) / norm if norm else 0.0
+    def residual(self, up: Float[Tensor, "out rank"], values: Float[Tensor, "rows out"]) -> float:
+        """Return |D C^T - V|_F / |V|_F over the constraints for D = up @ down; 0 when all values are 0."""
+        wanted = values.double()[self.exact]
+        norm = float(wanted.norm())
+        return float((self.reach[self.exact] @ up.T - wanted).norm()) / norm if norm else 0.0
 
 
-def factorize(rows: Tensor, gram: Tensor, *, ridge: float = 0.0) -> Factorized:
-    """Factorize the left side of Eq. 4-5, which is the same for all layers.
+def factorize(
+    rows: Tensor, gram: Tensor, *, ridge: float = 0.0, fixed: Tensor | None = None, weights: Tensor | None = None
+) -> Factorized:
+    """Factorize the left side of Eq. 4-5, which is the same for all layers that share a cost.
 
     Args:
-        rows: C, the features whose values are prescribed, [constraints, width] with at least one row.
+        rows: C, the features whose values are prescribed, [rows, width] with at least one row.
         gram: C_reg^T C_reg, the sum of f f^T over the regularization features f, [width, width].
         ridge: r as a share of the mean diagonal of `gram`, at least 0.
+        fixed: Z, features whose values must not move at all, [fixed, width].
+        weights: The weight of each row, above 0. Infinity, as without `weights`, makes it a constraint; a finite
+            weight w makes it soft, with the cost w |D c - v|^2.
 
     Returns:
         The factorized problem in float64.
@@ -105,33 +125,72 @@ def factorize(rows: Tensor, gram: Tensor, *, ridge: float = 0.0) -> Factorized:
         OptionError: The shapes disagree, a number is not finite, or `gram` is no such sum or zero.
     """
     rows, gram = rows.double(), gram.double()
-    _check(rows, gram)
-    lower = _cholesky(gram, ridge)
-    whitened = torch.linalg.solve_triangular(lower, rows.T, upper=False)
-    lengths = whitened.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
-    left, values, right = torch.linalg.svd(whitened / lengths, full_matrices=False)
-    rank = int((values > RANK_TOLERANCE * values[0]).sum())
-    directions = torch.linalg.solve_triangular(lower.T, left[:, :rank], upper=True)
-    basis, triangle = torch.linalg.qr(directions)
+    fixed = rows.new_zeros(0, rows.shape[-1]) if fixed is None else fixed.double()
+    _check(rows, gram, fixed)
+    weights = torch.full((len(rows),), torch.inf, dtype=rows.dtype) if weights is None else weights.double()
+    exact = weights.isinf()
+    free = _free(fixed)
+    lower = _cholesky(free.T @ gram @ free, ridge)
+    whitened = torch.linalg.solve_triangular(lower, _free_parts(rows, free).T, upper=False)
+    lengths = whitened.norm(dim=0)
+    scales = torch.where(exact, torch.where(lengths > 0, 1 / lengths, 0.0), weights.sqrt())
+    hard, soft = (whitened * scales)[:, exact], (whitened * scales)[:, ~exact]
+    left, values, right = _svd(hard, above=lambda largest: RANK_TOLERANCE * largest)
+    more, strengths, mixed = _svd(soft - left @ (left.T @ soft), above=lambda _: SOFT_TOLERANCE)
+    # What the soft rows still want after the constraints, times s / (1 + s^2) in each of their directions.
+    filtered = mixed * (strengths / (1 + strengths.square()))
+    solver = rows.new_zeros(len(rows), len(values) + len(strengths))
+    solver[exact, : len(values)] = right / values
+    solver[exact, len(values) :] = -(right / values) @ (left.T @ soft) @ filtered
+    solver[~exact, len(values) :] = filtered
+    directions = torch.linalg.solve_triangular(lower.T, torch.cat([left, more], 1), upper=True)
+    basis, triangle = torch.linalg.qr(free @ directions)
+    cosines = (whitened * scales * exact).T @ (whitened * scales * exact)
     return Factorized(
-        rank=rank,
-        condition=float(values[0] / values[rank - 1]),
-        cosines=(right.T * values.square()) @ right,
+        rank=len(values),
+        capacity=free.shape[1] - len(values),
+        condition=float(values[0] / values[-1]) if len(values) else 1.0,
+        cosines=cosines,
         down=basis.T,
-        lengths=lengths,
-        solver=(right[:rank].T / values[:rank]) @ triangle.T,
+        exact=exact,
+        scales=scales,
+        solver=solver @ triangle.T,
         reach=rows @ basis,
     )
 
 
-def _check(rows: Tensor, gram: Tensor) -> None:
+def _free(fixed: Float[Tensor, "fixed width"]) -> Float[Tensor, "width free"]:
+    """Return an orthonormal basis of all directions that are orthogonal to the fixed features."""
+    if not len(fixed):
+        return torch.eye(fixed.shape[1], dtype=fixed.dtype)
+    _, values, right = torch.linalg.svd(fixed)
+    return right[int((values > FIXED_TOLERANCE * values[0]).sum()) :].T
+
+
+def _free_parts(rows: Float[Tensor, "rows width"], free: Float[Tensor, "width free"]) -> Float[Tensor, "rows free"]:
+    """Return the rows in the free coordinates; a row of which only rounding is left there becomes 0."""
+    parts = rows @ free
+    return torch.where((parts.norm(dim=1) > RANK_TOLERANCE * rows.norm(dim=1))[:, None], parts, 0.0)
+
+
+def _svd(
+    matrix: Float[Tensor, "width rows"], *, above: Callable[[Tensor], Tensor | float]
+) -> tuple[Float[Tensor, "width rank"], Float[Tensor, " rank"], Float[Tensor, "rows rank"]]:
+    """Return the left vectors, singular values and right vectors of values above a bound, given the largest value."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((values > above(values[0])).sum()) if len(values) else 0
+    return left[:, :rank], values[:rank], right[:rank].T
+
+
+def _check(rows: Tensor, gram: Tensor, fixed: Tensor) -> None:
     width = gram.shape[0]
-    if rows.ndim != 2 or gram.shape != (width, width) or rows.shape[1] != width or not len(rows):
+    shapes_fit = rows.ndim == fixed.ndim == gram.ndim == 2 and {*gram.shape, rows.shape[1], fixed.shape[1]} == {width}
+    if not shapes_fit or not len(rows):
         raise OptionError(
             f"Rows of shape {tuple(rows.shape)} and a Gram matrix of shape {tuple(gram.shape)} do not fit together. "
             "Give rows [constraints, width] and a Gram matrix [width, width] of the same text features."
         )
-    if not (rows.isfinite().all() and gram.isfinite().all()):
+    if not all(numbers.isfinite().all() for numbers in (rows, gram, fixed)):
         raise OptionError("A feature or the Gram matrix has a number that is not finite. Train the concepts again.")
 
 

@@ -14,6 +14,7 @@ The module knows nothing of how the problem is solved.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -22,20 +23,30 @@ from torch import Tensor
 from moongate.backbone import Backbone
 from moongate.backbone.text import folded
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
-from moongate.data import with_article
-from moongate.errors import OptionError, TokenError
-from moongate.merging.neutral import encoded
+from moongate.errors import OptionError
+from moongate.merging.features import (
+    BESIDE,
+    ELSEWHERE,
+    feature_width,
+    filled,
+    fitting,
+    leading,
+    pieces,
+    stand_ins,
+    word_features,
+)
 
 __all__ = [
     "CONTEXTS",
     "Constraints",
     "KeptSubject",
+    "Rows",
     "check_mergeable",
-    "filled",
     "kept_subjects",
+    "single",
+    "stored_rows",
     "value_change",
     "with_unique_tokens",
-    "word_features",
 ]
 
 CONTEXTS = (
@@ -50,7 +61,39 @@ CONTEXTS = (
 )
 """Captions in which a subject keeps its values, the most useful first."""
 CAPACITY_SHARE = 0.5
-"""Share of the features' width that all constraints together may take."""
+"""Share of the free directions of the features that all constraints together may take."""
+SOFT_DIRECTIONS = 24
+"""Largest number of soft rows of a subject."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What a merge keeps for one subject, or for one edit of the base: features and the change of their values."""
+
+    words: str
+    """The words of the subject, or the name of the edit."""
+    features: Float[Tensor, "rows width"]
+    """Rows of C and, behind them, the soft rows, scaled by the root of their weight; float64."""
+    values: Mapping[str, Float[Tensor, "rows _"]]
+    """(V - W0 C^T)^T by name of the matrix: the wanted change of each row's keys or values, float64."""
+    counts: tuple[int, ...]
+    """Number of constraints in each context."""
+    soft: int = 0
+    """Number of soft rows."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def exact(self) -> int:
+        """Number of constraints."""
+        return len(self) - self.soft
+
+    def first(self, contexts: int) -> Self:
+        """Return the rows without those of later contexts."""
+        kept = [*range(sum(self.counts[:contexts])), *range(self.exact, len(self))]
+        values = {layer: rows[kept] for layer, rows in self.values.items()}
+        return replace(self, features=self.features[kept], values=values, counts=self.counts[:contexts])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +104,8 @@ class KeptSubject:
     concept: Concept
     contexts: tuple[str, ...] = ()
     """Captions with `{}` for the subject's words; empty until they are chosen."""
+    rows: Rows | None = None
+    """What an earlier merge kept of it, if the file says so."""
 
     @property
     def words(self) -> str:
@@ -93,36 +138,129 @@ class Constraints:
     """The constraints of Eq. 4 for all layers; the tokens of all subjects must be in use while they are made."""
 
     subjects: tuple[KeptSubject, ...]
-    features: tuple[Float[Tensor, "_ width"], ...]
-    """Rows of C, float64, one tensor for each subject."""
-    values: Mapping[str, Float[Tensor, "constraints _"]]
-    """(V - W0 C^T)^T by name of the matrix: the change of each row's keys or values."""
+    blocks: tuple[Rows, ...]
+    """One for each subject, then one for each edit of the base."""
+    values: Mapping[str, Float[Tensor, "rows _"]]
+    """The values of all blocks by name of the matrix."""
 
     @classmethod
-    def of(cls, backbone: Backbone, subjects: Sequence[KeptSubject]) -> "Constraints":
-        """Return the constraints that keep each subject's words and the captions' ends in its contexts."""
-        features = [
-            word_features(
-                backbone, kept, subjects, [filled(context, kept.words) for context in kept.contexts], with_end=True
-            )
-            for kept in subjects
-        ]
+    def of(
+        cls,
+        backbone: Backbone,
+        subjects: Sequence[KeptSubject],
+        edits: Sequence[Rows] = (),
+        *,
+        layers: Sequence[str],
+        elsewhere: float = 0.0,
+    ) -> "Constraints":
+        """Return the constraints that keep each subject's words and the captions' ends in its contexts.
+
+        Args:
+            backbone: The base model with the tokens of all subjects in use.
+            subjects: The subjects with their contexts.
+            edits: The rows of edits of the base.
+            layers: Names of the matrices that may change.
+            elsewhere: Weight of each subject's values in further contexts, as soft rows; 0 leaves them out.
+        """
+        blocks = [kept.rows or _rows_of(backbone, kept, subjects, layers, elsewhere) for kept in subjects]
+        blocks += edits
         values = {}
-        for layer in sorted({layer for kept in subjects for layer in kept.concept.deltas}):
+        for layer in layers:
             out = backbone.parameter(layer).shape[0]
-            pairs = zip(subjects, features, strict=True)
-            values[layer] = torch.cat([kept.own_value_change(layer, rows, out=out) for kept, rows in pairs])
-        return cls(subjects=tuple(subjects), features=tuple(features), values=values)
+            nothing = [block.features.new_zeros(len(block), out) for block in blocks]
+            pairs = zip(blocks, nothing, strict=True)
+            values[layer] = torch.cat([block.values.get(layer, zeros) for block, zeros in pairs])
+        return cls(subjects=tuple(subjects), blocks=tuple(blocks), values=values)
 
     @property
-    def rows(self) -> Float[Tensor, "constraints width"]:
-        """C: the rows of all subjects."""
-        return torch.cat(self.features)
+    def rows(self) -> Float[Tensor, "rows width"]:
+        """C and the soft rows, of all blocks."""
+        return torch.cat([block.features for block in self.blocks])
+
+    @property
+    def weights(self) -> Float[Tensor, " rows"]:
+        """The weight of each row: infinite for a constraint, 1 for a soft row, which is scaled already."""
+        parts = [[torch.inf] * block.exact + [1.0] * block.soft for block in self.blocks]
+        return torch.tensor([weight for part in parts for weight in part], dtype=torch.float64)
 
     def slice_of(self, index: int) -> slice:
-        """Return which rows of C belong to a subject."""
-        begin = sum(len(rows) for rows in self.features[:index])
-        return slice(begin, begin + len(self.features[index]))
+        """Return which rows belong to the constraints of a block."""
+        begin = sum(len(block) for block in self.blocks[:index])
+        return slice(begin, begin + self.blocks[index].exact)
+
+    @property
+    def stored(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """The tensors and the JSON from which a later merge takes the same rows (`stored_rows`)."""
+        tensors = {"features": self.rows, **self.values}
+        facts = [{"words": block.words, "counts": list(block.counts), "soft": block.soft} for block in self.blocks]
+        return {name: tensor.float() for name, tensor in tensors.items()}, facts
+
+
+def stored_rows(concept: Concept) -> list[Rows]:
+    """Return the rows that an earlier merge stored in its concept: of each subject, then of each edit; none if none.
+
+    Raises:
+        OptionError: The tensors and the record do not fit together.
+    """
+    if not concept.kept:
+        return []
+    try:
+        blocks, begin = [], 0
+        for facts in concept.record["rows"]:
+            counts = tuple(map(int, facts["counts"]))
+            end = begin + sum(counts) + int(facts["soft"])
+            tensors = {name: rows[begin:end].double() for name, rows in concept.kept.items()}
+            if any(len(rows) != end - begin for rows in tensors.values()):
+                raise ValueError("too few rows")
+            features = tensors.pop("features")
+            words = str(facts["words"])
+            blocks.append(Rows(words=words, features=features, values=tensors, counts=counts, soft=int(facts["soft"])))
+            begin = end
+        if len(blocks) < len(concept.subjects):
+            raise ValueError("too few blocks")
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"A merged concept holds rows that do not fit its record ({error}). Merge its parts again."
+        ) from error
+    return blocks
+
+
+def single(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """Round to float32, as rows are stored, so that a later merge that reads them gives the same bits."""
+    return rows.float().double()
+
+
+def _rows_of(
+    backbone: Backbone, kept: KeptSubject, subjects: Sequence[KeptSubject], layers: Sequence[str], elsewhere: float
+) -> Rows:
+    others = [other.words for other in subjects]
+    captions = [filled(context, kept.words) for context in kept.contexts]
+    per_context = [word_features(backbone, kept.words, [caption], others=others, with_end=True) for caption in captions]
+    soft = per_context[0][:0]
+    if elsewhere and kept.concept.method != "merge":  # a merge is its concepts' only in the contexts that it kept
+        soft = single(elsewhere**0.5 * _features_elsewhere(backbone, kept.words))
+    features = torch.cat([*per_context, soft])
+    values = {
+        layer: single(kept.own_value_change(layer, features, out=backbone.parameter(layer).shape[0]))
+        for layer in layers
+    }
+    counts = tuple(map(len, per_context))
+    return Rows(words=kept.words, features=features, values=values, counts=counts, soft=len(soft))
+
+
+def _features_elsewhere(backbone: Backbone, words: str) -> Float[Tensor, "rows width"]:
+    """Return the principal directions of the features of a subject's words in many contexts, of mean square one each.
+
+    They are as long as they are on average over the contexts, so that their squares sum to those of one caption.
+    """
+    alone, beside = (fitting(backbone, words, contexts) for contexts in (ELSEWHERE, BESIDE))
+    rows = []
+    with backbone.tokens(stand_ins(backbone)):
+        for contexts, with_end in ((alone, True), (beside, False)):
+            captions = [filled(context, words) for context in contexts]
+            if captions:
+                rows.append(word_features(backbone, words, captions, with_end=with_end) / len(captions) ** 0.5)
+    return leading(torch.cat(rows), SOFT_DIRECTIONS) if rows else torch.zeros(0, feature_width(backbone)).double()
 
 
 # --- which subjects -----------------------------------------------------------------------------------------------
@@ -136,6 +274,8 @@ def check_mergeable(backbone: Backbone, concept: Concept) -> None:
         OptionError: The concept names no subject, changes no weights, or changes more than keys and values of text.
     """
     concept.check_base(backbone)
+    if concept.kept and not concept.subjects:  # edits of the base alone
+        return
     if not concept.subjects or not all(subject.words for subject in concept.subjects):
         raise OptionError(
             f"A concept ({concept.method}) names no subject whose words could be kept. Give it its category with "
@@ -185,59 +325,78 @@ def with_unique_tokens(concepts: Sequence[Concept]) -> tuple[list[Concept], list
 
 
 def kept_subjects(
-    backbone: Backbone, concepts: Sequence[Concept], *, contexts: int | None = None, without: Sequence[str] = ()
-) -> list[KeptSubject]:
-    """Return the subjects of all concepts with the contexts in which each keeps its values.
+    backbone: Backbone,
+    concepts: Sequence[Concept],
+    *,
+    contexts: int | None = None,
+    without: Sequence[str] = (),
+    edits: Sequence[str] = (),
+    room: int,
+) -> tuple[list[KeptSubject], list[Rows], int]:
+    """Return the subjects of all concepts with the contexts in which each keeps its values, and the concepts' edits.
 
     Args:
         backbone: The base model.
         concepts: Concepts with different tokens.
-        contexts: Contexts of each subject that was not merged before; as many as fit when None. A subject that was
-            merged before keeps the contexts it was merged with.
-        without: Subjects to leave out, by token or by words.
+        contexts: Contexts of each subject; as many as fit when None. A subject that was merged before has at most the
+            contexts it was merged with.
+        without: Subjects to leave out, by token or by words, and edits by name.
+        edits: Words of further edits, which take room too.
+        room: Number of directions of the features that constraints may fill together.
+
+    Returns:
+        The subjects, the rows of edits that were merged before, and the number of contexts.
 
     Raises:
-        OptionError: No subject has one of the names in `without`, or no subject remains.
+        OptionError: Nothing has one of the names in `without`, or nothing remains.
     """
-    subjects = _remaining([kept for concept in concepts for kept in _subjects_of(concept)], without)
-    count = contexts or _contexts_that_fit(backbone, subjects)
-    return [
-        kept if kept.contexts else replace(kept, contexts=_contexts_of(backbone, kept.record)[:count])
+    subjects, earlier = _remaining(*_parts_of(concepts), without, more=len(edits))
+    taken = sum(block.counts[0] for block in earlier if block.counts)
+    in_one_context = sum(_constraints_in_context(backbone, kept.record) for kept in subjects) + taken
+    in_one_context += sum(len(pieces(backbone, words)) + 1 for words in edits)
+    count = contexts or max(1, min(len(CONTEXTS), int(CAPACITY_SHARE * room // max(1, in_one_context))))
+    chosen = [
+        replace(
+            kept,
+            contexts=(kept.contexts or _contexts_of(backbone, kept.record))[:count],
+            rows=kept.rows and kept.rows.first(count),
+        )
         for kept in subjects
     ]
+    return chosen, [block.first(count) for block in earlier], count
 
 
-def _subjects_of(concept: Concept) -> list[KeptSubject]:
-    """Return a concept's subjects, with contexts if it was merged before."""
-    contexts = concept.record.get("contexts") or [()] * len(concept.subjects)
-    pairs = zip(concept.subjects, contexts, strict=True)
-    return [KeptSubject(record=record, concept=concept, contexts=tuple(earlier)) for record, earlier in pairs]
+def _parts_of(concepts: Sequence[Concept]) -> tuple[list[KeptSubject], list[Rows]]:
+    """Return the subjects of concepts, with contexts and rows if they were merged before, and earlier edits."""
+    subjects, edits = [], []
+    for concept in concepts:
+        contexts = concept.record.get("contexts") or [()] * len(concept.subjects)
+        blocks = stored_rows(concept)
+        edits += blocks[len(concept.subjects) :]
+        for index, (record, earlier) in enumerate(zip(concept.subjects, contexts, strict=True)):
+            rows = replace(blocks[index], words=record.words) if blocks else None
+            subjects.append(KeptSubject(record=record, concept=concept, contexts=tuple(earlier), rows=rows))
+    return subjects, edits
 
 
-def _remaining(subjects: Sequence[KeptSubject], without: Sequence[str]) -> list[KeptSubject]:
-    unknown = set(without) - {name for kept in subjects for name in (kept.record.token, kept.words)}
-    if unknown:
-        known = ", ".join(repr(kept.words) for kept in subjects)
+def _remaining(
+    subjects: Sequence[KeptSubject], edits: Sequence[Rows], without: Sequence[str], *, more: int
+) -> tuple[list[KeptSubject], list[Rows]]:
+    names = {name for kept in subjects for name in (kept.record.token, kept.words)} | {edit.words for edit in edits}
+    if unknown := set(without) - names:
+        known = ", ".join(map(repr, [*(kept.words for kept in subjects), *(edit.words for edit in edits)]))
         raise OptionError(f"There is no subject {min(unknown)!r} to leave out. Subjects: {known}.")
     remaining = [kept for kept in subjects if not {kept.record.token, kept.words} & set(without)]
-    if not remaining:
+    further = [edit for edit in edits if edit.words not in without]
+    if not (remaining or further or more):
         raise OptionError("Every subject is left out. Keep at least one.")
-    return remaining
+    return remaining, further
 
 
-def _contexts_that_fit(backbone: Backbone, subjects: Sequence[KeptSubject]) -> int:
-    """Return how many contexts each new subject can have within `CAPACITY_SHARE` of the features' width, at least 1."""
-    width = next(iter(backbone.weights("cross-attention-kv").values())).shape[1]
-    earlier = sum(_constraints_in_context(backbone, kept) * len(kept.contexts) for kept in subjects)
-    in_one_context = sum(_constraints_in_context(backbone, kept) for kept in subjects if not kept.contexts)
-    fitting = int((CAPACITY_SHARE * width - earlier) // in_one_context) if in_one_context else 0
-    return max(1, min(len(CONTEXTS), fitting))
-
-
-def _constraints_in_context(backbone: Backbone, kept: KeptSubject) -> int:
+def _constraints_in_context(backbone: Backbone, record: SubjectRecord) -> int:
     """Return how many features one context constrains: the tokens, the pieces of the category, and the end."""
-    pieces = len(backbone.tokenizer(kept.record.category).input_ids)  # with start and end: the start counts for a token
-    return pieces + len(kept.record.more_tokens)
+    in_category = len(backbone.tokenizer(record.category).input_ids)  # with start and end: the start counts for a token
+    return in_category + len(record.more_tokens)
 
 
 def _contexts_of(backbone: Backbone, record: SubjectRecord) -> tuple[str, ...]:
@@ -253,64 +412,3 @@ def _contexts_of(backbone: Backbone, record: SubjectRecord) -> tuple[str, ...]:
         if len(around) == 2 and fits and not re.search("[<>{}]", "".join(around)):
             own.append("{}".join(around))
     return tuple(dict.fromkeys([*own[:1], *CONTEXTS, *own[1:]]))
-
-
-# --- their features -----------------------------------------------------------------------------------------------
-
-
-def filled(context: str, *subjects: str) -> str:
-    """Return a context with the words of subjects in place of `{}`; `a {}` becomes "an armchair" where it should."""
-    remaining = iter(subjects)
-
-    def fill(place: re.Match[str]) -> str:
-        words = next(remaining)
-        return with_article(words) if place[1] else words
-
-    return re.sub(r"(\ba )?{}", fill, context)
-
-
-def word_features(
-    backbone: Backbone, kept: KeptSubject, subjects: Sequence[KeptSubject], captions: Sequence[str], *, with_end: bool
-) -> Float[Tensor, "features width"]:
-    """Return the features of a subject's words in captions.
-
-    Args:
-        backbone: The base model with the tokens of all subjects in use.
-        kept: The subject.
-        subjects: All subjects. Where the words of one are part of the longer words of another ("bear" in
-            "<one> bear"), they do not count.
-        captions: Captions that name the subject.
-        with_end: Whether to add the feature of each caption's end token, which sums the caption up.
-
-    Returns:
-        Features in float64, caption by caption.
-
-    Raises:
-        TokenError: A caption does not name the subject within the length that the model reads.
-    """
-    pieces = _pieces(backbone, kept)
-    longer = [other for other in (_pieces(backbone, other) for other in subjects) if len(other) > len(pieces)]
-    rows = []
-    read = [caption for batch in encoded(backbone, captions) for caption in zip(*batch, strict=True)]
-    for caption, (features, ids, end) in zip(captions, read, strict=True):
-        until_end = ids[: int(end)].tolist()
-        of_others = {position for other in longer for position in _occurrences(until_end, other)}
-        positions = [position for position in _occurrences(until_end, pieces) if position not in of_others]
-        if not positions:
-            raise TokenError(
-                f"{kept.words!r} does not occur in {caption!r} after it is cut to the {len(ids)} tokens that the "
-                "model reads. Shorten the caption."
-            )
-        rows.append(features[[*positions, int(end)] if with_end else positions])
-    return torch.cat(rows)
-
-
-def _pieces(backbone: Backbone, kept: KeptSubject) -> list[int]:
-    """Return the token ids of a subject's words, without start and end."""
-    return list(backbone.tokenizer(kept.words).input_ids[1:-1])
-
-
-def _occurrences(ids: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """Return the positions of everything in `ids` that belongs to an occurrence of `wanted`."""
-    starts = [start for start in range(len(ids)) if list(ids[start : start + len(wanted)]) == list(wanted)]
-    return [start + offset for start in starts for offset in range(len(wanted))]

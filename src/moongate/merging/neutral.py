@@ -8,7 +8,7 @@ The module knows nothing of concepts.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,14 @@ from moongate.errors import ConceptFileError, OptionError
 from moongate.files import digest, locked, write_atomically
 from moongate.tensor_files import CHECKSUM, checksum, read_tensors
 
-__all__ = ["encoded", "held_out_features", "neutral_captions", "regularization_gram"]
+__all__ = [
+    "empty_prompt_features",
+    "encoded",
+    "held_out_features",
+    "neutral_captions",
+    "regularization_gram",
+    "weighted_grams",
+]
 
 HELD_OUT_EVERY = 10
 """One caption in ten is held out: it is no part of the cost, and drift is measured on it."""
@@ -64,6 +71,11 @@ def held_out_features(backbone: Backbone, captions: Sequence[str]) -> Float[Tens
     )
 
 
+def empty_prompt_features(backbone: Backbone) -> Float[Tensor, "tokens width"]:
+    """Return the features of the empty prompt, float64: its start token, its end, and the padding."""
+    return next(encoded(backbone, [""]))[0][0]
+
+
 def regularization_gram(
     backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None
 ) -> Float[Tensor, "width width"]:
@@ -102,17 +114,49 @@ def _kept(path: Path) -> Float[Tensor, "width width"] | None:
     return None
 
 
+def weighted_grams(
+    backbone: Backbone, captions: Sequence[str], changes: Mapping[str, Sequence[Float[Tensor, "out width"]]]
+) -> dict[str, Float[Tensor, "width width"]]:
+    """Return a Gram matrix for each layer in which a feature counts by how far the concepts' own changes move it there.
+
+    With m(f) = (sum over concepts n of |f D_n^T|^2)^(1/2), a feature f has the weight m(f) / mean of m, so that all
+    features together weigh as much as they do alike.
+
+    Args:
+        backbone: The base model.
+        captions: Neutral captions; one in ten is left out (`held_out_features`).
+        changes: The change of each concept, by name of the matrix.
+    """
+    used = [caption for index, caption in enumerate(captions) if index % HELD_OUT_EVERY]
+    features, weights = (torch.cat(parts) for parts in zip(*_features(backbone, used), strict=True))
+    grams = {}
+    for layer, own in changes.items():
+        squares = torch.stack([change.double().T @ change.double() for change in own]).sum(0)
+        moved = ((features @ squares) * features).sum(1).clamp(min=0).sqrt()
+        scaled = features * (weights * moved / moved.mean().clamp(min=1e-30)).sqrt()[:, None]
+        grams[layer] = scaled.T @ scaled
+    return grams
+
+
 def _gram(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "width width"]:
-    weighted = [(captions, 1.0), ([""], EMPTY_PROMPT_SHARE * len(captions))]
     gram: Tensor = torch.zeros(())
+    for features, weights in _features(backbone, captions):
+        rows = features * weights.sqrt()[:, None]
+        gram = gram + rows.T @ rows
+    return gram
+
+
+def _features(
+    backbone: Backbone, captions: Sequence[str]
+) -> Iterator[tuple[Float[Tensor, "features width"], Float[Tensor, " features"]]]:
+    """Yield the features of captions and of the empty prompt, with their weights, batch by batch."""
+    weighted = [(captions, 1.0), ([""], EMPTY_PROMPT_SHARE * len(captions))]
     for group, weight in weighted:
         for features, _, ends in encoded(backbone, group):
             positions = torch.arange(features.shape[1])[None]
             padding = features.shape[1] - 1 - ends[:, None]
             weights = torch.where(positions <= ends[:, None], 1.0, 1 / padding.clamp(min=1)) * weight
-            rows = (features * weights.sqrt()[..., None]).flatten(0, 1)
-            gram = gram + rows.T @ rows
-    return gram
+            yield features.flatten(0, 1), weights.flatten()
 
 
 def _digest(backbone: Backbone, captions: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moongate.files import write_atomically
-from moongate.merging.report import MergeReport
+from moongate.merging.edits import ARROW
+from moongate.merging.report import EditFit, MergeReport
 from moongate.pages import Cell, Level, Page
 from moongate.sampling import Sample
 
@@ -34,14 +35,17 @@ def write_report(
     """
     write_atomically(folder / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
     page = Page(title="Moongate: merge")
-    page.text("h1", "Merge of " + ", ".join(fit.words for fit in report.subjects))
+    page.text(
+        "h1", "Merge of " + ", ".join([*(fit.words for fit in report.subjects), *(edit.name for edit in report.edits)])
+    )
     for text, level in judged(report):
         page.notice(text, level=level)
     _add_pictures(page, drawn or {})
-    _add_subjects(page, report)
+    if report.subjects:
+        _add_subjects(page, report)
     _add_cost(page, report)
     _add_conflicts(page, report)
-    if not report.feasible:
+    if report.subjects and not report.feasible:
         _add_layers(page, report)
     page.save(folder / "index.html")
     return folder / "index.html"
@@ -69,21 +73,12 @@ def verdict(report: MergeReport) -> list[str]:
 
 def judged(report: MergeReport) -> list[tuple[str, Level]]:
     """Return the sentences of the verdict with how good the news of each is, bad news first."""
-    bad: list[tuple[str, Level]] = []
-    if report.predicted_to_lose:
-        bad.append(
-            (
-                f"The merge will probably lose {report.predicted_to_lose}: next to another subject, more than half of "
-                "what it learned is gone.",
-                "bad",
-            )
-        )
+    bad: list[tuple[str, Level]] = [_outlook(report)] if report.predicted_to_lose else []
     bad += [(f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}", "bad") for c in report.conflicts]
     if not report.feasible:
         bad.append(
             (
-                "The constraints contradict one another. The merged concept is their least-squares compromise, which "
-                "stays if one of the subjects is taken out again.",
+                "The constraints contradict one another. The merged concept is their least-squares compromise.",
                 "bad",
             )
         )
@@ -97,10 +92,42 @@ def judged(report: MergeReport) -> list[tuple[str, Level]]:
         if _kept(fit.held_out_error) < HALF
     ]
     fair += [(f"Two concepts use the token {old}; the later one is now {new}.", "fair") for old, new in report.renamed]
-    good: list[tuple[str, Level]] = []
-    if report.feasible:
-        good.append(("Every subject keeps its values in its contexts.", "good"))
+    good = [_outlook(report)] if report.subjects and not report.predicted_to_lose else []
+    good += map(_of_edit, report.edits)
     return [*bad, *good, *fair] if not bad else [*bad, *fair, *good]
+
+
+def _outlook(report: MergeReport) -> tuple[str, Level]:
+    """Return what will happen to the subjects, in one sentence for a newcomer."""
+    worst = min(report.subjects, key=lambda fit: fit.share_kept)
+    if report.predicted_to_lose:
+        lost = next(fit for fit in report.subjects if fit.words == report.predicted_to_lose)
+        beside, error = lost.worst_beside
+        place = f"beside {beside}" if beside else "in this merge"
+        share = _kept(max(error, lost.worst_residual))
+        return f"{lost.words} will probably be lost {place}: it keeps {share:.0%} of its change there.", "bad"
+    if len(report.subjects) == 1:
+        text = (
+            f"{worst.words} keeps {_kept(worst.worst_residual):.0%} of its change in its contexts and "
+            f"{worst.share_kept:.0%} in other sentences."
+        )
+    elif len(report.subjects) == 2:
+        shares = " and ".join(f"{fit.words} keeps {fit.share_kept:.0%}" for fit in report.subjects)
+        text = f"Both survive together: {shares} of its change."
+    else:
+        text = (
+            f"All {len(report.subjects)} survive together: {worst.words} keeps least, {worst.share_kept:.0%} of its "
+            "change."
+        )
+    return text, _level(worst.share_kept)
+
+
+def _of_edit(edit: EditFit) -> tuple[str, Level]:
+    share = _kept(edit.held_out_error)
+    if edit.is_erased:
+        words, _, becomes = edit.name.partition(ARROW)
+        return f"{words} is read as {becomes}: {share:.0%} of the way in sentences unlike its contexts.", _level(share)
+    return f"{edit.name} is protected: it moves by {edit.held_out_error:.1%} in other sentences.", _level(share)
 
 
 def _kept(error: float) -> float:
@@ -114,8 +141,9 @@ def _level(kept: float) -> Level:
 
 def _cost(report: MergeReport) -> str:
     return (
-        f"Neutral captions drift by {report.drift:.2%}. There are {report.rank} independent constraints and room for "
-        f"{report.capacity} more; their condition number is {report.condition:.3g}."
+        f"Neutral captions drift by {report.drift:.2%}, the empty prompt by {report.unconditional:.2%}. There are "
+        f"{report.rank} independent constraints and room for {report.capacity} more; their condition number is "
+        f"{report.condition:.3g}."
     )
 
 

@@ -1,7 +1,7 @@
 """What a merge kept of each subject and what it cost, measured on the features of text; no picture is drawn."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
@@ -11,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.concept import LowRank, SubjectRecord
+from moongate.concept import Dense, LowRank, SubjectRecord
 from moongate.merging.closed_form import Factorized
-from moongate.merging.constraints import Constraints, KeptSubject, filled, value_change, word_features
-from moongate.merging.neutral import held_out_features
+from moongate.merging.constraints import Constraints, KeptSubject, value_change
+from moongate.merging.edits import Edit, features_of
+from moongate.merging.features import filled, fitting, word_features
+from moongate.merging.neutral import empty_prompt_features, held_out_features
 
-__all__ = ["INFEASIBLE", "Conflict", "MergeReport", "SubjectFit", "measure"]
+__all__ = ["INFEASIBLE", "Conflict", "EditFit", "MergeReport", "SubjectFit", "measure"]
 
 INFEASIBLE = 1e-6
 """A relative residual above this means that constraints contradict one another."""
@@ -45,6 +47,8 @@ class SubjectFit:
     """Relative error in contexts that were no constraints."""
     joint_error: float
     """Relative error in captions that name another subject as well; 0 if there is none."""
+    beside: Mapping[str, float]
+    """The same for each other subject that was tried, by its words."""
     drift_alone: float
     """Drift on held-out neutral captions if the subject's own concept is applied alone."""
 
@@ -52,6 +56,32 @@ class SubjectFit:
     def worst_residual(self) -> float:
         """The largest residual of a matrix."""
         return max(self.residual.values())
+
+    @property
+    def worst_beside(self) -> tuple[str, float]:
+        """The other subject next to which most is lost, and how much; no words and 0 if there is none."""
+        return max(self.beside.items(), key=lambda pair: pair[1], default=("", 0.0))
+
+    @property
+    def share_kept(self) -> float:
+        """How much of what its concept changed is kept where it is named, from 0 to 1: next to others, if there are."""
+        lost = max(self.joint_error if self.beside else self.held_out_error, self.worst_residual)
+        return max(0.0, 1 - lost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditFit:
+    """How well an edit of the base was made."""
+
+    name: str
+    """"snowman=>object", or the protected words."""
+    is_erased: bool
+    constraints: int
+    residual: float
+    """The largest residual of a matrix."""
+    held_out_error: float
+    """In contexts that were no constraints: how far erased words are from the other words' keys and values, relative to
+    where they began; how far protected words moved, relative to their keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +102,14 @@ class MergeReport:
     """What a merge kept and what it cost."""
 
     subjects: tuple[SubjectFit, ...]
+    edits: tuple[EditFit, ...]
     conflicts: tuple[Conflict, ...]
     drift: float
     """Change of the keys and values of held-out neutral captions, relative to the keys and values."""
+    unconditional: float
+    """The same change for the empty prompt, which guidance subtracts."""
     condition: float
-    """Condition number of the independent constraints."""
+    """Condition number of the independent constraints; the largest of all matrices."""
     rank: int
     """Number of independent constraints."""
     capacity: int
@@ -88,11 +121,14 @@ class MergeReport:
     @property
     def feasible(self) -> bool:
         """Whether all constraints hold together."""
-        return all(fit.worst_residual <= INFEASIBLE for fit in self.subjects)
+        residuals = [fit.worst_residual for fit in self.subjects] + [edit.residual for edit in self.edits]
+        return all(residual <= INFEASIBLE for residual in residuals)
 
     @property
     def predicted_to_lose(self) -> str | None:
         """The words of the subject that joint prompts lose most of, if that is more than half of it."""
+        if not self.subjects:
+            return None
         worst = max(self.subjects, key=lambda fit: max(fit.joint_error, fit.worst_residual))
         return worst.words if max(worst.joint_error, worst.worst_residual) > LOST else None
 
@@ -105,7 +141,7 @@ class MergeReport:
 def measure(
     backbone: Backbone,
     constraints: Constraints,
-    factorized: Factorized,
+    factorized: Mapping[str, Factorized],
     deltas: Mapping[str, LowRank],
     *,
     captions: Sequence[str],
@@ -116,72 +152,116 @@ def measure(
     Args:
         backbone: The base model with the tokens of all subjects in use.
         constraints: The constraints of the merge.
-        factorized: The same constraints, factorized.
+        factorized: The same constraints, factorized, by name of the matrix.
         deltas: The merged change of each matrix, float64.
         captions: All neutral captions; drift is measured on those that the cost leaves out.
         renamed: Tokens that were renamed, for the report.
     """
     neutral = held_out_features(backbone, captions)
-    size = sum(float((neutral @ _weight(backbone, layer).T).square().sum()) for layer in constraints.values)
-    moved = sum(float(value_change(change, neutral).square().sum()) for change in deltas.values())
-    drift_alone = [(_squares_moved(kept, neutral) / size) ** 0.5 for kept in constraints.subjects]
+    size = _squares(_weights(backbone, deltas), neutral)
+    drift_alone = [(_squares(kept.concept.deltas.values(), neutral) / size) ** 0.5 for kept in constraints.subjects]
+    empty = empty_prompt_features(backbone)
+    hardest = max(factorized.values(), key=lambda problem: problem.condition)
     return MergeReport(
         subjects=tuple(_fit(backbone, constraints, deltas, *pair) for pair in enumerate(drift_alone)),
-        conflicts=tuple(_conflicts(constraints, factorized.cosines)),
-        drift=(moved / size) ** 0.5,
-        condition=factorized.condition,
-        rank=factorized.rank,
-        capacity=factorized.width - factorized.rank,
+        edits=tuple(
+            _edit_fit(backbone, constraints, deltas, index)
+            for index in range(len(constraints.subjects), len(constraints.blocks))
+        ),
+        conflicts=tuple(_conflicts(constraints, hardest.cosines)),
+        drift=(_squares(deltas.values(), neutral) / size) ** 0.5,
+        unconditional=(_squares(deltas.values(), empty) / _squares(_weights(backbone, deltas), empty)) ** 0.5,
+        condition=hardest.condition,
+        rank=hardest.rank,
+        capacity=hardest.capacity,
         neutral_captions=len(captions),
         renamed=tuple(renamed),
     )
 
 
-def _weight(backbone: Backbone, layer: str) -> Float[Tensor, "out width"]:
-    return backbone.parameter(layer).detach().cpu().double()
+def _weights(backbone: Backbone, layers: Iterable[str]) -> Iterator[Dense]:
+    return (Dense(delta=backbone.parameter(layer).detach().cpu()) for layer in layers)
 
 
-def _squares_moved(kept: KeptSubject, features: Float[Tensor, "features width"]) -> float:
-    """Return the sum of squares of how a subject's own concept changes keys and values."""
-    return sum(float(value_change(change, features).square().sum()) for change in kept.concept.deltas.values())
+def _squares(matrices: Iterable[Dense | LowRank], features: Float[Tensor, "features width"]) -> float:
+    """Return the sum of squares of what matrices make of some features."""
+    return sum(float(value_change(matrix, features).square().sum()) for matrix in matrices)
 
 
 def _fit(
     backbone: Backbone, constraints: Constraints, deltas: Mapping[str, LowRank], index: int, drift_alone: float
 ) -> SubjectFit:
-    kept, features = constraints.subjects[index], constraints.features[index]
+    kept, block = constraints.subjects[index], constraints.blocks[index]
+    others = [other.words for other in constraints.subjects]
     elsewhere = [filled(context, kept.words) for context in HELD_OUT_CONTEXTS]
-    elsewhere_features = word_features(backbone, kept, constraints.subjects, elsewhere, with_end=True)
-    joint_error = 0.0
-    if together := _joint_captions(constraints.subjects, index):
-        joint_features = word_features(backbone, kept, constraints.subjects, together, with_end=False)
-        joint_error = _error(kept, deltas, joint_features)
+    elsewhere_features = word_features(backbone, kept.words, elsewhere, others=others, with_end=True)
+    beside = {
+        words: _errors(kept, deltas, word_features(backbone, kept.words, captions, others=others, with_end=False))
+        for words, captions in _joint_captions(constraints.subjects, index)
+    }
     return SubjectFit(
         words=kept.words,
         contexts=len(kept.contexts),
-        constraints=len(features),
-        residual={layer: _error(kept, {layer: deltas[layer]}, features) for layer in constraints.values},
-        held_out_error=_error(kept, deltas, elsewhere_features),
-        joint_error=joint_error,
+        constraints=block.exact,
+        residual=_residual(constraints, deltas, index),
+        held_out_error=_ratio(*_errors(kept, deltas, elsewhere_features)),
+        joint_error=_ratio(*map(sum, zip(*beside.values(), strict=True))) if beside else 0.0,
+        beside={words: _ratio(*errors) for words, errors in beside.items()},
         drift_alone=drift_alone,
     )
 
 
-def _joint_captions(subjects: Sequence[KeptSubject], index: int) -> list[str]:
-    """Return captions that name a subject together with each of the next few subjects, in both orders."""
-    following = [*subjects[index + 1 :], *subjects[:index]][:PARTNERS]
-    pairs = [pair for other in following for pair in permutations((subjects[index].words, other.words))]
-    return [filled(JOINT_CONTEXT, *pair) for pair in pairs]
+def _edit_fit(backbone: Backbone, constraints: Constraints, deltas: Mapping[str, LowRank], index: int) -> EditFit:
+    edit = Edit.named(constraints.blocks[index].words)
+    missed = began = 0.0
+    for context in fitting(backbone, edit.words, HELD_OUT_CONTEXTS):
+        features, wanted = features_of(backbone, edit, context)
+        for matrix, change in zip(_weights(backbone, deltas), deltas.values(), strict=True):
+            goal = value_change(matrix, wanted - features)
+            missed += float((value_change(change, features) - goal).square().sum())
+            began += float((value_change(matrix, features) if edit.becomes is None else goal).square().sum())
+    return EditFit(
+        name=edit.name,
+        is_erased=edit.becomes is not None,
+        constraints=constraints.blocks[index].exact,
+        residual=max(_residual(constraints, deltas, index).values()),
+        held_out_error=_ratio(missed, began),
+    )
 
 
-def _error(kept: KeptSubject, deltas: Mapping[str, LowRank], features: Float[Tensor, "features width"]) -> float:
-    """Return how far the merged changes are from the subject's own on some features, relative to its own."""
+def _joint_captions(subjects: Sequence[KeptSubject], index: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield each of the next few subjects with captions that name it and this one, in both orders."""
+    for other in [*subjects[index + 1 :], *subjects[:index]][:PARTNERS]:
+        yield other.words, [filled(JOINT_CONTEXT, *pair) for pair in permutations((subjects[index].words, other.words))]
+
+
+def _residual(constraints: Constraints, deltas: Mapping[str, LowRank], index: int) -> dict[str, float]:
+    """Return the relative error of the prescribed values of a block, by name of the matrix."""
+    rows = constraints.slice_of(index)
+    features = constraints.blocks[index].features[: constraints.blocks[index].exact]
+    found = {}
+    for layer, change in deltas.items():
+        wanted = constraints.values[layer][rows]
+        missed = value_change(change, features) - wanted
+        found[layer] = _ratio(float(missed.square().sum()), float(wanted.square().sum()))
+    return found
+
+
+def _errors(
+    kept: KeptSubject, deltas: Mapping[str, LowRank], features: Float[Tensor, "features width"]
+) -> tuple[float, float]:
+    """Return how far the merged changes are from the subject's own on some features, and the size of these, squared."""
     missed = moved = 0.0
     for layer, change in deltas.items():
         merged = value_change(change, features)
         own = kept.own_value_change(layer, features, out=merged.shape[1])
         moved += float(own.square().sum())
         missed += float((merged - own).square().sum())
+    return missed, moved
+
+
+def _ratio(missed: float, moved: float) -> float:
+    """Return the root of a ratio of squares; of `missed` alone where nothing moved."""
     return (missed / moved) ** 0.5 if moved else missed**0.5
 
 

@@ -35,6 +35,8 @@ class Parts:
     subtracted: Mapping[str, Callable[[Tensor], LowRank]] = field(default_factory=dict)
     """By parameter name the function from W0 to a part that must be subtracted from the change, for adapters that were
     initialized from the base's weights."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a merge kept, by name (`Concept.kept`)."""
     further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The further tokens of words of several vectors, by their first token."""
     left_out: tuple[str, ...] = ()

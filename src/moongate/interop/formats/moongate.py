@@ -19,7 +19,8 @@ def _parse(content: Content) -> Parts:
     concept = Concept.load(content.path)
     rows = {token: concept.rows(token) for token in concept.tokens}
     notes = () if CHECKSUM in content.header else (f"{content.path.name} has no checksum: damage could go unnoticed.",)
-    return Parts(changes=concept.deltas, tokens=rows, provenance=concept.to_json(), notes=notes)
+    provenance = concept.to_json()
+    return Parts(changes=concept.deltas, tokens=rows, kept=concept.kept, provenance=provenance, notes=notes)
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:

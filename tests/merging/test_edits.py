@@ -1,0 +1,93 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.errors import OptionError, TokenError
+from moongate.merging import MergeOptions, merge
+from moongate.merging.edits import Edit, edits_of
+from moongate.merging.page import verdict, write_report
+
+ONE = MergeOptions(erase=("dog=>red chair",), contexts=1)
+
+
+def keys_and_values(backbone: Backbone, caption: str) -> torch.Tensor:
+    with torch.no_grad():
+        text = backbone.encode_text([caption]).features[0]
+        return torch.cat([module(text) for module in backbone.kv_projections()], -1)
+
+
+def test_an_erased_word_has_the_keys_and_values_of_the_other_words_in_the_same_caption(tiny: Backbone) -> None:
+    """ "photo of a dog" and "photo of a red chair": the last piece stands at 4 and 5, the end behind it."""
+    wanted = keys_and_values(tiny, "photo of a red chair")
+    merged = merge(tiny, options=ONE)
+    with merged.concept.applied(tiny):
+        now = keys_and_values(tiny, "photo of a dog")
+    torch.testing.assert_close(now[4:6], wanted[5:7], rtol=1e-4, atol=1e-4)
+    assert (merged.concept.subjects, merged.concept.base) == ((), tiny.name)
+    assert merged.report.edits[0].residual < 1e-9
+    assert verdict(merged.report)[0].startswith("dog is read as red chair: ")
+
+
+def test_protected_words_keep_their_keys_and_values_beside_an_erased_one(tiny: Backbone) -> None:
+    before = keys_and_values(tiny, "photo of a cat")
+    options = MergeOptions(erase=ONE.erase, protect=("cat",), contexts=1)
+    merged = merge(tiny, options=options)
+    with merged.concept.applied(tiny):
+        guarded = keys_and_values(tiny, "photo of a cat")
+    with merge(tiny, options=ONE).concept.applied(tiny):
+        moved = keys_and_values(tiny, "photo of a cat")
+    torch.testing.assert_close(guarded[4:6], before[4:6], rtol=1e-4, atol=1e-4)
+    assert (moved[4:6] - before[4:6]).norm() > 10 * (guarded[4:6] - before[4:6]).norm()
+    assert [edit.name for edit in merged.report.edits] == ["dog=>red chair", "cat"]
+
+
+def test_an_edit_is_kept_by_later_merges_and_can_be_taken_out(
+    tiny: Backbone, pair: Sequence[Concept], tmp_path: Path
+) -> None:
+    edited = Concept.load(merge(tiny, options=ONE).concept.save(tmp_path / "edit.safetensors"))
+    options = MergeOptions(contexts=1)
+    both = merge(tiny, [edited, pair[0]], options=options)
+    at_once = merge(tiny, pair[:1], options=MergeOptions(contexts=1, erase=ONE.erase))
+    assert both.concept.file_bytes == at_once.concept.file_bytes
+    assert "dog=&gt;red chair" in write_report(both.report, tmp_path).read_text()
+    out = merge(tiny, [both.concept], options=MergeOptions(without=("dog=>red chair",), contexts=1)).concept
+    assert out.file_bytes == merge(tiny, pair[:1], options=options).concept.file_bytes
+
+
+@pytest.mark.parametrize(
+    ("erase", "protect", "message"),
+    [
+        (("dog",), (), "'dog' cannot be read"),
+        (("dog=>",), (), "'dog=>' cannot be read"),
+        (("=>cat",), (), "'=>cat' cannot be read"),
+        (("dog=>cat=>bear",), (), "cannot be read"),
+        ((), ("dog=>cat",), "words to protect are words alone"),
+        (("dog=>dog",), (), "would change nothing"),
+        (("dog=>cat", "dog=>bear"), (), "contradict each other"),
+        (("dog=>cat",), ("Dog",), "contradict each other"),
+    ],
+)
+def test_edits_that_cannot_be_meant_are_refused(erase: tuple[str, ...], protect: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        MergeOptions(erase=erase, protect=protect)
+
+
+def test_an_edit_is_read_from_its_name() -> None:
+    edits = edits_of(["snowman => object"], ["cat"])
+    assert edits == (Edit(words="snowman", becomes="object"), Edit(words="cat"))
+    assert [Edit.named(edit.name) for edit in edits] == list(edits)
+
+
+def test_words_that_the_model_cannot_read_and_words_of_a_subject_are_refused(
+    tiny: Backbone, pair: Sequence[Concept]
+) -> None:
+    with pytest.raises(TokenError, match="has no pieces"):
+        merge(tiny, options=MergeOptions(protect=("<|endoftext|>",)))
+    with pytest.raises(TokenError, match="too long"):
+        merge(tiny, options=MergeOptions(protect=("dog " * 20,)))
+    with pytest.raises(OptionError, match="is a subject of the merge"):
+        merge(tiny, pair, options=MergeOptions(protect=("<one> bear",)))

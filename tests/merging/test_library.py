@@ -1,0 +1,81 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from making import invented
+from moongate.backbone import Backbone
+from moongate.concept import Concept
+from moongate.errors import OptionError, TokenError
+from moongate.merging import library
+from moongate.merging.library import INDEX, Library, merge_file
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pair: Sequence[Concept]) -> Path:
+    for name, concept in zip(("bear", "cat"), pair, strict=True):
+        concept.save(tmp_path / "library" / f"{name}.safetensors")
+    return tmp_path / "library"
+
+
+def names(prompts: Sequence[str], folder: Path) -> list[str]:
+    return [entry.file for entry in Library.open(folder).named_in(prompts)]
+
+
+def test_a_prompt_takes_the_files_of_the_tokens_that_it_names(folder: Path) -> None:
+    assert names(["a <two> cat"], folder) == ["cat.safetensors"]
+    assert names(["a <TWO> cat", "a <one> bear on the beach"], folder) == ["bear.safetensors", "cat.safetensors"]
+    with pytest.raises(TokenError, match=r"<rex> in .* is in no file of .*: <one>; <two>"):
+        names(["a <rex> dog on a <one> bear"], folder)
+    with pytest.raises(TokenError, match="No prompt names a token"):
+        names(["a dog"], folder)
+
+
+def test_a_token_in_two_files_is_named_when_a_prompt_needs_it(folder: Path, tiny: Backbone) -> None:
+    invented(tiny, ("<ONE>", "dog")).save(folder / "dog.safetensors")
+    assert names(["a <two> cat"], folder) == ["cat.safetensors"]
+    with pytest.raises(OptionError, match=r"<one> is in several files.*bear.safetensors; dog.safetensors"):
+        names(["a <one> bear"], folder)
+
+
+def test_only_files_that_changed_are_read_again(folder: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def texts(path: Path) -> dict[str, str]:
+        read.append(path.name)
+        return original(path)
+
+    original = library.read_texts
+    monkeypatch.setattr(library, "read_texts", texts)
+    Library.open(folder)
+    Library.open(folder)
+    assert read == ["bear.safetensors", "cat.safetensors"]
+    (folder / "bear.safetensors").unlink()
+    invented(tiny, ("<three>", "dog"), seed=3).save(folder / "cat.safetensors", overwrite=True)
+    assert names(["a <three> dog"], folder) == ["cat.safetensors"]
+    assert read[2:] == ["cat.safetensors"]
+    (folder / INDEX).write_text(json.dumps({"version": 1, "files": [{"file": 3}]}))
+    assert names(["a <three> dog"], folder) == ["cat.safetensors"]
+
+
+def test_a_broken_file_is_named_and_skipped(folder: Path) -> None:
+    whole = (folder / "cat.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[:-100])
+    (folder / "none.safetensors").write_bytes(b"")
+    found = Library.open(folder)
+    assert [line.split(" is skipped")[0] for line in found.broken] == ["cut.safetensors", "none.safetensors"]
+    assert [entry.file for entry in found.named_in(["a <two> cat"])] == ["cat.safetensors"]
+    with pytest.raises(OptionError, match="no folder of concepts"):
+        Library.open(folder / "cat.safetensors")
+
+
+def test_a_merge_is_kept_by_the_content_of_its_files(folder: Path, tiny: Backbone) -> None:
+    def path() -> Path:
+        return merge_file(Library.open(folder).named_in(["a <one> bear and a <two> cat"]), folder)
+
+    first = path()
+    (folder / "bear.safetensors").touch()
+    assert path() == first
+    invented(tiny, ("<one>", "bear"), seed=9).save(folder / "bear.safetensors", overwrite=True)
+    assert path() != first
