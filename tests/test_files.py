@@ -17,6 +17,7 @@ from moongate.files import (
     locked,
     remedy,
     replace_folder,
+    try_lock,
     write_atomically,
 )
 
@@ -177,6 +178,19 @@ def test_the_earlier_folder_stays_when_it_cannot_be_replaced(
     with pytest.raises(OSError, match="Input/output error"):
         replace_folder(tmp_path / "new", tmp_path / "out")
     assert (tmp_path / "out" / ("new" if exchanges else "out")).exists()
+
+
+def test_a_lock_is_taken_without_waiting_or_not_at_all(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "new" / "job.lock")
+    assert lock is not None
+    assert try_lock(tmp_path / "new" / "job.lock") is None
+    lock.release()
+    again = try_lock(tmp_path / "new" / "job.lock")
+    assert again is not None
+    again.release()
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="could not be locked"):
+        try_lock(tmp_path / "file" / "job.lock")
 
 
 def test_a_folder_in_use_names_the_process_that_uses_it(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "locked",
     "remedy",
     "replace_folder",
+    "try_lock",
     "write_atomically",
 ]
 
@@ -187,6 +188,29 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def try_lock(path: Path) -> FileLock | None:
+    """Take a lock without waiting. The system frees it when the process ends, however that happens.
+
+    Args:
+        path: The lock file; its folder is created if there is none.
+
+    Returns:
+        The lock, to be released with `release()`; None while another process holds it.
+
+    Raises:
+        OptionError: The lock file cannot be created, or the file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except OSError as error:
+        raise OptionError(f"{path} could not be locked ({error.strerror or error}). {remedy(error)}") from error
+    return lock
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder that only one process may write; it is created if there is none.
@@ -197,19 +221,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         OptionError: Another process holds the folder (the message names it), or the lock cannot be created.
     """
-    lock, holder = FileLock(folder / ".lock"), folder / ".lock-holder"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
+    lock, holder = try_lock(folder / ".lock"), folder / ".lock-holder"
+    if lock is None:
         name = "another process"
         with contextlib.suppress(OSError):
             name = holder.read_text(encoding="utf-8", errors="replace")[:200].strip() or name
-        raise OptionError(
-            f"{folder} is in use by {name}. Wait until it has finished, or choose another folder."
-        ) from error
-    except OSError as error:
-        raise OptionError(f"{folder} could not be locked ({error.strerror or error}). {remedy(error)}") from error
+        raise OptionError(f"{folder} is in use by {name}. Wait until it has finished, or choose another folder.")
     try:
         with contextlib.suppress(OSError):
             holder.write_text(f"process {os.getpid()}", encoding="utf-8")
