@@ -13,6 +13,7 @@ MoongateError
 ├── CollectionError             a collection of captioned pictures that cannot be read or searched
 ├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            a loss that is no longer a finite number
+├── FleetError                  jobs that failed, workers that cannot work, or a cluster that is gone
 ├── RankLost                    a process of a training that has ended before the others
 └── CorpusError                 a package of pocket's training data that is missing or altered
 ```
@@ -29,6 +30,7 @@ __all__ = [
     "CollectionError",
     "ConceptFileError",
     "CorpusError",
+    "FleetError",
     "InputError",
     "MissingLibrary",
     "MoongateError",
@@ -95,6 +97,10 @@ class MissingLibrary(MoongateError):
 
 class TrainingDiverged(MoongateError):
     """The loss is no longer a finite number; the last good state is saved."""
+
+
+class FleetError(MoongateError):
+    """Jobs of a fleet failed, its workers end again and again, or its cluster is gone."""
 
 
 class RankLost(MoongateError):
