@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 import pytest
 
 from moongate import cli
+from moongate.cli.jobs import FleetJob, read_entries
 from moongate.cli.subjects import subjects_from_file
 from moongate.concept import Concept
 
@@ -51,6 +52,21 @@ def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
     first, second = subjects_from_file(tmp_path / "concepts.yaml")
     assert (first.words, second.words) == ("<rex> dog", "<chair> armchair")
     assert second.regularization == str(tmp_path / "other-chairs")
+
+
+def test_the_file_of_jobs_is_understood(tmp_path: Path) -> None:
+    (example,) = blocks(PAGES["docs/howto/fleet.md"], "yaml")
+    (tmp_path / "jobs.yaml").write_text(example)
+    for name in ("bear-photos", "chair-photos", "chair-others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "prompts.txt").write_text("photo of a {} and a {}\n")
+    entries = read_entries(tmp_path / "jobs.yaml")
+    first, second = (FleetJob.read(entry, folder=tmp_path, out=tmp_path / "concepts") for entry in entries)
+    assert first.train is not None
+    assert second.train is not None
+    assert second.evaluate is not None
+    assert [subject.words for subject in first.train.subjects] == ["<bear> teddy bear"]
+    assert (second.train.method, second.train.seed, second.evaluate.count) == ("dreambooth", 1, 2)
 
 
 def test_the_make_targets_that_are_named_exist() -> None:

@@ -26,6 +26,7 @@ COMMANDS = (
     "retrieve search",
     "evaluate",
     "analyze",
+    "fleet",
     "demo",
     "demo single",
     "demo compose",

@@ -20,6 +20,7 @@ from moongate.cli.compress import Compress
 from moongate.cli.convert import Convert
 from moongate.cli.demo import Demo, DemoCompose
 from moongate.cli.evaluate import Evaluate
+from moongate.cli.fleet import Fleet
 from moongate.cli.generate import Generate
 from moongate.cli.info import Info
 from moongate.cli.merge import Merge
@@ -36,6 +37,7 @@ __all__ = [
     "Demo",
     "DemoCompose",
     "Evaluate",
+    "Fleet",
     "Generate",
     "Info",
     "Merge",
@@ -67,6 +69,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "retrieve": {"index": RetrieveIndex, "search": RetrieveSearch},
     "evaluate": Evaluate,
     "analyze": Analyze,
+    "fleet": Fleet,
     "demo": {"single": Demo, "compose": DemoCompose},
     "tokens": {"suggest": TokensSuggest},
 }
