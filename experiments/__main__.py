@@ -1,26 +1,28 @@
 """Measure the records that are missing, then write the tables: `python -m experiments [names] [--workers 2]`.
 
 Records are read from experiments/results/records.jsonl. A new record is written to runs/tables/records as soon as it is
-measured, so that an interrupted run continues, and all new ones are moved into that file at the end. A record of other
+measured, so that an interrupted run continues, and all new ones are moved into that file at the end. The workers are a
+fleet: when one dies or a record fails, the others go on; runs/tables/jobs/logs has what they print. A record of other
 weights of pocket is measured again; delete the line of a record to measure it again. Concepts and pictures are kept in
 runs/tables.
 """
 
 import os
+import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.measuring import Measuring
 from experiments.records import Record, Results
-from experiments.study import Size, Study
-from moongate.files import write_atomically
+from experiments.study import Size
+from moongate.files import exclusive, write_atomically
+from moongate.fleet import Job, Status, run
 
 EXPERIMENTS = (
     "table1_single",
@@ -61,50 +63,46 @@ class Options:
     size: Size = field(default_factory=Size)
 
 
-_study: Study
-
-
-def _begin(folder: Path, size: Size) -> None:
-    global _study
-    torch.set_num_threads(1)
-    _study = Study(folder=folder, size=size)
-
-
-def _measure(record: Record) -> dict[str, Any]:
-    return record.measure(_study)
-
-
 def main() -> None:
     """Measure and write the tables."""
     options = tyro.cli(Options, description=__doc__)
     if unknown := sorted(set(options.names) - set(EXPERIMENTS)):
         raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(EXPERIMENTS)}.")
     names = options.names or EXPERIMENTS
-    results = Results(file=options.records, new=options.folder / "records", size=options.size)
+    failed = [] if options.render_only else _run(names, options)
+    results = _results(options)
     if not options.render_only:
-        _run(names, results, options)
         results.fold()
     _write(results, options.results)
+    if failed:
+        raise SystemExit("\n".join(f"{status.name} failed: {status.error}" for status in failed))
 
 
-def _run(names: Sequence[str], results: Results, options: Options) -> None:
-    """Measure the missing records: all records of the first seed, then those of the second."""
+def _results(options: Options) -> Results:
+    return Results(file=options.records, new=options.folder / "records", size=options.size)
+
+
+def _run(names: Sequence[str], options: Options) -> list[Status]:
+    """Measure the missing records, those of the first seed first, and return which failed."""
+    results = _results(options)
     missing = sorted(results.missing(_records(names)), key=lambda record: getattr(record, "seed", 0))
-    missing = [record for record in missing if getattr(record, "seed", 0) < options.seeds]
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    records = {r.key.replace("/", "-"): r for r in missing if getattr(r, "seed", 0) < options.seeds}
     # The names of concepts and pictures do not say which weights and precision they depend on; the folder does.
     folder = options.folder / f"{results.weights}-{options.size.dtype}"
-    pool = ProcessPoolExecutor(options.workers, initializer=_begin, initargs=(folder, options.size))
-    with Progress(*columns) as progress, pool:
-        task = progress.add_task("measuring", total=len(missing))
-        running = {pool.submit(_measure, record): record for record in missing}
-        try:
-            for done in as_completed(running):
-                results.put(running[done], done.result())
-                progress.update(task, advance=1, description=running[done].key)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    measuring = Measuring(records=records, results=_results(options), folder=folder)
+    jobs = [Job(name=name, settings={"record": record.key}) for name, record in records.items()]
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with exclusive(options.folder), Progress(*columns) as progress:
+        task = progress.add_task("measuring", total=len(jobs))
+
+        def show(statuses: Sequence[Status]) -> None:
+            progress.update(task, completed=sum(status.state in ("done", "failed") for status in statuses))
+
+        # Which records are missing, the results say; the jobs of an earlier run say nothing.
+        shutil.rmtree(options.folder / "jobs", ignore_errors=True)
+        devices = ["cpu"] * options.workers
+        statuses = run(options.folder / "jobs", jobs, measuring, devices=devices, on_change=show)
+    return [status for status in statuses if status.state == "failed"]
 
 
 def _records(names: Sequence[str]) -> list[Record]:

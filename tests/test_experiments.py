@@ -14,9 +14,11 @@ import pytest
 
 from experiments import fig8_alignment, orderings, table1_single, table3_ablation
 from experiments.__main__ import EXPERIMENTS, _write
+from experiments.measuring import Measuring
 from experiments.records import Attention, Base, Pair, Record, Results, Row, Single, webp_row
 from experiments.study import EXAMPLES, PAIRS, Size, Study, for_pocket
 from moongate import METHODS, Backbone, pocket
+from moongate.fleet import Assignment
 
 
 def made_up(record: Record) -> dict[str, Any]:
@@ -194,6 +196,19 @@ def test_records_of_other_weights_are_measured_again_and_until_then_the_tables_s
 def test_records_that_differ_have_keys_that_differ() -> None:
     records = all_records()
     assert len({record.key for record in records}) == len(records)
+
+
+def test_a_worker_measures_the_record_of_its_job_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Row(("jar",), "custom-diffusion", ("photo of a {}",))
+    monkeypatch.setattr(Row, "measure", lambda self, study: made_up(self) | {"folder": str(study.folder)})
+    results = results_in(tmp_path)
+    measuring = Measuring(records={"row-jar": record}, results=results, folder=tmp_path / "study")
+    settings = {"record": record.key}
+    measuring(Assignment(name="row-jar", settings=settings, folder=tmp_path, device="cpu", report=lambda *_: None))
+    again = results_in(tmp_path)
+    assert again.missing([record]) == []
+    assert again[record]["folder"] == str(tmp_path / "study")
+    assert again.picture(record).height == 32
 
 
 def test_what_is_measured_exists() -> None:
