@@ -17,6 +17,7 @@ import contextlib
 import json as jsonlib
 import multiprocessing
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from moongate.backbone import Backbone, usual_dtype
 from moongate.data import Regularization, Subject, square
 from moongate.pocket import example, pool_folder
 from moongate.training import TrainOptions, train
+from moongate.training.speed import matmul_peak
 
 SUBJECT, TOKEN = "drawn-house", "<house>"
 RANDOM = "sd15-random"
@@ -85,8 +87,11 @@ class Report:
     """Share of each part in a step's time."""
 
     def per_step(self, setup: Setup) -> float:
-        """Return the seconds of a step, with its share of the preparation."""
-        return (self.preparation_s + sum(self.seconds)) / setup.steps
+        """Return the seconds of a step, with its share of the preparation.
+
+        It is the median of the rounds, because other programs disturb some of them.
+        """
+        return self.preparation_s / setup.steps + statistics.median(self.seconds) / setup.round_steps
 
 
 def main(
@@ -411,19 +416,6 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, *, side: int = 2048, seconds: float = 0.5) -> float:
-    """Return the operations per second of a square matrix product."""
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    torch.mm(left, right)
-    synchronize(device)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        torch.mm(left, right)
-        synchronize(device)
-        done += 1
-    return 2 * side**3 * done / (time.perf_counter() - began)
 
 
 def memory_held(device: torch.device) -> int:
