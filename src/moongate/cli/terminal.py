@@ -92,6 +92,8 @@ def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
             target, prior = (sum(values) / len(recent) for values in zip(*recent, strict=True))
             regularization = f", regularization {prior:.3f}" if prior else ""
             note = f"loss {target:.3f}{regularization}  {step.pictures_per_second:.1f} pictures/s"
+            if step.utilization is not None:
+                note += f"  MFU {step.utilization:.0%}"
             progress.update(task, total=step.steps, completed=step.index, note=note)
 
         yield show

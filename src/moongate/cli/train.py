@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from moongate.cli.holdout import Holdout, holdouts
+from moongate.cli.launch import launched
 from moongate.cli.options import (
     WITHOUT_DEFAULT,
     Code,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from moongate.regularization import RegularizationOptions
     from moongate.training import TrainOptions
     from moongate.training.method import Method
+    from moongate.training.ranks import Ranks
 
 __all__ = ["Train"]
 
@@ -100,7 +102,8 @@ class Train:
     """Target pictures in each step; as many regularization pictures join them.
     Default: 4, or 8 for methods without regularization pictures."""
     accumulate: int = 1
-    """Parts into which the pictures of a step are divided and computed one after the other, to save memory."""
+    """Equal shards of a step that are computed one after the other: less memory, the same step up to rounding.
+    Started by torchrun, each process computes as many; k shards give the same concept on any number of processes."""
     lr_per_picture: OptionalFloat = None
     """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
     learning_rate: OptionalFloat = None
@@ -151,6 +154,10 @@ class Train:
     """Called with the `Step` after each step."""
 
     def __call__(self, console: Console) -> None:
+        with launched(self.model.device, console) as (ranks, own_console):
+            self._train(own_console, ranks)
+
+    def _train(self, console: Console, ranks: "Ranks") -> None:
         from moongate.data import PRESETS
         from moongate.run_page import common_opening, compared, without_tokens
         from moongate.sampling import check_prompt
@@ -180,7 +187,8 @@ class Train:
             pairs = compared(backbone, without_tokens(words, subjects), words)
         say_memory(plan, console, is_ignored=self.ignore_memory)
         sources = zip(chosen, wanted, strict=True) if method.prior_weight else ()
-        sets = [self._regularization(backbone, *each, method, preset, run, console) for each in sources]
+        with ranks.first_alone():
+            sets = [self._regularization(backbone, *each, method, preset, run, console) for each in sources]
 
         # Train and write the concept.
         with training_bar(console) as show, interruption_explained(run, console):
@@ -200,6 +208,8 @@ class Train:
                     held_out=held_out,
                     on_step=watch,
                 )
+        if not ranks.is_first:
+            return
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         self._save(concept, out, run)
         say_best(run, console, keep_best=self.keep_best)
@@ -268,8 +278,6 @@ class Train:
         return TrainOptions(
             steps=self.steps,
             batch=self.batch,
-            accumulate=self.accumulate,
-            report_steps=math.gcd(10, self.validate_every) if self.validate_every > 0 else None,
             lr_per_picture=self.lr_per_picture,
             learning_rate=self.learning_rate,
             optimizer=self.optimizer,
@@ -280,6 +288,8 @@ class Train:
             rare_token=self.rare_token,
             recompute=self.recompute,
             flips=self.flips,
+            accumulate=self.accumulate,
+            look_steps=self.validate_every,
             seed=self.seed,
             run_folder=run,
             resume=self.resume,

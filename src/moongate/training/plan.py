@@ -72,6 +72,9 @@ class TrainOptions:
     report_steps: int | None = None
     """Number of steps between two readings of the losses, after which `on_step` is called for each of these steps.
     None is 1 on a CPU, and 10 on a GPU, which a reading makes wait."""
+    look_steps: int = 0
+    """Number of steps between those after which `on_step` looks at the weights, so that losses are read there too;
+    0 if it never does."""
     recompute: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time, the same result."""
     resume: bool = False
@@ -214,9 +217,10 @@ class Plan:
         return every is not None and (step % every == 0 or step == self.steps)
 
     def reports(self, step: int) -> bool:
-        """Return whether losses are read after a step, counted from 1: every so many, and before a concept is kept."""
+        """Return whether losses are read after a step, counted from 1."""
         every = self.options.report_steps or (1 if self.backbone.device.type == "cpu" else 10)
-        return step % every == 0 or self.keeps(step)
+        looks = self.options.look_steps
+        return step % every == 0 or self.keeps(step) or (looks > 0 and step % looks == 0)
 
     @cached_property
     def config(self) -> dict[str, Any]:
