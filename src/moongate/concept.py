@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,15 +26,12 @@ from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, lis
 from moongate.files import check_writable, digest, write_atomically
 from moongate.limits import CONCEPT_VERSION
 from moongate.provenance import check_provenance
-from moongate.tensor_files import CHECKSUM, check_finite, checksum, read_tensors
+from moongate.summary import FORMAT, KEPT
+from moongate.tensor_bytes import CHECKSUM, header_bytes
+from moongate.tensor_files import check_finite, checksum, read_tensors
 from moongate.texts import parse_json
 
 __all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "mismatches", "safetensors_bytes"]
-
-FORMAT = "moongate-concept"
-"""The value of `format` in the header of a concept file."""
-KEPT = "kept."
-"""How the names of `Concept.kept` begin in a concept file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,29 +237,31 @@ class Concept:
         Raises:
             BaseMismatchError: A weight or token row does not fit, or the fingerprint differs.
         """
+        other = self._other_base(backbone)
         wrong = mismatches(backbone, {name: change.shape for name, change in self.deltas.items()})
         if wrong:
-            raise BaseMismatchError(
-                f"The concept does not fit {backbone.name!r}: {listed(wrong)}. {self._made_for(backbone)}"
-            )
+            raise BaseMismatchError(f"{other} In detail: {listed(wrong, at_most=2)}.")
         width = sum(backbone.token_widths)
         for token, row in self.tokens.items():
             if len(row) != width or (len(self.token_widths) > 1 and self.token_widths != backbone.token_widths):
                 raise BaseMismatchError(
-                    f"The token {token!r} has a row of {len(row)} numbers, but {backbone.name!r} reads rows of "
-                    f"{' + '.join(map(str, backbone.token_widths))}. {self._made_for(backbone)}"
+                    f"{other} In detail: the token {token!r} has a row of {len(row)} numbers, but the model reads rows "
+                    f"of {' + '.join(map(str, backbone.token_widths))}."
                 )
         if not self.fingerprint.matches(backbone.fingerprint):
             raise BaseMismatchError(
-                f"The concept was made for {self.base!r} (fingerprint {self.fingerprint.short}), but the model is "
-                f"{backbone.name!r} (fingerprint {backbone.fingerprint.short}). Load that model, or train the concept "
-                "on this one."
+                f"{other} In detail: its fingerprint is {self.fingerprint.short}, that of the model "
+                f"{backbone.fingerprint.short}."
             )
 
-    def _made_for(self, backbone: Backbone) -> str:
+    def _other_base(self, backbone: Backbone) -> str:
         if self.base in ("", backbone.name):  # another program's file takes the name of the base it is read with
-            return "Its file does not say which model it was made for; name the right one."
-        return f"It was made for {self.base!r}; load that model."
+            return (
+                f"The concept does not fit the model {backbone.name!r}, and its file does not say which model it was "
+                "made for. Name the right one with --model."
+            )
+        model = shlex.quote(self.base)
+        return f"The concept was made for another model than {backbone.name!r}. Name its own: --model {model}."
 
     def rows(self, token: str) -> tuple[Float[Tensor, " _width"], ...]:
         """Return a token's row in each text encoder; their widths may differ."""
@@ -434,10 +434,8 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
 
 
 def _canonical(serialized: bytes) -> bytes:
-    """Return the file with its header keys sorted: safetensors orders metadata differently from run to run."""
+    """Return the file with its texts sorted, so that equal content gives equal bytes."""
     length = int.from_bytes(serialized[:8], "little")
-    header = json.loads(serialized[8 : 8 + length])
-    metadata = dict(sorted(header.pop("__metadata__").items()))
-    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + serialized[8 + length :]
+    entries = json.loads(serialized[8 : 8 + length])
+    texts = entries.pop("__metadata__")
+    return header_bytes(entries, texts) + serialized[8 + length :]

@@ -9,15 +9,13 @@ import contextlib
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -34,6 +32,8 @@ __all__ = [
     "Sample",
     "SampleOptions",
     "check_prompt",
+    "check_scheduler",
+    "check_seeds",
     "draw_missing",
     "make_scheduler",
     "sample",
@@ -48,6 +48,13 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
 }
 """Short names. The name of any scheduler class of diffusers can be given as well."""
+MAX_STEPS = 1000
+"""Noise levels of the models that are read; more denoising steps than levels cannot be taken."""
+MAX_GUIDANCE = 100
+"""Beyond a few dozen pictures are noise; a larger number is a mistake."""
+MAX_ENLARGEMENT = 8
+"""Sides of more than so many times the side that a model was trained on are refused: memory and time grow with the
+fourth power of the side."""
 PAPER_GUIDANCE = 6.0
 """Scale of guidance in the paper's experiments (Sec. 4)."""
 SETTINGS_FILE = "settings.json"
@@ -78,8 +85,10 @@ class SampleOptions:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.guidance is not None and not self.guidance >= 0:
-            raise OptionError(f"guidance is {self.guidance}; it must be 0 or more (the paper's is 6).")
+        if self.steps > MAX_STEPS:
+            raise OptionError(f"steps is {self.steps}; models have {MAX_STEPS} noise levels, so it is at most that.")
+        if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise OptionError(f"guidance is {self.guidance}; it must be in 0..{MAX_GUIDANCE} (the paper's is 6).")
 
     def for_model(self, backbone: Backbone) -> Self:
         """Return the options with the guidance of the model's `moongate.json`, or the paper's, if none is set."""
@@ -136,6 +145,7 @@ def sample(
                 f"The negative prompt {options.negative_prompt!r} has no effect without guidance: "
                 f"{_why_unguided(backbone, options)}."
             )
+    check_seeds(seeds)
     make_scheduler(backbone, options.scheduler)
     _latent_shape(backbone, options)
     return _drawn(backbone, prompts, seeds, options, on_step)
@@ -226,6 +236,19 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
     warn(f"The {kind} {prompt!r} is longer than the text encoder reads. This end has no effect: {lost!r}.")
 
 
+def check_seeds(seeds: Iterable[int]) -> None:
+    """Check that PyTorch's generators take the seeds. Raises OptionError for one of more than 64 bits."""
+    for seed in seeds:
+        if not -(2**63) <= seed < 2**63:
+            raise OptionError(f"The seed {seed} is out of range. Give a whole number of at most 18 digits.")
+
+
+def check_scheduler(name: str) -> None:
+    """Check the name of a scheduler without a model, as `make_scheduler` does. Raises OptionError."""
+    if name.lower() not in SCHEDULERS:
+        _scheduler_class(name)
+
+
 def make_scheduler(backbone: Backbone, name: str) -> Any:
     """Return a new scheduler of diffusers that is set up for the backbone's noise schedule.
 
@@ -234,15 +257,38 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
         name: One of `SCHEDULERS`, or the name of a scheduler class of diffusers.
 
     Raises:
-        OptionError: There is no such scheduler.
+        OptionError: There is no such scheduler, or it is one for another kind of model.
     """
-    scheduler_class: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    is_scheduler = inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)
-    if not is_scheduler:
+    return _scheduler_class(name).from_config(backbone.scheduler_config)
+
+
+# --- schedulers -------------------------------------------------------------------------------------------------------
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers
+
+    kind: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
+    if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
         raise OptionError(
             f"Unknown scheduler {name!r}. Known: {', '.join(SCHEDULERS)}, or a scheduler class of diffusers."
         )
-    return scheduler_class.from_config(backbone.scheduler_config)
+    if not _draws_from_noise(kind):
+        raise OptionError(
+            f"The scheduler {name!r} is made for another kind of model (flow matching, tokens or sigmas of its own). "
+            f"Choose one of {', '.join(SCHEDULERS)}."
+        )
+    return kind
+
+
+def _draws_from_noise(kind: Any) -> bool:
+    """Return whether a scheduler takes the noise schedule of these models and steps with what they predict alone."""
+    if not (hasattr(kind, "step") and hasattr(kind, "scale_model_input")):
+        return False
+    parameters = inspect.signature(kind.step).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    takes_betas = "beta_start" in inspect.signature(kind.__init__).parameters
+    return takes_betas and required == ["self", "model_output", "timestep", "sample"]
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -317,6 +363,11 @@ def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int,
     for side in sides:
         if side < cell or side % cell:
             raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
+        if side > MAX_ENLARGEMENT * backbone.resolution_px:
+            raise OptionError(
+                f"A side of {side} px is more than {MAX_ENLARGEMENT} times that of the model's pictures, "
+                f"{backbone.resolution_px} px, which would take hours or all memory. Draw smaller, and enlarge after."
+            )
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
 
 

@@ -182,7 +182,7 @@ def test_the_target_recovers_the_clean_latents(tiny: Backbone, kind: str, monkey
 
 
 def test_a_model_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="cannot be loaded.*Give 'pocket', a folder"):
+    with pytest.raises(BackboneError, match="There is no model .* here. Give pocket, a folder"):
         Backbone.load(tmp_path / "nowhere", device="cpu")
 
 

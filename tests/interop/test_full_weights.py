@@ -17,7 +17,7 @@ from moongate.merging import merge
 
 def test_full_weights_need_the_base_in_float32(tiny: Backbone, tiny_folder: Path, tmp_path: Path) -> None:
     path = foreign.adobe(tmp_path / "delta.bin", denoiser(tiny), {})
-    with pytest.raises(OptionError, match=r"stores full weights.*--base"):
+    with pytest.raises(OptionError, match=r"stores full weights.*--model"):
         interop.read(path)
     half = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
     with pytest.raises(OptionError, match=r"loaded in torch.bfloat16.*--dtype float32"):

@@ -36,7 +36,7 @@ def test_each_format_keeps_what_the_table_says(each: Backbone, tmp_path: Path, n
         options=WriteOptions(base=each if form.needs_base else None, rank=2 if not low_rank else None),
     )
     if form.needs_base:
-        with pytest.raises(OptionError, match="--base"):
+        with pytest.raises(OptionError, match="--model"):
             interop.read(out)
     imported = interop.read(out, base=each if form.needs_base else None)
     again = imported.concept

@@ -18,17 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import DDPMScheduler
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from moongate.backbone.fingerprint import Fingerprint, layout_of
+from moongate.backbone.devices import available_device
 from moongate.backbone.guidance import guidance_embedding, picture_sizes
-from moongate.backbone.loading import PROJECTION, PROJECTION_FILE, denoiser_shapes, load_pipeline, read_projection
 from moongate.backbone.precision import faster_attention, usual_dtype
 from moongate.backbone.settings import SETTINGS_FILE, Settings
-from moongate.backbone.text import Conditioning, TextEncoder, check_distinct
-from moongate.errors import BaseMismatchError, OptionError, TokenError
+from moongate.backbone.text import (
+    PROJECTION,
+    PROJECTION_FILE,
+    Conditioning,
+    TextEncoder,
+    check_distinct,
+    read_projection,
+)
+from moongate.errors import OptionError, TokenError
+from moongate.fingerprint import Fingerprint, layout_of
 from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
@@ -80,6 +86,8 @@ class Backbone:
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows in float16
             self.vae.float()
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
+        from diffusers import DDPMScheduler
+
         self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.latent_scale: int = pipeline.vae_scale_factor
         self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
@@ -113,15 +121,18 @@ class Backbone:
                 before any weights are read or fetched, where the model has a configuration.
 
         Raises:
+            OptionError: There is no such device on this machine.
             BaseMismatchError: The model has another layout.
             BackboneError: The model cannot be found or read, lacks weights, is of another family, or its
                 `moongate.json` is wrong.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        source = str(weights_folder() if str(model) == POCKET else model)
+        from moongate.backbone.loading import check_layouts, denoiser_shapes, load_pipeline, located
+
+        device = available_device(device)
+        source, downloads = located(str(weights_folder() if str(model) == POCKET else model), downloads=downloads)
         if layouts:
-            _check_layouts(str(model), denoiser_shapes(source, downloads=downloads), layouts)
+            shapes = denoiser_shapes(source, downloads=downloads)
+            check_layouts(str(model), shapes, layouts, endings=WEIGHT_SETS["cross-attention-kv"])
         pipeline, folder = load_pipeline(
             source, config=Path(config) if config else None, device=device, dtype=dtype, downloads=downloads
         )
@@ -309,7 +320,7 @@ class Backbone:
         if not (token.startswith("<") and token.endswith(">") and len(token) > 2):
             raise TokenError(
                 f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
-                f"Use '<{token.strip('<>')}>'."
+                f"Use '<{token.strip('<>') or 'new'}>'."
             )
         inner = token[1:-1]
         if re.search("[<>]", inner) or inner != inner.strip("-"):
@@ -435,16 +446,3 @@ class Backbone:
         if kind == "v_prediction":
             return self.schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
-
-
-def _check_layouts(model: str, shapes: Mapping[str, tuple[int, ...]] | None, layouts: Collection[str]) -> None:
-    """Compare the keys and values of a denoiser of these shapes, None if they are unknown, with expected layouts."""
-    if shapes is None:
-        return
-    endings = WEIGHT_SETS["cross-attention-kv"]
-    layout = layout_of({f"unet.{name}": shapes[name] for name in sorted(shapes) if name.endswith(endings)})
-    if any(other != layout for other in layouts):
-        raise BaseMismatchError(
-            f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
-            "with --model."
-        )

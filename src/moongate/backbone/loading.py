@@ -10,7 +10,7 @@ import logging
 import pickle
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,16 @@ from diffusers.loaders.single_file_utils import (
     load_single_file_checkpoint,
 )
 from diffusers.utils import logging as diffusers_logging
-from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.errors import BackboneError, ConceptFileError, first_line
-from moongate.tensor_files import read_tensors
+from moongate.backbone.hub import must_stay_offline
+from moongate.errors import BackboneError, BaseMismatchError, first_line
+from moongate.fingerprint import layout_of
+from moongate.summary import is_concept
 
-__all__ = ["LOADING_ERRORS", "PROJECTION", "PROJECTION_FILE",
-           "denoiser_shapes", "load_pipeline", "quiet", "read_projection"]  # fmt: skip
-
-PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
-"""Optional file in a model folder: the matrix [width, hidden] that projects the feature of a caption's end token into
-the space that captions and pictures share in CLIP. Pipelines are stored without it, because they draw without it."""
+__all__ = ["LOADING_ERRORS", "check_layouts", "denoiser_shapes", "load_pipeline", "located", "quiet"]
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 INDEX = "model_index.json"
@@ -66,6 +62,27 @@ LOADING_ERRORS = (
 """Raised by the libraries for a model that is missing, incomplete or of another kind."""
 
 
+def located(model: str, *, downloads: bool) -> tuple[str, bool]:
+    """Return a model's folder, file or id, and whether something may be fetched: not while the hub is out of reach.
+
+    Args:
+        model: A folder, a file or a model id of the hub.
+        downloads: Whether what is missing on this machine may be fetched.
+
+    Raises:
+        BackboneError: `model` is a concept file, or nothing that is here or on the hub.
+    """
+    path = Path(model)
+    if path.is_file() and is_concept(path):
+        raise BackboneError(
+            f"{model} is a concept, not a model. Give it with --concept to draw, with --start-from to train on, or as "
+            "the file of other commands; --model names the model that it was made for."
+        )
+    if downloads and not path.exists() and not model.endswith(SINGLE_FILES):
+        downloads = not must_stay_offline(model, INDEX)
+    return model, downloads
+
+
 def load_pipeline(
     model: str, *, config: Path | None, device: str | torch.device, dtype: torch.dtype, downloads: bool = True
 ) -> tuple[Any, Path]:
@@ -92,6 +109,8 @@ def load_pipeline(
         )
     with quiet():
         source = _configuration(Path(model), config) if is_file else model
+        if is_file and downloads and not Path(source).exists():
+            downloads = _can_fetch(source, model)
         kind, index = _kind(source, model, downloads)
         _check_classes(index, model)
         how = {"dtype": dtype, "local_files_only": not downloads, **FAMILIES[kind.__name__]}
@@ -135,6 +154,34 @@ def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[in
     return {name: tuple(weight.shape) for name, weight in denoiser.named_parameters()}
 
 
+def check_layouts(
+    model: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    layouts: Collection[str],
+    *,
+    endings: tuple[str, ...],
+) -> None:
+    """Compare the keys and values of a denoiser with the layouts that concepts expect.
+
+    Args:
+        model: What messages call the model.
+        shapes: What `denoiser_shapes` returned.
+        layouts: The layouts.
+        endings: How the names of keys and values end.
+
+    Raises:
+        BaseMismatchError: A layout is another one.
+    """
+    if shapes is None:
+        return
+    layout = layout_of({f"unet.{name}": shapes[name] for name in sorted(shapes) if name.endswith(endings)})
+    if any(other != layout for other in layouts):
+        raise BaseMismatchError(
+            f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
+            "with --model."
+        )
+
+
 def _configuration(file: Path, config: Path | None) -> str:
     """Return the folder or model id with the configuration of a single file."""
     if not file.is_file():
@@ -154,6 +201,18 @@ def _configuration(file: Path, config: Path | None) -> str:
             f"{file} is damaged{reason}. Copy or download it again, in safetensors where there is a choice."
         ) from error
     return fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
+
+
+def _can_fetch(source: str, model: str) -> bool:
+    """Return whether the configuration of a single file may be fetched; a copy that is here does offline."""
+    try:
+        return not must_stay_offline(source, INDEX)
+    except BackboneError as error:
+        raise BackboneError(
+            f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine and "
+            f"cannot be downloaded. Give a folder with it (--config FOLDER), or put that folder next to the file as "
+            f"{Path(model).with_suffix('')}."
+        ) from error
 
 
 def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, Any]]:
@@ -275,21 +334,6 @@ def _check_parts(pipeline: Any, model: str) -> None:
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
         raise BackboneError(f"The two tokenizers of {model!r} have different vocabularies, as no SDXL model has.")
-
-
-def read_projection(folder: Path) -> Float[Tensor, "width hidden"] | None:
-    """Return the projection of captions of a model folder, in float32; None if it has none.
-
-    Raises:
-        BackboneError: The file cannot be read.
-    """
-    file = folder / PROJECTION_FILE
-    if not file.is_file():
-        return None
-    try:
-        return read_tensors(file)[0][PROJECTION].float()
-    except (ConceptFileError, KeyError) as error:
-        raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
 
 
 @contextlib.contextmanager

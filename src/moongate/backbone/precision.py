@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 
 __all__ = ["faster_attention", "precision_of", "usual_dtype"]
 
@@ -47,6 +46,8 @@ def faster_attention(denoiser: Any) -> Any:
     """
     if denoiser.device.type != "cpu" or denoiser.dtype != torch.bfloat16:
         return denoiser
+    from diffusers.models.attention_processor import AttnProcessor
+
     cells = int(denoiser.config.sample_size) ** 2
     for name, module in denoiser.named_modules():
         if name.endswith(".attn2") or (name.endswith(".attn1") and cells <= SMALL_LATENTS):

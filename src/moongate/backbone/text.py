@@ -10,18 +10,32 @@ import copy
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moongate.errors import TokenError
+from moongate.errors import BackboneError, ConceptFileError, TokenError
+from moongate.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-__all__ = ["Conditioning", "TextEncoder", "check_distinct", "folded"]
+__all__ = [
+    "PROJECTION",
+    "PROJECTION_FILE",
+    "Conditioning",
+    "TextEncoder",
+    "check_distinct",
+    "folded",
+    "read_projection",
+]
+
+PROJECTION_FILE, PROJECTION = "caption_projection.safetensors", "text_projection.weight"
+"""Optional file in a model folder: the matrix [width, hidden] that projects the feature of a caption's end token into
+the space that captions and pictures share in CLIP. Pipelines are stored without it, because they draw without it."""
 
 IDS_KEPT = 1000
 """Captions whose token ids are kept."""
@@ -30,6 +44,21 @@ IDS_KEPT = 1000
 def folded(token: str) -> str:
     """Return a token as CLIP's tokenizer reads it, in lower case: `<Rex>` and `<rex>` are one word to it."""
     return unicodedata.normalize("NFC", token).lower()
+
+
+def read_projection(folder: Path) -> Float[Tensor, "width hidden"] | None:
+    """Return the projection of captions of a model folder, in float32; None if it has none.
+
+    Raises:
+        BackboneError: The file cannot be read.
+    """
+    file = folder / PROJECTION_FILE
+    if not file.is_file():
+        return None
+    try:
+        return read_tensors(file)[0][PROJECTION].float()
+    except (ConceptFileError, KeyError) as error:
+        raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
 
 
 def check_distinct(tokens: Iterable[str], used: Iterable[str]) -> None:

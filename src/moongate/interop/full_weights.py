@@ -69,7 +69,7 @@ def float32_base(base: Backbone | None) -> Backbone:
         OptionError: It is None, or loaded in another precision than float32.
     """
     if base is None:
-        raise OptionError("This format stores full weights, which need the base model. Name it with --base.")
+        raise OptionError("This format stores full weights, which need the base model. Name it with --model.")
     if base.dtype != torch.float32:
         raise OptionError(
             f"Full weights are written in float32, but the base is loaded in {base.dtype}. Load it in float32."

@@ -102,12 +102,17 @@ class Recognized:
         return str(self.parts.provenance.get("base", ""))
 
     @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the model that the file was made for; unknown when the file does not say."""
+        try:
+            return Fingerprint.from_json(self.parts.provenance["fingerprint"])
+        except (LookupError, TypeError, ValueError):  # a header that is wrong is named when the concept is read
+            return Fingerprint.unknown()
+
+    @property
     def layout(self) -> str:
         """The layout of the model's fingerprint; empty when the file does not say."""
-        fingerprint = self.parts.provenance.get("fingerprint")
-        if not isinstance(fingerprint, Mapping) or not fingerprint.get("norms"):
-            return ""
-        return str(fingerprint.get("layout", ""))
+        return self.fingerprint.layout if self.fingerprint.norms else ""
 
     def concept(
         self, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
@@ -145,7 +150,7 @@ class Recognized:
         if base is None:
             raise OptionError(
                 f"{self.path} was initialized from the weights of its base model (PiSSA or OLoRA). Its change can only "
-                "be computed with that model: name it with --base (--model for other commands than convert)."
+                "be computed with that model: name it with --model."
             )
         wrong = mismatches(base, {name: change.shape for name, change in self.parts.changes.items()})
         if wrong:
@@ -162,7 +167,7 @@ class Recognized:
         if base is None:
             raise OptionError(
                 f"{self.path} ({self.format.title}) stores full weights. Their change can only be computed with the "
-                "model that they were trained from: name it with --base (--model for other commands than convert)."
+                "model that they were trained from: name it with --model."
             )
         names_its_base = bool(self.parts.provenance and self._assembled_by_provenance({}, {}).fingerprint.norms)
         return changes_against(base, self.parts.weights, self.path, names_its_base=names_its_base)

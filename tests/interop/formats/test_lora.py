@@ -170,5 +170,5 @@ def test_a_lora_that_started_from_the_base_s_weights_is_read_as_peft_loads_it(
         layer = loaded.base_model.model.get_submodule(name.removeprefix("unet.").removesuffix(".weight"))
         expected = layer.base_layer.weight.detach() - tiny.parameter(name).detach()
         assert torch.allclose(change.full(), expected, atol=1e-5)
-    with pytest.raises(OptionError, match=r"initialized from the weights of its base.*--base"):
+    with pytest.raises(OptionError, match=r"initialized from the weights of its base.*--model"):
         interop.read(tmp_path / "lora")
