@@ -5,6 +5,7 @@ rounding of the base model gets into it. The module knows nothing of models.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,8 +16,21 @@ from torch import Tensor
 from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import OptionError
 
-__all__ = ["Compressed", "CompressionReport", "LayerCompression", "check_energy", "compress", "low_rank", "rank_of"]
+__all__ = [
+    "Compressed",
+    "CompressionReport",
+    "LayerCompression",
+    "check_energy",
+    "compress",
+    "low_rank",
+    "rank_of",
+    "usual_energy",
+]
 
+LARGE = 100_000_000
+"""Changes of more numbers than this (400 MB) are cut to low rank by default; only SDXL has as many."""
+LARGE_ENERGY = 0.6
+"""The share of the singular values that is then kept, as in the paper (App. C)."""
 ROUNDING = 1e-5
 """By this much the kept share of the singular values may be below `energy`, because sums of them are rounded."""
 
@@ -102,6 +116,11 @@ def check_energy(energy: float) -> None:
     """
     if not 0 < energy <= 1:
         raise OptionError(f"energy is {energy}; it must be above 0 and at most 1, such as 0.6.")
+
+
+def usual_energy(concept: Concept) -> float:
+    """Return the share of the singular values that the file of a trained concept keeps unless another one is chosen."""
+    return LARGE_ENERGY if sum(math.prod(change.shape) for change in concept.deltas.values()) > LARGE else 1.0
 
 
 def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:

@@ -28,8 +28,8 @@ def library(name: str) -> Any:
     except ImportError as error:
         extra = EXTRAS[name.partition(".")[0]]
         raise MissingLibrary(
-            f"This needs the library {name.partition('.')[0]}, which is not installed. Install it with: "
-            f"pip install 'moongate[{extra}]'"
+            f"This needs the library {name.partition('.')[0]}, which is not installed. In Moongate's checkout, "
+            f"install it with: pip install '.[{extra}]'"
         ) from error
 
 

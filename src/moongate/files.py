@@ -7,12 +7,13 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import os
 import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,10 +21,12 @@ from filelock import FileLock, Timeout
 from moongate.errors import OptionError
 
 __all__ = [
+    "check_folder",
     "check_writable",
     "digest",
     "exclusive",
     "file_name",
+    "free_path",
     "locked",
     "remedy",
     "replace_folder",
@@ -136,7 +139,28 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
     if path.exists() and not overwrite:
         raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
-    place = next(parent for parent in path.absolute().parents if parent.exists())
+    _check_place(path, path.absolute().parents)
+
+
+def check_folder(path: Path) -> None:
+    """Check that files may be written into a folder, which may not exist yet, before the work that makes them.
+
+    Raises:
+        OptionError: `path` is a file, or its folder cannot be written.
+    """
+    if path.is_file():
+        raise OptionError(f"{path} is a file. Give the name of a folder.")
+    _check_place(path, [path.absolute(), *path.absolute().parents])
+
+
+def free_path(path: Path) -> Path:
+    """Return a path that names no file: `path` itself, or with a number, such as `bear-2.png` for `bear.png`."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())
+
+
+def _check_place(path: Path, parents: Iterable[Path]) -> None:
+    place = next(parent for parent in parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise OptionError(f"{path} cannot be written, because {place} is no folder that you may write into.")
 

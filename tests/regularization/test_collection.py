@@ -187,5 +187,5 @@ def test_nothing_to_index_and_no_collection_are_said(
         Collection.open(str(tmp_path / "elsewhere"))
     assert not (tmp_path / "elsewhere").exists()
     monkeypatch.setitem(sys.modules, "lancedb", None)
-    with pytest.raises(MissingLibrary, match=r"needs the library lancedb.*pip install 'moongate\[retrieve\]'"):
+    with pytest.raises(MissingLibrary, match=r"needs the library lancedb.*pip install '\.\[retrieve\]'"):
         Collection.open(place)

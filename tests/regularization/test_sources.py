@@ -211,7 +211,7 @@ def test_a_data_set_of_the_hub_keeps_its_bytes_and_is_named_when_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingLibrary, match=r"no folder someone/captions.*pip install 'moongate\[hub\]'"):
+    with pytest.raises(MissingLibrary, match=r"no folder someone/captions.*pip install '\.\[hub\]'"):
         read("someone/captions")
 
     def unreachable(*_arguments: object, **_options: object) -> None:

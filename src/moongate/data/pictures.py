@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from moongate.data.folders import masks_beside
-from moongate.errors import PictureError
+from moongate.errors import PictureError, listed
 from moongate.extras import library
 from moongate.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
 
@@ -32,6 +32,7 @@ __all__ = [
     "read_mask_beside",
     "read_picture",
     "remarks",
+    "size_remarks",
 ]
 
 SAME_ABOVE = 0.97
@@ -40,6 +41,8 @@ reach it, and every picture reaches it with a copy of itself that is a third sma
 SHARP_ABOVE = 30.0
 """Variance of the Laplacian below which a picture is called blurred: pocket's examples have 195 and more, and at most
 17 after a Gaussian blur of two pixels."""
+PANORAMA = 2.5
+"""Pictures whose sides differ by more than this factor are called panoramas: a square shows less than half of them."""
 SHARPNESS_SIDE_PX = 256
 """Sharpness is measured at this size, so that noise in large photos does not count as sharpness."""
 
@@ -144,13 +147,18 @@ def appearance(picture: UInt8[np.ndarray, "height width 3"]) -> Float64[np.ndarr
 
 
 def remarks(pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], names: Sequence[str]) -> list[str]:
-    """Return a warning for each picture that repeats an earlier one, and for each that is blurred.
+    """Return warnings: of a single picture, and of each that repeats an earlier one, is blurred, or is a panorama.
 
     Args:
         pictures: The pictures of one subject.
         names: What the warnings call each of them.
     """
     warnings = []
+    if len(pictures) == 1:
+        warnings.append(
+            f"{names[0]} is the only picture, so its place and pose are learned with the subject. Three to ten "
+            "pictures from different sides and in different places teach more."
+        )
     vectors = [appearance(picture) for picture in pictures]
     for index, name in enumerate(names):
         earlier = [names[other] for other in range(index) if vectors[index] @ vectors[other] > SAME_ABOVE]
@@ -160,7 +168,32 @@ def remarks(pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], names: Se
             warnings.append(
                 f"{name} is blurred, and what is learned from it will be blurred too. Leave it out if you can."
             )
+        height, width = pictures[index].shape[:2]
+        if max(height, width) > PANORAMA * min(height, width):
+            warnings.append(
+                f"{name} is {width} x {height} pixels, of which training sees the square in the middle. Crop it around "
+                "the subject."
+            )
     return warnings
+
+
+def size_remarks(
+    pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], names: Sequence[str], side_px: int
+) -> list[str]:
+    """Return a warning that names the pictures that must be enlarged to the model's size, if there are any.
+
+    Args:
+        pictures: The pictures of one subject.
+        names: What the warning calls each of them.
+        side_px: Side of the model's pictures in pixels.
+    """
+    small = [name for picture, name in zip(pictures, names, strict=True) if min(picture.shape[:2]) < side_px]
+    if not small:
+        return []
+    return [
+        f"{len(small)} of {len(pictures)} pictures are smaller than the {side_px} pixels that the model draws, and are "
+        f"enlarged, which makes them soft: {listed(small, at_most=3)}. Larger ones teach more detail."
+    ]
 
 
 def _sharpness(picture: UInt8[np.ndarray, "height width 3"]) -> float:

