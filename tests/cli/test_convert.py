@@ -59,7 +59,7 @@ def test_the_model_card_of_a_folder_shows_pictures_when_a_base_is_given(
     concept: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bear-model"
-    options = ["--base", tiny_folder, "--device", "cpu", "--license", "cc0-1.0", "--pictures", 2]
+    options = ["--model", tiny_folder, "--device", "cpu", "--license", "cc0-1.0", "--pictures", 2]
     run("convert", concept, "--to", "diffusers", "--out", out, *options)
     card = (out / "README.md").read_text()
     for part in ("license: cc0-1.0", "`<bear> bear`", "`photo of a <bear> bear`", "Base: model", "_pipeline=pipeline"):
@@ -75,7 +75,7 @@ def test_the_base_is_taken_from_the_concept_for_full_weights(concept: Path, tiny
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
     names = ["--token", "<teddy>", "--category", "teddy bear"]
     named = ["--to", "moongate", "--out", tmp_path / "teddy.safetensors", *names]
-    run("convert", tmp_path / "delta.bin", "--base", tiny_folder, "--device", "cpu", *named)
+    run("convert", tmp_path / "delta.bin", "--model", tiny_folder, "--device", "cpu", *named)
     teddy = Concept.load(tmp_path / "teddy.safetensors")
     assert teddy.subjects[0].words == "<teddy> teddy bear"
     assert teddy.base == str(tiny_folder)
@@ -92,7 +92,7 @@ def test_bad_input_to_convert_is_named_and_nothing_is_written(
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
     message = fails(capsys, "convert", tmp_path / "delta.bin", "--to", "moongate", "--out", out)
     assert "stores full weights" in message
-    assert "--base" in message
+    assert "--model" in message
     assert not out.exists()
 
 
@@ -106,7 +106,7 @@ def test_other_commands_read_foreign_files(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["format"], facts["base"], facts["fingerprint"]) == (
         "`delta.bin` of the paper's diffusers code",
-        "not stated",
+        "",
         "unknown",
     )
     drawing = ["--count", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "drawn"]
@@ -127,11 +127,12 @@ def test_info_counts_full_weights_without_their_model(
     capsys.readouterr()
     run("info", tmp_path / "delta.bin", "--json")
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["base"], facts["tokens"]) == ("not stated", ["<bear>"])
-    assert facts["layers"].startswith("14 full weights, ")
+    assert (facts["base"], facts["tokens"]) == ("", ["<bear>"])
+    assert facts["full_weights"] == 14
     assert "--model" in facts["notes"][-1]
     run("info", tmp_path / "delta.bin", "--model", tiny_folder, "--json")
-    assert "dense: 14" in json.loads(capsys.readouterr().out)["layers"]
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["changed_weights"], facts["low_rank"]) == (14, 0)
 
 
 def test_training_goes_on_from_foreign_files(concept: Path, tiny_folder: Path, pictures: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_protocol_gives_the_prompts_and_the_training_pictures(
     assert record["protocol"] == f"customconcept101:{benchmark}"
     assert [prompt["given"] for prompt in record["prompts"]] == ["{} in the red", "{} on the beach"]
     assert [row["measure"] for row in record["measures"]] == ["text alignment"]
-    assert f"warning: {benchmark / 'bears'} is missing" in " ".join(capsys.readouterr().out.split())
+    assert f"warning: {benchmark / 'bears'} is missing" in " ".join(capsys.readouterr().err.split())
     shutil.copytree(pictures, benchmark / "bears")
     run(evaluate)
     measures = json.loads((out / "record.json").read_text())["measures"]

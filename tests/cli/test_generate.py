@@ -72,11 +72,75 @@ def test_bad_input_to_generate_is_named(
     assert "There is no concept file" in fails(capsys, draw.but(concept=tmp_path / "nowhere"))
     torch.save({}, tmp_path / "old.bin")
     assert "is of no format that Moongate reads" in fails(capsys, draw.but(concept=tmp_path / "old.bin"))
-    assert "was made for" in fails(capsys, draw.but(model=other_folder, concept=bear))
+    assert "was made for another model than" in fails(capsys, draw.but(model=other_folder, concept=bear))
+    assert "steps is 1001" in fails(capsys, draw.but(steps=1001))
+    assert "The seed 99999999999999999999 is out of range" in fails(capsys, draw.but(seed=99999999999999999999))
+    assert "more than 8 times that of the model's pictures, 64 px" in fails(capsys, draw.but(width=100_000))
+    assert "made for another kind of model" in fails(capsys, draw.but(scheduler="FlowMatchEulerDiscreteScheduler"))
+    assert "guidance is 1000000000.0; it must be in 0..100" in fails(capsys, draw.but(guidance=1e9))
     assert not out.exists()
-    run(draw.but(count=1))
-    assert "exists already" in fails(capsys, draw.but(count=1))
-    assert "Two prompts are the same" in fails(capsys, draw.but("a dog", "a dog", count=1, overwrite=True))
+    (tmp_path / "file").touch()
+    assert "file is a file. Give the name of a folder" in fails(capsys, draw.but(out=tmp_path / "file"))
+    assert "is no folder that you may write into" in fails(capsys, draw.but(out=tmp_path / "file" / "in"))
+    foreign = draw.but(concept=bear, model=other_folder)
+    assert f"Name its own: --model {tiny_folder}" in fails(capsys, foreign)
+    misplaced = fails(capsys, draw.but(model=bear))
+    assert "bear.safetensors is a concept, not a model. Give it with --concept to draw" in misplaced
+
+
+def test_generate_takes_free_names_and_replaces_only_what_may_be(tiny_folder: Path, tmp_path: Path) -> None:
+    draw = command("generate", "a dog", model=tiny_folder, count=1, steps=1, out=tmp_path, device="cpu")
+    run(draw)
+    first = (tmp_path / "a-dog-0.png").read_bytes()
+    run(draw.but("a dog", "a <dog", "a cat", steps=2))
+    names = {path.name for path in tmp_path.glob("*.png")}
+    pictures = {"a-dog-0.png", "a-dog-0-2.png", "a-dog-2-0.png", "a-cat-0.png"}
+    assert names == {*pictures, "contact-sheet.png", "contact-sheet-2.png"}
+    assert (tmp_path / "a-dog-0.png").read_bytes() == first
+    run(draw.but(steps=2, overwrite=True))
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+    assert (tmp_path / "a-dog-0.png").read_bytes() == (tmp_path / "a-dog-0-2.png").read_bytes() != first
+
+
+def test_prompts_that_are_alike_where_names_end_are_all_drawn(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a very small and rather old dog of wood and of stone in the snow next to a garden " * 2
+    draw = command("generate", long + "at night", long + "by day", "a dog", "a dog", model=tiny_folder)
+    run(draw.but(count=1, steps=1, out=tmp_path, device="cpu", json=True))
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert [picture["prompt"] for picture in report["pictures"]] == [long + "at night", long + "by day", "a dog"]
+    assert all(Path(picture["file"]).is_file() for picture in report["pictures"])
+    assert "The prompt 'a dog' was given 2 times; it is drawn once" in printed.err
+
+
+def test_a_concept_can_be_given_several_times_and_before_the_prompt(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Concept.load(bear).renamed({"<bear>": "<other>"}).save(tmp_path / "other.safetensors")
+    draw = ["--together", "add", "--count", 1, "--steps", 1, "--device", "cpu", "--out", tmp_path / "drawn", "--json"]
+    told = []
+    for words in (
+        ["a <bear>", "--concept", bear, "--concept", f"{other}:0.5"],
+        ["a <bear>", "--concept", bear, f"{other}:0.5"],
+        [*draw, "--concept", bear, f"{other}:0.5", "a <bear>"],
+        [*draw, "--concept", bear, "--concept", f"{other}:0.5", "a <bear>"],
+    ):
+        capsys.readouterr()
+        run("generate", *words, *([] if draw[0] in words else draw))
+        told.append(json.loads(capsys.readouterr().out))
+    assert [concept["strength"] for concept in told[0]["concepts"]] == [1.0, 0.5]
+    for report in told:
+        assert [picture["prompt"] for picture in report["pictures"]] == ["a <bear>"]
+        assert report["concepts"] == told[0]["concepts"]
+    message = fails(capsys, "generate", "a <bear>", "--concept", bear, "nowhere.safetensors")
+    assert "There is no concept file nowhere.safetensors" in message
+
+
+def test_a_token_without_its_brackets_is_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(command("generate", "a bear", concept=bear, count=1, steps=1, device="cpu", out=tmp_path / "drawn"))
+    assert "lacks the brackets of the token <bear>" in capsys.readouterr().err
 
 
 def test_prompts_in_another_encoding_are_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,17 +4,32 @@ from pathlib import Path
 import pytest
 
 from command_line import command, run
+from moongate.interop import FORMATS
 
 
 def test_info_prints_what_is_in_the_file(bear: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     run(command("info", bear, json=True))
     facts = json.loads(capsys.readouterr().out)
+    assert facts["format"] == FORMATS["moongate"].title
     assert facts["tokens"] == ["<bear>"]
-    assert facts["class words"] == ["teddy bear"]
+    assert facts["class_words"] == ["teddy bear"]
     assert facts["prompts"] == ["photo of a <bear> teddy bear"]
     assert facts["method"] == "custom-diffusion"
-    assert facts["layers"].startswith("14 weights")
-    assert {"base", "fingerprint", "size", "steps", "seed"} <= set(facts)
+    assert (facts["changed_weights"], facts["low_rank"], facts["largest_rank"]) == (14, 0, None)
+    assert facts["bytes"] == bear.stat().st_size
+    assert facts["steps"] == 3
+    assert set(facts["versions"]) == {"python", "moongate", "torch", "diffusers", "transformers"}
     run(command("info", bear))
     assert "<bear>" in capsys.readouterr().out
+
+
+def test_info_says_the_same_of_a_file_that_it_reads_with_its_model(
+    bear: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for options in ({}, {"model": tiny_folder, "device": "cpu"}):
+        capsys.readouterr()
+        run(command("info", bear, json=True, **options))
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[1] == {**told[0], "notes": []}

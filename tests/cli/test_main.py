@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import moongate
-from command_line import command, fails, run
+from command_line import Command, command, fails, run
 from moongate.concept import Concept
 from original_layout import write_configuration, write_single_file
 
@@ -92,6 +92,7 @@ def test_two_word_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], "Expected one of {train, generate"),
         (["trian"], "There is no command 'trian'. Did you mean 'train'?"),
+        (["nonsense", "--help"], "There is no command 'nonsense'. Known: train, generate, "),
         (["teach"], "There is no command 'teach'. Known: train, generate, "),
         (["retrieve"], "Expected one of {index, search}"),
         (["retrieve", "photo of a dog"], "There is no command 'retrieve photo of a dog'. Known: index, search."),
@@ -112,19 +113,81 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"moongate {moongate.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_runs_as_a_module_without_pytorch(words: list[str]) -> None:
+def modules_after(words: list[str], *, status: int = 0) -> set[str]:
+    """Run a command line in a process of its own; return the libraries that it imported."""
     code = f"""
 import runpy, sys
 sys.argv[1:] = {words}
 try:
     runpy.run_module("moongate", run_name="__main__")
 except SystemExit as stopped:
-    assert stopped.code == 0
-assert not {{"torch", "transformers", "diffusers"}} & set(sys.modules)
+    assert (stopped.code or 0) == {status}, stopped.code
+print("MODULES", *sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "moongate" in done.stdout
+    assert "moongate" in done.stdout + done.stderr
+    return set(done.stdout.rpartition("MODULES")[2].split())
+
+
+HEAVY = {"torch", "transformers", "diffusers", "numpy", "PIL", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--help"], 0), (["train", "--help"], 0), (["--version"], 0), (["trian"], 2), (["train", "--setps", "3"], 2)],
+)
+def test_help_and_errors_in_usage_load_no_heavy_library(words: list[str], status: int) -> None:
+    assert not HEAVY & modules_after(words, status=status)
+
+
+def test_info_of_a_concept_file_loads_no_pytorch(bear: Path) -> None:
+    assert not {"torch", "transformers", "diffusers", "PIL"} & modules_after(["info", str(bear)])
+
+
+def test_converting_to_factors_loads_no_model_libraries(bear: Path, tmp_path: Path) -> None:
+    words = ["convert", str(bear), "--to", "kohya", "--out", str(tmp_path / "kohya")]
+    assert not {"transformers", "diffusers"} & modules_after(words)
+
+
+def test_a_reader_that_ends_early_ends_the_program_quietly() -> None:
+    command = [sys.executable, "-m", "moongate", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_completion_knows_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("--tyro-write-completion", "bash", tmp_path / "moongate")
+    assert not stopped.value.code
+    script = (tmp_path / "moongate").read_text()
+    assert "complete " in script
+    assert all(word in script for word in ("moongate", "train", "--validate-every", "retrieve", "search", "--top-up"))
+
+
+def test_json_is_one_object_and_quiet_prints_nothing(
+    train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    run(train.but(json=True))
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (report["out"], report["steps"]) == (str(train.options["out"]), 3)
+    assert "Draw it with" in printed.err
+    quiet = {"overwrite": True, "quiet": True}
+    run(train.but(**quiet))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert {line.partition(" ")[0] for line in printed.err.splitlines()} == {"warning:"}
+    run(command("compress", report["out"], out=tmp_path / "small.safetensors", **quiet))
+    assert capsys.readouterr() == ("", "")
+    run(command("compress", report["out"], out=tmp_path / "small.safetensors", json=True, **quiet))
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert 0 < json.loads(printed.out)["error"] < 1
 
 
 def test_errors_in_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_numbers_that_do_not_fit_are_named(
         subjects_from_options([Path("x")] * pictures, categories, tokens, regularization)
 
 
+def test_several_folders_of_one_category_and_empty_words_are_named(tmp_path: Path) -> None:
+    for name in ("cups", "cats"):
+        (tmp_path / name).mkdir()
+    folders = [tmp_path / "cups", tmp_path / "cats"]
+    with pytest.raises(OptionError, match="2 folders and one --category were given"):
+        subjects_from_options(folders, ["cup"], [], [])
+    with pytest.raises(OptionError, match="A --token is empty"):
+        subjects_from_options(folders[:1], ["cup"], [""], [])
+
+
 YAML = """
 - pictures: bear
   category: teddy bear

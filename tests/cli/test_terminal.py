@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moongate.cli.terminal import print_table, progress_bar, readable, say, size_of, training_bar
+from moongate.cli.terminal import layer_name, print_table, progress_bar, readable, say, size_of, training_bar
 from moongate.training import Step
 
 
@@ -26,6 +26,26 @@ def test_a_table_keeps_the_words_of_its_head_whole() -> None:
     text = shown.getvalue()
     assert all(word in text for word in ("Layers", "constraints", "elsewhere", "[red]"))
     assert text.replace("\n", "").count("unet.") > 2
+
+
+def test_rows_of_a_table_can_be_told_apart_on_80_columns() -> None:
+    shown = io.StringIO()
+    block = "unet.down_blocks.0.attentions.1.transformer_blocks.0.attn2"
+    names = [layer_name(f"{block}.{kind}.weight") for kind in ("to_k", "to_v")]
+    print_table(
+        Console(file=shown, width=80), ("layer", "rank", "error"), [(name, "12 of 320", "1%") for name in names]
+    )
+    lines = shown.getvalue().splitlines()
+    assert all(any(name in line and "12 of 320" in line for line in lines) for name in names)
+    assert len(set(names)) == 2
+    shown = io.StringIO()
+    row = ("<whiskers> cat", "0.0%", "70.1%", "12.5%", "30.0%")
+    print_table(
+        Console(file=shown, width=80),
+        ("subject", "residual", "error elsewhere", "error together", "drift alone"),
+        [row],
+    )
+    assert any("<whiskers>" in line and "70.1%" in line for line in shown.getvalue().splitlines())
 
 
 @pytest.mark.parametrize(("size", "text"), [(900, "0.9 kB"), (2_400_000, "2.4 MB"), (3.2e9, "3.2 GB")])

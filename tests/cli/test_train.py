@@ -173,7 +173,7 @@ def test_warnings_of_the_library_are_printed_once_each(
     (pictures / "film.mp4").write_bytes(b"film")
     (pictures / "0.txt").write_text("a {} " + "red " * 16)
     run(train)
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().err.split())
     assert printed.count("are not read: 1 .mp4, such as film.mp4") == 1
     assert printed.count("warning: 1 captions are longer than the text encoder reads.") == 1
 
@@ -269,7 +269,7 @@ def test_large_changes_are_cut_to_low_rank_unless_all_energy_is_asked_for(
     run(train)
     dense = Concept.load(file)
     assert {change.rank for change in dense.deltas.values()} == {None}
-    monkeypatch.setattr("moongate.cli.train.LARGE", 1000)
+    monkeypatch.setattr("moongate.compression.LARGE", 1000)
     capsys.readouterr()
     again = train.but(overwrite=True)
     run(again)
@@ -377,7 +377,7 @@ def test_train_warns_of_poor_pictures_and_holds_some_out(
 ) -> None:
     shutil.copy(pictures / "0.png", pictures / "1a.png")
     run(train.but(holdout=1))
-    assert "warning: 1a.png shows the same as 0.png" in capsys.readouterr().out
+    assert "warning: 1a.png shows the same as 0.png" in capsys.readouterr().err
     assert Concept.load(tmp_path / "bear.safetensors").record["held_out"] == ["2.png"]
 
 

@@ -1,14 +1,18 @@
 """The command line: one module for each command, `moongate train`, `generate`, `merge` and the others.
 
 Commands parse, call the library and print. Importing them loads no PyTorch: each imports what it needs when it runs.
+A command returns what it reports, which `--json` prints as one object on standard output; everything else then goes to
+standard error.
 """
 
 import contextlib
 import difflib
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import tyro
 from rich.console import Console
@@ -22,6 +26,7 @@ from moongate.cli.demo import Demo, DemoCompose
 from moongate.cli.evaluate import Evaluate
 from moongate.cli.fleet import Fleet
 from moongate.cli.generate import Generate
+from moongate.cli.hints import check_options
 from moongate.cli.info import Info
 from moongate.cli.merge import Merge
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
@@ -48,15 +53,17 @@ __all__ = [
     "main",
 ]
 
-Command = Callable[..., Callable[[Console], None]]
-"""A class of options whose instances run the command."""
+Command = Callable[..., Any]
+"""A class of options whose instances run the command: they take a console and return what they report."""
 
 DESCRIPTION = """\
 Teach a text-to-image diffusion model your own subjects from a few photos.
   moongate train my-photos/ --category "teddy bear" --token "<bear>"
   moongate generate "a <bear> teddy bear on a sofa" --concept bear.safetensors
 
-Options of a command: moongate COMMAND --help. Version: moongate --version."""
+Options of a command: moongate COMMAND --help. Version: moongate --version.
+
+Exit status: 0 if all went well, 2 after an error, 130 after Ctrl-C."""
 
 
 COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
@@ -87,63 +94,86 @@ DEFAULTS = {"demo": "single"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    Errors are printed in one message without a traceback, and the program exits with status 2.
+    Errors are printed in one message without a traceback, and the program exits with status 2; after Ctrl-C with 130.
 
     Args:
         arguments: The words after `moongate`; those of the process when None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words == ["--version"]:
-        print(f"moongate {__version__}")
-        return
+    with _errors_printed():
+        if words == ["--version"]:
+            print(f"moongate {__version__}")
+            return
+        _check_words(words)
+        command = _parsed(words)
+        console = Console(stderr=command.output.json, quiet=command.output.quiet)
+        with _warnings_printed():
+            report = command(console)
+        if command.output.json:
+            print(json.dumps(report))
+
+
+def _parsed(words: Sequence[str]) -> Any:
+    """Return the command with its options. Only the parser of the command that is named is built, which is quick."""
     config = (
         tyro.conf.CascadeSubcommandArgs,  # lets `demo --seed 1` stand for `demo single --seed 1`
         tyro.conf.FlagCreatePairsOff,
         tyro.conf.PositionalMetavarFromFieldName,
     )
-    with _errors_printed():
-        _check_name(words)
-        command = _parser().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
-        console = Console()
-        with _warnings_printed(console):
-            command(console)
+    command = COMMANDS.get(words[0]) if words else None
+    if command is None:
+        return _app().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
+    prog, args = f"moongate {words[0]}", words[1:]
+    if isinstance(command, Mapping):
+        return _group(words[0]).cli(prog=prog, description=GROUPS[words[0]], args=args, config=config)
+    return tyro.cli(command, prog=prog, args=args, config=config)
 
 
-def _parser() -> SubcommandApp:
-    parser = SubcommandApp()
+def _app() -> SubcommandApp:
+    app = SubcommandApp()
     for name, command in COMMANDS.items():
-        if not isinstance(command, Mapping):
-            parser.command(name=name)(command)
-            continue
-        group = SubcommandApp()
-        for second, subcommand in command.items():
-            group.command(name=second, is_default=DEFAULTS.get(name) == second)(subcommand)
-        parser.command(group, name=name, help=GROUPS[name])
-    return parser
+        if isinstance(command, Mapping):
+            app.command(_group(name), name=name, help=GROUPS[name])
+        else:
+            app.command(name=name)(command)
+    return app
 
 
-def _check_name(words: Sequence[str]) -> None:
-    """Raise OptionError for a word that names no command or is not UTF-8; options are left to the parser."""
+def _group(name: str) -> SubcommandApp:
+    group, commands = SubcommandApp(), COMMANDS[name]
+    assert isinstance(commands, Mapping)
+    for second, command in commands.items():
+        group.command(name=second, is_default=DEFAULTS.get(name) == second)(command)
+    return group
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise OptionError for a word that names no command, is an option of another program, or is not UTF-8."""
     for word in words:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
             raise OptionError(f"The argument {word!r} is not text in UTF-8. Type it again, or rename the file.")
-    known: Mapping[str, object] = COMMANDS
+    known: Mapping[str, Any] = COMMANDS
+    command: Any = None
     for position, word in enumerate(words[:2]):
         if word.startswith("-"):
-            return
+            break
         if word not in known:
             similar = difflib.get_close_matches(word, known, n=1)
             meant = f"Did you mean {similar[0]!r}?" if similar else f"Known: {', '.join(known)}."
             raise OptionError(f"There is no command {' '.join(words[: position + 1])!r}. {meant}")
-        group = known[word]
-        if not isinstance(group, Mapping):
-            return
-        known = group
+        command = known[word]
+        if not isinstance(command, Mapping):
+            break
+        known = command
+    if isinstance(command, Mapping):
+        command = command.get(DEFAULTS.get(words[0], ""))
+    if command:
+        check_options(command, words)
 
 
 @contextlib.contextmanager
-def _warnings_printed(console: Console) -> Iterator[None]:
-    """Print each warning of the library once, as one line."""
+def _warnings_printed() -> Iterator[None]:
+    """Print each warning of the library once, as one line on standard error."""
     usual, printed = warnings.showwarning, set[str]()
 
     def show(
@@ -158,7 +188,7 @@ def _warnings_printed(console: Console) -> Iterator[None]:
             usual(message, category, filename, lineno, file, line)
         elif str(message) not in printed:
             printed.add(str(message))
-            say(console, f"warning: {message}", style="yellow")
+            say(Console(stderr=True), f"warning: {message}", style="yellow")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", MoongateWarning)
@@ -168,12 +198,22 @@ def _warnings_printed(console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_printed() -> Iterator[None]:
-    """Print an error as one message and exit: with status 2, or 130 after Ctrl-C."""
+    """Print an error as one message and exit: with status 2, or 130 after Ctrl-C.
+
+    When the reader of the output has gone, as `head` does, the program ends without a word and with status 141, as
+    programs do that the signal SIGPIPE ends.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # shows whether the reader has gone
     except MoongateError as error:
         say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        sys.exit(141)
     except OSError as error:
         from moongate.files import remedy
 

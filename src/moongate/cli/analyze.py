@@ -1,15 +1,15 @@
 """The command `moongate analyze`."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Model, ModelOptions, OptionalStr, read_concept, read_concepts
-from moongate.cli.terminal import print_table, say
+from moongate.cli.options import Model, ModelOptions, OptionalStr, Output, OutputOptions, read_concept, read_concepts
+from moongate.cli.terminal import layer_name, print_table, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -40,14 +40,17 @@ class Analyze:
     out: Path = Path("analysis")
     """Folder for an HTML page, JSON and PNG files, named after what is analyzed."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         if self.file is None and self.what != "attention":
             raise OptionError(f"There is no concept file to show the {self.what} of. Name one.")
         write = {"weights": self._weights, "spectrum": self._spectrum, "attention": self._attention}[self.what]
-        say(console, f"Wrote {write(console)}.")
+        page, facts = write(console)
+        say(console, f"Wrote {page}.")
+        return {"page": str(page), **facts}
 
-    def _weights(self, console: Console) -> Path:
+    def _weights(self, console: Console) -> tuple[Path, dict[str, Any]]:
         from moongate.analysis import weight_changes
         from moongate.analysis.page import WEIGHTS_HEAD, weights_rows, write_weights
 
@@ -55,18 +58,28 @@ class Analyze:
         assert concept is not None
         changes = weight_changes(backbone, concept)
         print_table(console, WEIGHTS_HEAD, weights_rows(changes))
-        return write_weights(changes, self.out)
+        return write_weights(changes, self.out), {"weights": [asdict(change) for change in changes]}
 
-    def _spectrum(self, console: Console) -> Path:
+    def _spectrum(self, console: Console) -> tuple[Path, dict[str, Any]]:
         from moongate.analysis import spectra
         from moongate.analysis.page import SPECTRUM_HEAD, spectrum_rows, write_spectra
 
         assert self.file is not None
         spectrum = spectra(read_concept(self.file, self.model, console))
-        print_table(console, SPECTRUM_HEAD, spectrum_rows(spectrum))
-        return write_spectra(spectrum, self.out)
+        rows = [(layer_name(name), *values) for name, *values in spectrum_rows(spectrum)]
+        print_table(console, SPECTRUM_HEAD, rows)
+        facts = {
+            name: {
+                "largest": float(s.values[0]),
+                "rank_60": s.rank(0.6),
+                "rank_95": s.rank(0.95),
+                "full": len(s.values),
+            }
+            for name, s in spectrum.items()
+        }
+        return write_spectra(spectrum, self.out), {"spectrum": facts}
 
-    def _attention(self, console: Console) -> Path:
+    def _attention(self, console: Console) -> tuple[Path, dict[str, Any]]:
         from moongate.analysis import word_maps
         from moongate.analysis.page import write_attention
         from moongate.data import photo_of
@@ -85,7 +98,7 @@ class Analyze:
         seeds = tuple(range(self.seed, self.seed + self.count))
         with concept.applied(backbone) if concept else contextlib.nullcontext():
             maps = word_maps(backbone, prompt, seeds=seeds, options=options)
-        return write_attention(maps, self.out)
+        return write_attention(maps, self.out), {"prompt": prompt, "seeds": list(seeds)}
 
     def _read(self, console: Console) -> "tuple[Backbone, Concept | None]":
         backbone, concepts = read_concepts([self.file] if self.file else [], self.model, console)

@@ -1,14 +1,14 @@
 """The command `moongate compress`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, Model, ModelOptions, read_concept
-from moongate.cli.terminal import print_table, say, size_of
+from moongate.cli.options import Flag, Model, ModelOptions, Output, OutputOptions, read_concept
+from moongate.cli.terminal import bytes_of, layer_name, print_table, say, size_of
 
 __all__ = ["Compress"]
 
@@ -26,8 +26,9 @@ class Compress:
     overwrite: Flag = False
     """Replace an existing concept file."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.compression import compress
         from moongate.files import check_writable
 
@@ -36,9 +37,10 @@ class Compress:
         compressed = compress(concept, energy=self.energy)
         compressed.concept.save(self.out, overwrite=self.overwrite)
         rows = [
-            (name, f"{layer.rank} of {layer.full_rank}", f"{layer.error:.1%}")
+            (layer_name(name), f"{layer.rank} of {layer.full_rank}", f"{layer.error:.1%}")
             for name, layer in compressed.report.layers.items()
         ]
         print_table(console, ("layer", "rank", "error"), rows)
         sizes = f"{size_of(self.file)} became {size_of(self.out)}"
         say(console, f"Wrote {self.out}: {sizes}; {compressed.report.error:.1%} of the change was cut away.")
+        return {"out": str(self.out), "bytes": bytes_of(self.out), **asdict(compressed.report)}

@@ -3,13 +3,23 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, Loading, LoadingOptions, OptionalInt, OptionalStr, Texts
-from moongate.cli.terminal import say, size_of
+from moongate.cli.options import (
+    Flag,
+    Model,
+    ModelOptions,
+    OptionalInt,
+    OptionalStr,
+    Output,
+    OutputOptions,
+    Texts,
+    flat,
+)
+from moongate.cli.terminal import bytes_of, say, size_of
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,8 +41,6 @@ class Convert:
     """moongate, adobe, compvis, diffusers, lora, kohya, or embedding."""
     out: Path
     """File to write; a folder for diffusers, lora, kohya and embedding."""
-    base: OptionalStr = None
-    """Model that the concept belongs to, where the file does not name it. Needed for full weights."""
     rank: OptionalInt = None
     """Maximum rank of each change, for diffusers, lora and kohya.
     Default: the rank that the change has, and 32 for dense changes."""
@@ -43,21 +51,22 @@ class Convert:
     license: str = "other"
     """License to name in the model card."""
     pictures: int = 4
-    """Sample pictures to draw for the model card. Needs --base."""
+    """Sample pictures to draw for the model card. Needs --model."""
     push: OptionalStr = None
     """OWNER/NAME: upload the folder to this repository on the Hugging Face hub."""
     overwrite: Flag = False
     """Replace what is at --out."""
-    loading: Loading = field(default_factory=LoadingOptions)
+    model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate import interop
 
         target = self._target()
         recognized = interop.recognize(self.source)
-        name = self.base or (recognized.base if target.needs_base else "")
-        base = self.loading.load(name, downloads=self.base is not None) if name else None
-        imported = recognized.concept(base=base, tokens=self.token, categories=self.category)
+        name = self.model.model or (recognized.base if target.needs_base else "")
+        base = self.model.load(default=name) if name else None
+        imported = recognized.concept(base=base, tokens=flat(self.token), categories=flat(self.category))
         say(console, f"{self.source}: {recognized.format.title}.")
         options = interop.WriteOptions(base=base, rank=self.rank)
         written = interop.write(imported.concept, self.out, to=self.to, options=options, overwrite=self.overwrite)
@@ -68,9 +77,19 @@ class Convert:
             console, f"Wrote {files} to {self.out}." if target.is_folder else f"Wrote {self.out} ({size_of(self.out)})."
         )
         if target.is_folder:
-            self._write_card(imported.concept, target, base if self.base else None)
-        if self.push:
-            say(console, f"Uploaded to {interop.publish(self.out, self.push)}.")
+            self._write_card(imported.concept, target, base if self.model.model else None)
+        if self.to == "kohya":
+            for line in _words_to_type(imported.concept, written.files):
+                say(console, line)
+        address = interop.publish(self.out, self.push) if self.push else None
+        if address:
+            say(console, f"Uploaded to {address}.")
+        return {
+            "format": self.to,
+            "files": [{"name": str(file), "bytes": bytes_of(file)} for file in written.files],
+            "notes": [*imported.notes, *written.notes],
+            "address": address,
+        }
 
     def _target(self) -> "Format":
         """Return the format to write. Raises OptionError for options that do not fit it, before any work."""
@@ -104,6 +123,25 @@ class Convert:
         title = self.push.split("/")[-1] if self.push else self.out.name
         card = model_card(concept, target, title=title, license=self.license, pictures=pictures)
         write_atomically(self.out / CARD, card.encode())
+
+
+def _words_to_type(concept: "Concept", files: Sequence[Path]) -> list[str]:
+    """Return where the LoRA and the embeddings belong, and a prompt in the words of each program."""
+    from moongate.interop import card_prompts
+
+    lora, *embeddings = (file.stem for file in files)
+    prompt = next(iter(card_prompts(concept, 1)), "a prompt")
+    comfy = a1111 = prompt
+    for token, stem in zip(concept.tokens, embeddings, strict=True):
+        comfy, a1111 = comfy.replace(token, f"embedding:{stem}"), a1111.replace(token, stem)
+    words = (
+        f", and {', '.join(f'{stem}.safetensors' for stem in embeddings)} into that of embeddings" if embeddings else ""
+    )
+    return [
+        f"Copy {lora}.safetensors into the folder of LoRAs{words}. Then type:",
+        f"  ComfyUI: {comfy}    (with {lora} in a node that loads LoRAs)",
+        f"  A1111:   {a1111} <lora:{lora}:1>",
+    ]
 
 
 def _drawn(concept: "Concept", base: "Backbone", prompts: Sequence[str]) -> "Iterator[Sample]":

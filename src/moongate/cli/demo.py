@@ -1,13 +1,13 @@
 """The commands `moongate demo` and `moongate demo compose`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt
+from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt, Output, OutputOptions
 from moongate.cli.terminal import print_table, say, training_bar
 from moongate.errors import OptionError
 
@@ -26,10 +26,12 @@ class Demo:
     """Optimizer steps. Default: 250."""
     seed: int = 0
     """Seed of training and pictures."""
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.demo.single import EXAMPLE, make_single_demo
 
+        _check(self.steps, 1, self.seed, self.out)
         if len(self.example) > 1:
             raise OptionError(f"{len(self.example)} examples were given. `moongate demo compose` takes two.")
         with training_bar(console) as show:
@@ -42,6 +44,7 @@ class Demo:
                 on_stage=lambda text: say(console, text),
             )
         say(console, f"Open {page}")
+        return {"page": str(page)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,12 @@ class DemoCompose:
     joint training, merge, sequential training and addition. 8 take 10 to 20 minutes on two cores."""
     seed: int = 0
     """Seed of training and pictures."""
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.demo.pair import EXAMPLES, make_pair_demo
 
+        _check(self.steps, self.count, self.seed, self.out)
         with training_bar(console) as show:
             demo = make_pair_demo(
                 self.example or EXAMPLES,
@@ -76,3 +81,18 @@ class DemoCompose:
         rows = [strategy.row for strategy in demo.strategies]
         print_table(console, demo.head, rows, title="Recognized in the pictures")
         say(console, f"Open {demo.page}")
+        strategies = {strategy.name: {**strategy.shares, "seconds": strategy.seconds} for strategy in demo.strategies}
+        return {"page": str(demo.page), "strategies": strategies}
+
+
+def _check(steps: int | None, count: int, seed: int, out: Path) -> None:
+    """Raise OptionError before pocket draws what it knows for a minute."""
+    from moongate.files import check_folder
+    from moongate.sampling import check_seeds
+    from moongate.training import TrainOptions
+
+    TrainOptions(steps=steps, seed=seed)
+    check_seeds([seed])
+    check_folder(out)
+    if count < 1:
+        raise OptionError(f"count is {count}; it must be at least 1.")

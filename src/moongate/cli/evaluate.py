@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -18,13 +18,16 @@ from moongate.cli.options import (
     ModelOptions,
     OptionalPath,
     OptionalStr,
+    Output,
+    OutputOptions,
     Paths,
     Texts,
     cache_folder,
+    flat,
     read_concepts,
 )
 from moongate.cli.terminal import print_table, progress_bar, say
-from moongate.errors import OptionError
+from moongate.errors import OptionError, warn
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -64,8 +67,9 @@ class Evaluate:
     """Folder for record.json and the pictures. Pictures that are already there are not drawn again."""
     model: Model = field(default_factory=ModelOptions)
     dtype: Dtype = "float32"
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.evaluation import EvaluationOptions, evaluate, load_network
 
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
@@ -75,7 +79,7 @@ class Evaluate:
         subjects = [subject for concept in concepts for subject in concept.subjects]
         prompts, training_pictures = self._prompts(backbone, subjects, console)
         comparisons = self._comparisons(subjects, training_pictures)
-        networks = [load_network(name, device=str(backbone.device)) for name in self.features]
+        networks = [load_network(name, device=str(backbone.device)) for name in flat(self.features)]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
             evaluation = evaluate(
@@ -88,9 +92,10 @@ class Evaluate:
                 options=options,
                 on_picture=lambda done, total: progress.update(task, completed=done, total=total),
             )
-        self._write(evaluation, concepts)
+        record = self._write(evaluation, concepts)
         _print(evaluation, console)
         say(console, f"Wrote {self.out / 'record.json'}.")
+        return {"out": str(self.out), **record}
 
     def _check(self) -> None:
         """Raise OptionError before a model is loaded."""
@@ -111,12 +116,12 @@ class Evaluate:
 
         if not self.protocol:
             prompts = read_prompts(self.prompts) if self.prompts else default_prompts(backbone, len(subjects))
-            return prompts, self.training_pictures
+            return prompts, flat(self.training_pictures)
         protocol = read_protocol(self.protocol, [subject.category for subject in subjects])
         missing = [folder for folder in protocol.pictures if not folder.is_dir()]
-        if missing and not self.training_pictures:
-            say(console, f"warning: {missing[0]} is missing, so pictures are not compared with it.", style="yellow")
-        return protocol.prompts, self.training_pictures or (() if missing else protocol.pictures)
+        if missing and not flat(self.training_pictures):
+            warn(f"{missing[0]} is missing, so pictures are not compared with it.")
+        return protocol.prompts, flat(self.training_pictures) or (() if missing else protocol.pictures)
 
     def _comparisons(
         self, subjects: "Sequence[SubjectRecord]", training_pictures: Sequence[Path]
@@ -127,7 +132,7 @@ class Evaluate:
 
         comparisons: list[Targets | Reference] = []
         kinds: dict[Literal["held out", "training"], Sequence[Path]]
-        kinds = {"held out": self.pictures, "training": training_pictures}
+        kinds = {"held out": flat(self.pictures), "training": training_pictures}
         for kind, folders in kinds.items():
             if folders and len(folders) != len(subjects):
                 raise OptionError(
@@ -143,13 +148,14 @@ class Evaluate:
             comparisons.append(Reference(pictures=real.pictures, captions=real.captions))
         return comparisons
 
-    def _write(self, evaluation: "Evaluation", concepts: "Sequence[Concept]") -> None:
+    def _write(self, evaluation: "Evaluation", concepts: "Sequence[Concept]") -> dict[str, Any]:
         from moongate.files import write_atomically
 
         files = [{"name": str(file), "hash": c.hash} for file, c in zip(self.files, concepts, strict=True)]
         protocol = {"protocol": self.protocol} if self.protocol else {}
         record = {**evaluation.to_json(), **protocol, "files": files}
         write_atomically(self.out / "record.json", (json.dumps(record, indent=1) + "\n").encode())
+        return record
 
 
 def _check_categories(files: Sequence[Path], concepts: "Sequence[Concept]") -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from moongate.cli.jobs import FleetJob, read_entries
-from moongate.cli.options import WITHOUT_DEFAULT, Flag, OptionalInt, OptionalStr
+from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import plain, progress_bar, say
 from moongate.errors import FleetError, OptionError, listed
 
@@ -42,23 +42,20 @@ class Fleet:
     """Device to compute on, such as cuda:1; may be repeated. Default: all GPUs, or the processor if there is none."""
     ray: OptionalStr = None
     """Address of a Ray cluster to work on, such as 10.0.0.1:6379, or auto. All its computers must see --out."""
-    json: Flag = False
-    """Print the result as one JSON object on standard output, and everything else on standard error."""
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.files import check_writable
         from moongate.fleet import run
 
         folder = self.out / "jobs"
         check_writable(folder / "status" / "any.json", overwrite=True)
-        console = Console(stderr=True) if self.json else console
         jobs = self._jobs(folder)
         devices = self._devices()
         with progress_bar(console) as progress:
             display = _Display(console=console, progress=progress)
             statuses = run(folder, jobs, perform, devices=devices, ray=self.ray, on_change=display)
-        if self.json:
-            print(dumps({"out": str(self.out), "jobs": [_report(status) for status in statuses]}))
+        report = {"out": str(self.out), "jobs": [_report(status) for status in statuses]}
         failed = [f"{status.name}: {status.error}" for status in statuses if status.state == "failed"]
         paused = [status.name for status in statuses if status.state == "paused"]
         if paused:
@@ -66,6 +63,8 @@ class Fleet:
                 console, f"Paused: {', '.join(paused)}. Move the files from {folder / 'paused'} to {folder / 'queued'}."
             )
         if failed:
+            if self.output.json:
+                print(dumps(report))
             raise FleetError(
                 f"{len(failed)} of {len(jobs)} jobs failed. {listed(failed)} Their logs are in {folder / 'logs'}. The "
                 "same command tries them again."
@@ -73,6 +72,7 @@ class Fleet:
         say(
             console, f"{sum(status.state == 'done' for status in statuses)} of {len(jobs)} jobs are done in {self.out}."
         )
+        return report
 
     def _jobs(self, folder: Path) -> "list[Job]":
         """Read and check all jobs."""

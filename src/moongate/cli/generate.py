@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -22,6 +24,8 @@ from moongate.cli.options import (
     ModelOptions,
     OptionalInt,
     OptionalPath,
+    Output,
+    OutputOptions,
     Texts,
     cache_folder,
     lines_of,
@@ -49,7 +53,7 @@ class Generate:
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
     """What to draw, such as "photo of a <bear> teddy bear on the beach"."""
     prompts_file: OptionalPath = None
-    """Text file of further prompts, one per line."""
+    """Text file of further prompts, one per line. Lines that begin with # are left out."""
     concept: Texts = ()
     """Concept files of any format. FILE:0.8 applies a concept at strength 0.8."""
     library: OptionalPath = None
@@ -68,24 +72,27 @@ class Generate:
     height: OptionalInt = None
     """Height in pixels. Default: the model's own."""
     out: Path = Path("pictures")
-    """Folder for the pictures."""
+    """Folder for the pictures. Their names are free ones: bear-0.png, or bear-0-2.png if there is one already."""
     overwrite: Flag = False
-    """Replace existing pictures."""
+    """Replace existing pictures instead of taking free names."""
     model: Model = field(default_factory=ModelOptions)
     dtype: Dtype = "float32"
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
-        from moongate.files import write_atomically
-        from moongate.sampling import sample
+    def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.files import check_folder, write_atomically
+        from moongate.sampling import check_seeds, sample
 
-        prompts = self._all_prompts()
+        files, misplaced = self._split_concepts()
+        prompts = self._all_prompts(misplaced)
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
         options = self.drawing.sample_options(
             negative_prompt=self.negative_prompt, width_px=self.width, height_px=self.height
         )
-        paths = self._paths(prompts)
-        chosen, kept = self._chosen(prompts)
+        check_seeds(self._seeds)
+        check_folder(self.out)
+        chosen, kept = self._chosen(prompts, files)
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
@@ -100,30 +107,49 @@ class Generate:
                 applied = concepts
                 for concept, strength in zip(concepts, strengths, strict=True):
                     stack.enter_context(concept.applied(backbone, strength=strength))
+            for prompt in prompts:
+                _check_brackets(prompt, applied)
             samples = sample(
                 backbone,
                 [_spelled(prompt, applied) for prompt, _ in jobs],
                 seeds=[seed for _, seed in jobs],
                 options=options,
             )
-            self._save(samples, paths, self._record(backbone, concepts, strengths, options), console)
+            record = self._record(backbone, concepts, strengths, options)
+            return self._save(samples, self._names(prompts), record, console)
 
     @property
     def _seeds(self) -> range:
         """The seeds of the pictures of each prompt."""
         return range(self.seed, self.seed + self.count)
 
-    def _all_prompts(self) -> list[str]:
-        prompts = list(self.prompts)
+    def _split_concepts(self) -> tuple[list[str], list[str]]:
+        """Return the files of --concept, and the prompts behind them: it takes all words up to the next option."""
+        files: list[str] = []
+        prompts: list[str] = []
+        for values in self.concept:
+            for number, value in enumerate(values):
+                could_be = number and not _split_strength(value)[0].exists() and not Path(value).suffix
+                (prompts if could_be and (" " in value or not self.prompts) else files).append(value)
+        return files, prompts
+
+    def _all_prompts(self, misplaced: Sequence[str]) -> list[str]:
+        """Return each prompt once, also those behind the files of --concept."""
+        prompts = [*self.prompts, *misplaced]
         if self.prompts_file:
             prompts += lines_of(self.prompts_file, "prompts")
         if not prompts:
             raise OptionError("There is no prompt. Give one in quotation marks, or a file with --prompts-file.")
-        return prompts
+        if twice := [prompt for prompt in dict.fromkeys(prompts) if prompts.count(prompt) > 1]:
+            warn(
+                f"The prompt {twice[0]!r} was given {prompts.count(twice[0])} times; it is drawn once. For more "
+                "pictures of it give --count."
+            )
+        return list(dict.fromkeys(prompts))
 
-    def _chosen(self, prompts: Sequence[str]) -> tuple[list[tuple[Path, float]], Path | None]:
+    def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> tuple[list[tuple[Path, float]], Path | None]:
         """Return the concept files with their strengths, and where the merge of a library's files is to be kept."""
-        chosen = [_split_strength(text) for text in self.concept]
+        chosen = [_split_strength(text) for text in files]
         kept: Path | None = None
         if self.library and chosen:
             raise OptionError("Give either --concept or --library, which finds the concepts by their tokens.")
@@ -139,6 +165,11 @@ class Generate:
                 if kept.exists():
                     return [(kept, 1.0)], None
             chosen = [(path, 1.0) for path in library.paths(named)]
+        missing = next((file for file, _ in chosen if not file.exists()), None)
+        if missing is not None:
+            raise OptionError(
+                f"There is no concept file {missing}. Check the path; if it is a prompt, put it in front of --concept."
+            )
         if self.together == "refuse" and len(chosen) > 1:
             raise OptionError(
                 f"{len(chosen)} concepts were given, but --together refuse allows one. Merge them into one file with "
@@ -146,21 +177,16 @@ class Generate:
             )
         return chosen, kept
 
-    def _paths(self, prompts: Sequence[str]) -> list[Path]:
-        """Return the picture files, one for each prompt and seed, named after them."""
+    def _names(self, prompts: Sequence[str]) -> list[str]:
+        """Return a file name for each prompt and seed; prompts that would get the same name are numbered."""
         from moongate.files import file_name
 
-        names = [file_name(prompt.lower()) for prompt in prompts]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise OptionError(
-                f"Two prompts are the same, or so similar that both give the file name {twice[0]!r}. Give each once, "
-                "or draw them into two folders (--out)."
-            )
-        paths = [self.out / f"{name}-{seed}.png" for name in names for seed in self._seeds]
-        existing = [path for path in [*paths, self.out / SHEET] if path.exists()]
-        if existing and not self.overwrite:
-            raise OptionError(f"{existing[0]} exists already. Choose another --out, or allow --overwrite.")
-        return paths
+        stems: list[str] = []
+        for prompt in prompts:
+            stem = file_name(prompt.lower())
+            alike = (f"{stem}-{number}" for number in itertools.count(2))
+            stems.append(stem if stem not in stems else next(name for name in alike if name not in stems))
+        return [f"{stem}-{seed}.png" for stem in stems for seed in self._seeds]
 
     def _record(
         self, backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float], options: "SampleOptions"
@@ -180,26 +206,27 @@ class Generate:
         }
 
     def _save(
-        self, samples: "Iterator[Sample]", paths: Sequence[Path], record: dict[str, object], console: Console
-    ) -> None:
-        """Write each picture as it is drawn, then the contact sheet of all."""
-        from moongate.files import check_writable, write_atomically
+        self, samples: "Iterator[Sample]", names: Sequence[str], record: dict[str, object], console: Console
+    ) -> dict[str, Any]:
+        """Write each picture as it is drawn, then the contact sheet of all; return what was written."""
+        from moongate.files import free_path, write_atomically
         from moongate.pages import contact_sheet, png_bytes
 
-        self.out.mkdir(parents=True, exist_ok=True)
-        images, labels = [], []
+        images, labels, written = [], [], []
         with progress_bar(console) as progress:
-            task = progress.add_task("Drawing", total=len(paths), note="")
-            for index, (drawn, path) in enumerate(zip(samples, paths, strict=True)):
-                check_writable(path, overwrite=self.overwrite)
+            task = progress.add_task("Drawing", total=len(names), note="")
+            for index, (drawn, name) in enumerate(zip(samples, names, strict=True)):
+                path = self.out / name if self.overwrite else free_path(self.out / name)
                 _save_png(drawn, path, record)
+                written.append({"file": str(path), "prompt": drawn.prompt, "seed": drawn.seed})
                 images.append(drawn.image)
                 labels.append("" if index % self.count else drawn.prompt)
                 progress.advance(task)
-        sheet = contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels)
-        write_atomically(self.out / SHEET, png_bytes(sheet))
-        pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-        say(console, f"Wrote {pictures} and {SHEET} to {self.out}.")
+        sheet = self.out / SHEET if self.overwrite else free_path(self.out / SHEET)
+        write_atomically(sheet, png_bytes(contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels)))
+        pictures = "1 picture" if len(names) == 1 else f"{len(names)} pictures"
+        say(console, f"Wrote {pictures} and {sheet.name} to {self.out}.")
+        return {"pictures": written, "sheet": str(sheet), **record}
 
 
 def _spelled(prompt: str, concepts: "Sequence[Concept]") -> str:
@@ -207,6 +234,18 @@ def _spelled(prompt: str, concepts: "Sequence[Concept]") -> str:
     for concept in concepts:
         prompt = concept.spelled(prompt)
     return prompt
+
+
+def _check_brackets(prompt: str, concepts: "Sequence[Concept]") -> None:
+    """Warn of a prompt that has a token's word without its brackets, and no token: it draws none of the subjects."""
+    tokens = [token for concept in concepts for token in concept.tokens]
+    if any(token in prompt for token in tokens):
+        return
+    words = set(re.findall(r"[\w-]+", prompt.lower()))
+    if bare := [token for token in tokens if token.strip("<>").lower() in words]:
+        warn(
+            f"The prompt {prompt!r} lacks the brackets of the token {bare[0]}, so it draws what the model knew before."
+        )
 
 
 def _merged(

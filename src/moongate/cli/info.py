@@ -1,24 +1,34 @@
 """The command `moongate info`."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moongate.cli.options import Flag, Model, ModelOptions
-from moongate.cli.terminal import plain, size_of
+from moongate.cli.options import Model, ModelOptions, Output, OutputOptions
+from moongate.cli.terminal import bytes_of, plain, readable
 
 if TYPE_CHECKING:
     from moongate.concept import Concept
     from moongate.interop import Recognized
+    from moongate.summary import Summary
 
 __all__ = ["Info"]
+
+TITLES = {
+    "class_words": "class words",
+    "changed_weights": "changed weights",
+    "changed_numbers": "changed numbers",
+    "low_rank": "of low rank",
+    "largest_rank": "largest rank",
+    "bytes": "size",
+}
+"""How the table calls facts whose names in JSON would read badly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,64 +37,89 @@ class Info:
 
     file: Annotated[Path, tyro.conf.Positional]
     """Concept file, or folder of files that belong together."""
-    json: Flag = False
-    """Print JSON instead of a table."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.summary import read_summary
+
+        summary = None if self.model.model else read_summary(self.file)
+        if summary:
+            facts = {"format": "Moongate's own concept file", **_facts(summary, self.file)}
+        else:
+            facts = self._facts_of_any_format()
+        if not self.output.json:
+            table = Table(show_header=False, title=Text(plain(str(self.file))), title_justify="left")
+            for key, value in facts.items():
+                shown = readable(value) if key == "bytes" else _shown(value)
+                table.add_row(plain(TITLES.get(key, key)), plain(shown))
+            console.print(table, markup=False)
+        return facts
+
+    def _facts_of_any_format(self) -> dict[str, Any]:
         from moongate.interop import recognize
 
         recognized = recognize(self.file)
+        title = {"format": recognized.format.title}
         if recognized.parts.weights and not self.model.model:
-            facts = _facts_of_full_weights(recognized)
-        else:
-            imported = recognized.concept(base=self.model.load() if self.model.model else None)
-            notes = {"notes": list(imported.notes)} if imported.notes else {}
-            facts = _facts(imported.concept, self.file) | notes
-        facts = {"format": recognized.format.title, **facts}
-        if self.json:
-            console.print_json(json.dumps(facts), ensure_ascii=True)
-            return
-        table = Table(show_header=False, title=Text(plain(str(self.file))), title_justify="left")
-        for key, value in facts.items():
-            table.add_row(plain(key), plain(_shown(value)))
-        console.print(table, markup=False)
+            return {**title, **_facts_of_full_weights(recognized)}
+        imported = recognized.concept(base=self.model.load() if self.model.model else None)
+        return {**title, **_facts(_summary_of(imported.concept), self.file), "notes": list(imported.notes)}
 
 
-def _facts_of_full_weights(recognized: "Recognized") -> dict[str, object]:
+def _summary_of(concept: "Concept") -> "Summary":
+    """Return what `read_summary` returns of the concept's file."""
+    from moongate.summary import Summary
+
+    changes = concept.deltas.values()
+    return Summary(
+        facts=concept.to_json(),
+        shapes=[change.shape for change in changes],
+        ranks=[change.rank for change in changes if change.rank is not None],
+        hash=concept.hash,
+    )
+
+
+def _facts(summary: "Summary", file: Path) -> dict[str, Any]:
+    facts, ranks = summary.facts, summary.ranks
+    return {
+        "base": facts["base"],
+        "fingerprint": summary.fingerprint.short,
+        "hash": summary.hash,
+        "tokens": list(facts["tokens"]),
+        "class_words": [subject["category"] for subject in facts["subjects"]],
+        "prompts": [prompt for subject in facts["subjects"] for prompt in subject["prompts"]],
+        "method": facts["method"],
+        "changed_weights": len(summary.shapes),
+        "changed_numbers": sum(math.prod(shape) for shape in summary.shapes),
+        "low_rank": len(ranks),
+        "largest_rank": max(ranks, default=None),
+        "bytes": bytes_of(file),
+        **facts["record"],
+    }
+
+
+def _facts_of_full_weights(recognized: "Recognized") -> dict[str, Any]:
     """Return what is known of full weights without their model."""
     weights = recognized.parts.weights
-    numbers = sum(weight.numel() for weight in weights.values())
     return {
-        "base": recognized.base or "not stated",
-        "tokens": list(recognized.parts.tokens) or "none",
-        "layers": f"{len(weights)} full weights, {numbers:,} numbers",
-        "size": size_of(recognized.path),
+        "base": recognized.base,
+        "tokens": list(recognized.parts.tokens),
+        "full_weights": len(weights),
+        "numbers": sum(weight.numel() for weight in weights.values()),
+        "bytes": bytes_of(recognized.path),
         "notes": [*recognized.parts.notes, "To see what the weights change, name their model with --model."],
     }
 
 
-def _facts(concept: "Concept", file: Path) -> dict[str, object]:
-    ranks = [change.rank for change in concept.deltas.values()]
-    low = [rank for rank in ranks if rank is not None]
-    stored = f"dense: {len(ranks) - len(low)}, low rank: {len(low)}" + (f" (up to {max(low)})" if low else "")
-    numbers = sum(math.prod(change.shape) for change in concept.deltas.values())
-    return {
-        "base": concept.base or "not stated",
-        "fingerprint": concept.fingerprint.short,
-        "hash": concept.hash,
-        "tokens": list(concept.tokens) or "none",
-        "class words": [subject.category for subject in concept.subjects],
-        "prompts": [prompt for subject in concept.subjects for prompt in subject.prompts],
-        "method": concept.method,
-        "layers": f"{len(ranks)} weights, {numbers:,} numbers; {stored}",
-        "size": size_of(file),
-        **concept.record,
-    }
-
-
-def _shown(value: object) -> str:
+def _shown(value: Any) -> str:
     """Return a fact for the table: lists and mappings with one entry per line."""
     if isinstance(value, dict):
         value = [f"{key} {entry}" for key, entry in value.items()]
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "\n".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    return "none" if value is None else str(value) or "not stated"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,15 +14,24 @@ from moongate.cli.options import (
     ModelOptions,
     OptionalInt,
     OptionalPath,
+    Output,
+    OutputOptions,
     Texts,
     cache_folder,
+    flat,
     lines_of,
     read_concepts,
 )
-from moongate.cli.terminal import print_table, say, size_of
+from moongate.cli.terminal import bytes_of, print_table, say, size_of
 from moongate.errors import OptionError
 
+if TYPE_CHECKING:
+    from moongate.merging.report import SubjectFit
+
 __all__ = ["Merge"]
+
+HEAD = ("subject", "residual", "error elsewhere", "error together", "drift alone")
+"""The columns that tell how well each subject was kept; the report's page explains them and has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +68,12 @@ class Merge:
     overwrite: Flag = False
     """Replace an existing concept file."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.files import check_writable
         from moongate.merging import MergeOptions, merge
-        from moongate.merging.page import HEAD, summary_rows, verdict, write_report
+        from moongate.merging.page import verdict, write_report
 
         if self.check == (self.out is not None):
             raise OptionError("Give either --out for the merged concept, or --check, which writes none.")
@@ -76,9 +86,9 @@ class Merge:
             captions=tuple(lines),
             contexts=self.contexts,
             elsewhere=self.elsewhere,
-            without=self.without,
-            erase=self.erase,
-            protect=tuple(words for value in self.protect for words in _words(value)),
+            without=flat(self.without),
+            erase=flat(self.erase),
+            protect=tuple(words for value in flat(self.protect) for words in _words(value)),
             only=self.only,
             unconditional=self.unconditional,
             neutral=self.neutral,
@@ -93,11 +103,18 @@ class Merge:
         for line in verdict(merged.report):
             say(console, line)
         if merged.report.subjects:
-            print_table(console, HEAD, summary_rows(merged.report))
+            print_table(console, HEAD, [_row(fit) for fit in merged.report.subjects])
         if self.report:
             say(console, f"Wrote {write_report(merged.report, self.report)}.")
         if self.out:
             say(console, f"Wrote {self.out} ({size_of(self.out)}).")
+        written = {"out": str(self.out), "bytes": bytes_of(self.out)} if self.out else {}
+        return {**written, **merged.report.to_json()}
+
+
+def _row(fit: "SubjectFit") -> tuple[str, ...]:
+    errors = (fit.worst_residual, fit.held_out_error, fit.joint_error, fit.drift_alone)
+    return (fit.words, *(f"{error:.1%}" for error in errors))
 
 
 def _words(value: str) -> list[str]:

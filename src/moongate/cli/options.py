@@ -5,7 +5,7 @@ Each shared option and its help text stand here once. A command takes a group as
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
 from moongate.cli.terminal import say
-from moongate.errors import OptionError
+from moongate.errors import BaseMismatchError, OptionError
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -37,10 +37,13 @@ __all__ = [
     "OptionalInt",
     "OptionalPath",
     "OptionalStr",
+    "Output",
+    "OutputOptions",
     "Paths",
     "Texts",
     "WITHOUT_DEFAULT",
     "cache_folder",
+    "flat",
     "lines_of",
     "read_concept",
     "read_concepts",
@@ -69,8 +72,17 @@ OptionalInt = Annotated[int | None, _optional(int, "INT"), WITHOUT_DEFAULT]
 OptionalFloat = Annotated[float | None, _optional(float, "FLOAT"), WITHOUT_DEFAULT]
 OptionalPath = Annotated[Path | None, _optional(Path, "PATH"), WITHOUT_DEFAULT]
 Flag = Annotated[bool, WITHOUT_DEFAULT]
-Texts = Annotated[tuple[str, ...], WITHOUT_DEFAULT]
-Paths = Annotated[tuple[Path, ...], WITHOUT_DEFAULT]
+Texts = Annotated[
+    tuple[tuple[str, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(help_behavior_hint="", metavar="STR [STR ...]"),
+]
+"""An option of several values, `--token a b` or `--token a --token b`; `flat` joins them."""
+Paths = Annotated[
+    tuple[tuple[Path, ...], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(help_behavior_hint="", metavar="PATH [PATH ...]"),
+]
 
 _T_co = TypeVar("_T_co")
 Code = tyro.conf.Suppress[tyro.conf.Fixed[_T_co]]
@@ -83,6 +95,19 @@ Dtype = Annotated[
         "for it and float32 elsewhere; float16 is for GPUs without bfloat16."
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is printed."""
+
+    json: Flag = False
+    """Print the result as one JSON object on standard output, and everything else on standard error."""
+    quiet: Flag = False
+    """Print warnings and errors only, and what --json prints."""
+
+
+Output = Annotated[OutputOptions, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +157,13 @@ class ModelOptions:
         """The device that was named, if any."""
         return self.loading.device
 
+    def check(self) -> None:
+        """Check what can be checked before the model is loaded, ahead of other work. Raises OptionError."""
+        if self.device is not None:
+            from moongate.backbone.devices import available_device
+
+            available_device(self.device)
+
     def load(self, *, default: str = "pocket", dtype: str = "float32", layouts: Collection[str] = ()) -> "Backbone":
         """Load the model that the user named, or else the default, which must be on this machine."""
         named = self.model is not None
@@ -158,8 +190,9 @@ class DrawingOptions:
         self, *, negative_prompt: str = "", width_px: int | None = None, height_px: int | None = None
     ) -> "SampleOptions":
         """Return the library's options. Raises OptionError for a value out of range."""
-        from moongate.sampling import SampleOptions
+        from moongate.sampling import SampleOptions, check_scheduler
 
+        check_scheduler(self.scheduler)
         return SampleOptions(
             steps=self.steps,
             guidance=self.guidance,
@@ -184,13 +217,26 @@ def read_concepts(
     """
     from moongate.interop import recognize
 
+    model.check()
     recognized = [recognize(file) for file in files]
+    _check_one_base(recognized)
     default = next((file.base for file in recognized if file.base), "" if recognized else "pocket")
     if not (model.model or default):
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
     layouts = {file.layout for file in recognized if file.layout}
     backbone = model.load(default=default, dtype=dtype, layouts=layouts)
     return backbone, [_concept(file, backbone, console) for file in recognized]
+
+
+def _check_one_base(files: "Sequence[Recognized]") -> None:
+    """Refuse files that say that they were made for different models, before one is loaded."""
+    known = [file for file in files if file.fingerprint.norms]
+    for file in known[1:]:
+        if not file.fingerprint.matches(known[0].fingerprint):
+            raise BaseMismatchError(
+                f"{known[0].path} was made for {known[0].base!r} and {file.path} for {file.base!r}. Concepts of "
+                "different models cannot be used together: train both on one."
+            )
 
 
 def read_concept(file: Path, model: ModelOptions, console: Console) -> "Concept":
@@ -210,8 +256,17 @@ def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) 
     return imported.concept
 
 
+def flat(values: Iterable[Iterable[_T]]) -> tuple[_T, ...]:
+    """Return the values of an option that may be repeated, in the order in which they were given."""
+    return tuple(value for several in values for value in several)
+
+
 def lines_of(file: Path, what: str) -> list[str]:
-    """Return the lines of a text file, without empty ones. Raises OptionError if it is missing or not UTF-8."""
+    """Return the lines of a text file, without empty ones and comments, which begin with #.
+
+    Raises:
+        OptionError: The file is missing or not UTF-8.
+    """
     if not file.is_file():
         raise OptionError(f"There is no file of {what} {file}. Check the path.")
     try:
@@ -220,7 +275,7 @@ def lines_of(file: Path, what: str) -> list[str]:
         raise OptionError(
             f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def cache_folder() -> Path:

@@ -1,13 +1,14 @@
 """The commands `moongate retrieve index` and `moongate retrieve search`, on collections of captioned pictures."""
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, Model, ModelOptions, OptionalFloat, OptionalStr
+from moongate.cli.options import Flag, Model, ModelOptions, OptionalFloat, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import progress_bar, say, say_notes
 from moongate.errors import BackboneError, OptionError
 from moongate.pocket import POOL
@@ -35,8 +36,9 @@ class RetrieveIndex:
     pictures: Flag = False
     """Embed the pictures too, with the image encoder of --encoder."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.regularization.collection import Collection
         from moongate.regularization.sources import Skipped, read_source
 
@@ -54,6 +56,7 @@ class RetrieveIndex:
             )
         say_notes(console, skipped.notes)
         say(console, f"{self.out} holds {len(collection)} captions, embedded by {encoder.name}.")
+        return {"out": self.out, "captions": len(collection), "encoder": encoder.name, "notes": list(skipped.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +85,9 @@ class RetrieveSearch:
     overwrite: Flag = False
     """Replace the folder --out, if this command wrote it."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.regularization.collection import Collection
         from moongate.regularization.retrieval import retrieve
 
@@ -105,7 +109,16 @@ class RetrieveSearch:
             )
         say_notes(console, retrieved.skipped.notes)
         say(console, f"Retrieved {retrieved}")
-        say(console, f"Train against them with --regularization {self.out}.")
+        say(console, f"Train against them with --regularization {shlex.quote(str(self.out))}.")
+        return {
+            "out": str(self.out),
+            "count": retrieved.count,
+            "wanted": retrieved.wanted,
+            "lowest": retrieved.lowest,
+            "highest": retrieved.highest,
+            "enough_at": retrieved.enough_at,
+            "notes": list(retrieved.skipped.notes),
+        }
 
     def _check(self) -> None:
         """Raise OptionError before a model is loaded or a folder is replaced."""

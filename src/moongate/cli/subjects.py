@@ -158,7 +158,7 @@ def subjects_from_options(
     """Combine the values of repeated options, in their order.
 
     Args:
-        pictures: Folders or files. With one category all are of it; with several each category has one folder.
+        pictures: A folder or files of one category; for several categories one folder each.
         categories: One for each subject.
         tokens: One for each category, or none at all.
         regularization: One for each category. A single one for several is left to the caller.
@@ -186,6 +186,13 @@ def subjects_from_options(
     if len(regularization) not in (0, 1, count):
         raise OptionError(
             f"{count} --category need as many --regularization, or one for all, but {len(regularization)} were given."
+        )
+    if "" in tokens:
+        raise OptionError("A --token is empty. Leave it out to teach the category's own words.")
+    if count == 1 and sum(path.is_dir() for path in pictures) > 1:
+        raise OptionError(
+            f"{len(pictures)} folders and one --category were given, which would teach all pictures as one "
+            f"{categories[0]}. Give a --category for each folder, or put the pictures of one subject into one folder."
         )
     named = [None if token == NO_TOKEN else token for token in tokens or [NO_TOKEN] * count]
     sources = regularization if len(regularization) == count else [None] * count

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -14,7 +15,18 @@ from rich.text import Text
 if TYPE_CHECKING:
     from moongate.training import Step
 
-__all__ = ["plain", "print_table", "progress_bar", "readable", "say", "say_notes", "size_of", "training_bar"]
+__all__ = [
+    "bytes_of",
+    "layer_name",
+    "plain",
+    "print_table",
+    "progress_bar",
+    "readable",
+    "say",
+    "say_notes",
+    "size_of",
+    "training_bar",
+]
 
 ALLOWED = "\n\t\u200c\u200d"
 """Of the hidden characters, those that text needs: lines, and the joiners of some scripts and of emoji."""
@@ -48,18 +60,41 @@ def say_notes(console: Console, notes: Sequence[str]) -> None:
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """Print rows of text as a table. Long cells continue on the next line; words of the head stay whole."""
+    """Print rows of text as a table that fits the terminal. Long cells continue on the next line; words stay whole."""
     table = Table(title=Text(plain(title)) if title else None, title_justify="left")
-    for name in head:
-        table.add_column(name, overflow="fold", min_width=max(map(len, name.split())))
-    for row in rows:
-        table.add_row(*map(plain, row))
+    shown = [[plain(cell) for cell in row] for row in rows]
+    for name, width in zip(head, _widths([head, *shown], console.width - 3 * len(head) - 1), strict=True):
+        table.add_column(name, overflow="fold", width=width)
+    for row in shown:
+        table.add_row(*row)
     console.print(table, markup=False)
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the widths of a table's columns: those of their cells, less where the longest words leave room."""
+    columns = [[line for cell in column for line in cell.splitlines()] for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, lines), default=1) for lines in columns]
+    words = [max((cell_len(word) for line in lines for word in line.split()), default=1) for lines in columns]
+    while sum(widths) > room and max(widths) > 1:
+        loose = [index for index, width in enumerate(widths) if width > words[index]] or range(len(widths))
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def layer_name(name: str) -> str:
+    """Return the name of a weight without the parts that all names have, so that it fits a table."""
+    name = name.removeprefix("unet.").removesuffix(".weight")
+    return name.replace(".attentions.", ".").replace(".transformer_blocks.", ".")
+
+
+def bytes_of(file: Path) -> int:
+    """Return the size of a file in bytes, or of all files in a folder."""
+    return sum(path.stat().st_size for path in (file.iterdir() if file.is_dir() else [file]))
 
 
 def size_of(file: Path) -> str:
     """Return the size of a file, or of all files in a folder, for people to read."""
-    return readable(sum(path.stat().st_size for path in (file.iterdir() if file.is_dir() else [file])))
+    return readable(bytes_of(file))
 
 
 def readable(size: float) -> str:

@@ -1,12 +1,12 @@
 """The command `moongate tokens suggest`."""
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Model, ModelOptions
+from moongate.cli.options import Model, ModelOptions, Output, OutputOptions
 from moongate.cli.terminal import print_table, say, say_notes
 from moongate.errors import OptionError
 
@@ -24,11 +24,15 @@ class TokensSuggest:
     limit: int = 50
     """Maximum number of tokens to list."""
     model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.backbone.rare_tokens import suggest
         from moongate.regularization.sources import Skipped, read_captions
 
+        low, high = self.occurrences
+        if not 1 <= low <= high:
+            raise OptionError(f"occurrences is {low} {high}; give the minimum first, at least 1, then the maximum.")
         skipped = Skipped()
         tokens = suggest(self.model.load(), read_captions(self.source, skipped), occurrences=self.occurrences)
         say_notes(console, skipped.notes)
@@ -41,3 +45,4 @@ class TokensSuggest:
         print_table(console, ("id", "token", "count"), [(str(t.id), t.text, str(t.count)) for t in listed])
         ids = [token.id for token in listed]
         say(console, f'To start from them, write into moongate.json next to model_index.json: "rare_tokens": {ids}')
+        return {"tokens": [asdict(token) for token in listed]}

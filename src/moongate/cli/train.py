@@ -1,7 +1,6 @@
 """The command `moongate train`."""
 
 import json
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,14 @@ from moongate.cli.options import (
     OptionalInt,
     OptionalPath,
     OptionalStr,
+    Output,
+    OutputOptions,
     read_concepts,
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
-from moongate.cli.terminal import plain, progress_bar, readable, say, say_notes, size_of, training_bar
+from moongate.cli.terminal import bytes_of, plain, progress_bar, readable, say, say_notes, size_of, training_bar
 from moongate.cli.watching import Watch, interruption_explained, say_best, say_memory
-from moongate.errors import OptionError
+from moongate.errors import OptionError, warn
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -45,10 +46,6 @@ __all__ = ["Train"]
 OptionalTracker = Annotated[Literal["tensorboard", "wandb"] | None, WITHOUT_DEFAULT]
 RESULT = "result.json"
 """File in a run folder with the digest of the concept file that the run wrote, which it may replace when resumed."""
-LARGE = 100_000_000
-"""Changes of more numbers than this (400 MB) are cut to low rank by default; only SDXL has as many."""
-LARGE_ENERGY = 0.6
-"""The share of the singular values that is then kept, as in the paper (App. C)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +72,8 @@ class Train:
     """Train only on opaque pixels. Otherwise transparent pixels become white.
     A mask photo.mask.png (or photo-masklabel.png) next to photo.jpg, white where the subject is, is always used."""
     holdout: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Pictures to hold out from training: a number, the last ones of each subject, or a folder with further pictures;
-    one value for all subjects, or one for each. With --save-every they judge the concepts that are kept."""
+    """Pictures to hold out from training: a number, the last ones of each subject, or a folder with further pictures.
+    One value holds for all subjects, or give one for each. With --save-every they judge the concepts that are kept."""
     regularization: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Where regularization pictures come from: one value for all subjects, or one for each.
     retrieved: the nearest captions of --collection, or of pocket's pool without one.
@@ -116,7 +113,7 @@ class Train:
     """Index of the rare token from which the first new token starts. Concepts to be merged should differ in it.
     Default: 0, or the first that --start-from leaves free."""
     initializer_token: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Word from which a new token starts instead of a rare token; once for each --token, in their order.
+    """Word from which a new token starts instead of a rare token. Give one for each --token.
     It must be one token of the model."""
     energy: OptionalFloat = None
     """Share of the singular values of each change to keep in the file, above 0 and at most 1.
@@ -148,16 +145,17 @@ class Train:
     """Replace an existing concept file and run folder."""
     model: Model = field(default_factory=ModelOptions)
     dtype: Dtype = "float32"
+    output: Output = field(default_factory=OutputOptions)
     subjects: Code[tuple[SubjectOptions, ...]] = ()
     """The subjects, where they are known already."""
     on_step: Code[Callable[[Any], None] | None] = None
     """Called with the `Step` after each step."""
 
-    def __call__(self, console: Console) -> None:
+    def __call__(self, console: Console) -> dict[str, Any] | None:
         with launched(self.model.device, console) as (ranks, own_console):
-            self._train(own_console, ranks)
+            return self._train(own_console, ranks)
 
-    def _train(self, console: Console, ranks: "Ranks") -> None:
+    def _train(self, console: Console, ranks: "Ranks") -> dict[str, Any] | None:
         from moongate.data import PRESETS
         from moongate.run_page import common_opening, compared, without_tokens
         from moongate.sampling import check_prompt
@@ -167,12 +165,12 @@ class Train:
         preset = PRESETS[self.preset]
         chosen, out, run, options = self.checked()
         aside = holdouts(self.holdout, len(chosen), are_judging=self.save_every is not None)
-        subjects = [self._load(each, preset, held.count, console) for each, held in zip(chosen, aside, strict=True)]
+        subjects = [self._load(each, preset, held.count) for each, held in zip(chosen, aside, strict=True)]
         held_out = self._held_out(chosen, aside, preset)
 
         # Load the model, and check the plan before regularization pictures are drawn.
-        files = [self.start_from] if self.start_from else []
-        backbone, concepts = read_concepts(files, self.model, console, dtype=self.dtype)
+        backbone, concepts = read_concepts([*filter(None, [self.start_from])], self.model, console, dtype=self.dtype)
+        _warn_of_sizes(subjects, self.resolution or backbone.resolution_px)
         method = self._method(backbone, preset.method, chosen)
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
@@ -209,14 +207,14 @@ class Train:
                     on_step=watch,
                 )
         if not ranks.is_first:
-            return
+            return None
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         self._save(concept, out, run)
         say_best(run, console, keep_best=self.keep_best)
         example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
-        command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
-        say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
+        _say_written(out, example, console)
         watch.finish(concept, pairs)
+        return {"out": str(out), "run": str(run), "bytes": bytes_of(out), "prompt": example, **concept.record}
 
     def checked(self) -> "tuple[Sequence[SubjectOptions], Path, Path, TrainOptions]":
         """Return the subjects, the concept file, the run folder and the library's options.
@@ -231,7 +229,10 @@ class Train:
             check_energy(self.energy)
         if self.tracker:
             library(self.tracker)
+        if self.validate_every < 0:
+            raise OptionError(f"validate_every is {self.validate_every}; it must be 0, for no pictures, or more.")
         chosen = self.subjects or self._chosen_subjects()
+        self.model.check()
         out, run = self._paths(chosen)
         return chosen, out, run, self._options(run)
 
@@ -305,7 +306,7 @@ class Train:
         loaded = [held.load(each, preset) for each, held in zip(chosen, aside, strict=True)]
         return [subject for subject in loaded if subject]
 
-    def _load(self, chosen: SubjectOptions, preset: "Preset", holdout: int, console: Console) -> "Subject":
+    def _load(self, chosen: SubjectOptions, preset: "Preset", holdout: int) -> "Subject":
         """Read the pictures of a subject, and warn of poor ones."""
         from moongate.data import Subject
         from moongate.data.pictures import remarks
@@ -319,7 +320,7 @@ class Train:
             alpha_is_mask=self.alpha_is_mask,
         )
         for remark in remarks(subject.pictures, subject.names):
-            say(console, f"warning: {remark}", style="yellow")
+            warn(remark)
         return subject
 
     def _regularization(
@@ -409,6 +410,21 @@ def _is_result(out: Path, run: Path) -> bool:
         return False
 
 
+def _say_written(out: Path, example: str, console: Console) -> None:
+    """Say what was written, and the command that draws it."""
+    command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
+    say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
+
+
+def _warn_of_sizes(subjects: "Sequence[Subject]", side_px: int) -> None:
+    """Warn of pictures that must be enlarged to the side at which they are trained on."""
+    from moongate.data.pictures import size_remarks
+
+    for subject in subjects:
+        for remark in size_remarks(subject.pictures, subject.names, side_px):
+            warn(remark)
+
+
 def _words_of(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -> list[str]:
     """Return the words for each subject in a prompt, as the method words them."""
     return [method.worded(subject.words, token=subject.token, category=subject.category) for subject in subjects]
@@ -416,10 +432,9 @@ def _words_of(subjects: "Sequence[Subject | SubjectRecord]", method: "Method") -
 
 def _cut_to_size(concept: "Concept", energy: float | None, console: Console) -> "Concept":
     """Cut the changes to low rank if `energy` says so, or if they are large; print sizes and error."""
-    from moongate.compression import compress
+    from moongate.compression import compress, usual_energy
 
-    numbers = sum(math.prod(change.shape) for change in concept.deltas.values())
-    energy = energy or (LARGE_ENERGY if numbers > LARGE else 1)
+    energy = energy or usual_energy(concept)
     if energy == 1:
         return concept
     say(console, f"Keeping {energy:.0%} of the singular values of {len(concept.deltas)} changes.")

@@ -1,0 +1,105 @@
+"""Options by the names that other programs give them: whoever types one learns what it is called here.
+
+The names are those of kohya's scripts, the training scripts of diffusers, ai-toolkit, OneTrainer, A1111 and ComfyUI.
+They are no second names for our options: one thing has one name.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moongate.errors import OptionError
+
+__all__ = ["OTHER_NAMES", "check_options", "option_names"]
+
+_CALLED: Mapping[str, str] = {
+    "--model": "base base-model base-model-name checkpoint ckpt model-id name-or-path pretrained-model "
+    "pretrained-model-name-or-path sd-model-checkpoint",
+    "--category": "class-name class-prompt class-token class-tokens class-word subject-class",
+    "--token": "instance-token modifier-token placeholder placeholder-token trigger trigger-word",
+    "--concepts": "concept-file concept-file-name concepts-list dataset-config",
+    "--regularization": "class-data-dir class-data-root prior-data-dir reg-data-dir reg-dir real-prior "
+    "with-prior-preservation",
+    "--regularization-count": "num-class-images num-reg-images",
+    "--out": "output output-dir output-file output-folder output-model-destination output-name outdir save-dir save-to",
+    "--run": "logging-dir workspace-dir",
+    "--steps": "iterations max-steps max-train-steps n-steps num-inference-steps num-steps num-train-steps "
+    "sampling-steps train-steps",
+    "--batch": "batch-size train-batch-size sample-batch-size",
+    "--lr-per-picture": "lr unet-lr",
+    "--recompute": "gradient-checkpointing",
+    "--dtype": "mixed-precision precision save-precision train-dtype weight-dtype",
+    "--flips": "flip-aug hflip random-flip",
+    "--validate-every": "sample-every sample-every-n-steps validation-epochs validation-steps",
+    "--validation-prompt": "sample-prompt sample-prompts",
+    "--resume": "resume-from-checkpoint resume-from",
+    "--start-from": "init-lora network-weights resume-lora",
+    "--energy": "network-dim network-rank lora-rank",
+    "--guidance": "cfg cfg-scale guidance-scale scale unconditional-guidance-scale",
+    "--scheduler": "sampler sampler-name sampling-method noise-scheduler",
+    "--count": "batch-count n-iter n-samples num-images num-images-per-prompt num-outputs num-samples",
+    "--negative-prompt": "neg negative uncond-prompt",
+    "--prompts-file": "from-file prompt-file",
+    "--concept": "embedding embeddings lora lora-path loras textual-inversion",
+    "--width": "image-width w",
+    "--height": "image-height h",
+    "--overwrite": "force overwrite-output-dir",
+    "--push": "hub-model-id push-to-hub",
+    "--to": "format output-format",
+    "--device": "gpu gpu-id gpu-ids",
+}
+"""Names of other programs, by our option."""
+_EXPLAINED: Mapping[str, str] = {
+    "instance-data-dir dataset-path folder-path image-folder train-data-dir": "Name the folder of pictures without an "
+    "option: moongate train my-photos/.",
+    "instance-prompt": 'Give --category and --token instead, such as --category dog --token "<rex>"; a text file '
+    "next to a picture holds its caption.",
+    "prompt": "Write the prompt without an option, in quotation marks.",
+    "epochs max-train-epochs num-train-epochs": "Trainings are counted in steps: --steps.",
+    "lora-scale lora-strength lora-weight network-mul strength": "Write the strength behind the file: "
+    "--concept FILE:0.8.",
+    "cache-latents enable-xformers-memory-efficient-attention sdpa xformers": "Leave it out: PyTorch's own efficient "
+    "attention is always used.",
+    "clip-skip": "Leave it out: the text encoder is read where the model was trained to read it.",
+    "freeze-model network-module train-text-encoder": "What is trained is chosen by --method.",
+    "prior-loss-weight": "Leave it out: the method sets it, and --regularization none trains without regularization.",
+    "masked-loss masked-training": "Leave it out: a mask photo.mask.png next to photo.jpg is always used.",
+    "caption-ext caption-extension": "Leave it out: .txt and .caption files next to the pictures are read.",
+    "vae": "Leave it out: the autoencoder is that of the model.",
+}
+"""What to do instead, by names of other programs that are no option here."""
+
+OTHER_NAMES: Mapping[str, str] = {name: ours for ours, names in _CALLED.items() for name in names.split()}
+"""Our option by the name that another program gives it, without its hyphens."""
+_INSTEAD = {name: text for names, text in _EXPLAINED.items() for name in names.split()}
+
+
+def check_options(command: Any, words: Sequence[str]) -> None:
+    """Check the options of a command line for names of other programs; unknown names are left to the parser.
+
+    Args:
+        command: The class of options.
+        words: The words after `moongate`.
+
+    Raises:
+        OptionError: It says what the option is called here.
+    """
+    known = set(option_names(command))
+    for word in words:
+        name = word.partition("=")[0].lstrip("-").replace("_", "-")
+        if not word.startswith("--") or name in known:
+            continue
+        if name in _INSTEAD:
+            raise OptionError(f"There is no option --{name}. {_INSTEAD[name]}")
+        if ours := OTHER_NAMES.get(name):
+            elsewhere = "" if ours[2:] in known else ", but not an option of this command"
+            raise OptionError(f"There is no option --{name}. In Moongate it is called {ours}{elsewhere}.")
+
+
+def option_names(command: Any) -> Iterator[str]:
+    """Return the names of a command's options, without their hyphens."""
+    for option in dataclasses.fields(command):
+        if dataclasses.is_dataclass(option.default_factory):
+            yield from option_names(option.default_factory)
+        else:
+            yield option.name.replace("_", "-")

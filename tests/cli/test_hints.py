@@ -1,0 +1,33 @@
+import pytest
+
+from command_line import fails
+from moongate import cli
+from moongate.cli.hints import OTHER_NAMES, option_names
+
+
+def test_each_hint_leads_to_an_option_and_is_none_itself() -> None:
+    options = {name for command in cli.__all__ if command != "main" for name in option_names(getattr(cli, command))}
+    assert {ours.removeprefix("--") for ours in OTHER_NAMES.values()} <= options
+    assert all(name == name.lower().replace("_", "-") for name in OTHER_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "a dog", "--cfg", "7"], "There is no option --cfg. In Moongate it is called --guidance."),
+        (["generate", "a dog", "--cfg=7"], "it is called --guidance."),
+        (["generate", "a dog", "--lora", "a"], "it is called --concept."),
+        (["train", "photos", "--train_batch_size", "2"], "it is called --batch."),
+        (["train", "photos", "--gradient_checkpointing"], "it is called --recompute."),
+        (["train", "photos", "--trigger-word", "rex"], "it is called --token."),
+        (["train", "--instance_data_dir", "photos"], "Name the folder of pictures without an option"),
+        (["train", "photos", "--guidance_scale", "7"], "it is called --guidance, but not an option of this command."),
+        (["convert", "a", "--base", "b"], "it is called --model."),
+        (["retrieve", "search", "a dog", "--num_images", "3"], "it is called --count."),
+        (["demo", "--output-dir", "here"], "it is called --out."),
+    ],
+)
+def test_an_option_of_another_program_is_answered_with_its_name_here(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, *words)
