@@ -10,7 +10,7 @@ Minutes are those of 250 steps at a sustained speed, by default about half of wh
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,14 +128,16 @@ class Attentions:
 
 @dataclass
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that exist at once."""
+    """Counts the bytes of all tensors that exist at once, without those of the weights, of which steps make views."""
 
+    weights: Sequence[Tensor]
     now: int = 0
     peak: int = 0
     known: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.known |= {weight.untyped_storage()._cdata for weight in self.weights}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -188,7 +190,7 @@ def step(model: Model, setting: Setting) -> tuple[float, float]:
     usual, attentions = functional.scaled_dot_product_attention, Attentions()
     functional.scaled_dot_product_attention = attentions
     try:
-        with FlopCounterMode(display=False) as flops, LiveMemory() as memory:
+        with FlopCounterMode(display=False) as flops, LiveMemory([*unet.parameters()]) as memory:
             predicted = unet(latents, timesteps, text, added_cond_kwargs=added).sample
             predicted.float().square().mean().backward()
     finally:
