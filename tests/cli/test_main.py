@@ -99,7 +99,7 @@ def test_two_word_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         (["demo", "copmose"], "There is no command 'demo copmose'. Did you mean 'compose'?"),
         (["train", "--setps", "3"], "Perhaps you meant: --steps INT"),
         (["train", "--steps", "many"], "invalid literal for int() with base 10: 'many'"),
-        (["merge", "bear.safetensors"], "Missing from moongate merge: --out PATH"),
+        (["compress", "bear.safetensors"], "Missing from moongate compress: --out PATH"),
     ],
 )
 def test_bad_usage_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

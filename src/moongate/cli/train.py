@@ -131,8 +131,8 @@ class Train:
     validation_prompt: OptionalStr = None
     """Prompt of the validation pictures. Default: what all captions begin with, or else the words of the concept."""
     page: Flag = True
-    """Write no index.html into the run folder. Otherwise it shows the losses and the validation pictures while the
-    training runs, and at the end base beside concept, for which twenty pictures are drawn."""
+    """Write no index.html into the run folder. It shows losses and validation pictures while the training runs.
+    At the end it shows base beside concept, for which twenty pictures are drawn."""
     tracker: OptionalTracker = None
     """tensorboard or wandb: where losses and validation pictures go in addition to the run folder."""
     save_every: OptionalInt = None
