@@ -183,7 +183,7 @@ def _page(demo: _Demo, concept: Concept) -> Page:
         "Pocket, the small model that comes with Moongate, has never seen this subject. It was taught from these "
         "pictures:",
     )
-    page.row("", demo.taught)
+    page.row(f"photos of {words}", demo.taught)
     page.text("h2", "Before: what pocket draws for the category")
     for prompt in demo.plain:
         page.row(prompt, demo.before[prompt])

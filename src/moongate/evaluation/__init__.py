@@ -3,6 +3,7 @@
 from moongate.evaluation.benchmark import EvaluationOptions, Reference, Targets, evaluate
 from moongate.evaluation.comparison import STRENGTHS, Way, compare, comparison_sheet, ways_of
 from moongate.evaluation.networks import NETWORKS, Clip, Network, load_network
+from moongate.evaluation.page import base_alone, kept_pictures, write_page
 from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
 from moongate.evaluation.protocols import Protocol, read_protocol
 from moongate.evaluation.record import Evaluation, Measure
@@ -20,12 +21,15 @@ __all__ = [
     "Reference",
     "Targets",
     "Way",
+    "base_alone",
     "compare",
     "comparison_sheet",
     "default_prompts",
     "evaluate",
+    "kept_pictures",
     "load_network",
     "read_prompts",
     "read_protocol",
     "ways_of",
+    "write_page",
 ]
