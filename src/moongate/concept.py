@@ -323,7 +323,7 @@ class Concept:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that identify tensors, tokens and words; what a merge kept and checksums do not count."""
+        """Twelve hexadecimal digits of tensors, tokens and words; what a merge kept and checksums do not count."""
         return digest(safetensors_bytes(*dataclasses.replace(self, kept={})._parts))
 
     @cached_property
