@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moongate.compression import Compressed, CompressionReport, compress
     from moongate.concept import Concept, Dense, LowRank, SubjectRecord
     from moongate.data import PRESETS, Preset, Regularization, Subject
+    from moongate.editing import Edit, Edited, EditOptions, edit
     from moongate.evaluation.networks.clip import Clip
     from moongate.merging import Merged, MergeOptions, merge
     from moongate.merging.report import MergeReport
@@ -55,6 +56,9 @@ __all__ = [
     "ConceptFileError",
     "CorpusError",
     "Dense",
+    "Edit",
+    "EditOptions",
+    "Edited",
     "Fingerprint",
     "FleetError",
     "InputError",
@@ -85,6 +89,7 @@ __all__ = [
     "TrainingDiverged",
     "compress",
     "contact_sheet",
+    "edit",
     "merge",
     "retrieve",
     "sample",
@@ -96,6 +101,7 @@ _HOMES = {
     "compression": ("Compressed", "CompressionReport", "compress"),
     "concept": ("Concept", "Dense", "LowRank", "SubjectRecord"),
     "data": ("PRESETS", "Preset", "Regularization", "Subject"),
+    "editing": ("Edit", "EditOptions", "Edited", "edit"),
     "evaluation.networks.clip": ("Clip",),
     "merging": ("MergeOptions", "Merged", "merge"),
     "merging.report": ("MergeReport",),

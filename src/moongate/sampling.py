@@ -31,12 +31,18 @@ __all__ = [
     "SETTINGS_FILE",
     "Sample",
     "SampleOptions",
+    "check_pairs",
     "check_prompt",
     "check_scheduler",
     "check_seeds",
     "draw_missing",
+    "first_noise",
+    "guided_prediction",
+    "is_guided",
     "make_scheduler",
+    "prompted",
     "sample",
+    "step_arguments",
 ]
 
 SCHEDULERS = {
@@ -135,12 +141,12 @@ def sample(
         OptionError: The numbers of prompts and seeds differ, the scheduler is unknown, or a side does not fit.
     """
     options = (options or SampleOptions()).for_model(backbone)
-    _check_pairs(prompts, seeds)
+    check_pairs(prompts, seeds)
     for prompt in dict.fromkeys(prompts):
         check_prompt(backbone, prompt)
     if options.negative_prompt:
         check_prompt(backbone, options.negative_prompt, kind="negative prompt")
-        if not _is_guided(backbone, options):
+        if not is_guided(backbone, options):
             warn(
                 f"The negative prompt {options.negative_prompt!r} has no effect without guidance: "
                 f"{_why_unguided(backbone, options)}."
@@ -187,7 +193,7 @@ def draw_missing(
         BaseMismatchError: The concept is for another base.
     """
     options = (options or SampleOptions()).for_model(backbone)
-    _check_pairs(prompts, seeds)
+    check_pairs(prompts, seeds)
     settings = _settings(backbone, concept, options)
     place = folder / digest(json.dumps(settings, sort_keys=True))
     pairs = list(zip(prompts, seeds, strict=True))
@@ -319,33 +325,74 @@ def _denoised(
 ) -> Float[Tensor, "pictures channels height width"]:
     """Return latents without noise; each picture's generator gives its first noise and, if used, that of each step."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = _latent_shape(backbone, options)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    noise = first_noise(backbone, generators, options)
     scheduler = make_scheduler(backbone, options.scheduler)
     scheduler.set_timesteps(options.steps, device=backbone.device)
-    latents = noise.to(backbone.device) * scheduler.init_noise_sigma
-    guidance = options.guidance
-    assert guidance is not None  # `sample` fills it in
-    guided = _is_guided(backbone, options)
-    text = backbone.encode_text(prompts)
-    if guided:
-        text = Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
-    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
-    extra: dict[str, Any] = {"generator": generators} if takes_generators else {}
+    latents = noise * scheduler.init_noise_sigma
+    text = prompted(backbone, prompts, options)
+    extra = step_arguments(scheduler, generators)
     for timestep in scheduler.timesteps:
         noisy = scheduler.scale_model_input(latents, timestep)
-        noisy = torch.cat([noisy, noisy]) if guided else noisy
-        predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text, guidance=options.guidance)
-        if guided:
-            unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + guidance * (conditional - unconditional)
+        predicted = guided_prediction(backbone, noisy, timestep, text, options)
         latents = scheduler.step(predicted, timestep, latents, **extra).prev_sample
         if on_step:
             on_step()
     return latents
 
 
-def _is_guided(backbone: Backbone, options: SampleOptions) -> bool:
+def first_noise(
+    backbone: Backbone, generators: Sequence[torch.Generator], options: SampleOptions
+) -> Float[Tensor, "pictures channels height width"]:
+    """Return the noise that each picture begins with, from its own generator.
+
+    Raises:
+        OptionError: A side does not fit.
+    """
+    shape = _latent_shape(backbone, options)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(backbone.device)
+
+
+def prompted(backbone: Backbone, prompts: Sequence[str], options: SampleOptions) -> Conditioning:
+    """Return the conditioning of prompts; with guidance, that of the negative prompt comes first, once for each."""
+    text = backbone.encode_text(prompts)
+    if not is_guided(backbone, options):
+        return text
+    return Conditioning.cat([backbone.encode_negative(options.negative_prompt, len(prompts)), text])
+
+
+def guided_prediction(
+    backbone: Backbone,
+    noisy: Float[Tensor, "pictures channels height width"],
+    timestep: Tensor,
+    text: Conditioning,
+    options: SampleOptions,
+) -> Float[Tensor, "pictures channels height width"]:
+    """Return what the denoiser predicts, led away from the negative prompt if there is guidance.
+
+    Args:
+        backbone: The model.
+        noisy: Latents with noise, in the scale of the denoiser's input.
+        timestep: Their common noise level.
+        text: What `prompted` returned for the same options.
+        options: How pictures are drawn, with the guidance of `for_model`.
+    """
+    guided, guidance = is_guided(backbone, options), options.guidance
+    noisy = torch.cat([noisy, noisy]) if guided else noisy
+    predicted = backbone.predict(noisy, timestep.expand(len(noisy)), text, guidance=guidance)
+    if not guided:
+        return predicted
+    assert guidance is not None  # `for_model` fills it in
+    unconditional, conditional = predicted.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """Return the further arguments of a scheduler's `step`: the generators, if it draws noise."""
+    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": list(generators)} if takes_generators else {}
+
+
+def is_guided(backbone: Backbone, options: SampleOptions) -> bool:
     """Return whether each step also predicts from the negative prompt, as in diffusers' pipelines."""
     return options.guidance is not None and options.guidance > 1 and not backbone.takes_guidance
 
@@ -371,7 +418,8 @@ def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int,
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
 
 
-def _check_pairs(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+def check_pairs(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise OptionError unless there are as many seeds as prompts."""
     if len(prompts) != len(seeds):
         raise OptionError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; each picture needs one of each.")
 

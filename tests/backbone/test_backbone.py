@@ -339,3 +339,8 @@ def test_stable_diffusion_in_full_size_trains_and_draws_on_a_cpu(make_subject: C
     with concept.applied(backbone):
         (drawn,) = sample(backbone, ["photo of a <bear> bear"], seeds=[0], options=SampleOptions(steps=1))
     assert drawn.image.shape == (512, 512, 3)
+
+
+def test_a_token_with_capitals_is_a_word_of_its_own(tiny: Backbone) -> None:
+    with tiny.tokens({"<Rex>": tiny.token_row(20)}):
+        assert [positions for _, positions in tiny.words("a <Rex> dog")] == [[1], [2], [3]]

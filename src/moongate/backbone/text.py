@@ -183,10 +183,10 @@ class TextEncoder:
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
         """Return the words of a caption, each with the positions of its pieces; position 0 is the start token."""
         pieces = self.tokenizer.convert_ids_to_tokens(self.token_ids([caption])[0].tolist())
-        added = self.tokenizer.get_added_vocab()
+        added = {folded(token) for token in self.tokenizer.get_added_vocab()}
         words, first = [], 1
         for position in range(1, pieces.index(self.tokenizer.eos_token)):
-            if pieces[position].endswith("</w>") or pieces[position] in added:
+            if pieces[position].endswith("</w>") or folded(pieces[position]) in added:
                 text = "".join(piece.removesuffix("</w>") for piece in pieces[first : position + 1])
                 words.append((text, list(range(first, position + 1))))
                 first = position + 1

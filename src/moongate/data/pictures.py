@@ -29,6 +29,7 @@ __all__ = [
     "as_tensor",
     "appearance",
     "read_alpha",
+    "read_mask",
     "read_mask_beside",
     "read_picture",
     "remarks",
@@ -79,6 +80,15 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
     picture = _as_rgb(_upright(file, name or str(file)))
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
     return np.array(picture)
+
+
+def read_mask(file: Path) -> UInt8[np.ndarray, "height width"]:
+    """Return a mask, white where something may change, shrunk as a picture of its size is.
+
+    Raises:
+        PictureError: The file cannot be read, or is black all over.
+    """
+    return _usable(_upright(file, str(file)).convert("L"), file)
 
 
 def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:

