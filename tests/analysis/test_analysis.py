@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import WIDTH
-from moongate.analysis import spectra, weight_changes, word_maps
+from moongate.analysis import edit_maps, spectra, weight_changes, word_maps
 from moongate.backbone import Backbone
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
@@ -80,3 +80,13 @@ def test_each_word_has_one_map_whatever_its_pieces(each: Backbone) -> None:
     assert maps.picture.image.shape == (64, 64, 3)
     assert each.token_widths[0] == WIDTH
     assert len({np.asarray(where).tobytes() for _, where in maps.words}) > 1
+
+
+def test_an_edit_shows_the_maps_of_both_pictures_side_by_side(tiny: Backbone) -> None:
+    options = SampleOptions(steps=1, scheduler="ddim")
+    concept = concept_of(tiny, {})
+    before, after = edit_maps(tiny, "photo of a bear", "photo of a <bear> bear", concept=concept, options=options)
+    assert [word for word, _ in before.words] == ["photo", "of", "a", "bear"]
+    assert [word for word, _ in after.words] == ["photo", "of", "a", "<bear>", "bear"]
+    assert (before.picture.prompt, after.picture.prompt) == ("photo of a bear", "photo of a <bear> bear")
+    np.testing.assert_allclose(after.words[-1][1], before.words[-1][1], atol=1e-5)

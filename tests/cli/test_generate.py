@@ -58,6 +58,19 @@ def test_a_concept_at_strength_zero_draws_what_the_base_draws(bear: Path, tiny_f
     assert pictures[0] == pictures[1] != pictures[2]
 
 
+def test_subjects_of_one_picture_are_kept_in_their_regions(bear: Path, tmp_path: Path) -> None:
+    draw = command("generate", "a <bear> teddy bear and a dog", concept=bear, count=1, steps=2, device="cpu")
+    (tmp_path / "regions.yaml").write_text('"<bear>": [0, 0, 0.5, 1]\ndog: [0.5, 0, 1, 1]\n')
+    run(draw.but(out=tmp_path / "plain"))
+    run(draw.but(out=tmp_path / "options", region=("<bear>=0,0,0.5,1", "dog=0.5,0,1,1")))
+    run(draw.but(out=tmp_path / "file", regions=tmp_path / "regions.yaml"))
+    pictures = []
+    for name in ("plain", "options", "file"):
+        with Image.open(tmp_path / name / "a-bear-teddy-bear-and-a-dog-0.png") as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] != pictures[1] == pictures[2]
+
+
 def test_bad_input_to_generate_is_named(
     bear: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

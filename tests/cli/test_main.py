@@ -17,6 +17,7 @@ from original_layout import write_configuration, write_single_file
 COMMANDS = (
     "train",
     "generate",
+    "edit",
     "merge",
     "compress",
     "info",

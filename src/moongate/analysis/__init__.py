@@ -15,10 +15,11 @@ from moongate.backbone import Backbone
 from moongate.backbone.attention import recorded
 from moongate.compression import rank_of
 from moongate.concept import Concept
+from moongate.editing import Edit, EditOptions, edit
 from moongate.errors import OptionError
 from moongate.sampling import Sample, SampleOptions, sample
 
-__all__ = ["KindOfChange", "Spectrum", "WordMaps", "spectra", "weight_changes", "word_maps"]
+__all__ = ["KindOfChange", "Spectrum", "WordMaps", "edit_maps", "spectra", "weight_changes", "word_maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,40 @@ def word_maps(
         mean = maps.mean()[0]
         words = [(word, mean[positions].mean(0)) for word, positions in backbone.words(prompt)]
         result.append(WordMaps(picture=picture, words=tuple((word, (m / m.max()).numpy()) for word, m in words)))
+    return result
+
+
+def edit_maps(
+    backbone: Backbone,
+    source: str,
+    target: str,
+    *,
+    concept: Concept | None = None,
+    seeds: tuple[int, ...] = (0,),
+    options: SampleOptions | None = None,
+) -> list[WordMaps]:
+    """Edit drawn pictures by prompt-to-prompt, and return where each picture and its edit attended to each word.
+
+    Args:
+        backbone: The model, with no concept applied.
+        source: Prompt of the pictures as they are.
+        target: Their prompt as they shall be.
+        concept: The concept of the edit, if there is one.
+        seeds: One for each picture.
+        options: How pictures are drawn.
+
+    Returns:
+        For each seed two entries, the source and the edit.
+
+    Raises:
+        TokenError, OptionError or BaseMismatchError: As `editing.edit`.
+    """
+    edits = [Edit(source=source, target=target, seed=seed) for seed in seeds]
+    result = []
+    for edited in edit(backbone, edits, concept=concept, options=EditOptions(keeps_maps=True), sampling=options):
+        both = ((edited.source, source, edited.source_maps), (edited.image, target, edited.target_maps))
+        for image, prompt, words in both:
+            result.append(WordMaps(picture=Sample(image=image, prompt=prompt, seed=edited.edit.seed), words=words))
     return result
 
 

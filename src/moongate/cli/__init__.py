@@ -23,6 +23,7 @@ from moongate.cli.analyze import Analyze
 from moongate.cli.compress import Compress
 from moongate.cli.convert import Convert
 from moongate.cli.demo import Demo, DemoCompose
+from moongate.cli.edit import Edit
 from moongate.cli.evaluate import Evaluate
 from moongate.cli.fleet import Fleet
 from moongate.cli.generate import Generate
@@ -41,6 +42,7 @@ __all__ = [
     "Convert",
     "Demo",
     "DemoCompose",
+    "Edit",
     "Evaluate",
     "Fleet",
     "Generate",
@@ -69,6 +71,7 @@ Exit status: 0 if all went well, 2 after an error, 130 after Ctrl-C."""
 COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "train": Train,
     "generate": Generate,
+    "edit": Edit,
     "merge": Merge,
     "compress": Compress,
     "info": Info,

@@ -31,6 +31,8 @@ class Analyze:
     """Concept file of any format. Optional for attention."""
     prompt: OptionalStr = None
     """Prompt to draw for attention. Default: a photo of the concept's subjects."""
+    source: OptionalStr = None
+    """Prompt of a picture that --prompt edits, as `moongate edit` does: the maps of both are shown."""
     count: int = 1
     """Pictures to draw for attention."""
     seed: int = 0
@@ -80,7 +82,7 @@ class Analyze:
         return write_spectra(spectrum, self.out), {"spectrum": facts}
 
     def _attention(self, console: Console) -> tuple[Path, dict[str, Any]]:
-        from moongate.analysis import word_maps
+        from moongate.analysis import edit_maps, word_maps
         from moongate.analysis.page import write_attention
         from moongate.data import photo_of
         from moongate.sampling import SampleOptions
@@ -96,6 +98,9 @@ class Analyze:
             raise OptionError(f"{self.file} names no subject to draw. Say what to draw with --prompt.")
         prompt = self.prompt or photo_of(*subjects)
         seeds = tuple(range(self.seed, self.seed + self.count))
+        if self.source:
+            maps = edit_maps(backbone, self.source, prompt, concept=concept, seeds=seeds, options=options)
+            return write_attention(maps, self.out), {"source": self.source, "prompt": prompt, "seeds": list(seeds)}
         with concept.applied(backbone) if concept else contextlib.nullcontext():
             maps = word_maps(backbone, prompt, seeds=seeds, options=options)
         return write_attention(maps, self.out), {"prompt": prompt, "seeds": list(seeds)}

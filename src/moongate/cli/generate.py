@@ -28,6 +28,7 @@ from moongate.cli.options import (
     OutputOptions,
     Texts,
     cache_folder,
+    flat,
     lines_of,
     read_concepts,
 )
@@ -37,6 +38,7 @@ from moongate.errors import OptionError, warn
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
+    from moongate.editing.regions import Region
     from moongate.sampling import Sample, SampleOptions
 
 __all__ = ["Generate"]
@@ -67,6 +69,11 @@ class Generate:
     drawing: Drawing = field(default_factory=DrawingOptions)
     negative_prompt: str = ""
     """What the pictures should not show."""
+    region: Texts = ()
+    """Words and the region where they are attended to, such as "<bear>=0,0,0.5,1". Keeps subjects apart.
+    The numbers are left, top, right and bottom as shares of the picture."""
+    regions: OptionalPath = None
+    """YAML file of regions, with lines such as "<bear>": [0, 0, 0.5, 1]."""
     width: OptionalInt = None
     """Width in pixels. Default: the model's own."""
     height: OptionalInt = None
@@ -80,8 +87,9 @@ class Generate:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.editing.regions import of_subjects, sample_in_regions
         from moongate.files import check_folder, write_atomically
-        from moongate.sampling import check_seeds, sample
+        from moongate.sampling import check_seeds
 
         files, misplaced = self._split_concepts()
         prompts = self._all_prompts(misplaced)
@@ -93,6 +101,7 @@ class Generate:
         check_seeds(self._seeds)
         check_folder(self.out)
         chosen, kept = self._chosen(prompts, files)
+        regions = self._regions()
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
@@ -109,10 +118,13 @@ class Generate:
                     stack.enter_context(concept.applied(backbone, strength=strength))
             for prompt in prompts:
                 _check_brackets(prompt, applied)
-            samples = sample(
+            spelled = [_spelled(prompt, applied) for prompt, _ in jobs]
+            subjects = [subject.words for concept in applied for subject in concept.subjects if subject.words]
+            samples = sample_in_regions(
                 backbone,
-                [_spelled(prompt, applied) for prompt, _ in jobs],
+                spelled,
                 seeds=[seed for _, seed in jobs],
+                regions=of_subjects(regions, subjects, spelled),
                 options=options,
             )
             record = self._record(backbone, concepts, strengths, options)
@@ -122,6 +134,11 @@ class Generate:
     def _seeds(self) -> range:
         """The seeds of the pictures of each prompt."""
         return range(self.seed, self.seed + self.count)
+
+    def _regions(self) -> "list[Region]":
+        from moongate.editing.regions import parse_region, read_regions
+
+        return [*map(parse_region, flat(self.region)), *(read_regions(self.regions) if self.regions else ())]
 
     def _split_concepts(self) -> tuple[list[str], list[str]]:
         """Return the files of --concept, and the prompts behind them: it takes all words up to the next option."""
