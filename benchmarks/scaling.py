@@ -1,21 +1,25 @@
-"""Measure how seconds and memory grow: merge by concepts, evaluate by pictures, the retrieval index by captions.
+"""Measure how seconds and memory grow: with concepts, pictures, captions and ranks.
 
-    python -m benchmarks.scaling [merge] [evaluate] [retrieve] [--captions 10000 100000] [--json]
+    python -m benchmarks.scaling [merge] [evaluate] [retrieve] [train] [--captions 10000 100000] [--json]
 
-Each size is measured in a process of its own, with one thread. Memory is its peak above what it held before. The merge
-has the shapes of Stable Diffusion 1.5; the others run on pocket. An index of a million captions is extrapolated, in a
-straight line through the two largest sizes, unless it is one of them.
+Each size is measured on the processor in a process of its own, with one thread (on Linux). Memory is what it added at
+its peak. The merge has the shapes of Stable Diffusion 1.5; the others run on pocket. An index of a million captions is
+extrapolated, in a straight line through the two largest sizes, unless it is one of them. Ranks share the steps of one
+training, whose concept is the same for every number of them.
 """
 
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from json import dumps
 from multiprocessing.connection import Connection
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Annotated, Any
 
 import torch
@@ -23,12 +27,13 @@ import tyro
 
 from benchmarks import merge as merging
 from benchmarks import retrieval
-from moongate import Backbone, SampleOptions
+from moongate import Backbone, SampleOptions, pocket
 from moongate.evaluation import EvaluationOptions, evaluate, load_network, read_prompts
 from moongate.evaluation.networks.clip import Clip
 
-CONCEPTS = (2, 10, 50, 200)
 PICTURES = (20, 40, 80)
+RANKS = (1, 2, 4)
+TRAIN_STEPS = 10
 EXTRAPOLATED_CAPTIONS = 1_000_000
 MEMORY_GIB = 24
 """Memory of a usual computer, for which the largest index is estimated."""
@@ -39,8 +44,9 @@ Point = dict[str, float]
 
 def merge(concepts: int) -> Point:
     """Solve the merge of Stable Diffusion 1.5's 32 matrices."""
-    rows, gram, values = merging.problem(concepts)
-    return timed(lambda: {"residual": merging.ours(rows, gram, values)})
+    merging.ours(*merging.problem(1))  # the first call loads the linear algebra library
+    given = merging.problem(concepts)
+    return timed(lambda: {"residual": merging.ours(*given)})
 
 
 def draw_and_measure(pictures: int) -> Point:
@@ -64,12 +70,39 @@ def index(captions: int) -> Point:
     return timed(lambda: retrieval.scale(clip, captions))
 
 
+def train(ranks: int) -> Point:
+    """Train with processes that share each step; memory is all that the largest of them held."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "-m", "moongate", "train"]
+    subject = [str(pocket.example("teddyBear").training), "--category", "teddy bear", "--token", "<bear>"]
+    size = ["--steps", str(TRAIN_STEPS), "--batch", "4", "--accumulate", str(max(RANKS) // ranks), "--no-page"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bear.safetensors"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*launcher, *subject, *size, "--device", "cpu", "--dtype", "float32", "--out", str(out)]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        last = json.loads((out.with_suffix(".run") / "log.jsonl").read_text().splitlines()[-1])
+    children = getrusage(RUSAGE_CHILDREN)
+    return {
+        "seconds_per_step": round(8 / last["pictures_per_second"], 2),
+        "cpu_seconds": round(children.ru_utime + children.ru_stime, 1),
+        "rank_mb": children.ru_maxrss // 1024,
+    }
+
+
 def timed(work: Callable[[], Point]) -> Point:
-    """Do some work and return its seconds and its memory, with what it returned."""
-    before, began = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    """Do some work and return its seconds, those of the processor, and its memory, with what it returned."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, began, cpu = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()
     figures = work()
-    seconds, peak = time.perf_counter() - began, getrusage(RUSAGE_SELF).ru_maxrss
-    return {"seconds": round(seconds, 3), "peak_mb": round((peak - before) / 1024), **figures}
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    memory = {"added_mb": _memory_mb("VmHWM") - before}
+    return {**figures, "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), **memory}
+
+
+def _memory_mb(entry: str) -> int:
+    """Return a figure of the memory of this process, as Linux counts it."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{entry}:"))
+    return int(line.split()[1]) // 1024
 
 
 def measured(work: Callable[[int], Point], sizes: Sequence[int]) -> list[Point]:
@@ -82,6 +115,7 @@ def measured(work: Callable[[int], Point], sizes: Sequence[int]) -> list[Point]:
         theirs.close()
         points.append({"size": size, **ours.recv()})
         process.join()
+        print(json.dumps(points[-1]), file=sys.stderr, flush=True)
     return points
 
 
@@ -94,23 +128,23 @@ def extrapolated(points: Sequence[Point], size: float) -> Point:
     """Return the point of a larger size, on the straight lines through the last two."""
     before, last = points[-2:]
     share = (size - last["size"]) / (last["size"] - before["size"])
-    keys = ("index_seconds", "search_seconds", "disk_mb", "peak_mb")
+    keys = ("search_seconds", "disk_mb", "cpu_seconds", "added_mb")
     return {"size": size, **{key: round(last[key] + share * (last[key] - before[key]), 1) for key in keys}}
 
 
 def largest(points: Sequence[Point]) -> int:
     """Return how many captions fit into the memory of a usual computer, by the same straight line."""
     before, last = points[-2:]
-    mb_each = (last["peak_mb"] - before["peak_mb"]) / (last["size"] - before["size"])
-    return int(last["size"] + (MEMORY_GIB * 1024 - last["peak_mb"]) / mb_each) if mb_each > 0 else 0
+    mb_each = (last["added_mb"] - before["added_mb"]) / (last["size"] - before["size"])
+    return int(last["size"] + (MEMORY_GIB * 1024 - last["added_mb"]) / mb_each) if mb_each > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What to measure, and how to print it."""
 
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ("merge", "evaluate", "retrieve")
-    """merge, evaluate, retrieve."""
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ("merge", "evaluate", "retrieve", "train")
+    """merge, evaluate, retrieve, train."""
     captions: tuple[int, ...] = (10_000, 100_000)
     """Sizes of the index to measure, at least two."""
     json: bool = False
@@ -121,9 +155,10 @@ def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
     works: dict[str, tuple[Callable[[int], Point], Sequence[int]]] = {
-        "merge": (merge, CONCEPTS),
+        "merge": (merge, merging.CONCEPTS),
         "evaluate": (draw_and_measure, PICTURES),
         "retrieve": (index, options.captions),
+        "train": (train, RANKS),
     }
     figures: dict[str, Any] = {part: measured(*works[part]) for part in options.parts}
     if "retrieve" in figures:
@@ -132,7 +167,7 @@ def main() -> None:
             figures["retrieve_extrapolated"] = [extrapolated(points, EXTRAPOLATED_CAPTIONS)]
         figures["largest_index"] = largest(points)
     if options.json:
-        print(dumps(figures))
+        print(json.dumps(figures))
         return
     for part, points in figures.items():
         print(part)

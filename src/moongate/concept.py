@@ -323,8 +323,8 @@ class Concept:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that identify tensors, tokens and words; files without a checksum have the same."""
-        return digest(safetensors_bytes(*self._parts))
+        """Twelve hexadecimal digits of tensors, tokens and words; what a merge kept and checksums do not count."""
+        return digest(safetensors_bytes(*dataclasses.replace(self, kept={})._parts))
 
     @cached_property
     def file_bytes(self) -> bytes:

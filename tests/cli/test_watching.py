@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from moongate.cli.options import ModelOptions
 from moongate.errors import OptionError
 from moongate.pages import Page
 from moongate.run_page import Album
-from moongate.training import Step
+from moongate.training import Step, memory
 
 
 @pytest.fixture
@@ -109,3 +110,30 @@ def test_a_tracker_that_is_not_installed_is_named_before_any_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     assert f"needs the library {name}" in fails(capsys, train.but(tracker=name))
+
+
+def test_the_memory_is_said_before_a_training_and_too_little_of_it_stops_one(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asking = train.without("ignore_memory")
+    monkeypatch.setattr(memory, "available_memory", lambda _device: 1000)
+    monkeypatch.setattr(memory, "remedies", lambda _plan, _available: ["--recompute (0.1 GB)"])
+    message = fails(capsys, asking)
+    assert "It would fit with --recompute (0.1 GB). To try all the same, add --ignore-memory" in message
+    assert not (tmp_path / "bear.run").exists()
+    monkeypatch.setattr(memory, "available_memory", lambda _device: None)
+    run(asking.but(steps=1))
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Training takes about [\d.]+ MB of memory \(model [\d.]+ \w+, optimizer", said)
+
+
+def test_a_memory_that_cannot_be_computed_keeps_nobody_from_training(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(_plan: object) -> None:
+        raise RuntimeError("no fake kernel")
+
+    monkeypatch.setattr(memory, "needed", unknown)
+    run(train.without("ignore_memory").but(steps=1))
+    assert "could not be computed: no fake kernel." in capsys.readouterr().out
+    assert (tmp_path / "bear.safetensors").exists()

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.linalg
 import torch
@@ -15,6 +16,7 @@ from moongate.errors import BaseMismatchError, OptionError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import CONTEXTS
 from moongate.merging.neutral import neutral_captions, regularization_gram, weighted_grams
+from moongate.sampling import SampleOptions, sample
 
 
 def values_of_words(backbone: Backbone, concept: Concept, words: str, caption: str) -> torch.Tensor:
@@ -274,3 +276,22 @@ def test_neutral_captions_can_count_by_how_far_the_concepts_move_them(tiny: Back
     merged = merge(tiny, pair, options=options)
     assert merged.report.feasible
     assert merged.concept.record["neutral"] == "in-danger"
+
+
+@pytest.mark.slow
+def test_with_a_merge_on_pocket_the_empty_prompt_draws_what_the_base_draws() -> None:
+    """Pocket's width has room for all tokens of the empty prompt, so guidance subtracts what the base would."""
+    backbone = Backbone.load("pocket", device="cpu")
+    concepts = [invented(backbone, ("<one>", "bear"), seed=1), invented(backbone, ("<two>", "cat"), seed=2)]
+    merged = merge(backbone, concepts, options=MergeOptions(contexts=1))
+    assert merged.report.unconditional < 1e-12
+
+    def drawn(prompt: str) -> np.ndarray:
+        return next(iter(sample(backbone, [prompt], seeds=[0], options=SampleOptions(steps=2)))).image.astype(int)
+
+    prompts = ("", "photo of a cat")
+    before = [drawn(prompt) for prompt in prompts]
+    with merged.concept.applied(backbone):
+        empty, cat = (np.abs(drawn(prompt) - was) for prompt, was in zip(prompts, before, strict=True))
+    assert empty.max() <= 1  # the factors are stored in float32
+    assert cat.max() > 5

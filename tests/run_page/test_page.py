@@ -138,7 +138,7 @@ def test_an_album_replaces_a_picture_that_is_drawn_again_and_can_be_cleared(tmp_
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 seconds"), (40, "40 seconds"), (170, "3 minutes"), (9000, "2.5 hours")]
+    ("seconds", "text"), [(0.2, "2 seconds"), (40, "40 seconds"), (170, "3 minutes"), (9000, "2.5 hours")]
 )
 def test_times_are_in_units_that_people_use(seconds: float, text: str) -> None:
     assert duration(seconds) == text

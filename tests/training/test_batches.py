@@ -10,7 +10,7 @@ from moongate.backbone import Backbone
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError
 from moongate.training import batches as batches_module
-from moongate.training.batches import Batch, Batches
+from moongate.training.batches import Batch, Batches, encoded_at_once
 from moongate.training.method import METHODS
 from moongate.training.plan import Plan, TrainOptions
 
@@ -182,3 +182,7 @@ def test_the_shards_of_a_step_are_parts_of_the_whole_one(
     assert torch.equal(torch.cat([one.masks, two.masks]), whole.masks)
     assert one.counted == two.counted == whole.counted == 4 * whole.masks.sum()
     assert captions_of(one) + captions_of(two) == captions_of(whole)
+
+
+def test_fewer_large_pictures_are_encoded_together() -> None:
+    assert [encoded_at_once(side) for side in (64, 128, 256, 512, 768, 1024)] == [16, 16, 8, 2, 1, 1]

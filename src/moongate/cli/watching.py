@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from moongate.cli.terminal import progress_bar, readable, say
-from moongate.errors import OptionError, warn
+from moongate.errors import OptionError, first_line, warn
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -188,7 +188,13 @@ def say_memory(plan: "Plan", console: Console, *, is_ignored: bool) -> None:
 
     if is_ignored:
         return
-    need, available = needed(plan), available_memory(plan.backbone.device)
+    try:
+        need = needed(plan)
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        # A kernel of some device that fake tensors do not know must not keep anyone from training.
+        say(console, f"The memory that training takes could not be computed: {first_line(error)}")
+        return
+    available = available_memory(plan.backbone.device)
     there = f", {readable(available)} are there" if available is not None else ""
     parts = f"model {readable(need.weights)}, optimizer {readable(need.optimizer)}, one step {readable(need.step)}"
     say(console, f"Training takes about {readable(need.total)} of memory ({parts}){there}.")

@@ -57,7 +57,7 @@ def page_of(run_folder: Path, status: Status) -> Page:
 def duration(seconds: float) -> str:
     """Return a time for people to read: "40 seconds", "3 minutes", "1.5 hours"."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{max(2, round(seconds))} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 

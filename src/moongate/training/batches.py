@@ -23,10 +23,12 @@ from moongate.training.plan import Plan
 from moongate.training.ranks import Ranks
 from moongate.training.runs import seeded
 
-__all__ = ["ENCODE_AT_ONCE", "Batch", "Batches", "Prior"]
+__all__ = ["Batch", "Batches", "Prior", "encoded_at_once"]
 
 ENCODE_AT_ONCE = 16
-"""Regularization pictures that are encoded together: a compromise between speed and memory."""
+"""Largest number of regularization pictures, and of captions, that are encoded together."""
+PIXELS_AT_ONCE = 2 * 512 * 512
+"""Pixels of the regularization pictures that are encoded together: for SD 1.5 more would take more than a step does."""
 MOVED_AT_ONCE = 10
 """Steps whose latents and noise go to the device together."""
 BYTES_IN_MEMORY = 256_000_000
@@ -247,6 +249,11 @@ class Batches:
         return captions, numbers if self._fixed_text else torch.tensor(rows)
 
 
+def encoded_at_once(side_px: int) -> int:
+    """Return how many regularization pictures of a side are encoded together."""
+    return max(1, min(ENCODE_AT_ONCE, PIXELS_AT_ONCE // side_px**2))
+
+
 @lru_cache(maxsize=64)
 def _shuffled(count: int, seed: int, *label: object) -> list[int]:
     order: list[int] = torch.randperm(count, generator=seeded(seed, *label)).tolist()
@@ -292,9 +299,9 @@ def _all_encoded(plan: Plan) -> Prior | None:
 
 @torch.no_grad()
 def _encoded(regularization: Regularization, backbone: Backbone, side_px: int) -> Prior:
-    latents = []
-    for begin in range(0, len(regularization.pictures), ENCODE_AT_ONCE):
-        part = regularization.pictures[begin : begin + ENCODE_AT_ONCE]
+    latents, count = [], encoded_at_once(side_px)
+    for begin in range(0, len(regularization.pictures), count):
+        part = regularization.pictures[begin : begin + count]
         latents.append(backbone.encode_images(torch.stack([square(each, side_px) for each in part])))
     return Prior(latents=torch.cat(latents), text=_read(regularization.captions, backbone))
 

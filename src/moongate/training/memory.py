@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from moongate.backbone import Backbone, Conditioning
 from moongate.errors import OptionError, warn
-from moongate.training.batches import ENCODE_AT_ONCE
+from moongate.training.batches import encoded_at_once
 from moongate.training.optimizer import OPTIMIZERS
 from moongate.training.plan import Plan
 
@@ -200,13 +200,15 @@ def _peak(plan: Plan, setting: Setting, trained: set[str]) -> int:
 def _peak_of_encoding(backbone: Backbone, setting: Setting) -> int:
     """Return the most bytes that are alive at once while pictures are encoded."""
     vae = backbone.vae
-    kind = torch.float32 if vae.dtype == torch.float32 else setting.dtype
+    is_upcast = setting.dtype == torch.float16 and vae.config.get("force_upcast", False)  # as in `Backbone`
+    kind = torch.float32 if is_upcast else setting.dtype
+    count = max(setting.targets_per_step, encoded_at_once(setting.resolution_px))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fakes = {
             name: torch.empty(weight.shape, dtype=kind, device=weight.device) for name, weight in vae.named_parameters()
         }
         side = setting.resolution_px
-        images = torch.empty(ENCODE_AT_ONCE, 3, side, side, dtype=kind, device=vae.device)
+        images = torch.empty(count, 3, side, side, dtype=kind, device=vae.device)
         with _Live() as live:
             functional_call(_Encoding(vae), {f"vae.{name}": fake for name, fake in fakes.items()}, (images,))
     return live.peak
