@@ -187,7 +187,7 @@ def test_a_library_gives_the_concepts_that_prompts_name_and_keeps_their_merge(
     (library / "broken.safetensors").write_bytes(b"no concept")
     draw = command("generate", "a <rex> dog", library=library, count=1, steps=1, device="cpu")
     run(draw.but(out=tmp_path / "one"))
-    assert "broken.safetensors is skipped" in capsys.readouterr().out
+    assert "broken.safetensors is skipped" in capsys.readouterr().err
     (library / "broken.safetensors").unlink()
     both = "a <rex> dog and a <bear> teddy bear"
     run(draw.but(both, out=tmp_path / "merged"))
