@@ -241,7 +241,7 @@ def test_bad_input_to_train_is_named_before_any_work(
     assert "steps is 0" in fails(capsys, train.but(steps=0))
     assert "batch is 0" in fails(capsys, train.but(batch=0))
     assert "Unknown method 'magic'. Known: custom-diffusion" in fails(capsys, train.but(method="magic"))
-    assert "cannot be loaded" in fails(capsys, train.but(model=tmp_path / "nowhere"))
+    assert "There is no model" in fails(capsys, train.but(model=tmp_path / "nowhere"))
     assert "no picture or folder" in fails(capsys, train.but(regularization=tmp_path / "nowhere"))
     assert "no collection to retrieve from" in fails(capsys, train.but(regularization="retrieved"))
     nowhere = train.but(regularization="auto", collection=tmp_path / "nowhere")
