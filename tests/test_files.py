@@ -14,7 +14,9 @@ from moongate.files import (
     digest,
     exclusive,
     file_name,
+    leads_out,
     locked,
+    read_regular,
     remedy,
     replace_folder,
     try_lock,
@@ -221,3 +223,24 @@ def test_a_place_that_is_no_folder_is_refused_before_work(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="is no folder that you may write into"):
         check_writable(tmp_path / "file" / "below" / "bear.safetensors", overwrite=False)
+
+
+def test_a_regular_file_is_read_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1234")
+    assert read_regular(tmp_path / "a", at_most=4) == b"1234"
+    with pytest.raises(ValueError, match="at most 0 are read"):
+        read_regular(tmp_path / "a", at_most=3)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_regular(path, at_most=4)
+
+
+def test_a_link_leads_out_of_its_folder_or_not(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    links = {"in": "below", "self": "self", "out": "..", "far": "/etc/passwd", "beside": "../folder2", "lost": "gone"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    assert [name for name in links if leads_out(folder / name)] == ["out", "far", "beside"]
+    assert not leads_out(folder / "below")

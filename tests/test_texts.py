@@ -1,7 +1,29 @@
+import os
+from pathlib import Path
+
 import pytest
 
-from moongate.limits import MAX_TEXT_BYTES
-from moongate.texts import parse_json, parse_yaml
+from moongate.limits import MAX_TEXT_BYTES, MAX_YAML_CHARACTERS
+from moongate.texts import parse_json, parse_yaml, read_text
+
+
+def test_a_text_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9")
+    assert read_text(tmp_path / "a.txt") == "café"
+
+
+def test_other_encodings_devices_and_files_without_end_are_value_errors(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes("café".encode("latin1"))
+    with pytest.raises(ValueError, match="not text in UTF-8 .* at byte 3"):
+        read_text(tmp_path / "latin")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_text(path)
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(50 * 2**30)  # takes no room on the disk
+    with pytest.raises(ValueError, match="it has 53687 MB; at most 5 are read"):
+        read_text(tmp_path / "long")
 
 
 def test_plain_json_and_yaml_are_read() -> None:
@@ -16,6 +38,7 @@ def test_plain_json_and_yaml_are_read() -> None:
         "[" * 70 + "]" * 70,
         '{"a":' * 900 + "1" + "}" * 900,
         "[" + "9" * 5000 + "]",
+        str(2**64 + 1),
         '"\\ud800"',
         '{"\\udfff": 1}',
         "{torn",
@@ -39,6 +62,13 @@ def test_json_that_cannot_be_used_is_a_value_error(text: str) -> None:
         "!!python/object/apply:os.system [ls]",
         '"\\U00110000"',
         "9" * 5000,
+        "a: 0x" + "f" * 90,
+        "1:" * 400_000 + "1",  # to the base 60, in quadratic time
+        "!!int '1:1'",
+        "!!set {a, b}",
+        "!!binary AAAA",
+        "- " * 70,
+        "a" * (MAX_YAML_CHARACTERS + 1),
         '"\\ud800"',
         "a: &x [1, 1]\nb: [*x, *x]",
         "&x [*x]",

@@ -23,6 +23,7 @@ __all__ = [
     "check_energy",
     "compress",
     "low_rank",
+    "norm_of",
     "rank_of",
     "usual_energy",
 ]
@@ -89,7 +90,7 @@ def compress(concept: Concept, *, energy: float = 0.6) -> Compressed:
         OptionError: `energy` is out of range.
     """
     check_energy(energy)
-    unchanged = tuple(name for name, change in concept.deltas.items() if not _norm(change))
+    unchanged = tuple(name for name, change in concept.deltas.items() if not norm_of(change))
     changed = {name: change for name, change in concept.deltas.items() if name not in unchanged}
     weights = {name: _compressed(change, energy) for name, change in changed.items()}
     deltas = {name: weight.change for name, weight in weights.items()}
@@ -138,6 +139,11 @@ def low_rank(change: Dense | LowRank, rank: int) -> tuple[LowRank, float]:
     return _cut(_decomposed(change), rank)
 
 
+def norm_of(change: Dense | LowRank) -> float:
+    """Return the Frobenius norm of a change; low-rank factors are not multiplied out."""
+    return float((change.core() if isinstance(change, LowRank) else change.delta.double()).norm())
+
+
 def _decomposed(change: Dense | LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition of a change in float64; low-rank factors are not multiplied out."""
     if isinstance(change, Dense):
@@ -145,11 +151,6 @@ def _decomposed(change: Dense | LowRank) -> tuple[Tensor, Tensor, Tensor]:
     (left, upper), (right, lower) = torch.linalg.qr(change.up.double()), torch.linalg.qr(change.down.double().T)
     inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     return left @ inner_left, values, inner_right @ right.T
-
-
-def _norm(change: Dense | LowRank) -> float:
-    """Return the Frobenius norm of a change."""
-    return float((change.core() if isinstance(change, LowRank) else change.delta.double()).norm())
 
 
 def rank_of(values: Float[Tensor, " values"], energy: float) -> int:
@@ -171,7 +172,7 @@ class _Weight:
 
 
 def _compressed(change: Dense | LowRank, energy: float) -> _Weight:
-    norm = _norm(change)
+    norm = norm_of(change)
     if len(change.shape) != 2:
         return _Weight(change=change, squares=norm**2)
     kept: Dense | LowRank

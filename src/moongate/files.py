@@ -1,6 +1,7 @@
 """Writing files: atomically, never over a file that must stay, under names that every file system accepts.
 
-All files of the package are written here. The module knows nothing of what they hold.
+All files of the package are written here, and those of strangers are read through `read_regular`. The module knows
+nothing of what they hold.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +29,9 @@ __all__ = [
     "exclusive",
     "file_name",
     "free_path",
+    "leads_out",
     "locked",
+    "read_regular",
     "remedy",
     "replace_folder",
     "try_lock",
@@ -163,6 +167,30 @@ def _check_place(path: Path, parents: Iterable[Path]) -> None:
     place = next(parent for parent in parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise OptionError(f"{path} cannot be written, because {place} is no folder that you may write into.")
+
+
+def read_regular(path: Path, *, at_most: int) -> bytes:
+    """Return the content of a regular file; devices and pipes may have no end.
+
+    Args:
+        path: The file.
+        at_most: Largest number of bytes.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no regular file, or too large.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > at_most:
+        raise ValueError(f"it has {status.st_size / 1e6:.0f} MB; at most {at_most / 1e6:.0f} are read")
+    return path.read_bytes()
+
+
+def leads_out(path: Path) -> bool:
+    """Return whether a path is a link that leads out of its folder, for example to a private file of the reader."""
+    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(path.parent.resolve())
 
 
 def digest(*parts: bytes | str, length: int = 12) -> str:

@@ -24,6 +24,7 @@ from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
 from moongate.errors import OptionError, TokenError, warn
 from moongate.files import digest, file_name, write_atomically
+from moongate.limits import MAX_CAPTION_CHARACTERS
 from moongate.pages import png_bytes
 
 __all__ = [
@@ -223,8 +224,14 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
         kind: What messages call it.
 
     Raises:
+        OptionError: The prompt has more than `MAX_CAPTION_CHARACTERS`.
         TokenError: It names the first unknown token and the known ones, or a token in the part that is cut off.
     """
+    if len(prompt) > MAX_CAPTION_CHARACTERS:
+        raise OptionError(
+            f"The {kind} has {len(prompt)} characters; at most {MAX_CAPTION_CHARACTERS} are read. Shorten it: the text "
+            "encoder reads some 75 words."
+        )
     unknown = backbone.unknown_tokens(prompt)
     if unknown:
         known = ", ".join(backbone.known_tokens) or "none; give --concept"

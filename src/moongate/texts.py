@@ -1,15 +1,45 @@
-"""JSON and YAML from files, limited in length and depth, so that every text that cannot be read is a ValueError.
+"""Texts, JSON and YAML from files, limited in length and depth, so that each that cannot be read is a ValueError.
 
 The parsers of other libraries end in many kinds of exceptions: deep nesting exhausts the stack, and a few YAML aliases
 stand for more memory than there is.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
-from moongate.limits import MAX_DEPTH, MAX_TEXT_BYTES
+from moongate.files import read_regular
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DEPTH, MAX_INTEGER, MAX_TEXT_BYTES, MAX_YAML_CHARACTERS
 
-__all__ = ["parse_json", "parse_yaml"]
+__all__ = ["parse_json", "parse_yaml", "read_lines", "read_text"]
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no regular file, has more than `MAX_TEXT_BYTES`, or is not in UTF-8.
+    """
+    content = read_regular(path, at_most=MAX_TEXT_BYTES)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, each a caption or a prompt, without empty ones.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It cannot be read as `read_text` does, or a line has more than `MAX_CAPTION_CHARACTERS`.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    longest = max(map(len, lines), default=0)
+    if longest > MAX_CAPTION_CHARACTERS:
+        raise ValueError(f"a line has {longest} characters; at most {MAX_CAPTION_CHARACTERS} are read")
+    return lines
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -17,9 +47,9 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises:
         ValueError: The text is no JSON, is longer than `MAX_TEXT_BYTES` or deeper than `MAX_DEPTH`, or holds characters
-            that UTF-8 cannot hold.
+            that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
     """
-    _check_length(text)
+    _check_length(text, MAX_TEXT_BYTES)
     try:
         return _checked(json.loads(text))
     except RecursionError as error:
@@ -27,44 +57,57 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text of plain lists, mappings and scalars. Aliases are refused.
+    """Return the value of a YAML text of plain lists, mappings and scalars. Aliases and tags are refused.
 
     Raises:
-        ValueError: The text is no such YAML, is longer than `MAX_TEXT_BYTES` or deeper than `MAX_DEPTH`, or holds
-            characters that UTF-8 cannot hold.
+        ValueError: The text is no such YAML, is longer than `MAX_YAML_CHARACTERS` or deeper than `MAX_DEPTH`, or holds
+            characters that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
     """
     import yaml
 
-    _check_length(text)
+    _check_length(text, MAX_YAML_CHARACTERS)
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"it uses the alias *{event.anchor}; write the value again instead")
+            if getattr(event, "tag", None):
+                raise ValueError(f"it uses the tag {event.tag}; write plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+            if isinstance(event, yaml.ScalarEvent) and event.style is None and _is_long_number(event.value):
+                raise ValueError(f"it holds a number of {len(event.value)} characters; write text in quotes")
         return _checked(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except RecursionError as error:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"it holds a value that YAML cannot have ({error})") from error
 
 
-def _check_length(text: str | bytes) -> None:
-    if len(text) > MAX_TEXT_BYTES:
-        raise ValueError(f"it is longer than {MAX_TEXT_BYTES // 10**6} million characters")
+def _check_length(text: str | bytes, at_most: int) -> None:
+    if len(text) > at_most:
+        raise ValueError(f"it is longer than {at_most // 10**6} million characters")
+
+
+def _is_long_number(text: str) -> bool:
+    """Return whether a plain scalar may be a number that takes long to compute, such as 1:1:1:1 to the base 60."""
+    return len(text) > 100 and text[:1] in "+-.0123456789"
 
 
 def _checked(value: Any) -> Any:
-    """Return the value, unless it is too deep or holds a character that UTF-8 cannot hold."""
+    """Return the value, unless it is too deep, or holds a character that UTF-8 cannot hold or too large a number."""
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
                 item.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+            elif isinstance(item, int) and abs(item) > MAX_INTEGER:
+                raise ValueError(f"it holds a whole number of {item.bit_length()} bits; at most 64 are read")
             elif isinstance(item, dict):
                 below += [*item, *item.values()]
-            elif isinstance(item, list | tuple | set):
+            elif isinstance(item, list):
                 below += item
         if not below:
             return value

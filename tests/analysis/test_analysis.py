@@ -90,3 +90,18 @@ def test_an_edit_shows_the_maps_of_both_pictures_side_by_side(tiny: Backbone) ->
     assert [word for word, _ in after.words] == ["photo", "of", "a", "<bear>", "bear"]
     assert (before.picture.prompt, after.picture.prompt) == ("photo of a bear", "photo of a <bear> bear")
     np.testing.assert_allclose(after.words[-1][1], before.words[-1][1], atol=1e-5)
+
+
+def test_low_rank_factors_have_the_spectrum_and_norm_of_their_product_and_are_not_multiplied_out(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(iter(tiny.weights("cross-attention-kv")))
+    shape = tiny.parameter(name).shape
+    change = LowRank(up=torch.randn(shape[0], 3), down=torch.randn(3, shape[1]))
+    dense, low = (concept_of(tiny, {name: c}) for c in (Dense(delta=change.full()), change))
+    expected, moved = spectra(dense)[name].values, weight_changes(tiny, dense)[0].mean
+    monkeypatch.setattr(LowRank, "full", lambda _: pytest.fail("multiplied out"))
+    values = spectra(low)[name].values
+    torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+    assert len(values) == min(shape)
+    assert weight_changes(tiny, low)[0].mean == pytest.approx(moved, rel=1e-5)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from moongate.data.caption_files import first_text, read_captions
-from moongate.data.folders import gather
+from moongate.data.folders import contents, gather
 from moongate.errors import MoongateWarning, PictureError
 
 
@@ -89,7 +89,7 @@ def test_a_listing_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         captions(tmp_path)
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "0.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(PictureError, match=r"0.txt is not in UTF-8"):
+    with pytest.raises(PictureError, match=r"0.txt cannot be read: it is not text in UTF-8"):
         captions(tmp_path)
 
 
@@ -119,3 +119,24 @@ def test_pictures_in_kohyas_folders_have_their_captions(tmp_path: Path) -> None:
 def test_the_first_value_of_a_row_is_taken() -> None:
     assert first_text({"Text": ["a dog", "a cat"], "caption": None}, ("caption", "text")) == "a dog"
     assert first_text({"text": []}, ("text",)) == first_text({None: 1}, ("text",)) == ""
+
+
+def test_captions_and_listings_of_any_length_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "0.png")
+    photo = tmp_path / "0.png"
+    for name, content, message in (
+        ("0.txt", "x" * 20_001, "has 20001 characters; at most 20000 are read"),
+        ("metadata.jsonl", json.dumps({"file_name": "0.png", "caption": "x" * 20_001}), "has 20001 characters"),
+        ("metadata.jsonl", " " * 1_000_001, "has a line of more than 1000000 characters"),
+        ("metadata.csv", "a," * 1001 + "\n", "has more than 1000 columns"),
+        ("metadata.csv", "file_name,caption\n0.png," + "x" * 200_000, "is broken"),
+    ):
+        file = tmp_path / name
+        file.write_text(content)
+        with pytest.raises(PictureError, match=message):
+            read_captions([photo], [contents(tmp_path)])
+        with file.open("wb") as sparse:
+            sparse.truncate(50 * 2**30)  # takes no room on the disk
+        with pytest.raises(PictureError, match="at most 5 are read|a line of more than"):
+            read_captions([photo], [contents(tmp_path)])
+        file.unlink()

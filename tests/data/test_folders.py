@@ -90,3 +90,29 @@ def test_contents_are_sorted_by_kind(tmp_path: Path) -> None:
     assert names == [["a.png", "b.png"], ["a.mask.png"], ["a_seg.png"], ["x.bin"]]
     assert [path.name for path in here.captions] == ["a.TXT", "a.caption"]
     assert [path.name for path in here.listings] == ["metadata.jsonl", "Metadata.CSV"]
+
+
+@pytest.mark.parametrize("name", ["1.png", "0.mask.png", "0.txt", "metadata.jsonl", "10_dog"])
+def test_links_that_lead_out_of_a_folder_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(folder, "0.png")
+    picture(tmp_path, "private.png")
+    (folder / name).symlink_to(tmp_path if name == "10_dog" else tmp_path / "private.png")
+    with pytest.raises(PictureError, match=f"{name} is a link that leads out of its folder"):
+        gather(folder)
+    assert contents(folder).outside == (folder / name,)
+
+
+def test_links_within_a_folder_and_links_that_the_user_names_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(folder, "0.png")
+    (folder / "1.png").symlink_to("0.png")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "one.png").symlink_to(folder / "0.png")
+    assert [path.name for path in find_pictures([tmp_path / "link", tmp_path / "one.png"])] == [
+        "0.png",
+        "1.png",
+        "one.png",
+    ]

@@ -247,3 +247,22 @@ def test_a_damaged_picture_of_each_format_is_named(form: str) -> None:
         with contextlib.suppress(PictureError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read_picture(bytes(damaged[: random.integers(1, len(damaged) + 1)]), name="damaged")
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    assert read_picture(content).shape == (64, 64, 3)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(PictureError, match="more than 100 scans"):
+        read_picture(content[:-2] + scan * 200 + content[-2:])
+
+
+def test_a_picture_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    for suffix in ("png", "webp", "tiff", "avif"):
+        path = tmp_path / f"large.{suffix}"
+        with path.open("wb") as file:
+            file.truncate(20 * 2**30)  # takes no room on the disk
+        with pytest.raises(PictureError, match="has more than 500 MB"):
+            read_picture(path)

@@ -68,7 +68,10 @@ def test_a_caption_may_leave_a_place_for_the_words_of_the_subject(pictures: Path
 
 def test_a_caption_that_is_not_utf8_is_named_in_the_error(pictures: Path) -> None:
     (pictures / "1.txt").write_bytes(b"a <bear> in a caf\xe9")
-    with pytest.raises(PictureError, match=r"caption .*1.txt is not in UTF-8 .* Save it as UTF-8"):
+    with pytest.raises(
+        PictureError,
+        match=r"caption .*1.txt cannot be read: it is not text in UTF-8 .* Save it as a short text in UTF-8",
+    ):
         Subject.load(pictures, category="bear", token="<bear>")
 
 

@@ -43,7 +43,7 @@ def test_prompts_come_from_a_file_too(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds no prompt"):
         read_prompts(str(tmp_path / "empty.txt"))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 with {}")
-    with pytest.raises(OptionError, match=r"latin.txt is not UTF-8 .* at byte 3"):
+    with pytest.raises(OptionError, match=r"latin.txt cannot be read: it is not text in UTF-8 .* at byte 3"):
         read_prompts(str(tmp_path / "latin.txt"))
     with pytest.raises(OptionError, match="'nowhere' is neither a set of prompts .object, .* nor a file"):
         read_prompts("nowhere")

@@ -2,7 +2,6 @@
 
 import contextlib
 import pickle
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,35 +82,6 @@ def test_a_file_of_a_few_stray_bytes_is_named(tmp_path: Path, name: str) -> None
     (tmp_path / name).write_bytes(b"junk")
     with pytest.raises(ConceptFileError, match=f"{name} is neither a safetensors file nor a whole pickle"):
         interop.recognize(tmp_path / name)
-
-
-def packed(path: Path, *, size: int) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as parts:
-        parts.writestr("archive/data.pkl", b"\x80\x02}.")
-        parts.writestr("archive/data/0", b"\0" * size)
-    return path
-
-
-def test_a_pickle_whose_parts_are_packed_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    with pytest.raises(ConceptFileError, match="its parts are packed"):
-        open_content(packed(tmp_path / "bomb.pt", size=10**7))
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.zeros(1).expand(2**40),
-        torch.zeros(4).as_strided((2**20, 2**20), (0, 0)),
-        torch.eye(3).to_sparse(),
-        torch.zeros(3, dtype=torch.complex64),
-    ],
-    ids=["expanded", "strided", "sparse", "complex"],
-)
-def test_tensors_that_are_not_stored_in_full_are_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
-    for values in ({"a": tensor}, {"a": {"b": [tensor]}}):
-        torch.save(values, tmp_path / "odd.pt")
-        with pytest.raises(ConceptFileError, match=r"not stored in full|neither a safetensors|is refused"):
-            open_content(tmp_path / "odd.pt")
 
 
 def test_a_folder_called_like_a_file_of_weights_is_passed_over(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -10,6 +12,7 @@ from making import make_clip
 from moongate.backbone import Backbone
 from moongate.errors import CollectionError, MissingLibrary, OptionError
 from moongate.evaluation.networks.clip import Clip
+from moongate.files import exclusive
 from moongate.regularization import collection as module
 from moongate.regularization.collection import Collection, Hit, nearest
 from moongate.regularization.sources import Record, Skipped
@@ -188,4 +191,49 @@ def test_nothing_to_index_and_no_collection_are_said(
     assert not (tmp_path / "elsewhere").exists()
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(MissingLibrary, match=r"needs the library lancedb.*pip install '\.\[retrieve\]'"):
+        Collection.open(place)
+
+
+def test_a_collection_that_another_process_writes_is_left_alone(encoder: Clip, place: str) -> None:
+    build(records(3), encoder, place)
+    with exclusive(Path(place)), pytest.raises(OptionError, match=r"collection is in use by process \d+"):
+        build(records(6), encoder, place)
+    assert len(Collection.open(place)) == 3
+
+
+def test_a_doubled_collection_is_mended_by_the_next_run(encoder: Clip, place: str) -> None:
+    given = records(30)
+    collection = build(given[:20], encoder, place)
+    collection._table.add(collection._table.to_arrow().slice(0, 12))
+    assert len(collection) == 32
+    mended = build(given, encoder, place)
+    rows = mended._table.to_arrow()["key"].to_pylist()
+    assert sorted(rows) == sorted(record.key for record in given)
+
+
+def test_a_full_disk_while_indexing_is_said_and_the_next_run_continues(
+    encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CAPTIONS_AT_ONCE", 4)
+    add, calls = Collection._add, []
+
+    def full(self: Collection, *arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28)")
+        add(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Collection, "_add", full)
+    with pytest.raises(CollectionError, match=r"after 8 captions: .*No space left.* run the same command again"):
+        build(records(12), encoder, place)
+    monkeypatch.setattr(Collection, "_add", add)
+    assert len(Collection.open(place)) == 8
+    assert len(build(records(12), encoder, place)) == 12
+
+
+@pytest.mark.parametrize("facts", [b"", b"{}", b"[1]", b'{"encoder": "x", "clip": 1, "pictures": 0, "probe": "x"}'])
+def test_a_table_with_other_facts_is_no_collection(facts: bytes, place: str) -> None:
+    schema = pa.schema([("key", pa.string())], metadata={"moongate": facts})
+    lancedb.connect(place).create_table("captions", schema=schema)
+    with pytest.raises(CollectionError, match="was not made by `moongate retrieve index`"):
         Collection.open(place)

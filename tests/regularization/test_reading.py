@@ -97,7 +97,7 @@ def test_too_large_an_answer_is_refused(server: str, monkeypatch: pytest.MonkeyP
 
 def test_redirects_are_followed_and_a_loop_is_named(server: str) -> None:
     assert read_bytes(f"{server}/moved.png") == png(0)
-    with pytest.raises(PictureError, match="loop.png cannot be read"):
+    with pytest.raises(PictureError, match="loop.png leads to other addresses more than 5 times"):
         read_bytes(f"{server}/loop.png")
 
 
@@ -130,3 +130,15 @@ def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
     for place in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
         with pytest.raises(PictureError, match="is no regular file"):
             read_bytes(place)
+
+
+def test_an_address_that_leads_to_a_machines_own_services_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    for host in ("169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "100.100.100.200"):
+        with pytest.raises(PictureError, match="where a machine keeps facts about itself"):
+            read_bytes(f"http://{host}/latest/meta-data")
+    hosts = iter(["127.0.0.1", "169.254.169.254"])
+    monkeypatch.setattr(reading, "_addresses", lambda _host: [next(hosts)])
+    with pytest.raises(PictureError, match=r"moved.png leads to 169\.254"):
+        read_bytes(f"{server}/moved.png")

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from moongate.errors import CollectionError, MissingLibrary, MoongateWarning
+from moongate.errors import CollectionError, MissingLibrary, MoongateWarning, PictureError
+from moongate.regularization import reading
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_captions, read_source
 
@@ -349,3 +350,73 @@ def test_a_list_of_captions_in_another_encoding_is_named(tmp_path: Path) -> None
     (tmp_path / "captions.txt").write_bytes("café\n".encode("latin-1"))
     with pytest.raises(CollectionError, match="is not text in UTF-8"):
         list(read_captions(str(tmp_path / "captions.txt"), Skipped()))
+
+
+def header(name: bytes, size: int, kind: bytes = b"0") -> bytes:
+    """A header of a tar file; a size out of the usual range is written to the base 256, as GNU's program does."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[124:136] = (
+        b"%011o\0" % size
+        if 0 <= size < 8**11
+        else bytes([0x80 | 0x7F * (size < 0)]) + (size % 256**11).to_bytes(11, "big")
+    )
+    block[156:157], block[257:265] = kind, b"ustar  \0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        header(b"2.jpg", -512),
+        header(b"x", 2**40, b"x") + padded(b"x"),
+        header(b"x", 2**62, b"L") + padded(b"x"),
+        (header(b"x", 4, b"L") + padded(b"name")) * 2000,
+        header(b"x", 14, b"x") + padded(b"14 size=-1024\n") + header(b"2.jpg", 5) + padded(b"x"),
+    ],
+    ids=["negative", "long header", "endless name", "names of names", "negative by a header"],
+)
+def test_a_hostile_header_of_a_shard_ends_its_reading_and_not_the_indexing(hostile: bytes, tmp_path: Path) -> None:
+    first = header(b"0.png", len(png(0))) + padded(png(0)) + header(b"0.txt", 5) + padded(b"a dog")
+    (tmp_path / "a.tar").write_bytes(first + hostile + bytes(1024))
+    write_shard(tmp_path / "b.tar")
+    found, skipped = read(tmp_path)
+    assert found[0].caption == "a dog"
+    assert len(found) > 1
+    assert skipped.counts["broken shards, read up to the error"] == 1
+
+
+def test_links_that_lead_out_of_a_source_are_skipped_and_counted(tmp_path: Path) -> None:
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    outside.mkdir()
+    source.mkdir()
+    for folder in (outside, source):
+        (folder / "0.png").write_bytes(png(len(folder.name)))
+        (folder / "0.txt").write_text(f"a dog in the {folder.name}")
+    (source / "1.png").symlink_to(outside / "0.png")
+    (source / "below").symlink_to(outside)
+    found, skipped = read(source)
+    assert [record.caption for record in found] == ["a dog in the source"]
+    assert skipped.counts == {"links that lead out of their folder": 2}
+
+
+def test_row_groups_that_unpack_to_too_much_are_counted_and_the_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_ROW_GROUP_BYTES", 100_000)
+    pictures = [png(0), b"\0" * 1_000_000, png(2)]
+    table = pa.table({"caption": ["a dog", "a bomb", "a cat"], "image": pictures})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1, compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 20_000
+    found, skipped = read(tmp_path / "a.parquet")
+    assert [record.caption for record in found] == ["a dog", "a cat"]
+    assert read_bytes(found[1].picture) == png(2)
+    assert skipped.counts == {"row groups that are too large": 1}
+    with pytest.raises(PictureError, match="row group 2 has 1 values"):
+        read_bytes(found[1].picture.replace(":2", ":1"))

@@ -3,6 +3,7 @@
 The module computes; `analysis.page` writes what it found as files. It knows nothing of training.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.backbone.attention import recorded
-from moongate.compression import rank_of
-from moongate.concept import Concept
+from moongate.compression import norm_of, rank_of
+from moongate.concept import Concept, Dense, LowRank
 from moongate.editing import Edit, EditOptions, edit
 from moongate.errors import OptionError
 from moongate.sampling import Sample, SampleOptions, sample
@@ -84,7 +85,7 @@ def weight_changes(backbone: Backbone, concept: Concept) -> list[KindOfChange]:
         kind, layer = backbone.layer_kind(name), name.rpartition(".")[0]
         change = concept.deltas.get(name)
         moved, size = squares.setdefault(kind, {}).get(layer, (0.0, 0.0))
-        moved += float(change.full().double().square().sum()) if change else 0.0
+        moved += norm_of(change) ** 2 if change else 0.0
         squares[kind][layer] = moved, size + float(weight.double().square().sum())
         parameters[kind] = parameters.get(kind, 0) + weight.numel()
     changes = [
@@ -108,9 +109,8 @@ def spectra(concept: Concept) -> dict[str, Spectrum]:
     """
     result = {}
     for name, change in concept.deltas.items():
-        delta = change.full()
-        if delta.ndim > 1 and delta.any():
-            result[name] = Spectrum(values=torch.linalg.svdvals(delta.double().flatten(1)))
+        if len(change.shape) > 1 and norm_of(change):
+            result[name] = Spectrum(values=_singular_values(change))
     if not result:
         raise OptionError(
             "The concept changes no matrix: it has tokens alone, so there is no spectrum to show. Give a concept that "
@@ -183,6 +183,14 @@ def edit_maps(
         for image, prompt, words in both:
             result.append(WordMaps(picture=Sample(image=image, prompt=prompt, seed=edited.edit.seed), words=words))
     return result
+
+
+def _singular_values(change: Dense | LowRank) -> Float[Tensor, " values"]:
+    """Return all singular values of a change; low-rank factors are not multiplied out, and the values beyond are 0."""
+    matrix = change.core() if isinstance(change, LowRank) else change.delta.double().flatten(1)
+    values = torch.linalg.svdvals(matrix)
+    count = min(change.shape[0], math.prod(change.shape[1:]))
+    return torch.nn.functional.pad(values, (0, count - len(values)))
 
 
 def _kind_of_change(kind: str, squares: Mapping[str, tuple[float, float]], *, share: float) -> KindOfChange:

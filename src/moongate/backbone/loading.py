@@ -7,7 +7,6 @@ others. The module knows which kinds of models can be used, and nothing of what 
 
 import contextlib
 import logging
-import pickle
 import shlex
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,18 +16,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.loaders.single_file_utils import (
-    SingleFileComponentError,
-    fetch_diffusers_config,
-    load_single_file_checkpoint,
-)
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from moongate.backbone.hub import must_stay_offline
+from moongate.backbone.model_folder import FAMILIES, INDEX, WITHOUT, check_classes, check_folder
 from moongate.errors import BackboneError, BaseMismatchError, first_line
 from moongate.fingerprint import layout_of
 from moongate.summary import is_concept
@@ -36,30 +31,9 @@ from moongate.summary import is_concept
 __all__ = ["LOADING_ERRORS", "check_layouts", "denoiser_shapes", "load_pipeline", "located", "quiet"]
 
 SINGLE_FILES = (".safetensors", ".ckpt")
-INDEX = "model_index.json"
-WITHOUT: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
-    "StableDiffusionXLPipeline": {**WITHOUT, "add_watermarker": False},
-}
-"""The pipeline classes that can be used, and the parts of each that are left out. They are imported when a model is
-loaded, because diffusers and transformers print remarks on importing them too."""
-CLASSES: dict[str, tuple[str, frozenset[str]]] = {
-    "text_encoder": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
-    "text_encoder_2": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
-    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
-    "tokenizer_2": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
-    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
-    "vae": ("diffusers", frozenset({"AutoencoderKL", "AutoencoderTiny"})),
-}
-"""For each part its library and the classes that a model may name. Others can import a module of the model's author."""
-SCHEDULER = "scheduler"
-"""The part that may name any scheduler class of diffusers."""
-LOADING_ERRORS = (
-    *(OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ArithmeticError),
-    *(SingleFileComponentError, SafetensorError, pickle.UnpicklingError),
-)
-"""Raised by the libraries for a model that is missing, incomplete or of another kind."""
+LOADING_ERRORS: tuple[type[Exception], ...] = (Exception,)
+"""What the libraries raise for a model that is missing, damaged or of another kind: their own errors, and tokenizers
+raises `Exception` itself."""
 
 
 def located(model: str, *, downloads: bool) -> tuple[str, bool]:
@@ -112,7 +86,9 @@ def load_pipeline(
         if is_file and downloads and not Path(source).exists():
             downloads = _can_fetch(source, model)
         kind, index = _kind(source, model, downloads)
-        _check_classes(index, model)
+        check_classes(index, model)
+        if Path(source).is_dir():
+            check_folder(Path(source))
         how = {"dtype": dtype, "local_files_only": not downloads, **FAMILIES[kind.__name__]}
         try:
             if is_file:
@@ -122,6 +98,8 @@ def load_pipeline(
                 pipeline = kind.from_pretrained(model, trust_remote_code=False, **how)
             _check_whole(pipeline, model, source)
             pipeline.to(device)
+        except BackboneError:
+            raise
         except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
             raise _lacking(model, source) from error
         except LOADING_ERRORS as error:
@@ -141,9 +119,14 @@ def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[in
 
     Returns:
         The shapes, or None for a single file or a configuration that cannot be read: loading says what is wrong.
+
+    Raises:
+        BackboneError: The model folder may not be read (`backbone.model_folder`).
     """
     if model.endswith(SINGLE_FILES):
         return None
+    if Path(model).is_dir():
+        check_folder(Path(model))
     try:
         with quiet(), torch.device("meta"):
             kind = diffusers.UNet2DConditionModel
@@ -246,35 +229,6 @@ def _not_here(model: str) -> BackboneError:
         f"The model {model!r} is not on this machine. A file names it, and Moongate downloads only what you name "
         f"yourself. If you trust its author, add --model {shlex.quote(model)}."
     )
-
-
-def _check_classes(index: Mapping[str, Any], model: str) -> None:
-    """Refuse a model that names classes in which its author's own code could run."""
-    for part, entry in index.items():
-        if part.startswith("_") or not isinstance(entry, list) or part in FAMILIES[str(index["_class_name"])]:
-            continue
-        library, name = [*map(str, entry), "", ""][:2]
-        if part == SCHEDULER:
-            known = library == "diffusers" and _is_scheduler(name)
-        else:
-            expected, names = CLASSES.get(part, ("", frozenset()))
-            known = library == expected and name in names
-        if not known and entry != [None, None]:
-            raise BackboneError(
-                f"The model {model!r} names the class {library}.{name} for its {part!r}. Moongate loads only classes "
-                f"that run no code of the model's author: {_known_classes(part)}."
-            )
-
-
-def _is_scheduler(name: str) -> bool:
-    kind = getattr(diffusers, name, None)
-    return isinstance(kind, type) and issubclass(kind, SchedulerMixin)
-
-
-def _known_classes(part: str) -> str:
-    if part == SCHEDULER:
-        return "the schedulers of diffusers"
-    return ", ".join(sorted(CLASSES[part][1])) if part in CLASSES else f"the parts {', '.join(CLASSES)}, {SCHEDULER}"
 
 
 def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, downloads: bool) -> dict[str, Any]:

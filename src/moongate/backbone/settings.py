@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moongate.errors import BackboneError
-from moongate.texts import parse_json
+from moongate.texts import parse_json, read_text
 
 __all__ = ["SETTINGS_FILE", "Settings"]
 
@@ -53,8 +53,8 @@ class Settings:
         if not file.is_file():
             return cls()
         try:
-            content = parse_json(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content = parse_json(read_text(file))
+        except (OSError, ValueError) as error:
             raise BackboneError(f"{file} is not valid JSON ({error}). Correct it, or remove it.") from error
         if not isinstance(content, dict):
             raise BackboneError(f'{file} holds {_shown(content)}. It must be an object, such as {{"lr_scale": 2.0}}.')

@@ -265,17 +265,18 @@ def lines_of(file: Path, what: str) -> list[str]:
     """Return the lines of a text file, without empty ones and comments, which begin with #.
 
     Raises:
-        OptionError: The file is missing or not UTF-8.
+        OptionError: The file is missing or cannot be read.
     """
+    from moongate.texts import read_lines
+
     if not file.is_file():
         raise OptionError(f"There is no file of {what} {file}. Check the path.")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
+        return [line for line in read_lines(file) if not line.startswith("#")]
+    except ValueError as error:
         raise OptionError(
-            f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+            f"{file} cannot be read: {error}. Save it as UTF-8, with one of the {what} a line."
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def cache_folder() -> Path:

@@ -210,12 +210,12 @@ def subjects_from_file(path: Path) -> list[SubjectOptions]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is wrong.
     """
-    from moongate.texts import parse_json, parse_yaml
+    from moongate.texts import parse_json, parse_yaml, read_text
 
     if not path.is_file():
         raise OptionError(f"There is no file of concepts {path}. Check the path.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         entries = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except ValueError as error:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error

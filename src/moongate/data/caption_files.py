@@ -9,11 +9,12 @@ both texts; captions that fit no picture are reported too.
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moongate.data.folders import CAPTION_SUFFIXES, LISTINGS, Contents, contents, fits
 from moongate.errors import PictureError, listed, warn
-from moongate.texts import parse_json
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_COLUMNS, MAX_LINE_CHARACTERS
+from moongate.texts import parse_json, read_text
 
 __all__ = ["CAPTION_KEYS", "PICTURE_KEYS", "CaptionFiles", "first_text", "listing_rows", "read_captions"]
 
@@ -52,12 +53,17 @@ class CaptionFiles:
             rows: The photo's captions in listings, each after the name of its listing.
 
         Raises:
-            PictureError: A text is not in UTF-8.
+            PictureError: A text is not in UTF-8, or a caption has more than `MAX_CAPTION_CHARACTERS`.
         """
         texts = [(path.name, _text_of(path)) for path in self._text_files(photo)]
         captions = [(source, " ".join(text.split())) for source, text in (*texts, *rows)]
         captions = [(source, text) for source, text in captions if text]
-        for source, text in captions[1:]:
+        for source, text in captions:
+            if len(text) > MAX_CAPTION_CHARACTERS:
+                raise PictureError(
+                    f"The caption of {photo} in {source} has {len(text)} characters; at most {MAX_CAPTION_CHARACTERS} "
+                    "are read. Shorten it."
+                )
             if text != captions[0][1]:
                 first = f"{captions[0][1]!r} in {captions[0][0]}"
                 self.conflicts.append(f"{photo.name} has {first}, which counts, and {text!r} in {source}")
@@ -171,15 +177,17 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
         errors: What becomes of bytes that are not UTF-8: "strict" raises, "replace" replaces them.
 
     Raises:
-        PictureError: The file is not in UTF-8, or is broken as a table.
+        PictureError: The file is not in UTF-8, is broken as a table, or has a line of more than `MAX_LINE_CHARACTERS`.
     """
     try:
         with listing.open(encoding="utf-8-sig", errors=errors, newline="") as lines:
             if listing.suffix.lower() == TABLE_SUFFIX:
-                table = csv.DictReader(lines)
+                table = csv.DictReader(_lines(lines, listing))
+                if len(table.fieldnames or ()) > MAX_COLUMNS:
+                    raise PictureError(f"The listing {listing} has more than {MAX_COLUMNS} columns. {_remedy(listing)}")
                 yield from ((table.line_num, row) for row in table)
             else:
-                yield from _json_rows(lines)
+                yield from _json_rows(_lines(lines, listing))
     except UnicodeDecodeError as error:
         raise PictureError(f"The listing {listing} is not in UTF-8 ({error.reason}). Save it as UTF-8.") from error
     except csv.Error as error:
@@ -192,6 +200,16 @@ def first_text(row: Mapping[Any, Any], keys: Sequence[str]) -> str:
     value = next((lower[key] for key in keys if lower.get(key)), None)
     value = next(iter(value), None) if isinstance(value, list) else value
     return "" if value is None else str(value)
+
+
+def _lines(file: TextIO, listing: Path) -> Iterator[str]:
+    """Yield the lines of a listing. Raises PictureError for one that is too long, of which no more is read."""
+    while line := file.readline(MAX_LINE_CHARACTERS + 1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise PictureError(
+                f"The listing {listing} has a line of more than {MAX_LINE_CHARACTERS} characters. {_remedy(listing)}"
+            )
+        yield line
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
@@ -207,9 +225,9 @@ def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | 
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PictureError(f"The caption {path} is not in UTF-8 ({error.reason}). Save it as UTF-8.") from error
+        return read_text(path)
+    except ValueError as error:
+        raise PictureError(f"The caption {path} cannot be read: {error}. Save it as a short text in UTF-8.") from error
 
 
 def _remedy(listing: Path) -> str:

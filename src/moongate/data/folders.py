@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from moongate.errors import PictureError, listed, warn
+from moongate.files import leads_out
 
 __all__ = [
     "CAPTION_SUFFIXES",
@@ -82,6 +83,8 @@ class Contents:
     unread: tuple[Path, ...] = ()
     """Files of unknown kind."""
     subfolders: tuple[Path, ...] = ()
+    outside: tuple[Path, ...] = ()
+    """Links that lead out of the folder, which are not read: they may show a private file of the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,9 @@ class Gathered:
 def contents(folder: Path) -> Contents:
     """Return what lies in a folder, by kind; in subfolders nothing is looked at."""
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") or _is_picture(path))
+    outside = [path for path in paths if leads_out(path)]
+    paths = [path for path in paths if path not in outside]
+    outside = [path for path in outside if _is_picture(path) or path.is_dir() or _is_text(path)]
     files = [path for path in paths if path.is_file()]
     photos, masks, companions = _by_kind([path for path in files if _is_picture(path)])
     others = [path for path in files if not _is_picture(path)]
@@ -110,6 +116,7 @@ def contents(folder: Path) -> Contents:
         listings=tuple(sorted(listings, key=lambda path: LISTINGS.index(path.name.casefold()))),
         unread=tuple(path for path in others if path not in captions + listings and not _is_passed_over(path)),
         subfolders=tuple(path for path in paths if path.is_dir() and path.name.casefold() not in _FOLDERS_PASSED_OVER),
+        outside=tuple(outside),
     )
 
 
@@ -128,7 +135,8 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
         pictures: A folder, or files and folders.
 
     Raises:
-        PictureError: A file or folder does not exist, there is no photo, or a mask has no photo of its name.
+        PictureError: A file or folder does not exist, there is no photo, a mask has no photo of its name, or a link
+            leads out of a folder.
     """
     places = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(path) for path in pictures]
     folders: list[Contents] = []
@@ -156,6 +164,7 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
 def masks_beside(photo: Path) -> list[Path]:
     """Return the masks of a photo: `photo.mask.png` or `photo-masklabel.png`, whatever their format."""
     files = [path for path in sorted(photo.parent.iterdir()) if _is_picture(path) and path.is_file()]
+    files = [path for path in files if path == photo or not leads_out(path)]
     stems = {path.stem for path in files if not _mask_base(path)}
     return [path for path in files if fits(_mask_base(path), photo.stem, stems)]
 
@@ -171,6 +180,10 @@ def _is_picture(path: Path) -> bool:
     """Return whether a file is a photo, a mask or a companion. A mask in an unknown format is one, not to be missed."""
     suffix = path.suffix.lower()
     return suffix in SUFFIXES or (bool(_mask_base(path)) and suffix not in (*CAPTION_SUFFIXES, *_PASSED_OVER))
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() in CAPTION_SUFFIXES or path.name.casefold() in LISTINGS
 
 
 def _is_passed_over(path: Path) -> bool:
@@ -200,8 +213,12 @@ def _by_kind(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]
 
 
 def _whole_folder(place: Path) -> list[Contents]:
-    """Return the contents of a folder and of kohya's folders in it. Raises PictureError if there is no photo."""
+    """Return the contents of a folder and of kohya's folders in it; raise PictureError as `gather` does."""
     here = contents(place)
+    if here.outside:
+        raise PictureError(
+            f"{here.outside[0]} is a link that leads out of its folder. Replace it by a copy, or remove it."
+        )
     below = [contents(folder) for folder in here.subfolders]
     repeated = [folder for folder in below if _REPEATED.fullmatch(folder.folder.name) and folder.photos]
     if not here.photos and not repeated:

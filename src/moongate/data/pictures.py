@@ -21,7 +21,7 @@ from torch import Tensor
 from moongate.data.folders import masks_beside
 from moongate.errors import PictureError, listed
 from moongate.extras import library
-from moongate.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
+from moongate.limits import MAX_PICTURE_BYTES, MAX_PIXELS, MAX_SCANS, MAX_SIDE_PX, MIN_SIDE_PX
 
 __all__ = [
     "SAME_ABOVE",
@@ -246,17 +246,19 @@ def _opened(file: Path | bytes, name: str) -> Image.Image:
     if isinstance(file, Path):
         if not file.is_file():
             raise PictureError(f"There is no picture {name}, or it is no regular file. Check the path.")
-        with file.open("rb") as content:
-            start = content.read(12)
-    else:
-        start = file[:12]
+        if file.stat().st_size > MAX_PICTURE_BYTES:
+            raise PictureError(f"{name} has more than {MAX_PICTURE_BYTES // 10**6} MB. Shrink it, or save it as JPEG.")
+        file = file.read_bytes()
+    start = file[:12]
+    if start.startswith(b"\xff\xd8") and file.count(b"\xff\xda") > MAX_SCANS:
+        raise PictureError(f"{name} is a JPEG of more than {MAX_SCANS} scans, as no camera writes. Save it as PNG.")
     formats: tuple[str, ...] = _FORMATS
     if Path(name).suffix.lower() in _HEIC or (start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS):
         library("pillow_heif").register_heif_opener()
         formats = (*_FORMATS, "HEIF")
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+        return Image.open(io.BytesIO(file), formats=formats)
 
 
 def _too_large(name: str) -> PictureError:

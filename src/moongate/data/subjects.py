@@ -19,6 +19,7 @@ from moongate.data.folders import gather
 from moongate.data.pictures import read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
+from moongate.limits import MAX_CAPTION_CHARACTERS
 
 __all__ = ["Regularization", "Subject"]
 
@@ -31,7 +32,7 @@ class Subject:
 
     Raises:
         OptionError: The category is empty.
-        PictureError: There are no pictures, or the masks do not fit them.
+        PictureError: There are no pictures, the masks do not fit them, or a caption is too long.
         TokenError: A caption lacks the token.
     """
 
@@ -59,6 +60,7 @@ class Subject:
             raise PictureError(
                 f"{len(self.pictures)} pictures and {len(self.masks)} masks were given. Give each picture a mask."
             )
+        _check_lengths(self.captions)
         for caption in self.captions:
             if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
@@ -139,7 +141,7 @@ class Regularization:
     """Captioned pictures of the same category, which keep the model's knowledge of it (paper, Sec. 3.2).
 
     Raises:
-        PictureError: There are no pictures.
+        PictureError: There are no pictures, or a caption is too long.
     """
 
     pictures: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
@@ -152,6 +154,7 @@ class Regularization:
     def __post_init__(self) -> None:
         if not self.pictures:
             raise PictureError("There are no regularization pictures. Give a folder that has some, or 'generated'.")
+        _check_lengths(self.captions)
 
     @classmethod
     def load(
@@ -198,6 +201,14 @@ class Regularization:
 
 def _words(token: str | None, category: str) -> str:
     return f"{token} {category}" if token else category
+
+
+def _check_lengths(captions: Sequence[str]) -> None:
+    longest = max(map(len, captions), default=0)
+    if longest > MAX_CAPTION_CHARACTERS:
+        raise PictureError(
+            f"A caption has {longest} characters; at most {MAX_CAPTION_CHARACTERS} are read. Shorten it."
+        )
 
 
 def _content(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Iterable[bytes]:

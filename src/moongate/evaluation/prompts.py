@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError
+from moongate.texts import read_lines
 
 __all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts", "without_tokens"]
 
@@ -85,9 +86,8 @@ def without_tokens(prompt: str, categories: Mapping[str, str]) -> str:
 
 
 def prompt_lines(file: Path) -> list[str]:
-    """Return the lines of a file that hold text. Raises OptionError when it is not in UTF-8."""
+    """Return the lines of a file that hold text. Raises OptionError when it cannot be read."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
-    return [line.strip() for line in lines if line.strip()]
+        return read_lines(file)
+    except ValueError as error:
+        raise OptionError(f"{file} cannot be read: {error}. Save it as UTF-8, with a prompt in each line.") from error

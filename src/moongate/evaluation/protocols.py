@@ -11,7 +11,7 @@ from typing import Any
 
 from moongate.errors import OptionError, listed
 from moongate.evaluation.prompts import PLACE, prompt_lines
-from moongate.texts import parse_json
+from moongate.texts import parse_json, read_text
 
 __all__ = ["PROTOCOLS", "Protocol", "read_protocol"]
 
@@ -99,7 +99,7 @@ def _entries(folder: Path, listing: str) -> list[_Entry]:
     if not file.is_file():
         raise OptionError(f"{folder} holds no {listing}. Give the folder customconcept101 of the original repository.")
     try:
-        rows = parse_json(file.read_bytes())
+        rows = parse_json(read_text(file))
         return [_entry(folder, row if isinstance(row, list) else [row]) for row in rows]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise OptionError(f"{file} does not have the layout of CustomConcept101 ({error!r}).") from error

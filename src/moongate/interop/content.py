@@ -1,27 +1,24 @@
 """What a file holds before its format is known. Reading runs no code from the file.
 
-A `.safetensors` file is recognized by its bytes, not by its name. Everything else is read as a pickle by PyTorch with
-`weights_only=True`, which builds tensors and plain containers and refuses everything else. Pickles are written only
-for formats whose own layout is a pickle, and hold tensors and plain containers.
+A `.safetensors` file is recognized by its bytes, not by its name. Everything else is read as a pickle of tensors
+(`moongate.pickles`). Pickles are written only for formats whose own layout is a pickle, and hold tensors and plain
+containers.
 """
 
 import io
 import pickle
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import ParameterDict
 
 from moongate.errors import ConceptFileError, listed
-from moongate.limits import MAX_DEPTH, MAX_TENSORS
+from moongate.files import read_regular
+from moongate.limits import MAX_TEXT_BYTES
+from moongate.pickles import UNREADABLE, read_pickle
 from moongate.tensor_files import read_tensors
 from moongate.texts import parse_json
 
@@ -29,11 +26,6 @@ __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", 
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """The suffixes of files that are read in a folder. Of two files with one stem, the first suffix in this order wins."""
-UNREADABLE = (
-    *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError),
-    *(struct.error, SafetensorError),
-)
-"""What `torch.load` raises for files that are no pickle. It trusts the suffix, and reads some as safetensors."""
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file with the settings of an adapter, in the folder of its weights."""
 
@@ -131,6 +123,13 @@ def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def _adapter(config: Path) -> dict[str, Any]:
+    try:
+        return read_json(read_regular(config, at_most=MAX_TEXT_BYTES), config)
+    except (OSError, ValueError) as error:
+        raise ConceptFileError(f"{config} cannot be read ({error}). Copy or download it again.") from error
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().float().cpu().clone()
@@ -147,7 +146,7 @@ def _open(path: Path) -> Content:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
     config = path.with_name(ADAPTER_CONFIG)
-    adapter = read_json(config.read_bytes(), config) if config.is_file() else {}
+    adapter = _adapter(config) if config.is_file() else {}
     if not is_safetensors:
         return Content(path=path, values=_unpickled(path), adapter=adapter)
     values, header = read_tensors(path)
@@ -155,12 +154,8 @@ def _open(path: Path) -> Content:
 
 
 def _unpickled(path: Path) -> Mapping[Any, Any]:
-    _check_stored(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
-            with torch.serialization.safe_globals([ParameterDict]):  # a container of the first textual inversions
-                values = torch.load(path, map_location="cpu", weights_only=True)
+        values = read_pickle(path)
     except pickle.UnpicklingError as error:
         raise ConceptFileError(
             f"{path} is refused: it is no plain file of tensors, but a pickle that would run code when opened, or "
@@ -169,57 +164,15 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
     except UNREADABLE as error:
         raise ConceptFileError(
             f"{path} is neither a safetensors file nor a whole pickle of tensors ({_reason(error)}). Copy or download "
-            "it again."
+            "it again, or ask its author for a safetensors file."
         ) from error
     if not isinstance(values, Mapping):
         raise ConceptFileError(f"{path} holds a {type(values).__name__}, not weights by name.")
-    _check_tensors(values, path)
     return values
 
 
-def _check_stored(path: Path) -> None:
-    """Refuse a zip file with packed parts: PyTorch never packs them, and a few bytes unpack to any size."""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            packed = [part for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
-            size = sum(part.file_size for part in parts.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error):
-        return  # no zip file: PyTorch says what it is
-    if packed or size > path.stat().st_size:
-        raise ConceptFileError(
-            f"{path} is no plain file of tensors: its parts are packed to less than their size, as PyTorch never does. "
-            "Ask its author for a safetensors file."
-        )
-
-
-def _check_tensors(values: Any, path: Path) -> None:
-    """Refuse tensors that would take more memory than is stored for them, and those of unusual layouts and numbers."""
-    level, count = [values], 0
-    for _ in range(MAX_DEPTH):
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, Tensor):
-                plain = value.layout == torch.strided and not value.is_complex() and not value.is_quantized
-                if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                    raise ConceptFileError(
-                        f"{path} holds a tensor of the shape {tuple(value.shape)} that is not stored in full. Ask its "
-                        "author for a safetensors file."
-                    )
-                count += 1
-            elif isinstance(value, Mapping):
-                below += value.values()
-            elif isinstance(value, list | tuple):
-                below += value
-        if count > MAX_TENSORS or len(below) > 10 * MAX_TENSORS:
-            raise ConceptFileError(f"{path} holds more than {MAX_TENSORS} tensors, which are not read.")
-        if not below:
-            return
-        level = below
-    raise ConceptFileError(f"{path} is nested more than {MAX_DEPTH} deep. Ask its author for a safetensors file.")
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return PyTorch's reason for refusing a file, without its advice to load the file all the same."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if "Unsupported" in line or "Trying to" in line]
-    return (reasons or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+    return (reasons or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")[:300]

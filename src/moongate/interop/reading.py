@@ -21,7 +21,7 @@ from moongate.interop.formats.contract import Format, Parts
 from moongate.interop.full_weights import changes_against
 from moongate.interop.initialization import subtracted
 from moongate.interop.layers import kinds_of
-from moongate.interop.tokens import bracketed, names_of_vectors
+from moongate.interop.tokens import bracketed, check_number, names_of_vectors
 from moongate.tensor_files import check_finite
 
 __all__ = ["Imported", "Recognized", "read", "recognize"]
@@ -269,6 +269,7 @@ def _ignored(contents: Sequence[Content], recognized: Sequence[tuple[Content, Fo
 
 def _united(path: Path, parts: Sequence[Parts]) -> Parts:
     """Return what several files of `path` hold together, without their notes."""
+    check_number(sum(len(part.tokens) for part in parts))
     tokens = [{bracketed(token): rows for token, rows in part.tokens.items()} for part in parts]
     return Parts(
         weights=_joined(path, [part.weights for part in parts]),

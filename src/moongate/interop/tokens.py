@@ -21,6 +21,7 @@ __all__ = [
     "Words",
     "bracketed",
     "bundled_words",
+    "check_number",
     "file_stems",
     "free_stem",
     "names_of_vectors",
@@ -84,6 +85,7 @@ def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
         matrices = _matrices(name, {key: value for key, value in values.items() if key not in outputs})
         tokens = _free_tokens(bracketed(name), len(matrices[0]), rows)
         rows |= {token: tuple(matrix[index] for matrix in matrices) for index, token in enumerate(tokens)}
+        check_number(len(rows))
         if tokens[0] != bracketed(name):
             notes.append(f"There are two words {bracketed(name)}; that of {name!r} is read as {tokens[0]}.")
         if len(tokens) > 1:
@@ -146,10 +148,16 @@ def rows_of(vector: Any) -> Float[Tensor, "n width"]:
     if not (isinstance(vector, Tensor) and vector.is_floating_point() and vector.ndim in (1, 2) and vector.numel()):
         what = f"of the shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
         raise ConceptFileError(f"The row of a token is {what}; it must be one vector, or several of one width.")
-    if vector.ndim == 2 and len(vector) > MAX_TOKENS:
-        raise ConceptFileError(f"A word has {len(vector)} vectors; at most {MAX_TOKENS} are read.")
+    if vector.ndim == 2:
+        check_number(len(vector))
     matrix = vector.detach().float().clone()
     return matrix[None] if matrix.ndim == 1 else matrix
+
+
+def check_number(tokens: int) -> None:
+    """Raise ConceptFileError if a file holds more tokens, or vectors of words, than are read."""
+    if tokens > MAX_TOKENS:
+        raise ConceptFileError(f"The file holds {tokens} or more vectors of words; at most {MAX_TOKENS} are read.")
 
 
 def bracketed(name: str) -> str:

@@ -27,6 +27,7 @@ from moongate.extras import library
 from moongate.files import exclusive
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped
+from moongate.texts import parse_json
 
 __all__ = ["READ_AT_ONCE", "Collection", "Hit", "nearest"]
 
@@ -68,14 +69,17 @@ class Collection:
     def __init__(self, place: str, table: Any) -> None:
         self.place = place
         self._table = table
-        facts = json.loads((table.schema.metadata or {}).get(b"moongate", b"{}"))
-        if not facts:
-            raise CollectionError(f"The table in {place} was not made by `moongate retrieve index`. Index its source.")
-        self.encoder_name: str = facts["encoder"]
-        self.made_by_clip: bool = facts["clip"]
-        """Whether a CLIP model made it, rather than the text encoder of a backbone."""
-        self.has_pictures: bool = facts["pictures"]
-        self._probe: list[float] = facts["probe"]
+        try:
+            facts = parse_json((table.schema.metadata or {})[b"moongate"])
+            self.encoder_name = str(facts["encoder"])
+            self.made_by_clip = bool(facts["clip"])
+            """Whether a CLIP model made it, rather than the text encoder of a backbone."""
+            self.has_pictures = bool(facts["pictures"])
+            self._probe = [float(value) for value in facts["probe"]]
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            raise CollectionError(
+                f"The table in {place} was not made by `moongate retrieve index`. Index its source."
+            ) from error
 
     @classmethod
     def open(cls, place: str) -> Self:
@@ -93,7 +97,7 @@ class Collection:
             if "://" not in place and not Path(place).is_dir():  # LanceDB would create it
                 raise FileNotFoundError(place)
             return cls(place, lancedb.connect(place).open_table(TABLE))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             raise CollectionError(
                 f"There is no collection in {place}. Make one with `moongate retrieve index SOURCE --out {place}`."
             ) from error

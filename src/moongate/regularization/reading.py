@@ -6,11 +6,14 @@ https://host/0001.jpg            fetched when it is needed
 /data/part.parquet#image:17      a row of a column
 """
 
+import contextlib
+import ipaddress
 import queue
 import re
-import stat
+import socket
 import threading
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate
@@ -21,13 +24,23 @@ from huggingface_hub import get_session
 
 from moongate.errors import PictureError, first_line
 from moongate.extras import library
-from moongate.limits import MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_S, MAX_SILENCE_S
+from moongate.files import read_regular
+from moongate.limits import (
+    MAX_DOWNLOAD_BYTES,
+    MAX_DOWNLOAD_S,
+    MAX_REDIRECTS,
+    MAX_ROW_GROUP_BYTES,
+    MAX_ROW_GROUP_VALUES,
+    MAX_SILENCE_S,
+)
 
-__all__ = ["read_bytes", "read_regular"]
+__all__ = ["check_row_group", "read_bytes"]
 
 ROW_GROUPS_KEPT = 4
 """Row groups of Parquet files that stay in memory. Hits of a search are in no order, so that the pictures of one row
 group are asked for again and again."""
+METADATA_SERVICES = ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+"""Where Amazon, Alibaba, Azure and Oracle tell a machine its passwords, besides the link-local 169.254.169.254."""
 _reading_parquet = threading.Lock()
 """Held while a row group is read, so that parallel readers of one group read it once."""
 
@@ -48,24 +61,9 @@ def read_bytes(picture: str) -> bytes:
                 return content.read(min(int(shard[3]), MAX_DOWNLOAD_BYTES))
         if table := re.fullmatch(r"(.*\.parquet)#(.+):(\d+)", picture):
             return _parquet_row(Path(table[1]), table[2], int(table[3]))
-        return read_regular(Path(picture))
-    except (OSError, ValueError, OverflowError, TypeError, LookupError) as error:
+        return read_regular(Path(picture), at_most=MAX_DOWNLOAD_BYTES)
+    except (OSError, ValueError, OverflowError, TypeError, LookupError, RuntimeError) as error:
         raise PictureError(f"{picture} cannot be read ({error}).") from error
-
-
-def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file of at most `MAX_DOWNLOAD_BYTES`; devices and pipes may have no end.
-
-    Raises:
-        OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file, or too large.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
-    if status.st_size > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES // 10**6} MB")
-    return path.read_bytes()
 
 
 def _fetched(url: str) -> bytes:
@@ -95,22 +93,48 @@ def _fetched(url: str) -> bytes:
 
 
 def _streamed(url: str) -> bytes:
-    """Fetch an address with the client of the hub, which follows redirects and knows proxies and certificates."""
+    """Fetch an address with the client of the hub, which knows proxies and certificates, and follow where it leads."""
     client = get_session()
     http: Any = import_module(type(client).__module__.partition(".")[0])  # httpx, or the successor of the same API
     content, last = bytearray(), time.monotonic() + MAX_DOWNLOAD_S
+    request = client.build_request("GET", url, headers={"User-Agent": "moongate"}, timeout=MAX_SILENCE_S)
     try:
-        with client.stream(
-            "GET", url, headers={"User-Agent": "moongate"}, timeout=MAX_SILENCE_S, follow_redirects=True
-        ) as answer:
-            answer.raise_for_status()
-            for part in answer.iter_bytes():
-                content += part
-                if len(content) > MAX_DOWNLOAD_BYTES or time.monotonic() > last:
-                    raise _over_limits(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            _check_host(request.url.host, url)
+            with contextlib.closing(client.send(request, stream=True, follow_redirects=False)) as answer:
+                if answer.next_request is None:
+                    answer.raise_for_status()
+                    for part in answer.iter_bytes():
+                        content += part
+                        if len(content) > MAX_DOWNLOAD_BYTES or time.monotonic() > last:
+                            raise _over_limits(url)
+                    return bytes(content)
+                request = answer.next_request
     except (http.HTTPError, http.InvalidURL, OSError, ValueError) as error:
+        if isinstance(error, PictureError):
+            raise
         raise PictureError(f"{url} cannot be read ({first_line(error)})") from error
-    return bytes(content)
+    raise PictureError(f"{url} leads to other addresses more than {MAX_REDIRECTS} times.")
+
+
+def _check_host(host: str, url: str) -> None:
+    """Raise PictureError for the addresses at which machines in data centers keep their passwords.
+
+    A listing could name one, or an address that leads there. A host whose name is not known here is left to the client,
+    which may have a proxy.
+    """
+    for address in map(ipaddress.ip_address, _addresses(host)):
+        plain = getattr(address, "ipv4_mapped", None) or address
+        if plain.is_link_local or str(plain) in METADATA_SERVICES:
+            raise PictureError(f"{url} leads to {address}, where a machine keeps facts about itself; it is not read.")
+
+
+def _addresses(host: str) -> list[str]:
+    """Return the addresses of a host; none if its name is not known here."""
+    try:
+        return [str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)]
+    except (OSError, UnicodeError):
+        return []
 
 
 def _over_limits(url: str) -> PictureError:
@@ -139,4 +163,22 @@ def _group_ends(file: Path, changed_ns: int) -> list[int]:
 @lru_cache(maxsize=ROW_GROUPS_KEPT)
 def _row_group(file: Path, changed_ns: int, group: int, column: str) -> Any:
     """Return a column of a row group; `changed_ns` makes a file that was replaced another file."""
-    return library("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[column])[column]
+    table = library("pyarrow.parquet").ParquetFile(file)
+    check_row_group(table.metadata, group, [column])
+    return table.read_row_group(group, columns=[column])[column]
+
+
+def check_row_group(metadata: Any, group: int, columns: Sequence[str]) -> None:
+    """Check that columns of a row group of a Parquet file may be read.
+
+    Raises:
+        ValueError: A column would unpack to more than `MAX_ROW_GROUP_BYTES` or `MAX_ROW_GROUP_VALUES`.
+    """
+    parts = metadata.row_group(group)
+    for part in (parts.column(index) for index in range(parts.num_columns)):
+        is_read = part.path_in_schema.partition(".")[0] in columns
+        if is_read and (part.total_uncompressed_size > MAX_ROW_GROUP_BYTES or part.num_values > MAX_ROW_GROUP_VALUES):
+            raise ValueError(
+                f"row group {group + 1} has {part.num_values} values of {part.total_uncompressed_size / 1e6:.0f} MB in "
+                f"{part.path_in_schema}; write it in groups of at most {MAX_ROW_GROUP_BYTES // 10**6} MB"
+            )

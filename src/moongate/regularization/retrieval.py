@@ -22,12 +22,12 @@ from moongate.data.pictures import SAME_ABOVE, appearance, read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
 from moongate.evaluation.networks.clip import Clip
 from moongate.files import replace_folder, write_atomically
-from moongate.limits import MIN_SIDE_PX
+from moongate.limits import MAX_CAPTION_CHARACTERS, MIN_SIDE_PX
 from moongate.pages import png_bytes
 from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
-from moongate.texts import parse_json
+from moongate.texts import parse_json, read_text
 
 __all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_retrieved", "retrieve", "write_nearest"]
 
@@ -107,7 +107,10 @@ def retrieve(
 
     Raises:
         CollectionError: Another encoder made the collection, or there is no picture to write. `out` is unchanged then.
+        OptionError: The query has more than `MAX_CAPTION_CHARACTERS`.
     """
+    if len(query) > MAX_CAPTION_CHARACTERS:
+        raise OptionError(f"The query has {len(query)} characters; at most {MAX_CAPTION_CHARACTERS} are read.")
     if collection:
         collection.check(clip)
     vector = clip.captions([query])[0]
@@ -126,8 +129,8 @@ def already_retrieved(
     """Return whether the folder `out` holds what `retrieve` would write there."""
     manifest = out / MANIFEST
     try:
-        recorded = dict(parse_json(manifest.read_bytes())) if manifest.is_file() else {}
-    except (ValueError, TypeError):  # damaged: it is retrieved again
+        recorded = dict(parse_json(read_text(manifest))) if manifest.is_file() else {}
+    except (OSError, ValueError, TypeError):  # damaged: it is retrieved again
         recorded = {}
     wanted = {**_facts(query, clip, collection), **asdict(options)}
     return {key: recorded.get(key) for key in wanted} == wanted

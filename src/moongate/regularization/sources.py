@@ -4,6 +4,7 @@ Records are read one after the other, so that any number of them fits into memor
 One line of text says where the picture is, and `reading.read_bytes` reads it.
 """
 
+import io
 import re
 import struct
 import tarfile
@@ -17,19 +18,17 @@ from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles
 from moongate.data.folders import SUFFIXES
 from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
-from moongate.files import digest
-from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES
-from moongate.regularization.reading import read_regular
+from moongate.files import digest, leads_out, read_regular
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES, MAX_LINE_CHARACTERS, MAX_MEMBERS
+from moongate.regularization.reading import check_row_group
 from moongate.texts import parse_json
 
 __all__ = ["Record", "Skipped", "read_captions", "read_source"]
 
 LICENSE_KEYS = ("license", "licence")
 UNREADABLE = (OSError, ValueError, OverflowError, TypeError, LookupError, AttributeError, RuntimeError)
-"""What reading a value of a damaged Parquet file raises, in addition to errors of Arrow."""
+"""What reading a damaged shard or Parquet file raises, in addition to errors of tarfile and of Arrow."""
 TEXT_SUFFIXES = ("txt", "caption", "text")
-ROWS_AT_ONCE = 64
-"""Rows of a Parquet file that are in memory at once."""
 NAMES_KEPT = 200
 """Number of skipped records that are remembered by name; the others are only counted."""
 NAMES_SHOWN = 20
@@ -112,7 +111,9 @@ def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
     if source.endswith(".txt") and Path(source).is_file():
         try:
             with Path(source).open(encoding="utf-8") as lines:
-                yield from (line.strip()[:MAX_CAPTION_CHARACTERS] for line in lines if line.strip())
+                while line := lines.readline(MAX_LINE_CHARACTERS):
+                    if caption := line.strip()[:MAX_CAPTION_CHARACTERS]:
+                        yield caption
         except UnicodeDecodeError as error:
             raise CollectionError(f"{source} is not text in UTF-8 ({error.reason}). Save it as UTF-8.") from error
     else:
@@ -123,7 +124,7 @@ def _read_folder(folder: Path, skipped: Skipped) -> Iterator[Record]:
     files = CaptionFiles()
     if not files.contents(folder).listings:
         for suffix in ("*.tar", "*.parquet"):
-            if packed := sorted(folder.rglob(suffix)):
+            if packed := sorted(path for path in folder.rglob(suffix) if path.is_file() and not leads_out(path)):
                 return _read_files(packed, skipped)
     return _read_pictures(folder, files, skipped)
 
@@ -152,13 +153,16 @@ def _read_pictures(folder: Path, files: CaptionFiles, skipped: Skipped) -> Itera
     """Read the pictures of a folder and the folders below, with the captions beside them, and what listings list."""
     empty = True
     seen: set[Path] = set()
-    for inside in (folder, *sorted(path for path in folder.rglob("*") if path.is_dir())):
+    below = sorted(path for path in folder.rglob("*") if path.is_dir() and not leads_out(path))
+    for inside in (folder, *below):
         here = files.contents(inside)
         empty = empty and not (here.photos or here.listings)
         for listing in here.listings:
             yield from _read_listing(listing, files, skipped, seen)
         for text in files.orphans(inside):
             skipped.add(str(text), "captions without a picture")
+        for path in here.outside:
+            skipped.add(str(path), "links that lead out of their folder")
         for path in here.companions:
             skipped.add(str(path), "control pictures of other trainers")
         for path in here.unread:
@@ -199,7 +203,7 @@ def _read_listing(file: Path, files: CaptionFiles, skipped: Skipped, seen: set[P
                 elif path.absolute() not in earlier:
                     seen.add(path.absolute())
                     yield from _read_picture(path, files, skipped, rows=((file.name, caption),), license=license)
-    except PictureError as error:
+    except (PictureError, OSError) as error:
         skipped.add(str(error), "broken listings, read up to the error")
 
 
@@ -213,7 +217,8 @@ def _read_picture(
 ) -> Iterator[Record]:
     """Read a picture with the caption beside it, or else that of its rows in listings."""
     try:
-        yield from _checked(files.caption(path, rows), str(path.absolute()), license, read_regular(path), skipped)
+        data = read_regular(path, at_most=MAX_DOWNLOAD_BYTES)
+        yield from _checked(files.caption(path, rows), str(path.absolute()), license, data, skipped)
     except (OSError, ValueError) as error:
         skipped.add(f"{path} ({error})", "pictures or captions that cannot be read")
 
@@ -223,9 +228,11 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
     parts: dict[str, tuple[int, bytes]] = {}
     name = ""
     try:
-        with tarfile.open(file, "r:") as shard:
-            for member in shard:
+        with _Bounded(file) as content, tarfile.open(fileobj=content, mode="r:") as shard:
+            for number, member in enumerate(shard):
                 shard.members = []  # type: ignore[attr-defined]  # otherwise all of them stay in memory
+                if number == MAX_MEMBERS or shard.offset < member.offset_data:
+                    raise tarfile.ReadError("it has too many members, or one that ends before it begins")
                 if not member.isfile() or member.issparse() or not 0 <= member.size <= MAX_DOWNLOAD_BYTES:
                     if not member.isdir():
                         skipped.add(f"{file}: {member.name}", "members that are no plain files or too large")
@@ -235,12 +242,21 @@ def _read_shard(file: Path, skipped: Skipped) -> Iterator[Record]:
                 if key != name:
                     yield from _shard_record(file, name, parts, skipped)
                     name, parts = key, {}
-                content = shard.extractfile(member)
-                parts[suffix.lower()] = (member.offset_data, content.read() if content else b"")
+                part = shard.extractfile(member)
+                parts[suffix.lower()] = (member.offset_data, part.read() if part else b"")
             _check_end(file, shard.offset)
-    except (tarfile.TarError, OSError, ValueError, OverflowError, LookupError, struct.error) as error:
+    except (tarfile.TarError, RecursionError, *UNREADABLE, struct.error) as error:
         skipped.add(f"{file} ({error})", "broken shards, read up to the error")
     yield from _shard_record(file, name, parts, skipped)
+
+
+class _Bounded(io.FileIO):
+    """A file that is read in parts of a known size: the header of a member may ask for any number of bytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 def _check_end(file: Path, offset: int) -> None:
@@ -287,10 +303,8 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
             f"{file} has the columns {', '.join(by_lower.values())}. It needs a caption (caption or text) and a "
             "picture (url or image)."
         )
-    names = [name for name in columns.values() if name]
-    batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
     try:
-        for index, row in enumerate(row for batch in batches for row in _parquet_rows(batch)):
+        for index, row in _parquet_rows(file, table, [name for name in columns.values() if name], skipped):
             if row is None:
                 skipped.add(f"{file}, row {index + 1}", "rows with values that cannot be read")
                 continue
@@ -304,14 +318,26 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
         skipped.add(f"{file} ({error})", "broken Parquet files")
 
 
-def _parquet_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """Yield the rows of a batch; None for one whose values Python cannot hold, such as a date in the year 20,000."""
-    names = batch.schema.names
-    for index in range(batch.num_rows):
+def _parquet_rows(
+    file: Path, table: Any, columns: Sequence[str], skipped: Skipped
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield rows by number; None for one whose values Python cannot hold, such as a date in the year 20,000.
+
+    One row is unpacked at a time, because a text that is stored once may be the value of all of them.
+    """
+    first = 0
+    for group in range(table.metadata.num_row_groups):
         try:
-            yield {name: batch.column(place)[index].as_py() for place, name in enumerate(names)}
-        except (library("pyarrow").lib.ArrowException, *UNREADABLE):
-            yield None
+            check_row_group(table.metadata, group, columns)
+        except ValueError as error:
+            skipped.add(f"{file} ({error})", "row groups that are too large")
+        else:
+            for number, batch in enumerate(table.iter_batches(batch_size=1, row_groups=[group], columns=columns)):
+                try:
+                    yield first + number, {name: batch.column(name)[0].as_py() for name in columns}
+                except (library("pyarrow").lib.ArrowException, *UNREADABLE):
+                    yield first + number, None
+        first += table.metadata.row_group(group).num_rows
 
 
 def _parquet_picture(file: Path, column: str | None, row: int, value: Any) -> tuple[str, bytes | None]:
@@ -357,8 +383,8 @@ def _opened(path: str | None) -> bytes | None:
     """Return the bytes of a file of the hub, or of a file in an archive there; None when it cannot be read."""
     try:
         with library("fsspec").open(path or "", "rb") as file:
-            content: bytes = file.read()
-            return content
+            content: bytes = file.read(MAX_DOWNLOAD_BYTES + 1)
+            return content if len(content) <= MAX_DOWNLOAD_BYTES else None
     except (OSError, ValueError):
         return None
 

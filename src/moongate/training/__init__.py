@@ -8,7 +8,6 @@ the regularization pictures, each a mean per element (Eq. 2). The loop never dra
 import dataclasses
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
-from moongate.errors import OptionError, TrainingDiverged, first_line
+from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
@@ -238,10 +237,9 @@ def _restore(run: Run, moving: Trainable, optimizer: Optimizer, steps: int) -> i
             f"{run.saved_state} does not hold the state of this run ({first_line(error)}) Start again with --overwrite."
         ) from error
     if state.get("threads", torch.get_num_threads()) != torch.get_num_threads():
-        warnings.warn(
+        warn(
             f"The run was started with {state['threads']} threads and goes on with {torch.get_num_threads()}: its "
-            "concept will differ in the last bits from that of an uninterrupted run.",
-            stacklevel=2,
+            "concept will differ in the last bits from that of an uninterrupted run."
         )
     return int(state["step"])
 
@@ -259,17 +257,16 @@ def _save(run: Run, step: int, moving: Trainable, optimizer: Optimizer, *, is_ne
     except OptionError as error:
         if is_needed:
             raise
-        warnings.warn(f"{error} Training goes on without this state.", stacklevel=2)
+        warn(f"{error} Training goes on without this state.")
 
 
 def _check_space(folder: Path | None, moving: Trainable) -> None:
     """Warn if the state will not fit on the disk: each number, and two of the optimizer for it."""
     needed = 3 * 4 * sum(parameter.numel() for parameter in moving.parameters())
     if folder and shutil.disk_usage(folder).free < needed:
-        warnings.warn(
-            f"{folder} has no room for the state of the training ({needed / 1e6:.0f} MB), so that it could not be "
-            "resumed. Free some space, or choose another run folder.",
-            stacklevel=2,
+        warn(
+            f"{folder} has no room for the state of the training ({needed / 1e6:.1f} MB), so that it could not be "
+            "resumed. Free some space, or choose another run folder."
         )
 
 

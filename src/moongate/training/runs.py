@@ -19,7 +19,10 @@ from typing import Any, Self
 import torch
 
 from moongate.errors import OptionError, first_line
-from moongate.files import digest, write_atomically
+from moongate.files import digest, read_regular, write_atomically
+from moongate.limits import MAX_LOG_BYTES
+from moongate.pickles import UNREADABLE, read_pickle
+from moongate.texts import parse_json, read_text
 
 __all__ = ["CONCEPTS", "LOG", "STATE", "Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
 
@@ -28,13 +31,6 @@ CONCEPTS = "concepts"
 """Folder in a run folder with the concepts that the run kept on its way."""
 MAY_DIFFER = ("steps", "versions", "device", "threads")
 """Entries of config.json in which a resumed run may differ from the one it continues."""
-
-
-DAMAGED = (
-    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError),
-    *(NotImplementedError, zipfile.BadZipFile, pickle.UnpicklingError),
-)
-"""What reading a damaged state raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +93,7 @@ class Run:
         if not self.writes:
             return state
         try:
-            lines = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
+            lines = read_regular(self.folder / LOG, at_most=MAX_LOG_BYTES).decode().splitlines()
         except (OSError, ValueError) as error:
             raise OptionError(f"{self.folder / LOG} cannot be read ({error}). Start again with --overwrite.") from error
         kept = lines[: state["step"]]  # one line for each step; a later line may be incomplete
@@ -153,10 +149,10 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
     if not resume:
         return
     try:
-        before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        before = parse_json(read_text(folder / CONFIG))
         if not isinstance(before, dict):
             raise TypeError("it is no JSON object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise OptionError(f"{folder / CONFIG} cannot be read ({error}). Start again with --overwrite.") from error
     now = json.loads(json.dumps(config))
     for key in sorted(set(before) | set(now)):
@@ -170,14 +166,13 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
 def _read_state(path: Path) -> dict[str, Any]:
     """Read a state whose parts all have the checksums that torch wrote with them: it does not compare them itself."""
     try:
+        state = read_pickle(path)
         with zipfile.ZipFile(path) as parts:
-            stored = sum(part.file_size for part in parts.infolist())
-            if stored > path.stat().st_size or (wrong := parts.testzip()):
-                raise ValueError(f"the checksum of {wrong} does not match" if stored else "it is larger than its file")
-        state = torch.load(path, weights_only=True, map_location="cpu")
+            if wrong := parts.testzip():
+                raise ValueError(f"the checksum of {wrong} does not match")
         if not (isinstance(state, dict) and isinstance(state.get("step"), int)):
             raise ValueError("it does not say how many steps were done")
-    except DAMAGED as error:
+    except (*UNREADABLE, pickle.UnpicklingError) as error:
         raise OptionError(
             f"{path} cannot be read: it is damaged ({first_line(error)}) Start again with --overwrite."
         ) from error

@@ -84,7 +84,7 @@ def _scales(content: Content) -> Callable[[str, int | None], float]:
     def scale(name: str, rank: int | None) -> float:
         module = name.removeprefix("unet.").removesuffix(".weight")
         divisor = rank_of(module) if rank is None else rank
-        return alpha_of(module) / (math.sqrt(divisor) if root else divisor) if divisor else 1.0
+        return alpha_of(module) / (math.sqrt(divisor) if root else divisor) if divisor > 0 else 1.0
 
     return scale
 
@@ -122,7 +122,7 @@ def _by_pattern(content: Content, settings: Mapping[str, Any], key: str, pattern
     try:
         default = float(settings.get(key) or 0)
         numbers = {str(pattern): float(number) for pattern, number in (settings.get(patterns_key) or {}).items()}
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd {key} ({error}).") from error
     for pattern in numbers:
         if not PATTERN.fullmatch(pattern):

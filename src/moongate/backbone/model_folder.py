@@ -1,0 +1,127 @@
+"""What a model folder may hold, checked before anything of it is loaded: classes, their sizes, and links.
+
+The classes build what a configuration says, whether or not weights of that size follow, so its numbers are limited.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+from moongate.errors import BackboneError
+from moongate.files import leads_out
+from moongate.limits import MAX_LAYERS, MAX_SETTING
+from moongate.texts import parse_json, read_text
+
+__all__ = ["FAMILIES", "INDEX", "WITHOUT", "check_classes", "check_folder"]
+
+INDEX = "model_index.json"
+WITHOUT: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
+    "StableDiffusionXLPipeline": {**WITHOUT, "add_watermarker": False},
+}
+"""The pipeline classes that can be used, and the parts of each that are left out. They are imported when a model is
+loaded, because diffusers and transformers print remarks on importing them too."""
+CLASSES: dict[str, tuple[str, frozenset[str]]] = {
+    "text_encoder": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
+    "text_encoder_2": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
+    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "tokenizer_2": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL", "AutoencoderTiny"})),
+}
+"""For each part its library and the classes that a model may name. Others can import a module of the model's author."""
+SCHEDULER = "scheduler"
+"""The part that may name any scheduler class of diffusers."""
+CONFIGURATIONS = {part: "config.json" for part in CLASSES if not part.startswith("tokenizer")}
+CONFIGURATIONS |= {SCHEDULER: "scheduler_config.json"}
+LAYERS = re.compile("layer|block|^number of ")
+"""Keys whose numbers may say how often something is built."""
+
+
+def check_classes(index: Mapping[str, Any], model: str) -> None:
+    """Refuse a model that names classes in which its author's own code could run.
+
+    Args:
+        index: The content of its `model_index.json`, of one of `FAMILIES`.
+        model: What errors call it.
+
+    Raises:
+        BackboneError: A class is not known.
+    """
+    for part, entry in index.items():
+        if part.startswith("_") or not isinstance(entry, list) or part in FAMILIES[str(index["_class_name"])]:
+            continue
+        library, name = [*map(str, entry), "", ""][:2]
+        if part == SCHEDULER:
+            known = library == "diffusers" and _is_scheduler(name)
+        else:
+            expected, names = CLASSES.get(part, ("", frozenset()))
+            known = library == expected and name in names
+        if not known and entry != [None, None]:
+            raise BackboneError(
+                f"The model {model!r} names the class {library}.{name} for its {part!r}. Moongate loads only classes "
+                f"that run no code of the model's author: {_known_classes(part)}."
+            )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder with links that lead out of it, or with configurations of any size.
+
+    Raises:
+        BackboneError: The message names the file.
+    """
+    for path in (folder, *folder.rglob("*")):
+        if path != folder and leads_out(path) and not _is_in(Path(os.path.realpath(path)), folder):
+            raise BackboneError(f"{path} is a link that leads out of the model's folder. Replace it by a copy.")
+    for part, name in CONFIGURATIONS.items():
+        file = folder / part / name
+        if not file.exists():
+            continue
+        try:
+            config = parse_json(read_text(file))
+            if not isinstance(config, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError) as error:
+            raise BackboneError(f"{file} cannot be read ({error}). Copy or download the model again.") from error
+        for key, value in _numbers(config):
+            at_most = MAX_LAYERS if LAYERS.search(key) and not key.endswith("channels") else MAX_SETTING
+            if not abs(value) <= at_most:
+                raise BackboneError(f"{file} sets {key} to {value}; models of Moongate have at most {at_most}.")
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is in a folder, or in the blobs of the hub's cache, to which its snapshots link."""
+    place = folder.resolve()
+    return path.is_relative_to(place) or path.parent == place.parent.parent / "blobs"
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers at any depth of a configuration with their keys, and the lengths of its lists of blocks."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, str(name))
+    elif isinstance(value, list):
+        if not all(isinstance(item, float) for item in value):
+            yield f"number of {key}", len(value)
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value)):
+        yield key, value
+
+
+def _is_scheduler(name: str) -> bool:
+    kind = getattr(diffusers, name, None)
+    return isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+
+
+def _known_classes(part: str) -> str:
+    if part == SCHEDULER:
+        return "the schedulers of diffusers"
+    return ", ".join(sorted(CLASSES[part][1])) if part in CLASSES else f"the parts {', '.join(CLASSES)}, {SCHEDULER}"

@@ -1,0 +1,153 @@
+"""Pickles of tensors, read without running code, and without the memory or time that a few bytes can ask for.
+
+PyTorch's `weights_only=True` builds tensors and plain containers and refuses all else. Before it sees a file, the file
+is checked for packed parts and for tuples of tuples; afterwards its tensors are checked for storage of their own.
+"""
+
+import io
+import pickletools
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import ParameterDict
+
+from moongate.limits import MAX_DEPTH, MAX_TENSORS, MAX_TUPLE_DEPTH, MAX_WEIGHTS_BYTES
+
+__all__ = ["UNREADABLE", "read_pickle"]
+
+UNREADABLE = (
+    *(
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        OSError,
+        ArithmeticError,
+        MemoryError,
+    ),
+    *(AssertionError, struct.error, SafetensorError, zipfile.BadZipFile),
+)
+"""What `torch.load` raises for files that are no pickle. It trusts the suffix, and reads some as safetensors."""
+LEGACY_PICKLES = 5
+"""Number of pickles at the beginning of a file that PyTorch before 1.6 wrote."""
+
+
+def read_pickle(path: Path) -> Any:
+    """Return what a pickle holds.
+
+    Raises:
+        UnpicklingError: It would run code.
+        ValueError: It asks for more memory or time than it has bytes.
+        Exception: One of `UNREADABLE`: it is damaged.
+    """
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise ValueError(f"it has more than {MAX_WEIGHTS_BYTES // 10**9} GB")
+    _check_stored(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
+        with torch.serialization.safe_globals([ParameterDict]):  # a container of the first textual inversions
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    _check_tensors(values)
+    return values
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a zip file with packed parts: PyTorch never packs them, and a few bytes unpack to any size."""
+    try:
+        parts = zipfile.ZipFile(path)
+    except UNREADABLE:  # no zip file: PyTorch says what it is
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                _check_tuples(file)
+        return
+    with parts:
+        packed = [part for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+            raise ValueError("its parts are packed to less than their size, as PyTorch never does")
+        for name in parts.namelist():
+            if name.rpartition("/")[2] == "data.pkl":
+                _check_tuples(io.BytesIO(parts.read(name)))
+
+
+def _check_tuples(file: IO[bytes]) -> None:
+    """Refuse a pickle whose tuples are nested too deep.
+
+    A tuple may hold one tuple twice, and that again. Nothing is stored twice, but as the key of a mapping the tuple is
+    walked through 2^depth times. So the depth of each value on the stack of the pickle is followed.
+    """
+    stack: list[int | None] = []  # the depth of each value; None is a mark
+    memo: dict[Any, int | None] = {}
+    try:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if code.name == "MEMOIZE" else argument] = stack[-1]
+            elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif code.name == "DUP":
+                stack.append(stack[-1])
+            else:
+                taken = _taken(stack, code)
+                depth = 1 + max((value or 0 for value in taken), default=0) if "TUPLE" in code.name else 0
+                if depth > MAX_TUPLE_DEPTH:
+                    raise _TooDeep(
+                        f"it holds tuples nested more than {MAX_TUPLE_DEPTH} deep, as no file of tensors does"
+                    )
+                stack += [None if code.name == "MARK" else depth for _ in code.stack_after]
+    except _TooDeep:
+        raise
+    except (ValueError, LookupError, EOFError, OverflowError, MemoryError):
+        return  # a broken pickle: PyTorch stops there too
+
+
+class _TooDeep(ValueError):
+    """Tuples are nested too deep."""
+
+
+def _taken(stack: list[int | None], code: pickletools.OpcodeInfo) -> list[int | None]:
+    """Remove from the stack what an opcode takes, and return it."""
+    taken: list[int | None] = []
+    for kind in reversed(code.stack_before):
+        if kind is pickletools.stackslice:
+            while stack[-1] is not None:
+                taken.append(stack.pop())
+        else:
+            taken.append(stack.pop())
+    return taken
+
+
+def _check_tensors(values: Any) -> None:
+    """Refuse tensors that would take more memory than is stored for them, and those of unusual layouts and numbers."""
+    level, count = [values], 0
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, Tensor):
+                if not _is_stored(value):
+                    raise ValueError("it holds a tensor that is not stored in full")
+                count += 1
+            elif isinstance(value, Mapping):
+                below += value.values()
+            elif isinstance(value, list | tuple):
+                below += value
+        if count > MAX_TENSORS or len(below) > 10 * MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """Return whether a tensor is of plain numbers, each of which is in its storage."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    is_plain = is_plain and not (tensor.is_nested or tensor.is_complex() or tensor.is_quantized)
+    return is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -1,0 +1,77 @@
+"""Links, sizes and damage of a model folder. Its classes: test_loading.py."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moongate.backbone import Backbone
+from moongate.backbone.model_folder import check_folder
+from moongate.errors import BackboneError
+from moongate.pocket import weights_folder
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_folder, tmp_path / "models" / "snapshots" / "model")
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_link_that_leads_out_of_a_model_is_refused_and_those_of_the_hubs_cache_are_not(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    blobs = folder.parent.parent / "blobs"
+    blobs.mkdir()
+    weights.rename(blobs / "abc")
+    weights.symlink_to("../../../blobs/abc")
+    check_folder(folder)
+    (folder.parent / "private").write_text("private")
+    (folder / "tokenizer" / "notes.txt").symlink_to("../../private")
+    with pytest.raises(BackboneError, match=r"notes.txt is a link that leads out of the model's folder"):
+        Backbone.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("unet/config.json", {"block_out_channels": [10**9, 10**9]}, "block_out_channels to 1000000000"),
+        ("unet/config.json", {"layers_per_block": 10**5}, "layers_per_block to 100000"),
+        ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 3000}, "number of down_block_types to 3000"),
+        ("vae/config.json", {"num_encoder_blocks": [1, 1, 10**6, 1]}, "num_encoder_blocks to 1000000"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**6}, "num_hidden_layers to 1000000"),
+        ("text_encoder/config.json", {"hidden_size": 1e30}, r"hidden_size to 1e\+30"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**10}, "num_train_timesteps to 10000000000"),
+    ],
+)
+def test_a_model_of_any_size_is_refused_before_it_is_built(
+    file: str, values: dict[str, Any], said: str, folder: Path
+) -> None:
+    change(folder / file, **values)
+    with pytest.raises(BackboneError, match=f"{file} sets {said}; models of Moongate have at most"):
+        Backbone.load(folder, device="cpu")
+
+
+def test_the_layout_is_not_built_from_such_a_model_either(folder: Path) -> None:
+    change(folder / "unet" / "config.json", layers_per_block=10**6)
+    with pytest.raises(BackboneError, match="layers_per_block"):
+        Backbone.load(folder, device="cpu", layouts=("x",))
+
+
+def test_a_configuration_that_is_a_name_is_refused_and_not_looked_up_in_the_hub(folder: Path) -> None:
+    (folder / "unet" / "config.json").write_text('"someone/model"')
+    with pytest.raises(BackboneError, match=r"unet/config.json cannot be read \(it is no JSON object\)"):
+        Backbone.load(folder, device="cpu")
+
+
+def test_a_damaged_tokenizer_is_an_error_of_ours(folder: Path) -> None:
+    change(folder / "tokenizer" / "tokenizer.json", normalizer={"type": "Sequence"})
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        Backbone.load(folder, device="cpu")
+
+
+def test_pocket_passes() -> None:
+    check_folder(weights_folder())

@@ -1,0 +1,69 @@
+"""Pickles of tensors that ask for more memory or time than they have bytes. Code in them: interop/test_content.py."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from moongate.pickles import UNREADABLE, read_pickle
+
+
+def test_old_and_new_files_of_tensors_are_read(tmp_path: Path) -> None:
+    values = {"a": torch.ones(3), "b": {"c": [torch.zeros(2)]}, "sizes": (1, (2, (3,)))}
+    for zipped in (True, False):
+        torch.save(values, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        read = read_pickle(tmp_path / "a.pt")
+        assert read["a"].tolist() == [1, 1, 1]
+        assert read["b"]["c"][0].tolist() == [0, 0]
+        assert read["sizes"] == (1, (2, (3,)))
+
+
+def packed(path: Path, *, size: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as parts:
+        parts.writestr("archive/data.pkl", b"\x80\x02}.")
+        parts.writestr("archive/data/0", b"\0" * size)
+    return path
+
+
+def test_a_pickle_whose_parts_are_packed_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its parts are packed"):
+        read_pickle(packed(tmp_path / "bomb.pt", size=10**7))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(2**40),
+        torch.zeros(4).as_strided((2**20, 2**20), (0, 0)),
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.ones(3, device="meta"),
+    ],
+    ids=["expanded", "strided", "sparse", "complex", "without numbers"],
+)
+def test_tensors_that_are_not_stored_in_full_are_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    for values in ({"a": tensor}, {"a": {"b": [tensor]}}):
+        torch.save(values, tmp_path / "odd.pt")
+        with pytest.raises((*UNREADABLE, pickle.UnpicklingError)):
+            read_pickle(tmp_path / "odd.pt")
+
+
+DOUBLED = b")" + b"q\0h\0\x86" * 60
+MEMOIZED = b"".join(b"\x94" + b"h%c" % number * 2 + b"\x86" for number in range(60))
+"""A tuple that holds one tuple twice, 60 levels deep: walking through it would take 2^60 steps."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"}" + DOUBLED + b"K\1s.", b"}(" + DOUBLED + b"K\1u.", b"})" + MEMOIZED + b"K\1s."],
+    ids=["as a key", "as one of several keys", "by memo"],
+)
+def test_tuples_of_tuples_are_refused_before_one_is_a_key(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "old.bin").write_bytes(b"\x80\x02" + content)
+    with zipfile.ZipFile(tmp_path / "new.pt", "w") as parts:
+        parts.writestr("archive/data.pkl", b"\x80\x02" + content)
+    for name in ("old.bin", "new.pt"):
+        with pytest.raises(ValueError, match="tuples nested more than 16 deep"):
+            read_pickle(tmp_path / name)
