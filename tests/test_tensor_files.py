@@ -1,4 +1,5 @@
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,27 @@ def test_a_loaded_concept_does_not_change_with_its_file(tiny: Backbone, tmp_path
         file.write(b"\xff" * 5000)
         file.truncate(10_000)
     assert all(torch.equal(change.full(), before[name]) for name, change in concept.deltas.items())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        {"dtype": "F32", "shape": [1e30], "data_offsets": [0, 4]},
+    ],
+)
+def test_tensors_that_cannot_be_are_an_error_of_ours(entry: dict[str, object], tmp_path: Path) -> None:
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(ConceptFileError, match="damaged or not a safetensors file"):
+        read_tensors(tmp_path / "a.safetensors")
+
+
+def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        file.truncate(100 * 2**30)  # takes no room on the disk
+    with pytest.raises(ConceptFileError, match="more than 16 GB"):
+        read_tensors(tmp_path / "a.safetensors")

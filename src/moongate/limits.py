@@ -26,6 +26,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "MAX_TOKENS",
     "MAX_TUPLE_DEPTH",
+    "MAX_WEIGHT_NUMBERS",
     "MAX_WEIGHTS_BYTES",
     "MAX_YAML_CHARACTERS",
     "MIN_SIDE_PX",
@@ -56,6 +57,9 @@ MAX_WEIGHTS_BYTES = 16_000_000_000
 """Larger files of weights are refused, because they are read whole: SDXL's checkpoint in float32 has 14 GB."""
 MAX_LOG_BYTES = 1_000_000_000
 """Longer logs of a run are refused: a step takes 200 bytes."""
+MAX_WEIGHT_NUMBERS = 100_000_000
+"""Products of small matrices that would make a larger weight are not computed: SDXL's largest key or value projection
+has 3 million numbers, and two matrices of a megabyte may stand for a terabyte."""
 MAX_TENSORS = 50_000
 """Files with more tensors are refused: an adapter of every layer of SDXL has 10,000, and each costs some time."""
 MAX_TOKENS = 1000

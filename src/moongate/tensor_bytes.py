@@ -6,6 +6,7 @@ when it is cut short. So files are read once, and nothing of them stays mapped. 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moongate.errors import ConceptFileError
-from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS
+from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS, MAX_WEIGHTS_BYTES
 
 __all__ = ["CHECKSUM", "Stored", "StoredFile", "header_bytes", "read_header", "read_stored", "stored_checksum"]
 
@@ -75,10 +76,12 @@ def read_stored(path: Path) -> StoredFile:
     """Read a safetensors file.
 
     Raises:
-        ConceptFileError: The file cannot be read, is damaged, has more than `MAX_TENSORS` tensors, or holds numbers of
-            a type that is not read.
+        ConceptFileError: The file cannot be read, is damaged, has more than `MAX_TENSORS` tensors or
+            `MAX_WEIGHTS_BYTES`, or holds numbers of a type that is not read.
     """
     try:
+        if path.stat().st_size > MAX_WEIGHTS_BYTES:
+            raise ConceptFileError(f"{path} has more than {MAX_WEIGHTS_BYTES // 10**9} GB, which are not read.")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER_BYTES:
@@ -129,4 +132,6 @@ def _stored(content: memoryview, entry: Mapping[str, Any], name: str, path: Path
     begin, end = entry["data_offsets"]
     if end > len(content):  # it was cut short after its header was checked
         raise ValueError("it is shorter than its header says")
+    if math.prod(max(side, 1) for side in entry["shape"]) > MAX_WEIGHTS_BYTES:  # beside a side of 0
+        raise ValueError(f"{name!r} has the shape {entry['shape']}")
     return Stored(dtype=dtype, shape=tuple(entry["shape"]), data=content[begin:end])

@@ -1,5 +1,6 @@
 """Layers of LoRA files, whatever their keys."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from foreign_concepts import WIDTH, assert_changes, denoiser
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.concept import LowRank
 from moongate.errors import ConceptFileError, OptionError
 from moongate.interop import WriteOptions
+from moongate.interop.adapters import factors_of
 from moongate.merging import merge
 
 
@@ -102,3 +105,13 @@ def test_the_loss_of_cutting_a_dense_change_to_a_rank_is_stated(tiny: Backbone, 
     assert f"rank 4, which loses {(cut / whole) ** 0.5:.1%}" in written.notes[0]
     with pytest.raises(OptionError, match="rank is 0"):
         interop.write(concept, tmp_path / "other", to="lora", options=WriteOptions(rank=0))
+
+
+def test_a_rank_beyond_both_sides_is_cut_before_all_layers_are_padded_to_it(tiny: Backbone) -> None:
+    concept = make_concept(tiny)
+    name = next(iter(concept.deltas))
+    rows, columns = concept.deltas[name].shape
+    wide = LowRank(up=torch.randn(rows, 5000), down=torch.randn(5000, columns))
+    factors, _ = factors_of(dataclasses.replace(concept, deltas={**concept.deltas, name: wide}), None)
+    assert factors[name].rank <= rows + columns
+    torch.testing.assert_close(factors[name].full(), wide.full(), rtol=1e-4, atol=1e-3)

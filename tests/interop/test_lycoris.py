@@ -15,6 +15,7 @@ from moongate import interop
 from moongate.backbone import Backbone
 from moongate.concept import LowRank
 from moongate.errors import ConceptFileError
+from moongate.interop import lycoris
 
 Shape = tuple[int, int]
 
@@ -162,3 +163,19 @@ def test_a_layer_with_missing_or_odd_tensors_is_named(
     save_file({f"{module}.{key}": value for key, value in tensors.items()}, tmp_path / "odd")
     with pytest.raises(ConceptFileError, match=message):
         interop.read(tmp_path / "odd", base=tiny)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"hada_w1_a": (9000, 70), "hada_w1_b": (70, 20_000), "hada_w2_a": (9000, 90), "hada_w2_b": (90, 20_000)},
+        {"lokr_w1": (300, 300), "lokr_w2": (300, 300)},
+        {"lokr_w1_a": (20_000, 1), "lokr_w1_b": (1, 20_000), "lokr_w2": (1, 1)},
+        {"lokr_w1": (1, 10_000), "lokr_w2_a": (1_000_000, 1), "lokr_w2_b": (1, 10_000)},
+    ],
+    ids=["loha", "lokr", "lokr of factors", "lokr of a factor"],
+)
+def test_small_matrices_that_stand_for_a_giant_one_are_not_multiplied_out(shapes: dict[str, tuple[int, int]]) -> None:
+    product = lycoris.loha if "hada_w1_a" in shapes else lycoris.lokr
+    with pytest.raises(ConceptFileError, match="No model has them"):
+        product("layer", {key: torch.zeros(shape) for key, shape in shapes.items()})

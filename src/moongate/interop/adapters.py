@@ -131,7 +131,8 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
     """Return changes as factors of at most `rank`, and a note about the loss if it is more than rounding."""
     factors, cut_squared, whole_squared = {}, 0.0, 0.0
     for name, change in matrices.items():
-        most = rank or (change.rank if isinstance(change, LowRank) else DEFAULT_RANK)
+        kept = min(change.rank, sum(change.shape)) if isinstance(change, LowRank) else DEFAULT_RANK
+        most = rank or kept  # a rank beyond both sides says nothing, and all layers would be padded to it
         factors[name], lost_squared = low_rank(change, most)
         cut_squared += lost_squared
         matrix = change.core() if isinstance(change, LowRank) else change.delta.double()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moongate.concept import Dense, LowRank
 from moongate.errors import ConceptFileError
+from moongate.limits import MAX_WEIGHT_NUMBERS
 
 __all__ = ["LYCORIS_KEYS", "loha", "lokr"]
 
@@ -43,6 +44,7 @@ def loha(name: str, tensors: Mapping[str, Tensor]) -> tuple[Dense | LowRank, int
         up = (up1[:, :, None] * up2[:, None, :]).flatten(1)
         down = (down1[:, None, :] * down2[None, :, :]).flatten(0, 1)
         return LowRank(up=up, down=down), rank
+    _check_size(name, len(up1), down1.shape[1])
     return Dense(delta=(up1 @ down1) * (up2 @ down2)), rank
 
 
@@ -65,8 +67,11 @@ def lokr(name: str, tensors: Mapping[str, Tensor]) -> tuple[Dense | LowRank, int
         up, down = _pair(name, tensors, "lokr_w2")
         rank = down.shape[0]
         if _pays_off(w1.shape[1] * rank, len(w1) * len(up), w1.shape[1] * down.shape[1]):
+            _check_size(name, len(w1) * len(up), w1.shape[1] * rank)
+            _check_size(name, w1.shape[1] * rank, w1.shape[1] * down.shape[1])
             return LowRank(up=torch.kron(w1, up), down=torch.kron(torch.eye(w1.shape[1]), down)), rank
     w2, _ = _matrix(name, tensors, "lokr_w2")
+    _check_size(name, len(w1) * len(w2), w1.shape[1] * w2.shape[1])
     return Dense(delta=torch.kron(w1, w2)), rank
 
 
@@ -75,6 +80,7 @@ def _matrix(name: str, tensors: Mapping[str, Tensor], part: str) -> tuple[Float[
     if part in tensors:
         return _of_two_dimensions(name, part, tensors[part]), None
     up, down = _pair(name, tensors, part)
+    _check_size(name, len(up), down.shape[1])
     return up @ down, down.shape[0]
 
 
@@ -95,6 +101,12 @@ def _of_two_dimensions(name: str, part: str, tensor: Tensor) -> Float[Tensor, "o
     if tensor.ndim != 2:
         raise ConceptFileError(f"{part} of {name!r} has {tensor.ndim} dimensions; a matrix has two.")
     return tensor
+
+
+def _check_size(name: str, rows: int, columns: int) -> None:
+    """Raise ConceptFileError if a product would have more than `MAX_WEIGHT_NUMBERS`."""
+    if rows * columns > MAX_WEIGHT_NUMBERS:
+        raise ConceptFileError(f"The matrices of {name!r} stand for {rows} x {columns} numbers. No model has them.")
 
 
 def _pays_off(rank: int, rows: int, columns: int) -> bool:
