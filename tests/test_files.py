@@ -13,6 +13,7 @@ from moongate.files import (
     check_writable,
     digest,
     exclusive,
+    exists,
     file_name,
     leads_out,
     locked,
@@ -244,3 +245,8 @@ def test_a_link_leads_out_of_its_folder_or_not(tmp_path: Path) -> None:
         (folder / name).symlink_to(target)
     assert [name for name in links if leads_out(folder / name)] == ["out", "far", "beside"]
     assert not leads_out(folder / "below")
+
+
+def test_a_name_that_no_file_can_have_does_not_exist(tmp_path: Path) -> None:
+    assert exists(tmp_path)
+    assert not any(exists(tmp_path / name) for name in ("gone", "x" * 30_000, "a\0b"))

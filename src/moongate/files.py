@@ -27,6 +27,7 @@ __all__ = [
     "check_writable",
     "digest",
     "exclusive",
+    "exists",
     "file_name",
     "free_path",
     "leads_out",
@@ -186,6 +187,14 @@ def read_regular(path: Path, *, at_most: int) -> bytes:
     if status.st_size > at_most:
         raise ValueError(f"it has {status.st_size / 1e6:.0f} MB; at most {at_most / 1e6:.0f} are read")
     return path.read_bytes()
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file or folder exists; not so for a name that none can have, where `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def leads_out(path: Path) -> bool:

@@ -98,6 +98,8 @@ class SubjectOptions:
     @classmethod
     def _from_diffusers(cls, entry: Mapping[str, str], *, folder: Path, place: str) -> Self:
         """Read an entry of diffusers' concepts_list.json. Its prompts are captions as they are."""
+        from moongate.files import exists
+
         prompt, class_prompt = entry["instance_prompt"], entry.get("class_prompt")
         written = re.search(r"<[^<>\s]+>", prompt)
         token = entry.get("token") or (written[0] if written else None)
@@ -115,7 +117,9 @@ class SubjectOptions:
         regularization = None
         if "class_data_dir" in entry:
             pictures = _place(entry["class_data_dir"], folder)
-            regularization = str(pictures) if pictures.is_dir() and any(pictures.iterdir()) else "generated"
+            regularization = (
+                str(pictures) if exists(pictures) and pictures.is_dir() and any(pictures.iterdir()) else "generated"
+            )
             if regularization == "generated":
                 warn(f"{place}: the class_data_dir {pictures} holds nothing, so regularization pictures are generated.")
         return cls(
@@ -130,8 +134,10 @@ class SubjectOptions:
 
 def _place(path: str, folder: Path) -> Path:
     """Return where a path of diffusers' file leads: relative to the file or, as there, to the working directory."""
+    from moongate.files import exists
+
     readings = [base / name for name in (path, path.replace("\\", "/")) for base in (folder, Path())]
-    return next((reading for reading in readings if reading.exists()), folder / path)
+    return next((reading for reading in readings if exists(reading)), folder / path)
 
 
 def _category(prompt: str, class_prompt: str | None, token: str | None) -> str | None:

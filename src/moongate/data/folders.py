@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from moongate.errors import PictureError, listed, warn
-from moongate.files import leads_out
+from moongate.files import exists, leads_out
 
 __all__ = [
     "CAPTION_SUFFIXES",
@@ -143,6 +143,8 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
     files: list[Path] = []
     found: list[Path] = []
     for place in places:
+        if not exists(place):
+            raise PictureError(f"There is no picture or folder {place}. Check the path.")
         if place.is_dir():
             whole = _whole_folder(place)
             folders += whole
@@ -151,7 +153,7 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
             files.append(place)
             found.append(place)
         else:
-            raise PictureError(f"There is no picture or folder {place}. Check the path.")
+            raise PictureError(f"{place} is neither a regular file nor a folder. Check the path.")
     _, masks, companions = _by_kind(files)
     photos = [path for path in found if path not in (*masks, *companions)]
     _check_masks([*masks, *(mask for folder in folders for mask in folder.masks)], photos)
