@@ -45,6 +45,7 @@ def test_a_run_has_a_page_that_ends_with_base_beside_concept(
     assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index("Drawing"), "the concept comes first"
 
 
+@pytest.mark.filterwarnings("ignore::moongate.errors.MoongateWarning")
 def test_the_page_follows_a_run_and_says_that_it_was_stopped(shown: Command, tmp_path: Path) -> None:
     pages: list[str] = []
 
@@ -83,7 +84,9 @@ def test_a_page_that_cannot_be_written_ends_no_training(
     monkeypatch.setattr(Page, "save", full)
     run(shown)
     assert (tmp_path / "bear.safetensors").exists()
-    assert "The training goes on without this page." in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert "The training goes on without this page." in " ".join(printed.err.split())
+    assert "Wrote " + str(tmp_path / "bear.run" / "index.html") not in printed.out
 
 
 def test_a_run_that_replaces_another_removes_its_pictures(train: Command, tmp_path: Path) -> None:

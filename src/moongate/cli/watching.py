@@ -119,19 +119,22 @@ class Watch:
         try:
             self._compare(concept, pairs)
         finally:
-            self.write("finished")
-        say(self.console, f"Wrote {self.run / 'index.html'}.")
+            if self.write("finished"):
+                say(self.console, f"Wrote {self.run / 'index.html'}.")
 
-    def write(self, status: "Status") -> None:
-        """Write the page anew; a page that cannot be written ends no training."""
+    def write(self, status: "Status") -> bool:
+        """Write the page anew, and return whether it was written; one that cannot be written ends no training."""
         from moongate.run_page import PAGE, page_of
 
-        if self.has_page:
-            self._written = time.monotonic()
-            try:
-                page_of(self.run, status).save(self.run / PAGE)
-            except OptionError as error:
-                warn(f"{error} The training goes on without this page.")
+        if not self.has_page:
+            return False
+        self._written = time.monotonic()
+        try:
+            page_of(self.run, status).save(self.run / PAGE)
+        except OptionError as error:
+            warn(f"{error} The training goes on without this page.")
+            return False
+        return True
 
     def _validate(self, step: int) -> None:
         from moongate.run_page import Album, draw
