@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from moongate.tensor_bytes import read_header
 from moongate.tensor_files import CHECKSUM, read_tensors
 
 
-@pytest.mark.parametrize("low_rank", [False, True])
-def test_a_summary_says_what_the_loaded_concept_says(tiny: Backbone, tmp_path: Path, low_rank: bool) -> None:
+@pytest.mark.parametrize("kind", ["trained", "compressed", "merged"])
+def test_a_summary_says_what_the_loaded_concept_says(tiny: Backbone, tmp_path: Path, kind: str) -> None:
     concept = make_concept(tiny)
-    concept = compress(concept).concept if low_rank else concept
+    if kind == "compressed":
+        concept = compress(concept).concept
+    if kind == "merged":
+        concept = replace(concept, kept={"features": torch.ones(2, 3), next(iter(concept.deltas)): torch.ones(2, 4)})
     path = concept.save(tmp_path / "bear.safetensors")
     summary, loaded = read_summary(path), Concept.load(path)
     assert summary is not None

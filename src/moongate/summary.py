@@ -77,8 +77,22 @@ def read_summary(path: Path) -> Summary | None:
         facts=facts,
         shapes=[*dense, *low_rank],
         ranks=[shape[1] for shape in ups.values()],
-        hash=digest(header_bytes(stored.entries, texts), bytes(stored.content)),
+        hash=_hash(stored, texts),
     )
+
+
+def _hash(stored: StoredFile, texts: Mapping[str, str]) -> str:
+    """Return the digest of the file without its checksum and without what a merge kept."""
+    entries: dict[str, Any] = {}
+    parts: list[bytes] = []
+    begin = 0
+    for name, tensor in stored.tensors.items():
+        if not name.startswith(KEPT):
+            end = begin + len(tensor.data)
+            entries[name] = {**stored.entries[name], "data_offsets": [begin, end]}
+            parts.append(bytes(tensor.data))
+            begin = end
+    return digest(header_bytes(entries, texts), *parts)
 
 
 def _is_whole(stored: StoredFile, text: str) -> bool:
