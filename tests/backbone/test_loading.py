@@ -69,6 +69,6 @@ def test_the_layout_of_a_concept_is_compared_before_weights_are_read(tiny: Backb
     layout = tiny.fingerprint.layout
     assert Backbone.load(tiny_folder, device="cpu", layouts={layout}).fingerprint == tiny.fingerprint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moongate.backbone.load_pipeline", lambda *_, **__: pytest.fail("weights were read"))
+        patch.setattr("moongate.backbone.loading.load_pipeline", lambda *_, **__: pytest.fail("weights were read"))
         with pytest.raises(BaseMismatchError, match="other layers than"):
             Backbone.load(tiny_folder, device="cpu", layouts={"0" * 64})
