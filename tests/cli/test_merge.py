@@ -34,7 +34,7 @@ def test_captions_in_another_encoding_are_named(bear: Path, tmp_path: Path, caps
     text = tmp_path / "text.txt"
     text.write_bytes("a café".encode("latin-1"))
     message = fails(capsys, command("merge", bear, captions=text, out=tmp_path / "out.safetensors"))
-    assert "text.txt is not text in UTF-8" in message
+    assert "text.txt cannot be read: it is not text in UTF-8" in message
 
 
 def test_a_merge_can_be_checked_without_being_written(

@@ -44,8 +44,9 @@ def test_a_renamed_token_never_takes_the_name_of_a_later_one(tiny: Backbone) -> 
 
 
 def test_contexts_are_left_out_until_the_constraints_fit(tiny: Backbone, pair: Sequence[Concept]) -> None:
-    assert {fit.contexts for fit in merge(tiny, pair).report.subjects} == {1}
-    assert {fit.contexts for fit in merge(tiny, pair[:1]).report.subjects} == {2}
+    fitting = MergeOptions(contexts=None)
+    assert {fit.contexts for fit in merge(tiny, pair, options=fitting).report.subjects} == {1}
+    assert {fit.contexts for fit in merge(tiny, pair[:1], options=fitting).report.subjects} == {2}
     assert {fit.contexts for fit in merge(tiny, pair, options=MergeOptions(contexts=2)).report.subjects} == {2}
 
 

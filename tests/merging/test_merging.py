@@ -78,7 +78,7 @@ def test_the_order_does_not_matter(tiny: Backbone, pair: Sequence[Concept]) -> N
 
 
 def test_it_is_stored_by_its_own_low_rank(tiny: Backbone, pair: Sequence[Concept], tmp_path: Path) -> None:
-    merged = merge(tiny, pair)
+    merged = merge(tiny, pair, options=MergeOptions(elsewhere=0))
     assert {change.rank for change in merged.concept.deltas.values()} == {merged.report.rank}
     assert merged.report.rank + merged.report.capacity == 14  # the empty prompt takes an eighth of 16
     back = Concept.load(merged.concept.save(tmp_path / "ab.safetensors"))
@@ -146,7 +146,7 @@ def test_of_all_changes_that_keep_the_words_it_moves_neutral_captions_least(
     tiny: Backbone, pair: Sequence[Concept]
 ) -> None:
     """Stationarity, with rows and places found by hand: words and end of "photo of a <one> bear"."""
-    merged = merge(tiny, pair, options=MergeOptions(contexts=1, unconditional="free")).concept
+    merged = merge(tiny, pair, options=MergeOptions(contexts=1, unconditional="free", elsewhere=0)).concept
     with tiny.tokens(merged.tokens), torch.no_grad():
         captions = ["photo of a <one> bear", "photo of a <two> cat"]
         rows = tiny.encode_text(captions).features[:, 4:7].double()
@@ -203,7 +203,7 @@ def test_adding_to_a_merge_gives_the_bytes_of_merging_all_at_once(
 ) -> None:
     """Also where all at once leave room for fewer contexts than the first two alone."""
     third = invented(tiny, ("<three>", "dog"), seed=3)
-    options = MergeOptions(cache=tmp_path / "cache")
+    options = MergeOptions(contexts=None, cache=tmp_path / "cache")
     file = merge(tiny, pair[:1], options=options).concept.save(tmp_path / "a.safetensors")
     both = merge(tiny, [Concept.load(file), pair[1]], options=options).concept
     assert both.file_bytes == merge(tiny, pair, options=options).concept.file_bytes

@@ -12,7 +12,6 @@ from moongate.cli.options import (
     Flag,
     Model,
     ModelOptions,
-    OptionalInt,
     OptionalPath,
     Output,
     OutputOptions,
@@ -53,9 +52,9 @@ class Merge:
     """Words that must keep their meaning, or text files of them, one per line."""
     captions: OptionalPath = None
     """Text file of neutral captions, one per line, in addition to the thousand that come with Moongate."""
-    contexts: OptionalInt = None
-    """Number of contexts in which each subject keeps its values. Default: as many as there is room for."""
-    elsewhere: float = 0.0
+    contexts: int = 1
+    """Number of contexts, from 1 to 8, in which each subject keeps its values exactly."""
+    elsewhere: float = 300.0
     """Weight of each subject's values in further contexts, relative to a neutral caption. 0 leaves them out."""
     only: Literal["both", "keys", "values"] = "both"
     """What the merge changes."""

@@ -51,9 +51,9 @@ class MergeOptions:
 
     captions: tuple[str, ...] = ()
     """Neutral captions in addition to the thousand that come with the package."""
-    contexts: int | None = None
-    """Number of contexts in which each subject keeps its values, from 1 to 8; as many as fit when None."""
-    elsewhere: float = 0.0
+    contexts: int | None = 1
+    """Number of contexts in which each subject keeps its values exactly, from 1 to 8; as many as fit when None."""
+    elsewhere: float = 300.0
     """Weight of each subject's values in sixty further contexts, relative to one neutral caption; 0 leaves them out."""
     without: tuple[str, ...] = ()
     """Subjects to leave out, by token or by words. This takes a subject out of an earlier merge."""

@@ -1,8 +1,9 @@
 """What a merge keeps: C and V of Eq. 4, the features of each subject's words and their values (paper, Sec. 3.3).
 
 The paper keeps the words of a concept in its training captions. Here a subject keeps its words and the end of the
-caption in up to eight contexts, because a causal text encoder gives the same words other features after other text.
-Contexts are left out until all constraints together take at most half of the features' width.
+caption exactly in one context, or in up to eight, and as soft rows in fifty more, because a causal text encoder gives
+the same words other features after other text. Where the number of contexts is left open, contexts are left out until
+all constraints together take at most half of the features' free directions.
 
 A merged concept records its contexts, and its values there are exact. So a subject can be added to a merge, or taken
 out of it, without the files of the others. Storing the prescribed values in the file would double its size and add no
