@@ -27,7 +27,10 @@ def test_evaluate_writes_a_record_and_draws_nothing_twice(
     assert "training" in shown
     assert f"{record['measures'][1]['value']:.4f}" in shown
     drawn = {path: path.stat().st_mtime_ns for path in (out / "pictures").rglob("*.png")}
-    assert len(drawn) == 2 + 4
+    assert len(drawn) == (2 + 4) + (2 + 4 - 1)  # the base alone draws the same, and one prompt is also a caption
+    assert "the base alone" in (out / "index.html").read_text()
+    run(evaluate.but(without_base=True))
+    assert "the base alone" not in (out / "index.html").read_text()
     run(evaluate)
     assert {path: path.stat().st_mtime_ns for path in (out / "pictures").rglob("*.png")} == drawn
     assert json.loads((out / "record.json").read_text()) == record

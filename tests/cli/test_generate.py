@@ -25,10 +25,11 @@ def test_generate_writes_pictures_that_record_how_they_were_made(bear: Path, tmp
     }
     with Image.open(out / "photo-of-a-bear-teddy-bear-6.png") as picture:
         text = picture.text
-    assert text["prompt"] == "photo of a <bear> teddy bear"
-    assert text["seed"] == "6"
+    assert text["parameters"].startswith("photo of a <bear> teddy bear\nSteps: 2, Sampler: DDPM, CFG scale: 6")
+    assert "prompt" not in text
     record = json.loads(text["moongate"])
-    assert record["concepts"] == [{"hash": Concept.load(bear).hash, "strength": 1.0}]
+    assert (record["prompt"], record["seed"]) == ("photo of a <bear> teddy bear", 6)
+    assert record["concepts"] == [{"file": bear.name, "hash": Concept.load(bear).hash, "strength": 1.0}]
     assert record["steps"] == 2
 
 
@@ -199,3 +200,17 @@ def test_a_library_gives_the_concepts_that_prompts_name_and_keeps_their_merge(
     draw = draw.but(model=tmp_path / "no-model")  # what is wrong with the prompt is said before a model is looked for
     assert "<tom> in" in fails(capsys, draw.but("a <tom> cat"))
     assert "either --concept or --library" in fails(capsys, draw.but(concept=kept))
+
+
+def test_compare_writes_one_sheet_with_and_without_the_concept(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = command("generate", "a <bear> teddy bear", concept=bear, compare=True, count=2, steps=1, device="cpu")
+    draw = draw.but(out=tmp_path / "compared", json=True)
+    run(draw)
+    found = json.loads(capsys.readouterr().out)
+    assert found["strengths"] == [0.0, 0.4, 0.6, 0.8, 1.0, 1.2]
+    assert [path.name for path in (tmp_path / "compared").iterdir()] == ["comparison.png"]
+    with Image.open(found["sheet"]) as sheet:
+        assert sheet.width == 6 * (64 + 4) + 4
+    assert "--compare needs one concept" in fails(capsys, draw.without("concept"))

@@ -64,3 +64,15 @@ def test_words_of_the_base_are_erased_and_protected_without_a_concept(
     assert "cannot be read" in fails(capsys, wrong.but(erase="dog"))
     assert "contradict each other" in fails(capsys, wrong.but(erase="dog=>chair", protect="dog"))
     assert "no file of words to protect" in fails(capsys, wrong.but(protect="missing.txt"))
+
+
+def test_the_report_has_pictures_before_and_after_on_request(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
+    merge = command("merge", bear, out=tmp_path / "clean.safetensors", draw=True, device="cpu")
+    assert "Say where it goes with --report" in fails(capsys, merge)
+    run(merge.but(report=tmp_path / "report"))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<img") == 3
+    assert 'alt="after the merge"' in page

@@ -20,6 +20,7 @@ from tyro.extras import SubcommandApp
 
 from moongate import __version__
 from moongate.cli.analyze import Analyze
+from moongate.cli.captions import Captions
 from moongate.cli.compress import Compress
 from moongate.cli.convert import Convert
 from moongate.cli.demo import Demo, DemoCompose
@@ -29,6 +30,7 @@ from moongate.cli.fleet import Fleet
 from moongate.cli.generate import Generate
 from moongate.cli.hints import check_options
 from moongate.cli.info import Info
+from moongate.cli.masks import Masks
 from moongate.cli.merge import Merge
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.terminal import say
@@ -38,6 +40,7 @@ from moongate.errors import MoongateError, MoongateWarning, OptionError
 
 __all__ = [
     "Analyze",
+    "Captions",
     "Compress",
     "Convert",
     "Demo",
@@ -47,6 +50,7 @@ __all__ = [
     "Fleet",
     "Generate",
     "Info",
+    "Masks",
     "Merge",
     "RetrieveIndex",
     "RetrieveSearch",
@@ -72,6 +76,8 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "train": Train,
     "generate": Generate,
     "edit": Edit,
+    "captions": Captions,
+    "masks": Masks,
     "merge": Merge,
     "compress": Compress,
     "info": Info,

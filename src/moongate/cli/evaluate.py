@@ -1,7 +1,7 @@
 """The command `moongate evaluate`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,7 @@ from moongate.cli.options import (
     Drawing,
     DrawingOptions,
     Dtype,
+    Flag,
     Model,
     ModelOptions,
     OptionalPath,
@@ -64,7 +65,9 @@ class Evaluate:
     Default: what the model's moongate.json names, else clip and dino."""
     drawing: Drawing = field(default_factory=DrawingOptions)
     out: Path = Path("evaluation")
-    """Folder for record.json and the pictures. Pictures that are already there are not drawn again."""
+    """Folder for record.json, index.html and the pictures. Pictures that are already there are not drawn again."""
+    without_base: Flag = False
+    """Do not draw and measure the base alone for the page, which takes half of the time."""
     model: Model = field(default_factory=ModelOptions)
     dtype: Dtype = "float32"
     output: Output = field(default_factory=OutputOptions)
@@ -80,22 +83,51 @@ class Evaluate:
         prompts, training_pictures = self._prompts(backbone, subjects, console)
         comparisons = self._comparisons(subjects, training_pictures)
         networks = [load_network(name, device=str(backbone.device)) for name in flat(self.features)]
+        concept = _together(backbone, concepts)
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
-            evaluation = evaluate(
-                backbone,
-                _together(backbone, concepts),
-                prompts,
-                networks or None,
-                folder=self.out / "pictures",
-                comparisons=comparisons,
-                options=options,
-                on_picture=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+
+            def measured(concept: "Concept | None", prompts: Sequence[str]) -> "Evaluation":
+                return evaluate(
+                    backbone,
+                    concept,
+                    prompts,
+                    networks or None,
+                    folder=self.out / "pictures",
+                    comparisons=comparisons,
+                    options=options,
+                    on_picture=lambda done, total: progress.update(task, completed=done, total=total),
+                )
+
+            evaluation = measured(concept, prompts)
+            page = self._page(backbone, concept, evaluation, comparisons, measured)
         record = self._write(evaluation, concepts)
         _print(evaluation, console)
-        say(console, f"Wrote {self.out / 'record.json'}.")
+        say(console, f"Wrote {self.out / 'record.json'} and {page}.")
         return {"out": str(self.out), **record}
+
+    def _page(
+        self,
+        backbone: "Backbone",
+        concept: "Concept | None",
+        evaluation: "Evaluation",
+        comparisons: "Sequence[Targets | Reference]",
+        measured: "Callable[[Concept | None, Sequence[str]], Evaluation]",
+    ) -> Path:
+        """Write the page, with the base alone beside the concept."""
+        from moongate.evaluation import Targets, base_alone, kept_pictures, write_page
+
+        folder = self.out / "pictures"
+        drawn = kept_pictures(backbone, concept, [p.drawn for p in evaluation.prompts], evaluation, folder)
+        base, base_drawn = None, None
+        if concept and not self.without_base:
+            plain = base_alone(concept)
+            read = list(dict.fromkeys(prompt.read for prompt in evaluation.prompts))
+            base = measured(plain, read)
+            base_drawn = kept_pictures(backbone, plain, read, base, folder)
+        words = [subject.words for subject in concept.subjects] if concept else []
+        photos = {f"{words[t.subject]} ({t.kind})": t.pictures for t in comparisons if isinstance(t, Targets)}
+        return write_page(evaluation, self.out, drawn=drawn, base=base, base_drawn=base_drawn, photos=photos)
 
     def _check(self) -> None:
         """Raise OptionError before a model is loaded."""

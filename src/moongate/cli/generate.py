@@ -1,9 +1,7 @@
 """The command `moongate generate`."""
 
 import contextlib
-import io
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -43,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Generate"]
 
-METADATA_KEY = "moongate"
 SHEET = "contact-sheet.png"
+COMPARISON = "comparison.png"
 SHEET_COLUMNS = 8
 
 
@@ -62,6 +60,8 @@ class Generate:
     """Folder of concept files from which the prompts take those whose tokens they name."""
     together: Literal["merge", "add", "refuse"] = "merge"
     """How to combine several concepts: merge them in memory, add their changes, or refuse."""
+    compare: Flag = False
+    """Draw each picture without the concepts and at strengths 0.4 to 1.2 of all of them, on one labelled sheet."""
     count: int = 8
     """Pictures for each prompt. Their seeds are --seed, --seed + 1, and so on."""
     seed: int = 0
@@ -105,6 +105,8 @@ class Generate:
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
+        if self.compare:
+            return self._compared(backbone, concepts, strengths, prompts, options, console)
         jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:
             if self.together == "merge" and len(concepts) > 1:
@@ -127,8 +129,34 @@ class Generate:
                 regions=of_subjects(regions, subjects, spelled),
                 options=options,
             )
-            record = self._record(backbone, concepts, strengths, options)
-            return self._save(samples, self._names(prompts), record, console)
+            record = self._record(backbone, concepts, chosen, options)
+            return self._save(samples, self._names(prompts), options, record, console)
+
+    def _compared(
+        self,
+        backbone: "Backbone",
+        concepts: "Sequence[Concept]",
+        strengths: Sequence[float],
+        prompts: Sequence[str],
+        options: "SampleOptions",
+        console: Console,
+    ) -> dict[str, Any]:
+        """Draw the sheet of --compare, of one concept or of several merged ones."""
+        from moongate.cli.compare import write_comparison
+        from moongate.files import free_path
+
+        if not concepts or (len(concepts) > 1 and self.together != "merge"):
+            raise OptionError(
+                "--compare needs one concept, or several with --together merge. Name them with --concept."
+            )
+        if len(concepts) == 1:
+            concept = concepts[0].scaled(strengths[0])
+        else:
+            concept = _merged(backbone, concepts, strengths, console)
+        sheet = self.out / COMPARISON if self.overwrite else free_path(self.out / COMPARISON)
+        return write_comparison(
+            backbone, concept, prompts, seeds=self._seeds, options=options, sheet=sheet, console=console
+        )
 
     @property
     def _seeds(self) -> range:
@@ -206,14 +234,18 @@ class Generate:
         return [f"{stem}-{seed}.png" for stem in stems for seed in self._seeds]
 
     def _record(
-        self, backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float], options: "SampleOptions"
-    ) -> dict[str, object]:
+        self,
+        backbone: "Backbone",
+        concepts: "Sequence[Concept]",
+        chosen: Sequence[tuple[Path, float]],
+        options: "SampleOptions",
+    ) -> dict[str, Any]:
         """Return what each picture keeps of how it was made, in addition to its prompt and seed."""
         return {
             "model": backbone.name,
             "concepts": [
-                {"hash": concept.hash, "strength": strength}
-                for concept, strength in zip(concepts, strengths, strict=True)
+                {"file": file.name, "hash": concept.hash, "strength": strength}
+                for concept, (file, strength) in zip(concepts, chosen, strict=True)
             ],
             "steps": options.steps,
             "guidance": options.guidance,
@@ -223,24 +255,38 @@ class Generate:
         }
 
     def _save(
-        self, samples: "Iterator[Sample]", names: Sequence[str], record: dict[str, object], console: Console
+        self,
+        samples: "Iterator[Sample]",
+        names: Sequence[str],
+        options: "SampleOptions",
+        record: dict[str, Any],
+        console: Console,
     ) -> dict[str, Any]:
         """Write each picture as it is drawn, then the contact sheet of all; return what was written."""
         from moongate.files import free_path, write_atomically
-        from moongate.pages import contact_sheet, png_bytes
+        from moongate.interop.pictures import picture_texts
+        from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 
-        images, labels, written = [], [], []
+        groups: dict[str, list[Sample]] = {}
+        written = []
+        used = {concept["file"]: concept["strength"] for concept in record["concepts"]}
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=len(names), note="")
-            for index, (drawn, name) in enumerate(zip(samples, names, strict=True)):
+            for drawn, name in zip(samples, names, strict=True):
                 path = self.out / name if self.overwrite else free_path(self.out / name)
-                _save_png(drawn, path, record)
+                texts = picture_texts(drawn, model=record["model"], concepts=used, options=options, facts=record)
+                write_atomically(path, png_bytes(drawn.image, texts=texts))
                 written.append({"file": str(path), "prompt": drawn.prompt, "seed": drawn.seed})
-                images.append(drawn.image)
-                labels.append("" if index % self.count else drawn.prompt)
+                groups.setdefault(drawn.prompt, []).append(drawn)
                 progress.advance(task)
         sheet = self.out / SHEET if self.overwrite else free_path(self.out / SHEET)
-        write_atomically(sheet, png_bytes(contact_sheet(images, columns=min(self.count, SHEET_COLUMNS), labels=labels)))
+        shown = [
+            SheetGroup(title=prompt, images=[s.image for s in drawn], labels=[f"seed {s.seed}" for s in drawn])
+            for prompt, drawn in groups.items()
+        ]
+        heading = ", ".join([record["model"], *(f"{file} at strength {strength:g}" for file, strength in used.items())])
+        columns = min(self.count, SHEET_COLUMNS)
+        write_atomically(sheet, png_bytes(grouped_sheet(shown, columns=columns, heading=heading)))
         pictures = "1 picture" if len(names) == 1 else f"{len(names)} pictures"
         say(console, f"Wrote {pictures} and {sheet.name} to {self.out}.")
         return {"pictures": written, "sheet": str(sheet), **record}
@@ -291,18 +337,3 @@ def _split_strength(text: str) -> tuple[Path, float]:
     if not math.isfinite(strength):
         raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
     return Path(path), strength
-
-
-def _save_png(drawn: "Sample", path: Path, record: dict[str, object]) -> None:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from moongate.files import write_atomically
-
-    info = PngInfo()
-    info.add_itxt("prompt", drawn.prompt)
-    info.add_itxt("seed", str(drawn.seed))
-    info.add_itxt(METADATA_KEY, json.dumps(record))
-    buffer = io.BytesIO()
-    Image.fromarray(drawn.image).save(buffer, format="PNG", pnginfo=info)
-    write_atomically(path, buffer.getvalue())

@@ -1,5 +1,6 @@
 """The command `moongate merge`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,16 +22,18 @@ from moongate.cli.options import (
     lines_of,
     read_concepts,
 )
-from moongate.cli.terminal import bytes_of, print_table, say, size_of
+from moongate.cli.terminal import bytes_of, print_table, progress_bar, say, size_of
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
-    from moongate.merging.report import SubjectFit
+    from moongate.backbone import Backbone
+    from moongate.concept import Concept
+    from moongate.sampling import Sample
 
 __all__ = ["Merge"]
 
-HEAD = ("subject", "residual", "error elsewhere", "error together", "drift alone")
-"""The columns that tell how well each subject was kept; the report's page explains them and has more."""
+SEEDS = range(4)
+"""Seeds of the pictures of --draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,8 @@ class Merge:
     """How neutral captions count: all alike, or by how far the concepts move them in each layer."""
     report: OptionalPath = None
     """Folder for report.json and index.html."""
+    draw: Flag = False
+    """Draw each subject and all together before and after the merge, for the report. Needs --report."""
     overwrite: Flag = False
     """Replace an existing concept file."""
     model: Model = field(default_factory=ModelOptions)
@@ -72,7 +77,7 @@ class Merge:
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.files import check_writable
         from moongate.merging import MergeOptions, merge
-        from moongate.merging.page import verdict, write_report
+        from moongate.merging.page import HEAD, summary_rows, verdict, write_report
 
         if self.check == (self.out is not None):
             raise OptionError("Give either --out for the merged concept, or --check, which writes none.")
@@ -80,6 +85,8 @@ class Merge:
             check_writable(self.out, overwrite=self.overwrite)
         if self.report and self.report.is_file():
             raise OptionError(f"{self.report} is a file. Choose a folder for the report.")
+        if self.draw and not self.report:
+            raise OptionError("--draw makes pictures for the report. Say where it goes with --report FOLDER.")
         lines = lines_of(self.captions, "captions") if self.captions else []
         options = MergeOptions(
             captions=tuple(lines),
@@ -102,18 +109,42 @@ class Merge:
         for line in verdict(merged.report):
             say(console, line)
         if merged.report.subjects:
-            print_table(console, HEAD, [_row(fit) for fit in merged.report.subjects])
+            print_table(console, HEAD, summary_rows(merged.report))
         if self.report:
-            say(console, f"Wrote {write_report(merged.report, self.report)}.")
+            drawn = (
+                _drawn(backbone, concepts, merged.concept, console) if self.draw and merged.concept.subjects else None
+            )
+            say(console, f"Wrote {write_report(merged.report, self.report, drawn=drawn)}.")
         if self.out:
             say(console, f"Wrote {self.out} ({size_of(self.out)}).")
         written = {"out": str(self.out), "bytes": bytes_of(self.out)} if self.out else {}
         return {**written, **merged.report.to_json()}
 
 
-def _row(fit: "SubjectFit") -> tuple[str, ...]:
-    errors = (fit.worst_residual, fit.held_out_error, fit.joint_error, fit.drift_alone)
-    return (fit.words, *(f"{error:.1%}" for error in errors))
+def _drawn(
+    backbone: "Backbone", concepts: "Sequence[Concept]", merged: "Concept", console: Console
+) -> "Mapping[str, Mapping[str, Sequence[Sample]]]":
+    """Draw each subject and all of them together with the base alone, with each concept alone, and after the merge."""
+    from moongate.data.captions import photo_of
+    from moongate.evaluation import Way, compare
+
+    words = [subject.words for subject in merged.subjects]
+    prompts = [photo_of(word) for word in words] + ([photo_of(*words)] if len(words) > 1 else [])
+    ways = [Way(label="the base alone")]
+    ways += [
+        Way(label=f"{', '.join(subject.words for subject in concept.subjects)} before the merge", concept=concept)
+        for concept in concepts
+    ]
+    ways.append(Way(label="after the merge", concept=merged))
+    with progress_bar(console) as progress:
+        task = progress.add_task("Drawing", total=None, note="")
+        return compare(
+            backbone,
+            prompts,
+            ways,
+            seeds=SEEDS,
+            on_picture=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _words(value: str) -> list[str]:

@@ -1,0 +1,92 @@
+"""The command `moongate captions`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from moongate.cli.options import Flag, OptionalPath, OptionalStr, Output, OutputOptions
+from moongate.cli.terminal import print_table, say
+
+if TYPE_CHECKING:
+    from moongate.annotation.describers import Describer
+
+__all__ = ["Captions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Write a caption to edit beside each photo."""
+
+    photos: Annotated[Path, tyro.conf.Positional]
+    """Folder of photos, or one photo."""
+    category: str
+    """The word for what the subject is, such as dog."""
+    template: OptionalStr = None
+    """Give all photos this caption, with {} for the subject, instead of looking at them."""
+    color: Flag = False
+    """Name the color of the subject too. What a caption says, the new word does not learn."""
+    captioner: OptionalPath = None
+    """Folder of a BLIP model of transformers (BlipForConditionalGeneration), which then writes the captions."""
+    model: str = "pocket"
+    """Where place, style and color are looked up: pocket, or another CLIP model.
+    A model without an image tower gives all photos one caption."""
+    device: str = "cpu"
+    """Device to compute on, such as cpu or cuda."""
+    overwrite: Flag = False
+    """Replace existing text files."""
+    output: Output = field(default_factory=OutputOptions)
+
+    def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.annotation import write_captions
+        from moongate.data.folders import find_pictures
+
+        photos = find_pictures(self.photos)
+        stubs = write_captions(photos, self._describer(console), overwrite=self.overwrite)
+        rows = [
+            (stub.photo.name, stub.description.caption, stub.description.found.get("color", ""), _state(stub.written))
+            for stub in stubs
+        ]
+        print_table(console, ("photo", "caption", "color", "file"), rows)
+        written = sum(stub.written for stub in stubs)
+        say(
+            console,
+            f"Wrote {written} of {len(stubs)} captions. Correct them: what they say, the new word does not learn.",
+        )
+        return {
+            "captions": [
+                {
+                    "photo": str(stub.photo),
+                    "file": str(stub.file),
+                    "caption": stub.description.caption,
+                    "found": dict(stub.description.found),
+                    "written": stub.written,
+                }
+                for stub in stubs
+            ]
+        }
+
+    def _describer(self, console: Console) -> "Describer":
+        from moongate.annotation import blip_describer, clip_describer, template_describer
+        from moongate.errors import BackboneError
+        from moongate.evaluation import Clip
+
+        if self.template is not None:
+            return template_describer(self.template)
+        if self.captioner:
+            return blip_describer(self.captioner, self.category, device=self.device)
+        if self.model != "pocket" and (Path(self.model) / "model_index.json").is_file():
+            try:
+                clip = Clip.load(self.model, device=self.device)
+            except BackboneError as error:
+                say(console, f"{error} Without it all photos get one caption.", style="yellow")
+                return template_describer()
+        else:
+            clip = Clip.load(self.model, device=self.device)
+        return clip_describer(clip, self.category, says_color=self.color)
+
+
+def _state(written: bool) -> str:
+    return "written" if written else "kept"

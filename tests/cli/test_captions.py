@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import command, fails, run
+
+
+def test_captions_are_written_beside_photos_and_listed(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = command("captions", pictures, category="dog")
+    run(captions)
+    out = capsys.readouterr().out
+    texts = [path.read_text() for path in sorted(pictures.glob("*.txt"))]
+    assert f"Wrote {len(texts)} of {len(texts)} captions" in out
+    assert texts
+    assert all(text.count("{}") == 1 for text in texts)
+    run(captions.but(json=True))
+    found = json.loads(capsys.readouterr().out)["captions"]
+    assert [entry["written"] for entry in found] == [False] * len(texts)
+    assert {*found[0]["found"]} == {"place", "style", "color"}
+
+
+def test_a_model_without_an_image_tower_gives_the_template(
+    pictures: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(command("captions", pictures, category="dog", model=tiny_folder))
+    assert "all photos get one caption" in capsys.readouterr().out
+    assert {path.read_text() for path in pictures.glob("*.txt")} == {"photo of a {}\n"}
+
+
+def test_a_captioner_that_is_no_blip_is_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, command("captions", pictures, category="dog", captioner=pictures))
+    assert "of a blip model" in error
+    assert not list(pictures.glob("*.txt"))
