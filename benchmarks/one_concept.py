@@ -75,6 +75,8 @@ class Report:
 
     seconds: list[float] = field(default_factory=list)
     """Of each round."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Processor time of each round, which other programs disturb less."""
     preparation_s: float = 0.0
     """Time before the first step."""
     peak_bytes: int = 0
@@ -168,7 +170,9 @@ def show(setup: Setup, reports: dict[str, Report]) -> None:
         print(f"{side:6s} " + ", ".join(f"{part} {share:.0%}" for part, share in report.parts.items()))
     plain = reports["plain"].per_step(setup)
     for side in SIDES[:2]:
-        print(f"{side} takes {reports[side].per_step(setup) / plain:.2f} of plain's time")
+        cpu = statistics.median(reports[side].cpu_seconds) / statistics.median(reports["plain"].cpu_seconds)
+        print(f"{side} takes {reports[side].per_step(setup) / plain:.2f} of plain's time", end=", ")
+        print(f"and in its rounds {cpu:.2f} of plain's processor time")
     print(f"ours takes {reports['ours'].peak_bytes / reports['plain'].peak_bytes:.2f} of plain's memory")
 
 
@@ -182,11 +186,11 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
     pipe.send("loaded")
     pipe.recv()
     held = memory_held(backbone.device)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
 
     def turn_over(index: int) -> None:
         """End the turn after the first step and after each round, and wait for the next."""
-        nonlocal began
+        nonlocal began, cpu_began
         if index > 1 and (index - 1) % setup.round_steps:
             return
         elapsed = time.perf_counter() - began
@@ -194,11 +198,12 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
             report.preparation_s = elapsed - first_step_s()
         else:
             report.seconds.append(elapsed)
+            report.cpu_seconds.append(time.process_time() - cpu_began)
         if index == setup.steps + 1:
             report.peak_bytes = memory_peak(backbone.device) - held
         pipe.send("done")
         pipe.recv()
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
 
     prepared: list[float] = []
 

@@ -144,7 +144,7 @@ class Train:
     overwrite: Flag = False
     """Replace an existing concept file and run folder."""
     model: Model = field(default_factory=ModelOptions)
-    dtype: Dtype = "float32"
+    dtype: Dtype = "auto"
     output: Output = field(default_factory=OutputOptions)
     subjects: Code[tuple[SubjectOptions, ...]] = ()
     """The subjects, where they are known already."""

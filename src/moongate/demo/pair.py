@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from moongate.backbone import POCKET, Backbone
+from moongate.backbone import POCKET, Backbone, usual_dtype
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization, Subject
 from moongate.data.folders import find_pictures
@@ -138,7 +138,7 @@ def make_pair_demo(
     recognizer = Recognizer.load()
     categories = [chosen.category for chosen in pair]
     recognizer.numbers(categories)
-    backbone = Backbone.load(POCKET)
+    backbone = Backbone.load(POCKET, dtype=usual_dtype())
     subjects = [
         Subject.load(chosen.training, category=chosen.category, token=f"<{chosen.name.lower()}>") for chosen in pair
     ]

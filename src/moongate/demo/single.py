@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from moongate.backbone import POCKET, Backbone
+from moongate.backbone import POCKET, Backbone, usual_dtype
 from moongate.concept import Concept
 from moongate.data import Preset, Regularization, Subject, square
 from moongate.data.pictures import as_pixels
@@ -94,7 +94,7 @@ def make_single_demo(
     token = f"<{name.lower()}>"
     subject = Subject.load(chosen.training, category=chosen.category, token=token)
     regularization = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
-    backbone = Backbone.load(POCKET)
+    backbone = Backbone.load(POCKET, dtype=usual_dtype())
     demo = _planned(chosen, subject, backbone)
 
     # Before.
