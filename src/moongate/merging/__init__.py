@@ -54,7 +54,7 @@ class MergeOptions:
     contexts: int | None = 1
     """Number of contexts in which each subject keeps its values exactly, from 1 to 8; as many as fit when None."""
     elsewhere: float = 300.0
-    """Weight of each subject's values in sixty further contexts, relative to one neutral caption; 0 leaves them out."""
+    """Weight of each subject's values in fifty further contexts, relative to one neutral caption; 0 leaves them out."""
     without: tuple[str, ...] = ()
     """Subjects to leave out, by token or by words. This takes a subject out of an earlier merge."""
     erase: tuple[str, ...] = ()
