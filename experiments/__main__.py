@@ -32,6 +32,7 @@ EXPERIMENTS = (
     "table1_pairs",
     "fig8_alignment",
     "fig6_side_by_side",
+    "fig10_editing",
     "fig16_attention",
     "table3_ablation",
     "table4_token",

@@ -14,6 +14,9 @@ import pytest
 
 from experiments import fig8_alignment, orderings, table1_single, table3_ablation
 from experiments.__main__ import EXPERIMENTS, _write
+from experiments.edits import MEASURES as EDIT_MEASURES
+from experiments.edits import WAYS as EDIT_WAYS
+from experiments.edits import EditRecord
 from experiments.measuring import Measuring
 from experiments.records import Attention, Base, Pair, Record, Results, Row, Single, webp_row
 from experiments.study import EXAMPLES, PAIRS, Size, Study, for_pocket
@@ -41,11 +44,13 @@ def made_up(record: Record) -> dict[str, Any]:
         "kinds": {"cross-attention": {"mean": number, "share": 0.05}, "the rest": {"mean": number / 2, "share": 0.95}},
         "values": {"unet.attn2.to_k.weight": [1.0, 0.5], "unet.attn2.to_v.weight": [1.0, number]},
         "rank_at_60": {"unet.attn2.to_k.weight": 1, "unet.attn2.to_v.weight": 1},
+        "kind": record.kind if isinstance(record, EditRecord) else "",
+        "ways": {way: dict.fromkeys(EDIT_MEASURES, number) for way in EDIT_WAYS},
         "prompt": "photo of a vase",
         "words": [{"word": "vase", "map": [[0.0, 1.0], [0.5, 0.0]]}],
     }
     picture = webp_row([np.zeros((32, 32, 3), np.uint8)] * 3)
-    return values | ({"picture": picture} if isinstance(record, Row | Attention) else {})
+    return values | ({"picture": picture} if isinstance(record, Row | Attention | EditRecord) else {})
 
 
 def results_in(folder: Path, **options: Any) -> Results:
@@ -172,10 +177,11 @@ def test_the_committed_records_are_those_of_the_tables_and_below_one_megabyte() 
     committed = Results(file=file, new=file.parent / "none", size=Size())
     records = all_records()
     assert committed.absent(records) == []
-    assert {json.loads(line).get("key") for line in file.read_text().splitlines()[1:]} == {r.key for r in records}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["key"] for line in lines if "settings" not in line} == {record.key for record in records}
     pictures = file.parent / "pictures"
     keys = {path.relative_to(pictures).with_suffix("").as_posix() for path in pictures.rglob("*.webp")}
-    assert keys == {record.key for record in records if isinstance(record, Row | Attention)}
+    assert keys == {record.key for record in records if isinstance(record, Row | Attention | EditRecord)}
 
 
 def test_records_of_other_weights_are_measured_again_and_until_then_the_tables_say_so(
