@@ -289,7 +289,7 @@ def test_large_changes_are_cut_to_low_rank_unless_all_energy_is_asked_for(
 
 
 def test_the_rate_the_size_and_the_first_words_are_recorded(train: Command, tmp_path: Path, tiny: Backbone) -> None:
-    options = {"learning_rate": 1e-30, "resolution": 32, "initializer_token": "red", "steps": 1}
+    options = {"learning_rate": 1e-30, "resolution": 32, "initializer_token": "red", "steps": 1, "dtype": "float32"}
     run(train.but(**options))
     concept = Concept.load(tmp_path / "bear.safetensors")
     chosen = ("learning_rate", "resolution_px", "initializer_token")
