@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from moongate.backbone.devices import available_device
 from moongate.backbone.guidance import guidance_embedding, picture_sizes
+from moongate.backbone.hub import located
 from moongate.backbone.precision import faster_attention, usual_dtype
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import (
@@ -126,10 +127,10 @@ class Backbone:
             BackboneError: The model cannot be found or read, lacks weights, is of another family, or its
                 `moongate.json` is wrong.
         """
-        from moongate.backbone.loading import check_layouts, denoiser_shapes, load_pipeline, located
-
         device = available_device(device)
         source, downloads = located(str(weights_folder() if str(model) == POCKET else model), downloads=downloads)
+        from moongate.backbone.loading import check_layouts, denoiser_shapes, load_pipeline
+
         if layouts:
             shapes = denoiser_shapes(source, downloads=downloads)
             check_layouts(str(model), shapes, layouts, endings=WEIGHT_SETS["cross-attention-kv"])

@@ -1,6 +1,10 @@
-"""Model ids of the Hugging Face hub: whether one names a model, asked once and without retries."""
+"""Which model a name means: a folder, a file, or an id of the Hugging Face hub, which is asked once, without retries.
+
+Nothing here imports diffusers or transformers, so that a wrong name is answered at once.
+"""
 
 import re
+from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
@@ -10,12 +14,38 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP l
 )
 
 from moongate.errors import BackboneError, first_line
+from moongate.summary import is_concept
 
-__all__ = ["must_stay_offline"]
+__all__ = ["INDEX", "SINGLE_FILES", "located", "must_stay_offline"]
 
+INDEX = "model_index.json"
+"""The file that each model in diffusers' layout has."""
+SINGLE_FILES = (".safetensors", ".ckpt")
+"""Endings of a model in one file."""
 MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TIMEOUT_S = 10
 """Longest wait for the hub's answer."""
+
+
+def located(model: str, *, downloads: bool) -> tuple[str, bool]:
+    """Return a model's folder, file or id, and whether something may be fetched: not while the hub is out of reach.
+
+    Args:
+        model: A folder, a file or a model id of the hub.
+        downloads: Whether what is missing on this machine may be fetched.
+
+    Raises:
+        BackboneError: `model` is a concept file, or nothing that is here or on the hub.
+    """
+    path = Path(model)
+    if path.is_file() and is_concept(path):
+        raise BackboneError(
+            f"{model} is a concept, not a model. Give it with --concept to draw, with --start-from to train on, or as "
+            "the file of other commands; --model names the model that it was made for."
+        )
+    if downloads and not path.exists() and not model.endswith(SINGLE_FILES):
+        downloads = not must_stay_offline(model, INDEX)
+    return model, downloads
 
 
 def must_stay_offline(model: str, index: str) -> bool:

@@ -22,39 +22,16 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.backbone.hub import must_stay_offline
-from moongate.backbone.model_folder import FAMILIES, INDEX, WITHOUT, check_classes, check_folder
+from moongate.backbone.hub import INDEX, SINGLE_FILES, must_stay_offline
+from moongate.backbone.model_folder import FAMILIES, WITHOUT, check_classes, check_folder
 from moongate.errors import BackboneError, BaseMismatchError, first_line
 from moongate.fingerprint import layout_of
-from moongate.summary import is_concept
 
-__all__ = ["LOADING_ERRORS", "check_layouts", "denoiser_shapes", "load_pipeline", "located", "quiet"]
+__all__ = ["LOADING_ERRORS", "check_layouts", "denoiser_shapes", "load_pipeline", "quiet"]
 
-SINGLE_FILES = (".safetensors", ".ckpt")
 LOADING_ERRORS: tuple[type[Exception], ...] = (Exception,)
 """What the libraries raise for a model that is missing, damaged or of another kind: their own errors, and tokenizers
 raises `Exception` itself."""
-
-
-def located(model: str, *, downloads: bool) -> tuple[str, bool]:
-    """Return a model's folder, file or id, and whether something may be fetched: not while the hub is out of reach.
-
-    Args:
-        model: A folder, a file or a model id of the hub.
-        downloads: Whether what is missing on this machine may be fetched.
-
-    Raises:
-        BackboneError: `model` is a concept file, or nothing that is here or on the hub.
-    """
-    path = Path(model)
-    if path.is_file() and is_concept(path):
-        raise BackboneError(
-            f"{model} is a concept, not a model. Give it with --concept to draw, with --start-from to train on, or as "
-            "the file of other commands; --model names the model that it was made for."
-        )
-    if downloads and not path.exists() and not model.endswith(SINGLE_FILES):
-        downloads = not must_stay_offline(model, INDEX)
-    return model, downloads
 
 
 def load_pipeline(

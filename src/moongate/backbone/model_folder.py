@@ -18,9 +18,8 @@ from moongate.files import leads_out
 from moongate.limits import MAX_LAYERS, MAX_SETTING
 from moongate.texts import parse_json, read_text
 
-__all__ = ["FAMILIES", "INDEX", "WITHOUT", "check_classes", "check_folder"]
+__all__ = ["FAMILIES", "WITHOUT", "check_classes", "check_folder"]
 
-INDEX = "model_index.json"
 WITHOUT: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
 FAMILIES: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {**WITHOUT, "safety_checker": None, "requires_safety_checker": False},
