@@ -5,7 +5,6 @@ and returns in one evaluation what others need two for.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -33,11 +32,12 @@ def guidance_embedding(guidance: float, width: int) -> Float[Tensor, "1 {width}"
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
 
 
-@lru_cache(maxsize=16)
 def picture_sizes(height_px: int, width_px: int, device: torch.device) -> Float[Tensor, "1 6"]:
     """Return what SDXL is told of a picture: its size, where it was cropped (nowhere), and its size again.
 
-    The tensor is kept, so that a step makes none anew and does not wait for it to reach the device.
+    The numbers are filled in on the device, so that no step waits for a copy.
     """
-    sizes = [height_px, width_px, 0, 0, height_px, width_px]
-    return torch.tensor([sizes], dtype=torch.float32, device=device)
+    sizes = torch.zeros(1, 6, device=device)
+    sizes[:, 0::4] = height_px
+    sizes[:, 1::4] = width_px
+    return sizes
