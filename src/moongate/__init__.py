@@ -21,6 +21,7 @@ from moongate.errors import (
     OptionError,
     PictureError,
     PublishError,
+    RankLost,
     TokenError,
     TrainingDiverged,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "PictureError",
     "Preset",
     "PublishError",
+    "RankLost",
     "Regularization",
     "RetrieveOptions",
     "Retrieved",

@@ -161,7 +161,7 @@ def test_prompts_in_another_encoding_are_named(bear: Path, tmp_path: Path, capsy
     text = tmp_path / "text.txt"
     text.write_bytes("a café".encode("latin-1"))
     message = fails(capsys, command("generate", prompts_file=text, concept=bear))
-    assert "text.txt is not text in UTF-8" in message
+    assert "text.txt cannot be read: it is not text in UTF-8" in message
 
 
 def test_concepts_loaded_together_are_merged_added_or_refused(

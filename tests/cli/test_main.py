@@ -12,6 +12,7 @@ import pytest
 import moongate
 from command_line import Command, command, fails, run
 from moongate.concept import Concept
+from moongate.run_page import Album
 from original_layout import write_configuration, write_single_file
 
 COMMANDS = (
@@ -216,7 +217,7 @@ def test_every_command_works_on_every_family(
     files = [tmp_path / "bear.safetensors", tmp_path / "cat.safetensors"]
     for number, file in enumerate(files):
         run(train.but(category=file.stem, token=f"<{file.stem}>", rare_token=number, out=file))
-        assert (file.with_suffix(".run") / "validation" / "00002.png").is_file()
+        assert [each.step for each in Album(file.with_suffix(".run")).drawn("validation")].count(2) == 4
     capsys.readouterr()
     run(command("info", files[0], json=True))
     assert json.loads(capsys.readouterr().out)["tokens"] == ["<bear>"]

@@ -252,5 +252,5 @@ def test_what_cannot_follow_a_concept_is_refused_before_any_work(
         follow(tiny, first)
     with pytest.raises(OptionError, match="1 new tokens need as many rare tokens from index 3 on"):
         follow(tiny, earlier, rare_token=3)
-    with pytest.raises(BaseMismatchError, match="Load that model"):
+    with pytest.raises(BaseMismatchError, match="made for another model than .* Name its own: --model"):
         follow(Backbone.load(other_folder, device="cpu"), earlier)

@@ -91,7 +91,7 @@ def test_a_folder_begun_with_other_options_is_refused(options: CorpusOptions) ->
 
 def test_missing_libraries_are_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trimesh", None)
-    with pytest.raises(MissingLibrary, match=r"pip install 'moongate\[corpus\]'"):
+    with pytest.raises(MissingLibrary, match=r"pip install '\.\[corpus\]'"):
         build(CorpusOptions(out=tmp_path / "corpus"))
     assert not (tmp_path / "corpus").exists()
 

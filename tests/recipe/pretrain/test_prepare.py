@@ -102,6 +102,6 @@ def test_a_missing_network_is_named_before_any_work(
     corpus_folder: Path, autoencoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(MissingLibrary, match=r"pip install 'moongate\[evaluation\]'"):
+    with pytest.raises(MissingLibrary, match=r"pip install '\.\[evaluation\]'"):
         prepare(PrepareOptions(corpus=corpus_folder, autoencoder=autoencoder_file, out=tmp_path / "prepared"))
     assert not (tmp_path / "prepared").exists()
