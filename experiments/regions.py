@@ -1,32 +1,50 @@
 """Regions against bleeding: how often both subjects of a pair are recognized, with and without regions.
 
-    python experiments/regions.py [--pairs 5] [--count 12]
+    python experiments/regions.py [--pairs 5] [--count 12] [--ways base joint merge sequential]
 
-For each pair of `study.PAIRS`, two subjects are composed in the three ways of the paper (joint, merged, sequential),
-and drawn without regions and with one half of the picture each. The recognizer, which never saw the subjects, says
-whether it sees both categories. Writes docs/results/regions.json, with 95% intervals over the pictures. An interrupted
-run uses the concepts again that it has in runs/regions.
+For each pair of `study.PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in the
+three ways of the paper (joint, merged, sequential): without regions, with a half of the picture for each in the order
+of the prompt, and with the halves exchanged. The recognizer, which never saw the subjects, says whether it sees both
+categories in the whole picture, and whether each half, cut out, shows the category that belongs there; without regions
+those of the prompt's order. Writes docs/results/regions.json, with 95% intervals over the pictures, and a sheet of the
+first pictures of each pair and way. An interrupted run uses the concepts again that it has in runs/regions.
 """
 
+import contextlib
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from jaxtyping import UInt8
 
 from experiments.study import PAIRS, Size, Study
-from moongate import Concept
+from moongate import Concept, pocket
 from moongate.data import photo_of
 from moongate.demo.recognizer import Recognizer
 from moongate.editing.regions import Region, sample_in_regions
 from moongate.evaluation.metrics import mean_interval
 from moongate.files import write_atomically
+from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 from moongate.pocket import weights_digest
+from moongate.sampling import SampleOptions
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
-WAYS = ("joint", "merge", "sequential")
+WAYS = ("base", "joint", "merge", "sequential")
+REGIONS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
+    "none": (),
+    "in order": (LEFT, RIGHT),
+    "exchanged": (RIGHT, LEFT),
+}
+"""The regions of the first and of the second subject."""
+SHOWN = 6
+"""Pictures of each pair, way and kind of regions on the sheet."""
+
+Pictures = UInt8[np.ndarray, "n height width 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +54,15 @@ class Options:
     pairs: int = len(PAIRS)
     """So many of the five pairs."""
     count: int = 12
-    """Pictures of each pair and way, with and without regions from the same seeds."""
+    """Pictures of each pair, way and kind of regions, from the same seeds."""
+    ways: tuple[str, ...] = WAYS
+    """Which of them."""
     out: Path = Path("docs/results/regions.json")
+    """The sheet gets the same name with the ending .png."""
     folder: Path = Path("runs/regions")
     """Folder of the concepts."""
-    size: Size = field(default_factory=Size)
+    size: Size = field(default_factory=lambda: Size(sampling=SampleOptions(steps=20, scheduler="dpm++", batch=12)))
+    """The guidance is pocket's own, because that is what users draw with."""
 
 
 def main() -> None:
@@ -49,49 +71,66 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{weights_digest()}-{options.size.dtype}", size=options.size)
     recognizer = Recognizer.load()
-    seen: dict[str, dict[str, list[bool]]] = {way: {"without": [], "with": []} for way in WAYS}
+    seen: dict[str, dict[str, list[tuple[bool, bool]]]] = {way: {name: [] for name in REGIONS} for way in options.ways}
+    sheet = []
     for pair in PAIRS[: options.pairs]:
-        for way in WAYS:
+        categories = [pocket.example(example).category for example in pair]
+        for way in options.ways:
             concept = _concept(study, pair, way)
-            for name, pictures in _drawn(study, concept, options.count).items():
-                both = recognizer.sees(pictures, [subject.category for subject in concept.subjects]).all(1)
-                seen[way][name] += both.tolist()
-            print(pair, way, {name: sum(values) for name, values in seen[way].items()}, flush=True)
+            words = [subject.words for subject in concept.subjects] if concept else categories
+            for name, boxes in REGIONS.items():
+                with concept.applied(study.backbone) if concept else contextlib.nullcontext():
+                    pictures = _drawn(study, words, boxes, options.count)
+                sides = categories[::-1] if name == "exchanged" else categories
+                both = recognizer.sees(pictures, categories).all(1).tolist()
+                seen[way][name] += zip(both, _in_halves(recognizer, pictures, sides), strict=True)
+                title = f"{photo_of(*words)}, {way}, regions: {name}"
+                sheet.append(SheetGroup(title=title, images=list(pictures[:SHOWN]), labels=()))
+            print(pair, way, {name: np.sum(values, 0).tolist() for name, values in seen[way].items()}, flush=True)
     result = {
         "weights": weights_digest(),
         "pairs": [list(pair) for pair in PAIRS[: options.pairs]],
         "count": options.count,
-        "both recognized": {way: {name: _share(values) for name, values in seen[way].items()} for way in WAYS},
+        "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
+        "recognized": {way: {name: _shares(values) for name, values in seen[way].items()} for way in options.ways},
     }
     write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
 
 
-def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept:
+def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
+    """Return the subjects of a pair composed in one way, or nothing for pocket itself."""
+    if way == "base":
+        return None
     if way == "joint":
         return study.joint(pair, "custom-diffusion", 0)
     return study.merged(pair, 0) if way == "merge" else study.sequential(pair, 0)
 
 
-def _drawn(study: Study, concept: Concept, count: int) -> dict[str, np.ndarray]:
-    """Draw both subjects in one picture, without regions and with them."""
-    first, second = (subject.words for subject in concept.subjects)
-    prompt, seeds = photo_of(first, second), range(count)
-    halves = [Region(words=first, box=LEFT), Region(words=second, box=RIGHT)]
-    pictures = {}
-    with concept.applied(study.backbone):
-        for name, regions in (("without", []), ("with", halves)):
-            drawn = sample_in_regions(
-                study.backbone, [prompt] * count, seeds=seeds, regions=regions, options=study.size.sampling
-            )
-            pictures[name] = np.stack([picture.image for picture in drawn])
-    return pictures
+def _drawn(
+    study: Study, words: Sequence[str], boxes: Sequence[tuple[float, float, float, float]], count: int
+) -> Pictures:
+    """Draw both subjects in one picture, each in its box if there are boxes."""
+    regions = [Region(words=words[number], box=box) for number, box in enumerate(boxes)]
+    prompts = [photo_of(*words)] * count
+    drawn = sample_in_regions(study.backbone, prompts, seeds=range(count), regions=regions, options=study.size.sampling)
+    return np.stack([picture.image for picture in drawn])
 
 
-def _share(seen: list[bool]) -> dict[str, float]:
-    interval = mean_interval(
-        torch.tensor(seen).double(), torch.arange(len(seen)), generator=torch.Generator().manual_seed(0)
-    )
-    return {"share": round(interval.value, 3), "low": round(interval.low, 3), "high": round(interval.high, 3)}
+def _in_halves(recognizer: Recognizer, pictures: Pictures, sides: Sequence[str]) -> list[bool]:
+    """Return for each picture whether its left half shows the first category, and its right half the second."""
+    halves = np.split(pictures, 2, axis=2)
+    shown = [recognizer.sees(half, [category])[:, 0] for half, category in zip(halves, sides, strict=True)]
+    return (shown[0] & shown[1]).tolist()
+
+
+def _shares(seen: Sequence[tuple[bool, bool]]) -> dict[str, dict[str, float]]:
+    """Return the share of pictures that show both categories, and of those that show them in their halves."""
+    shares = {}
+    for name, values in zip(("both", "in their halves"), torch.tensor(seen).double().T, strict=True):
+        interval = mean_interval(values, torch.arange(len(values)), generator=torch.Generator().manual_seed(0))
+        shares[name] = {bound: round(getattr(interval, bound), 3) for bound in ("value", "low", "high")}
+    return shares
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def test_a_concept_at_strength_zero_draws_what_the_base_draws(bear: Path, tiny_f
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-def test_subjects_of_one_picture_are_kept_in_their_regions(bear: Path, tmp_path: Path) -> None:
+def test_subjects_of_one_picture_are_kept_in_their_regions(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw = command("generate", "a <bear> teddy bear and a dog", concept=bear, count=1, steps=2, device="cpu")
     (tmp_path / "regions.yaml").write_text('"<bear>": [0, 0, 0.5, 1]\ndog: [0.5, 0, 1, 1]\n')
     run(draw.but(out=tmp_path / "plain"))
@@ -70,6 +72,7 @@ def test_subjects_of_one_picture_are_kept_in_their_regions(bear: Path, tmp_path:
         with Image.open(tmp_path / name / "a-bear-teddy-bear-and-a-dog-0.png") as picture:
             pictures.append(picture.tobytes())
     assert pictures[0] != pictures[1] == pictures[2]
+    assert "--compare draws without regions" in fails(capsys, draw.but(compare=True, region="dog=0,0,0.5,1"))
 
 
 def test_bad_input_to_generate_is_named(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from moongate.backbone.attention import recorded
 from moongate.editing.regions import (
     Region,
     RegionOptions,
+    _InRegions,
     box_weights,
     of_subjects,
     parse_region,
     read_regions,
+    region_texts,
     sample_in_regions,
 )
-from moongate.errors import OptionError
+from moongate.errors import OptionError, TokenError
 from moongate.sampling import Sample, sample
 
 PROMPT = "a red bear and a dog"
@@ -35,32 +38,84 @@ def drawn(backbone: Backbone, regions: list[Region], prompts: list[str], **optio
 
 def test_weights_fall_softly_at_the_edges_of_a_region_but_not_of_the_picture() -> None:
     weights = box_weights((0, 0.25, 0.5, 1), (4, 8), softness=0.25)
-    across = [1, 1, 1, 0.75, 0.25, 1e-4, 1e-4, 1e-4]
+    across = [1, 1, 1, 0.75, 0.25, 0, 0, 0]
     assert weights[3].tolist() == pytest.approx(across)
-    assert weights[:, 0].tolist() == pytest.approx([1e-4, 1, 1, 1])
+    assert weights[:, 0].tolist() == pytest.approx([0, 1, 1, 1])
     hard = box_weights((0, 0, 0.5, 1), (1, 4), softness=0)
-    assert hard[0].tolist() == pytest.approx([1, 1, 1e-4, 1e-4])
+    assert hard[0].tolist() == pytest.approx([1, 1, 0, 0])
 
 
-def test_a_word_is_attended_to_inside_its_region_only(tiny: Backbone) -> None:
-    """The score of a word outside is lowered before the softmax, so the other words of the prompt take its share."""
-    seen: dict[str, torch.Tensor] = {}
-    plain = torch.nn.functional.scaled_dot_product_attention
+@pytest.mark.parametrize(
+    ("prompt", "words", "texts"),
+    [
+        (
+            "photo of an armchair and a dog in the snow",
+            ["armchair", "dog"],
+            [
+                "photo of an armchair and an armchair in the snow",
+                "photo of a dog and a dog in the snow",
+                "photo of and in the snow",
+            ],
+        ),
+        ("A Red  Dog, the dog", ["red dog", "dog"], ["A Red  Dog, A Red  Dog", "the dog, the dog", ","]),
+        ("a <cat> cat on a catwalk", ["<cat> cat"], ["a <cat> cat on a catwalk", "on a catwalk"]),
+        ("a <cat> cat and a cat-2", ["cat"], ["a <cat> cat and a cat-2", "a <cat> and a cat-2"]),
+    ],
+)
+def test_each_region_reads_its_own_words_in_the_place_of_all_regions_words(
+    prompt: str, words: list[str], texts: list[str]
+) -> None:
+    assert region_texts(prompt, [Region(words=one, box=(0, 0, 1, 1)) for one in words]) == texts
 
-    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rest: torch.Tensor) -> torch.Tensor:
-        if "attn_mask" in rest and query.shape[2] == 64:
-            eye = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1)
-            seen["maps"] = plain(query, key, eye, **rest).mean((0, 1))
-        return plain(query, key, value, **rest)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moongate.editing.regions.attention", attention)
-        drawn(tiny, [LEFT, RIGHT], [PROMPT], softness=0)
-    maps = seen["maps"].T.unflatten(1, (8, 8))  # one for each token
-    dog = tiny.words(PROMPT)[-1][1]
-    assert max(maps[[2, 3], :, 4:].max(), maps[dog, :, :4].max()) < 1e-3
-    assert min(maps[[2, 3], :, :4].min(), maps[dog, :, 4:].min()) > 1e-2
-    torch.testing.assert_close(maps.sum(0), torch.ones(8, 8))
+def test_the_prompt_of_a_region_is_read_as_it_is() -> None:
+    assert region_texts(PROMPT, [replace(LEFT, prompt="two bears"), RIGHT]) == ["two bears", "a dog and a dog", "and"]
+
+
+def test_the_whole_picture_as_the_region_of_a_word_changes_nothing(tiny: Backbone) -> None:
+    prompts = ["a red bear in the snow"]
+    usual = next(sample(tiny, prompts, seeds=[0], options=SAMPLING)).image
+    for regions in (
+        [replace(LEFT, box=(0, 0, 1, 1))],
+        [replace(LEFT, prompt=prompts[0]), replace(LEFT, words="snow", box=RIGHT.box, prompt=prompts[0])],
+    ):
+        assert np.abs(drawn(tiny, regions, prompts)[0].image.astype(int) - usual).max() <= 1
+
+
+def test_the_words_of_a_region_do_not_act_outside_it(tiny: Backbone) -> None:
+    """In one layer, what a position gets outside a region is the same whatever the region's words are."""
+    size, boxes = (8, 8), [LEFT.box, RIGHT.box]
+    generator = torch.Generator().manual_seed(0)
+    name, layer = next((name, layer) for name, layer in tiny.cross_attentions().items())
+    width = layer.to_q.out_features // layer.heads
+    query = torch.randn(2, layer.heads, 64, width, generator=generator)
+    unused = torch.randn(2, layer.heads, 77, width, generator=generator)
+
+    def attended(*prompts: str) -> torch.Tensor:
+        regions = [replace(LEFT, box=box, prompt=text) for box, text in zip(boxes, prompts, strict=True)]
+        attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions(softness=0))
+        return attend(name, query, unused, unused).unflatten(2, size)
+
+    with torch.no_grad():
+        one, other = attended("a bear", "a dog"), attended("a cat in the snow", "a dog")
+        assert torch.equal(one[:1], other[:1])  # the row of guidance
+        assert torch.equal(one[1, :, :, 4:], other[1, :, :, 4:])
+        assert (one[1, :, :, :4] - other[1, :, :, :4]).abs().amin((1, 2)).amax() > 1e-4
+
+        # Alone in the picture, the right half reads what stays of the prompt without the words.
+        boxes = [LEFT.box]
+        here, there = attended("a bear"), attended("a dog in the snow")
+    assert torch.equal(here[1, :, :, 4:], there[1, :, :, 4:])
+
+
+def test_the_weights_of_all_texts_sum_to_one_where_regions_overlap_and_where_none_is(tiny: Backbone) -> None:
+    regions = [Region(words="red bear", box=(0, 0, 0.6, 0.8)), Region(words="dog", box=(0.4, 0, 1, 0.5))]
+    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions())
+    weights = attend._text_weights(64).unflatten(1, (8, 8))
+    torch.testing.assert_close(weights.sum(0), torch.ones(8, 8))
+    assert weights[:, 0, 0].tolist() == [1, 0, 0]
+    assert weights[:, 7, 7].tolist() == [0, 0, 1]
+    assert weights[0, 0, 3] == pytest.approx(weights[1, 0, 4].item())
 
 
 def test_without_regions_or_with_none_of_the_steps_pictures_are_the_usual_ones(tiny: Backbone) -> None:
@@ -97,6 +152,12 @@ def test_regions_are_read_from_words_and_from_files(tmp_path: Path) -> None:
     for text in ("dog", "=0,0,1,1", "dog=0,0,1", "dog=0,0,a,1", "dog=0,0,1.5,1", "dog=0.5,0,0.5,1", "dog=nan,0,1,1"):
         with pytest.raises(OptionError, match="left, top, right and bottom|Give left, top, right"):
             parse_region(text)
+    file.write_text('"<bear>": {box: [0, 0, 0.5, 1], prompt: a <bear> }')
+    assert read_regions(file) == [Region(words="<bear>", box=(0, 0, 0.5, 1), prompt="a <bear>")]
+    for value in ("{box: [0, 0, 1, 1]}", "{prompt: a dog}", "{box: 3, prompt: a}", "{box: [0, 0, 1, 1], prompt: ''}"):
+        file.write_text(f"dog: {value}")
+        with pytest.raises(OptionError, match=r"regions\.yaml"):
+            read_regions(file)
     for content in ("", "- dog", "dog: 3", "dog: [0, 0, 1]", "3: [0, 0, 1, 1]", "dog: [0, 0, 1, {}]", "dog: ["):
         file.write_text(content)
         with pytest.raises(OptionError, match=r"regions\.yaml"):
@@ -117,9 +178,10 @@ def test_regions_that_cannot_hold_are_refused_before_anything_is_drawn(tiny: Bac
         with pytest.raises(OptionError, match=match):
             sample_in_regions(tiny, [PROMPT], seeds=[0], regions=regions)
 
-    refused(
-        "lacks 'cat', which has a region. Its words: a, red, bear, and, a, dog", Region(words="cat", box=(0, 0, 1, 1))
-    )
+    refused("lacks 'cat', which has a region", Region(words="cat", box=(0, 0, 1, 1)))
+    refused("lacks 'bear', which has a region", replace(LEFT, words="bear"), replace(RIGHT, words="red bear"))
+    with pytest.raises(TokenError, match=r"The prompt of a region .* uses the unknown token '<rex>'"):
+        sample_in_regions(tiny, [PROMPT], seeds=[0], regions=[replace(LEFT, prompt="a <rex> dog")])
     refused("'red bear' lies wholly in that of 'dog'", LEFT, Region(words="dog", box=(0, 0, 1, 1)))
     for wrong in ({"softness": -0.1}, {"share": 1.1}):
         with pytest.raises(OptionError):

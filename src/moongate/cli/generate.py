@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -70,10 +70,10 @@ class Generate:
     negative_prompt: str = ""
     """What the pictures should not show."""
     region: Texts = ()
-    """Words and the region where they are attended to, such as "<bear>=0,0,0.5,1". Keeps subjects apart.
+    """Words and the region where they act, such as "<bear>=0,0,0.5,1". Keeps subjects apart.
     The numbers are left, top, right and bottom as shares of the picture."""
     regions: OptionalPath = None
-    """YAML file of regions, with lines such as "<bear>": [0, 0, 0.5, 1]."""
+    """YAML file of regions, with lines such as "<bear>": [0, 0, 0.5, 1], or with a prompt of its own for a region."""
     width: OptionalInt = None
     """Width in pixels. Default: the model's own."""
     height: OptionalInt = None
@@ -102,6 +102,8 @@ class Generate:
         check_folder(self.out)
         chosen, kept = self._chosen(prompts, files)
         regions = self._regions()
+        if self.compare and regions:
+            raise OptionError("--compare draws without regions. Leave out either --compare or the regions.")
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         strengths = [strength for _, strength in chosen]
@@ -126,7 +128,7 @@ class Generate:
                 backbone,
                 spelled,
                 seeds=[seed for _, seed in jobs],
-                regions=of_subjects(regions, subjects, spelled),
+                regions=[_region_spelled(region, applied) for region in of_subjects(regions, subjects, spelled)],
                 options=options,
             )
             record = self._record(backbone, concepts, chosen, options)
@@ -297,6 +299,12 @@ def _spelled(prompt: str, concepts: "Sequence[Concept]") -> str:
     for concept in concepts:
         prompt = concept.spelled(prompt)
     return prompt
+
+
+def _region_spelled(region: "Region", concepts: "Sequence[Concept]") -> "Region":
+    """Return a region whose words are spelled as in the prompt."""
+    prompt = region.prompt and _spelled(region.prompt, concepts)
+    return replace(region, words=_spelled(region.words, concepts), prompt=prompt)
 
 
 def _check_brackets(prompt: str, concepts: "Sequence[Concept]") -> None:

@@ -1,13 +1,19 @@
 """Regions: keep the subjects of one picture apart, each where the user wants it.
 
-Several subjects in one picture bleed into one another, because every position attends to the words of all of them. In a
-region, a subject's words are attended to inside a rectangle only: outside, a term is added to the scores before the
-softmax, the logarithm of a weight that falls from 1 to 0 at the rectangle's edges. So the attention that is taken from
-one subject's words goes to the other words of the prompt.
+Several subjects in one picture bleed into one another, because every position attends to the words of all of them. It
+does not help to hide a subject's own words outside its region: the end of a prompt and its padding carry the whole
+prompt's meaning too. So each region reads a text of its own, in which the words of the other regions are replaced by
+its own (`region_texts`), and what lies outside of all regions reads the prompt without the words of any. The
+cross-attention of a position is the mean of its attention to these texts, weighted by how far it lies in each region.
+
+The words are replaced and not left out, because the number of subjects is part of what a text says of the layout: where
+one half of a picture read of a cat alone and the other of a lamp alone, pocket drew one mixture of both in the middle.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby, permutations
 from pathlib import Path
 from typing import Any
@@ -19,20 +25,28 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 
 from moongate.backbone import Backbone
 from moongate.backbone.attention import computed, layer_size
-from moongate.editing.alignment import positions_of, spelled
 from moongate.errors import OptionError
-from moongate.sampling import Sample, SampleOptions, check_pairs, is_guided, make_scheduler, sample
+from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, make_scheduler, sample
 from moongate.texts import parse_yaml
 
-__all__ = ["Region", "RegionOptions", "box_weights", "of_subjects", "parse_region", "read_regions", "sample_in_regions"]
+__all__ = [
+    "Region",
+    "RegionOptions",
+    "box_weights",
+    "of_subjects",
+    "parse_region",
+    "read_regions",
+    "region_texts",
+    "sample_in_regions",
+]
 
-LEAST_WEIGHT = 1e-4
-"""Weight of a word's attention far outside its region: a logarithm must be finite in every precision."""
+LEAST_WEIGHT = 1e-5
+"""Less than this is what rounding leaves where the soft edges of two regions meet, and counts as nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Some words of a prompt, and the rectangle in which they are attended to.
+    """Some words of a prompt, and the rectangle in which they act.
 
     Raises:
         OptionError: The rectangle is empty, or not inside the picture.
@@ -42,6 +56,8 @@ class Region:
     """Words of the prompt, such as "<bear> teddy bear"."""
     box: tuple[float, float, float, float]
     """Left, top, right and bottom, as shares of the picture's width and height, from 0 to 1."""
+    prompt: str | None = None
+    """What is read inside the rectangle; `region_texts` derives it from the prompt when None."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.box
@@ -80,6 +96,8 @@ def parse_region(text: str) -> Region:
 def read_regions(file: Path) -> list[Region]:
     """Read a YAML file that maps words to rectangles: `"<bear>": [0, 0, 0.5, 1]`.
 
+    Instead of its four numbers, a region may have a mapping of `box`, the numbers, and `prompt`, its own text.
+
     Raises:
         OptionError: There is no such file, or it has another form.
     """
@@ -91,7 +109,7 @@ def read_regions(file: Path) -> list[Region]:
         raise OptionError(f"{file} is not YAML that can be read: {error}. {_FORM}.") from error
     if not isinstance(content, dict) or not content:
         raise OptionError(f"{file} maps no words to regions. {_FORM}.")
-    return [_region(words, numbers, str(file)) for words, numbers in content.items()]
+    return [_described(words, value, str(file)) for words, value in content.items()]
 
 
 def of_subjects(regions: Sequence[Region], subjects: Sequence[str], prompts: Sequence[str]) -> list[Region]:
@@ -104,6 +122,35 @@ def of_subjects(regions: Sequence[Region], subjects: Sequence[str], prompts: Seq
     """
     words = {subject.split()[0]: subject for subject in subjects if all(subject in prompt for prompt in prompts)}
     return [replace(region, words=words.get(region.words, region.words)) for region in regions]
+
+
+def region_texts(prompt: str, regions: Sequence[Region]) -> list[str]:
+    """Return what is read in each region, and last what is read outside of all of them.
+
+    In a region its own words, with their article, stand in the place of the words of each region: of "photo of an
+    armchair and a dog in the snow", the region of "dog" reads "photo of a dog and a dog in the snow". Outside, the
+    words and their articles are left out: "photo of and in the snow". All other words are read everywhere.
+
+    Args:
+        prompt: The whole prompt.
+        regions: Regions of words in it. One with a prompt of its own reads that.
+
+    Raises:
+        OptionError: The prompt lacks the words of a region.
+    """
+    phrases = [_phrase(region.words) for region in regions]
+    any_phrase = "|".join(sorted(phrases, key=len, reverse=True))  # a longer one before one that it contains
+    found = [match[0] for match in re.finditer(any_phrase, prompt, re.IGNORECASE)]
+    texts = []
+    for region, phrase in zip(regions, phrases, strict=True):
+        own = next((words for words in found if re.fullmatch(phrase, words, re.IGNORECASE)), None)
+        if own is None:
+            raise OptionError(
+                f"The prompt {prompt!r} lacks {region.words!r}, which has a region. Give the words as they are in it, "
+                "and each region words of its own."
+            )
+        texts.append(region.prompt or _replaced(prompt, any_phrase, own))
+    return [*texts, " ".join(_replaced(prompt, any_phrase, "").split())]
 
 
 def sample_in_regions(
@@ -121,8 +168,8 @@ def sample_in_regions(
         backbone: The model, with any concepts applied and tokens in use.
         prompts: One for each picture; each must hold the words of all regions.
         seeds: One for each picture.
-        regions: Where each subject belongs. Words without a region are attended to everywhere; with no region at all,
-            this is `sample`.
+        regions: Where each subject belongs. Words without a region act everywhere; with no region at all, this is
+            `sample`. Each region adds one cross-attention to the work of each layer.
         options: How pictures are drawn.
         region_options: How strictly subjects are kept in their regions.
 
@@ -131,7 +178,7 @@ def sample_in_regions(
         pictures of one prompt.
 
     Raises:
-        TokenError: A prompt has a `<token>` that no applied concept provides.
+        TokenError: A prompt, or that of a region, has a `<token>` that no applied concept provides.
         OptionError: A prompt lacks the words of a region, one region lies wholly in another, or the sampling options do
             not fit.
     """
@@ -140,6 +187,9 @@ def sample_in_regions(
     if not regions:
         return sample(backbone, prompts, seeds=seeds, options=options)
     _check_overlap(regions)
+    for region in regions:
+        if region.prompt is not None:
+            check_prompt(backbone, region.prompt, kind="prompt of a region")
     batches = []
     for prompt, group in groupby(range(len(prompts)), key=lambda index: prompts[index]):
         rows = list(group)
@@ -155,12 +205,13 @@ def sample_in_regions(
 
 @dataclass(kw_only=True, eq=False)
 class _InRegions:
-    """What computes cross-attention to one prompt, with some of its words kept in their regions."""
+    """What computes the cross-attention of one prompt's pictures, each region with its own text."""
 
-    boxes: Sequence[tuple[Sequence[int], tuple[float, float, float, float]]]
-    """Positions of a region's words in the prompt, and its rectangle."""
-    tokens: int
-    """Number of tokens that the text encoder reads."""
+    backbone: Backbone
+    texts: Sequence[str]
+    """What is read in each region, and last what is read outside."""
+    boxes: Sequence[tuple[float, float, float, float]]
+    """The rectangle of each region."""
     size: tuple[int, int]
     """Height and width of the latents."""
     softness: float
@@ -171,8 +222,8 @@ class _InRegions:
     is_guided: bool
     """Whether the first half of each batch belongs to guidance."""
     _done: int = 0
-    _scores: dict[int, Tensor] = field(default_factory=dict)
-    """What is added to the scores of a layer with so many positions."""
+    _weights: dict[int, Tensor] = field(default_factory=dict)
+    """The weights of the texts in a layer with so many positions."""
 
     @classmethod
     def of(
@@ -184,28 +235,29 @@ class _InRegions:
         region_options: RegionOptions,
     ) -> "_InRegions":
         """Return what draws one prompt. Raises OptionError if it lacks the words of a region."""
-        words = backbone.words(prompt)
-        boxes = []
-        for region in regions:
-            positions = positions_of(words, spelled(backbone.words(region.words)))
-            if not positions:
-                raise OptionError(
-                    f"The prompt {prompt!r} lacks {region.words!r}, which has a region. Its words: "
-                    f"{', '.join(spelled(words))}."
-                )
-            boxes.append((positions, region.box))
         sides = (options.height_px or backbone.resolution_px, options.width_px or backbone.resolution_px)
         scheduler = make_scheduler(backbone, options.scheduler)
         scheduler.set_timesteps(options.steps)
         return cls(
-            boxes=boxes,
-            tokens=backbone.token_ids([prompt]).shape[1],
+            backbone=backbone,
+            texts=region_texts(prompt, regions),
+            boxes=[region.box for region in regions],
             size=(sides[0] // backbone.latent_scale, sides[1] // backbone.latent_scale),
             softness=region_options.softness,
             steps=len(scheduler.timesteps),
             held_steps=round(region_options.share * len(scheduler.timesteps)),
             is_guided=is_guided(backbone, options),
         )
+
+    @cached_property
+    def features(self) -> Float[Tensor, "texts tokens width"]:
+        """What cross-attention reads of each text; encoded once drawing has begun."""
+        return self.backbone.encode_text(self.texts).features
+
+    @cached_property
+    def layers(self) -> dict[str, Any]:
+        """The layers of cross-attention, by name."""
+        return dict(self.backbone.cross_attentions())
 
     def step_done(self) -> None:
         """Count a denoising step; the next batch begins anew."""
@@ -222,24 +274,38 @@ class _InRegions:
         if self._done >= self.held_steps:
             return attention(query, key, value)
         first = len(query) // 2 if self.is_guided else 0
-        scores = self._added_scores(query.shape[2]).to(query)
-        inside = attention(query[first:], key[first:], value[first:], attn_mask=scores)
-        return torch.cat([attention(query[:first], key[:first], value[:first]), inside])
+        mean = torch.zeros_like(query[first:])
+        for weight, own_key, own_value in zip(
+            self._text_weights(query.shape[2]), *self._keys_and_values(layer), strict=True
+        ):
+            if weight.any():
+                rows = (len(mean), -1, -1, -1)
+                read = attention(query[first:], own_key.expand(rows), own_value.expand(rows))
+                mean += weight[:, None].to(query) * read
+        return torch.cat([attention(query[:first], key[:first], value[:first]), mean])
 
-    def _added_scores(self, positions: int) -> Float[Tensor, "positions tokens"]:
-        if positions not in self._scores:
-            height, width = layer_size(positions, self.size)
-            scores = torch.zeros(height, width, self.tokens)
-            for words, box in self.boxes:
-                scores[:, :, list(words)] += box_weights(box, (height, width), softness=self.softness).log()[..., None]
-            self._scores[positions] = scores.flatten(0, 1)
-        return self._scores[positions]
+    def _keys_and_values(self, layer: str) -> list[Float[Tensor, "texts heads tokens width"]]:
+        """Return the keys and the values of each text in one layer."""
+        module = self.layers[layer]
+        parts = (module.to_k(self.features), module.to_v(self.features))
+        return [part.unflatten(-1, (module.heads, -1)).transpose(1, 2) for part in parts]
+
+    def _text_weights(self, positions: int) -> Float[Tensor, "texts positions"]:
+        """Return the weight of each text at each position of a layer; at every position they sum to one."""
+        if positions not in self._weights:
+            size = layer_size(positions, self.size)
+            inside = torch.stack([box_weights(box, size, softness=self.softness).flatten() for box in self.boxes])
+            outside = 1 - inside.sum(0)
+            outside = torch.where(outside > LEAST_WEIGHT, outside, 0)
+            weights = torch.cat([inside, outside[None]])
+            self._weights[positions] = weights / weights.sum(0)
+        return self._weights[positions]
 
 
 def box_weights(
     box: tuple[float, float, float, float], size: tuple[int, int], *, softness: float
 ) -> Float[Tensor, "height width"]:
-    """Return the weight of each position of a layer: 1 inside a rectangle, `LEAST_WEIGHT` outside, soft at its edges.
+    """Return the weight of each position of a layer: 1 inside a rectangle, 0 outside, soft at its edges.
 
     An edge of the picture is no edge of the rectangle.
 
@@ -251,7 +317,7 @@ def box_weights(
     left, top, right, bottom = box
     down, across = (_inside(low, high, count, softness) for low, high, count in
                     ((top, bottom, size[0]), (left, right, size[1])))  # fmt: skip
-    return (down[:, None] * across[None, :]).clamp(min=LEAST_WEIGHT)
+    return down[:, None] * across[None, :]
 
 
 def _inside(low: float, high: float, count: int, softness: float) -> Float[Tensor, " count"]:
@@ -273,9 +339,36 @@ def _drawn(backbone: Backbone, batches: Sequence[tuple[_InRegions, Iterator[Samp
             yield drawn
 
 
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def _phrase(words: str) -> str:
+    """Return a pattern of some words with the article before them; not of a part of a word or of a token."""
+    spelled = r"\s+".join(map(re.escape, words.split()))
+    return rf"(?<![\w<-])(?:(?:an?|the)\s+)?(?<![\w<-]){spelled}(?![\w>-])"
+
+
+def _replaced(prompt: str, pattern: str, words: str) -> str:
+    """Return the prompt with some words in each place that the pattern fits."""
+    return re.sub(pattern, lambda _: words, prompt, flags=re.IGNORECASE)
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 _FORM = 'Write lines such as: "<bear> teddy bear": [0, 0, 0.5, 1]'
+
+
+def _described(words: Any, value: Any, where: str) -> Region:
+    """Return a region as a file describes it: four numbers, or a mapping of `box` and `prompt`."""
+    if not isinstance(value, dict):
+        return _region(words, value, where)
+    prompt = value.get("prompt")
+    if set(value) != {"box", "prompt"} or not (isinstance(prompt, str) and prompt.strip()):
+        raise OptionError(
+            f"The region {words!r} in {where} is not a `box` with four numbers and a `prompt` with its text. Write "
+            'lines such as: "<bear>": {box: [0, 0, 0.5, 1], prompt: photo of a <bear> teddy bear}'
+        )
+    return replace(_region(words, value["box"], where), prompt=prompt.strip())
 
 
 def _region(words: Any, numbers: Any, where: str) -> Region:
