@@ -148,11 +148,13 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        device: torch.device = next(self.unet.parameters()).device  # diffusers' property visits every module
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        dtype: torch.dtype = next(self.unet.parameters()).dtype  # likewise
+        return dtype
 
     @property
     def resolution_px(self) -> int:
