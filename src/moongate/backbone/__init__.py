@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -148,13 +148,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.unet.parameters()).device  # diffusers' property visits every module
-        return device
+        return cast(torch.device, next(self.unet.parameters()).device)  # diffusers' property visits every module
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.unet.parameters()).dtype  # likewise
-        return dtype
+        return cast(torch.dtype, next(self.unet.parameters()).dtype)  # likewise
 
     @property
     def resolution_px(self) -> int:
