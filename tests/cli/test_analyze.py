@@ -24,4 +24,6 @@ def test_analyze_writes_tables_and_pages(
         assert sheet.width > 7 * 64
     run(command("analyze", "attention", model=tiny_folder, prompt="a dog", steps=1, out=out))
     assert "neither a concept file nor a --prompt" in fails(capsys, command("analyze", "attention"))
+    of_photo = command("analyze", "attention", prompt="a dog", source=bear)
+    assert "Maps are shown of pictures that the model draws, not of photos" in fails(capsys, of_photo)
     assert "no concept file to show the spectrum of" in fails(capsys, command("analyze", "spectrum"))

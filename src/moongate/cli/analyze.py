@@ -32,7 +32,7 @@ class Analyze:
     prompt: OptionalStr = None
     """Prompt to draw for attention. Default: a photo of the concept's subjects."""
     source: OptionalStr = None
-    """Prompt of a picture that --prompt edits, as `moongate edit` does: the maps of both are shown."""
+    """Prompt of a drawn picture that --prompt edits, as `moongate edit` does: the maps of both are shown."""
     count: int = 1
     """Pictures to draw for attention."""
     seed: int = 0
@@ -91,6 +91,11 @@ class Analyze:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
         if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
+        if self.source and Path(self.source).is_file():
+            raise OptionError(
+                f"--source {self.source} is a file. Maps are shown of pictures that the model draws, not of photos. "
+                "Give the prompt of the source picture."
+            )
         options = SampleOptions(steps=self.steps)
         backbone, concept = self._read(console)
         subjects = [subject.words for subject in concept.subjects] if concept else []
