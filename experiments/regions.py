@@ -5,9 +5,9 @@
 For each pair of `study.PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in the
 three ways of the paper (joint, merged, sequential): without regions, with a half of the picture for each in the order
 of the prompt, and with the halves exchanged. The recognizer, which never saw the subjects, says whether it sees both
-categories in the whole picture, and whether each half, cut out, shows the category that belongs there; without regions
-those of the prompt's order. Writes docs/results/regions.json, with 95% intervals over the pictures, and a sheet of the
-first pictures of each pair and way. An interrupted run uses the concepts again that it has in runs/regions.
+categories in the whole picture, and which half, cut out, shows which. Writes docs/results/regions.json, with 95%
+intervals over the pictures, and a sheet of the first pictures next to it, after each pair and way. A stopped run uses
+the concepts again that it has in runs/regions.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,10 @@ REGIONS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
 SHOWN = 6
 """Pictures of each pair, way and kind of regions on the sheet."""
 
+MEASURES = ("both", "in order", "exchanged")
+"""Both categories in the whole picture; the first in the left half and the second in the right; the other way round."""
+Seen = tuple[bool, bool, bool]
+"""Whether a picture shows each of `MEASURES`."""
 Pictures = UInt8[np.ndarray, "n height width 3"]
 
 
@@ -71,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{weights_digest()}-{options.size.dtype}", size=options.size)
     recognizer = Recognizer.load()
-    seen: dict[str, dict[str, list[tuple[bool, bool]]]] = {way: {name: [] for name in REGIONS} for way in options.ways}
+    seen: dict[str, dict[str, list[Seen]]] = {way: {name: [] for name in REGIONS} for way in options.ways}
     sheet = []
     for pair in PAIRS[: options.pairs]:
         categories = [pocket.example(example).category for example in pair]
@@ -81,21 +86,20 @@ def main() -> None:
             for name, boxes in REGIONS.items():
                 with concept.applied(study.backbone) if concept else contextlib.nullcontext():
                     pictures = _drawn(study, words, boxes, options.count)
-                sides = categories[::-1] if name == "exchanged" else categories
-                both = recognizer.sees(pictures, categories).all(1).tolist()
-                seen[way][name] += zip(both, _in_halves(recognizer, pictures, sides), strict=True)
+                seen[way][name] += _seen(recognizer, pictures, categories)
                 title = f"{photo_of(*words)}, {way}, regions: {name}"
                 sheet.append(SheetGroup(title=title, images=list(pictures[:SHOWN]), labels=()))
             print(pair, way, {name: np.sum(values, 0).tolist() for name, values in seen[way].items()}, flush=True)
-    result = {
-        "weights": weights_digest(),
-        "pairs": [list(pair) for pair in PAIRS[: options.pairs]],
-        "count": options.count,
-        "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
-        "recognized": {way: {name: _shares(values) for name, values in seen[way].items()} for way in options.ways},
-    }
-    write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
+            result = {
+                "weights": weights_digest(),
+                "pairs": [list(pair) for pair in PAIRS[: options.pairs]],
+                "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
+                "recognized": {
+                    way: {name: _shares(s) for name, s in of.items()} for way, of in seen.items() if of["none"]
+                },
+            }
+            write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
+            write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
 
 
 def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
@@ -117,17 +121,20 @@ def _drawn(
     return np.stack([picture.image for picture in drawn])
 
 
-def _in_halves(recognizer: Recognizer, pictures: Pictures, sides: Sequence[str]) -> list[bool]:
-    """Return for each picture whether its left half shows the first category, and its right half the second."""
-    halves = np.split(pictures, 2, axis=2)
-    shown = [recognizer.sees(half, [category])[:, 0] for half, category in zip(halves, sides, strict=True)]
-    return (shown[0] & shown[1]).tolist()
+def _seen(recognizer: Recognizer, pictures: Pictures, categories: Sequence[str]) -> list[Seen]:
+    """Return what the recognizer sees in each picture and in its halves, cut out."""
+    both = recognizer.sees(pictures, categories).all(1)
+    left, right = (
+        torch.stack([recognizer.sees(half, [category])[:, 0] for category in categories])
+        for half in np.split(pictures, 2, axis=2)
+    )
+    return list(zip(both.tolist(), (left[0] & right[1]).tolist(), (left[1] & right[0]).tolist(), strict=True))
 
 
-def _shares(seen: Sequence[tuple[bool, bool]]) -> dict[str, dict[str, float]]:
-    """Return the share of pictures that show both categories, and of those that show them in their halves."""
-    shares = {}
-    for name, values in zip(("both", "in their halves"), torch.tensor(seen).double().T, strict=True):
+def _shares(seen: Sequence[Seen]) -> dict[str, Any]:
+    """Return the number of pictures, and the share of those in which each of `MEASURES` is seen."""
+    shares: dict[str, Any] = {"pictures": len(seen)}
+    for name, values in zip(MEASURES, torch.tensor(seen).double().T, strict=True):
         interval = mean_interval(values, torch.arange(len(values)), generator=torch.Generator().manual_seed(0))
         shares[name] = {bound: round(getattr(interval, bound), 3) for bound in ("value", "low", "high")}
     return shares
