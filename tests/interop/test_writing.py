@@ -105,6 +105,12 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tiny: Backbone, tm
     assert (tmp_path / "full" / "mine").exists()
 
 
+def test_what_a_killed_command_left_does_not_fill_a_folder(tiny: Backbone, tmp_path: Path) -> None:
+    (tmp_path / ".moongate-1.partial").write_bytes(b"the beginning of a file")
+    interop.write(make_concept(tiny), tmp_path, to="kohya")
+    assert (tmp_path / ".moongate-1.partial").exists()
+
+
 def test_an_earlier_concept_in_a_folder_that_is_written_again_is_pointed_out(tiny: Backbone, tmp_path: Path) -> None:
     interop.write(make_concept(tiny, tokens=("<cat>",)), tmp_path / "lora", to="lora")
     written = interop.write(make_concept(tiny), tmp_path / "lora", to="lora", overwrite=True)

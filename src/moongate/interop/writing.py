@@ -43,7 +43,7 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
         raise OptionError(f"{to!r} is written into a folder, but {out} is the name of a file. Give --out {folder}.")
     elif out.is_file():
         raise OptionError(f"{to!r} is written into a folder, but {out} is a file. Give another --out.")
-    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+    elif out.is_dir() and not overwrite and any(not path.name.startswith(".") for path in out.iterdir()):
         raise OptionError(f"The folder {out} is not empty. Choose another, or allow overwriting (--overwrite).")
 
 
