@@ -9,6 +9,7 @@ from moongate.backbone import Backbone
 from moongate.concept import FORMAT, Concept, safetensors_bytes
 from moongate.errors import ConceptFileError
 from moongate.interop import read
+from moongate.limits import MAX_TOKENS
 from moongate.tensor_files import read_tensors
 
 ODD: list[Any] = [
@@ -68,4 +69,11 @@ def test_a_context_that_is_no_caption_with_one_place_is_refused(context: str, ti
     facts["record"]["contexts"] = [[context]]
     path.write_bytes(safetensors_bytes(tensors, {"format": FORMAT, "version": "1", "concept": json.dumps(facts)}))
     with pytest.raises(ConceptFileError, match="each context must have one {}"):
+        Concept.load(path)
+
+
+def test_more_tokens_than_are_read_are_an_error(tiny: Backbone, tmp_path: Path) -> None:
+    tokens = tuple(f"<{number}>" for number in range(MAX_TOKENS + 1))
+    path = make_concept(tiny, tokens=tokens).save(tmp_path / "many.safetensors")
+    with pytest.raises(ConceptFileError, match=rf"many.safetensors.*{len(tokens)} tokens; at most {MAX_TOKENS}"):
         Concept.load(path)

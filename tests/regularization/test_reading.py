@@ -2,6 +2,7 @@ import http.server
 import io
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,13 +28,18 @@ def png(number: int) -> bytes:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """An address with 0.png; moved.png leads there, slow.png and drip.png never end."""
+    """An address with 0.png; moved.png leads there; slow.png, drip.png and headers.png never end."""
     hold = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/slow.png":
                 hold.wait(20)
+                return
+            if self.path == "/headers.png":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                while not hold.wait(0.05):
+                    self.wfile.write(b"X: 1\r\n")
                 return
             known = ("/0.png", "/a%20b.png", "/caf%C3%A9.png", "/drip.png")
             if self.path in ("/moved.png", "/loop.png"):
@@ -83,10 +89,15 @@ def test_an_address_with_a_space_is_fetched_and_an_invalid_one_named(server: str
             read_bytes(address)
 
 
-def test_a_picture_that_arrives_too_slowly_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["drip.png", "headers.png"])
+def test_a_server_that_sends_byte_after_byte_or_header_after_header_is_given_up(
+    name: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MAX_DOWNLOAD_S", 0.2)
-    with pytest.raises(PictureError, match=r"drip.png has more than 50 MB or takes more than 0.2 s"):
-        read_bytes(f"{server}/drip.png")
+    began = time.monotonic()
+    with pytest.raises(PictureError, match=rf"{name} has more than 50 MB or takes more than 0.2 s"):
+        read_bytes(f"{server}/{name}")
+    assert time.monotonic() - began < 5
 
 
 def test_too_large_an_answer_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

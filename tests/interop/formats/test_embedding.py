@@ -10,6 +10,8 @@ import foreign_files as foreign
 from foreign_concepts import WIDTH
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.errors import ConceptFileError
+from moongate.limits import MAX_TOKENS
 
 
 def test_embeddings_are_read(tiny: Backbone, tmp_path: Path) -> None:
@@ -46,3 +48,9 @@ def test_embeddings_of_two_text_encoders_become_one_row(tmp_path: Path) -> None:
         concept = interop.read(tmp_path / name).concept
         assert concept.token_widths == (16, 24)
         assert [float(row.mean()) for row in concept.rows("<bear>")] == [0.0, 1.0]
+
+
+def test_more_vectors_than_are_read_are_an_error(tmp_path: Path) -> None:
+    save_file({"emb_params": foreign.row(WIDTH).repeat(MAX_TOKENS + 1, 1)}, tmp_path / "one.safetensors")
+    with pytest.raises(ConceptFileError, match=rf"{MAX_TOKENS + 1} or more vectors of words; at most {MAX_TOKENS}"):
+        interop.read(tmp_path / "one.safetensors")
