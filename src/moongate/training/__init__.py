@@ -238,7 +238,7 @@ def _restore(run: Run, moving: Trainable, optimizer: Optimizer, steps: int) -> i
         ) from error
     if state.get("threads", torch.get_num_threads()) != torch.get_num_threads():
         warn(
-            f"The run was started with {state['threads']} threads and goes on with {torch.get_num_threads()}: its "
+            f"The run began with a thread count of {state['threads']} and goes on with {torch.get_num_threads()}: its "
             "concept will differ in the last bits from that of an uninterrupted run."
         )
     return int(state["step"])
