@@ -42,6 +42,7 @@ def cannot_begin(*_arguments: object) -> None:
 
 def whole_fleet(folder: Path, jobs: Sequence[Job], devices: Sequence[str]) -> None:
     """Run a fleet that must end well, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     assert {status.state for status in run(folder, jobs, count, devices=devices)} == {"done"}
 
 

@@ -125,7 +125,7 @@ def test_moving_its_file_pauses_continues_and_cancels_a_running_job(
     assert (status.state, status.done) == ("done", 400)
 
 
-def test_sigterm_and_ctrl_c_give_the_job_back(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_ctrl_c_gives_the_job_back(make_job: Callable[..., Job], tmp_path: Path) -> None:
     job = make_job("long", steps=1000, pause_s=0.05)
     fleet = multiprocessing.get_context("spawn").Process(target=whole_fleet, args=(tmp_path / "fleet", [job], ["cpu"]))
     fleet.start()

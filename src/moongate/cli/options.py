@@ -224,6 +224,8 @@ def read_concepts(
     if not (model.model or default):
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
     layouts = {file.layout for file in recognized if file.layout}
+    if dtype == "auto" and any(file.format.name != "moongate" for file in recognized):
+        dtype = "float32"  # some formats store the weights themselves, or what is subtracted from them
     backbone = model.load(default=default, dtype=dtype, layouts=layouts)
     return backbone, [_concept(file, backbone, console) for file in recognized]
 
