@@ -204,7 +204,7 @@ def test_a_full_disk_is_named_without_a_traceback(
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a-dog-0.png"))
 
-    monkeypatch.setattr("moongate.cli.generate._save_png", full)
+    monkeypatch.setattr("moongate.files.write_atomically", full)
     draw = command("generate", "a dog", model=tiny_folder, count=1, steps=1, out=tmp_path / "drawn")
     assert "a-dog-0.png: No space left on device. Free some disk space" in fails(capsys, draw)
 

@@ -62,7 +62,7 @@ def test_decay_pulls_toward_the_pretrained_weights_and_not_toward_zero(tiny: Bac
         name, weight = next(iter(moving.weights.items()))
         with torch.no_grad():
             weight.add_(1.0)
-        moving.decay(0.25)
+        moving.decay(torch.tensor(0.25))
         torch.testing.assert_close(weight - moving.pretrained[name], torch.full_like(weight, 0.75))
 
 

@@ -27,7 +27,7 @@ __all__ = ["BRANCHES", "Branch", "Control", "WordMap", "WordMaps"]
 
 Branch = Literal["source", "target"]
 BRANCHES: tuple[Branch, Branch] = ("source", "target")
-WordMap = tuple[str, Float[np.ndarray, "height width"]]
+WordMap = tuple[str, Float[np.ndarray, "rows columns"]]
 """A word, and where a picture attended to it, over the latents."""
 
 

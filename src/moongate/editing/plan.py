@@ -34,7 +34,7 @@ class Edit:
     """Seed of the noise."""
     picture: UInt8[np.ndarray, "height width 3"] | None = None
     """A photo, which the source prompt describes."""
-    mask: UInt8[np.ndarray, "height width"] | None = None
+    mask: UInt8[np.ndarray, "mask_height mask_width"] | None = None
     """White where the picture may change, of the size of the picture; all of it may when None."""
     reweight: Mapping[str, float] = field(default_factory=dict)
     """What the attention to some words of the target is multiplied by, at each of their occurrences. 0 removes the
