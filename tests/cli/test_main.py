@@ -31,6 +31,7 @@ COMMANDS = (
     "analyze",
     "captions",
     "fleet",
+    "studio",
     "demo",
     "demo single",
     "demo compose",

@@ -1,11 +1,12 @@
 """The colors of the pages, measured by the contrast formula of the Web Content Accessibility Guidelines 2.2."""
 
 import re
-from importlib.resources import files
 
 import pytest
 
-STYLE = files("moongate.pages").joinpath("style.css").read_text(encoding="utf-8")
+from moongate.pages import style
+
+STYLE = style("colors")
 
 
 def colors(mode: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from moongate.cli.info import Info
 from moongate.cli.masks import Masks
 from moongate.cli.merge import Merge
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
+from moongate.cli.studio import Studio
 from moongate.cli.terminal import say
 from moongate.cli.tokens import TokensSuggest
 from moongate.cli.train import Train
@@ -54,6 +55,7 @@ __all__ = [
     "Merge",
     "RetrieveIndex",
     "RetrieveSearch",
+    "Studio",
     "TokensSuggest",
     "Train",
     "main",
@@ -86,6 +88,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "evaluate": Evaluate,
     "analyze": Analyze,
     "fleet": Fleet,
+    "studio": Studio,
     "demo": {"single": Demo, "compose": DemoCompose},
     "tokens": {"suggest": TokensSuggest},
 }

@@ -4,7 +4,7 @@ This package alone writes HTML and SVG. It knows nothing of models or concepts.
 """
 
 from moongate.pages.charts import Chart, bar_chart, line_chart, sparkline
-from moongate.pages.page import Cell, Level, Page
+from moongate.pages.page import Cell, Level, Page, style
 from moongate.pages.sheets import SheetGroup, contact_sheet, grouped_sheet, png_bytes
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "line_chart",
     "png_bytes",
     "sparkline",
+    "style",
 ]

@@ -1,6 +1,6 @@
 """Charts as HTML and SVG: lines over two axes, bars, and lines that fit into a table's cell.
 
-Colors are classes of `style.css`, which has them for light and dark pages; dashes tell lines apart without colors.
+Colors are classes of `charts.css`, which has them for light and dark pages; dashes tell lines apart without colors.
 """
 
 import html

@@ -1,6 +1,6 @@
 """Self-contained HTML pages: one file that opens anywhere, without a network, on small and large screens.
 
-Pictures and charts are part of the file. The style (`style.css`) follows the reader's choice of light or dark.
+Pictures, charts and the style (`*.css`) are part of the file. The style follows the reader's choice of light or dark.
 """
 
 import base64
@@ -19,7 +19,7 @@ from PIL import Image
 from moongate.files import write_atomically
 from moongate.pages.charts import Chart
 
-__all__ = ["Cell", "Level", "Page"]
+__all__ = ["Cell", "Level", "Page", "style"]
 
 Level = Literal["good", "fair", "bad"]
 """How good news is, shown by a color."""
@@ -90,14 +90,19 @@ class Page:
         Raises:
             OptionError: If the file cannot be written.
         """
-        style = files("moongate.pages").joinpath("style.css").read_text(encoding="utf-8")
         again = f'<meta http-equiv="refresh" content="{self.refresh_s}">' if self.refresh_s else ""
         head = (
             f'{again}<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(self.title)}</title><style>{style}</style>"
+            f"<title>{html.escape(self.title)}</title><style>{style('colors', 'style', 'charts')}</style>"
         )
         body = f"<main>{''.join(self._parts)}</main>"
         write_atomically(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'.encode())
+
+
+def style(*names: str) -> str:
+    """Return style sheets of this package, such as `colors`, one after the other."""
+    folder = files("moongate.pages")
+    return "".join(folder.joinpath(f"{name}.css").read_text(encoding="utf-8") for name in names)
 
 
 def _cell(cell: str | Cell | Chart) -> str:

@@ -1,0 +1,155 @@
+"""Commands of the shell that the studio starts: each a process of its own, which survives the server.
+
+A folder keeps for each what was started (`NAME.json`), its process (`NAME.process`), what it printed (`NAME.log`), how
+it ended (`NAME.ended`), and a lock, which the process holds as long as it lives, however it ends.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from moongate.files import file_name, free_path, try_lock, write_atomically
+from moongate.texts import parse_json, read_text
+
+__all__ = ["Command", "Commands", "Started"]
+
+State = Literal["running", "finished", "stopped", "failed"]
+STARTING_S = 30
+"""A process has this long to take its lock; a loaded computer takes seconds to start Python."""
+INTERRUPTED = 130
+"""Exit status of a command that was stopped and has saved its state."""
+LAST_BYTES = 20_000
+"""What is read of the end of a log."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of Moongate, as words after `moongate`."""
+
+    words: tuple[str, ...]
+
+    @property
+    def argv(self) -> list[str]:
+        """The command for this Python, whatever the folders that the shell looks in."""
+        return [sys.executable, "-m", "moongate", *self.words]
+
+    @property
+    def line(self) -> str:
+        """The command as one types it in a shell."""
+        return shlex.join(["moongate", *self.words])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A command that was started."""
+
+    name: str
+    command: Command
+    began: float
+    """Time in seconds since 1970."""
+    state: State
+    log: Path
+
+    @property
+    def printed(self) -> str:
+        """The end of what it printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - LAST_BYTES))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+
+@dataclass(kw_only=True)
+class Commands:
+    """All commands that were started, as files of a folder."""
+
+    folder: Path
+    _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False, repr=False)
+
+    def start(self, command: Command, *, name: str, environment: dict[str, str] | None = None) -> Started:
+        """Start a command that goes on whatever happens to this process.
+
+        Args:
+            command: What to do.
+            name: What it is called, as far as this name is free.
+            environment: Variables that it sees in addition to those of this process.
+
+        Raises:
+            OptionError: The folder cannot be written.
+        """
+        place = free_path(self.folder / f"{file_name(name)}.json")
+        write_atomically(place, json.dumps({"words": command.words, "began": time.time()}).encode())
+        with place.with_suffix(".log").open("ab") as log:
+            self._children[place.stem] = subprocess.Popen(
+                [sys.executable, "-m", "moongate.studio.detached", str(self.folder), place.stem],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
+            )
+        return self.look(place.stem)
+
+    def all(self) -> list[Started]:
+        """Return all that were started, the latest first."""
+        found = []
+        for file in self.folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.append(self.look(file.stem))
+        return sorted(found, key=lambda each: -each.began)
+
+    def look(self, name: str) -> Started:
+        """Return what has become of a command.
+
+        Raises:
+            OSError: None of that name was started.
+            ValueError: Its file is damaged.
+        """
+        record = parse_json(read_text(self.folder / f"{name}.json"))
+        return Started(
+            name=name,
+            command=Command(tuple(record["words"])),
+            began=float(record["began"]),
+            state=self._state(name, float(record["began"])),
+            log=self.folder / f"{name}.log",
+        )
+
+    def stop(self, name: str) -> bool:
+        """Ask a command to save its state and end; return whether it was running."""
+        if self.look(name).state != "running" or (process := self._read(name, "process")) is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process["pid"], signal.SIGTERM)
+        return True
+
+    def _state(self, name: str, began: float) -> State:
+        child = self._children.get(name)
+        has_ended = child is not None and child.poll() is not None  # waited for, so that it does not stay a zombie
+        if (ended := self._read(name, "ended")) is not None:
+            states: dict[Any, State] = {0: "finished", INTERRUPTED: "stopped"}
+            return states.get(ended["status"], "failed")
+        if self._read(name, "process") is None:
+            is_starting = not has_ended and (child is not None or time.time() - began < STARTING_S)
+            return "running" if is_starting else "failed"
+        if (lock := try_lock(self.folder / f"{name}.lock")) is None:
+            return "running"
+        lock.release()
+        ended = self._read(name, "ended")  # it may just have ended
+        return "failed" if ended is None else self._state(name, began)
+
+    def _read(self, name: str, suffix: str) -> dict[str, Any] | None:
+        try:
+            content = parse_json(read_text(self.folder / f"{name}.{suffix}"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None

@@ -1,0 +1,131 @@
+"""The desk: one worker process that keeps a model loaded and answers what pages ask.
+
+No page waits for it, and a crash in it takes nothing else along: it is started again with the next question. Questions
+are answered one after the other, in the order in which they were asked.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moongate import errors
+from moongate.errors import MoongateError, StudioError
+
+__all__ = ["Desk"]
+
+MAX_ANSWER_BYTES = 50_000_000
+"""Longest line that the worker may write; answers name files of pictures and do not hold them."""
+STOPPED_AFTER_S = 5
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """Asks the worker, `python -m moongate.studio.worker`; see `moongate.studio.worker.ANSWERS` for what it knows."""
+
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of `moongate.studio.worker.bench.Setup`."""
+    _process: asyncio.subprocess.Process | None = field(default=None, init=False, repr=False)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+    _latest: dict[str, object] = field(default_factory=dict, init=False, repr=False)
+
+    async def ask(
+        self,
+        kind: str,
+        *,
+        replaces: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+        **arguments: Any,
+    ) -> Any:
+        """Return what the worker answers.
+
+        Args:
+            kind: One of `moongate.studio.worker.ANSWERS`.
+            replaces: A name for questions of which only the latest counts, such as those of one slider: an earlier one
+                of this name that the worker has not begun is not asked anymore.
+            on_progress: Called with what is done and what there is to do.
+            arguments: What the question takes, as plain JSON.
+
+        Raises:
+            MoongateError: What the worker raised, with its class.
+            StudioError: The worker ended before it answered; the next question starts another.
+            asyncio.CancelledError: A later question replaced this one.
+        """
+        me = object()
+        if replaces is not None:
+            self._latest[replaces] = me
+        async with self._turn:
+            if replaces is not None and self._latest.get(replaces) is not me:
+                raise asyncio.CancelledError
+            question = json.dumps({"kind": kind, "arguments": arguments}).encode() + b"\n"
+            try:
+                return await self._exchange(question, on_progress)
+            except (asyncio.CancelledError, GeneratorExit):
+                self._kill()  # what it would answer now belongs to nobody
+                raise
+
+    async def close(self) -> None:
+        """Let the worker end."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), STOPPED_AFTER_S)
+            return
+        self._process = process
+        self._kill()
+
+    async def _exchange(self, question: bytes, on_progress: Callable[[int, int], None]) -> Any:
+        process = await self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(question)
+            await process.stdin.drain()
+            while line := await process.stdout.readline():
+                message = json.loads(line)
+                if "progress" in message:
+                    on_progress(*message["progress"])
+                elif "error" in message:
+                    raise _error(message["error"], message["text"])
+                else:
+                    return message["answer"]
+        except (OSError, ValueError) as error:
+            if isinstance(error, MoongateError):
+                raise
+            self._kill()
+        status = await process.wait()
+        raise StudioError(
+            f"The process that computes for the studio ended before it answered (exit status {status}), perhaps "
+            "because memory ran out. Try again: it is started anew."
+        )
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "moongate.studio.worker", json.dumps(dict(self.setup))),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_ANSWER_BYTES,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        return self._process
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def _error(name: str, text: str) -> MoongateError:
+    kind: Any = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, MoongateError):
+        return kind(text)
+    return StudioError(f"{name}: {text}")

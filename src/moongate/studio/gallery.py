@@ -1,0 +1,13 @@
+"""The page Gallery."""
+
+from moongate.studio.state import Studio
+from moongate.studio.widgets import paragraph
+
+__all__ = ["PATH", "TITLE", "show"]
+
+PATH, TITLE = "/gallery", "Gallery"
+
+
+def show(studio: Studio) -> None:
+    """Build the page."""
+    paragraph(f"{studio.places.root}")

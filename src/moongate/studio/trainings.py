@@ -1,0 +1,156 @@
+"""The queue of trainings: a fleet folder as `moongate fleet` reads it, and the process that works on it.
+
+The studio writes the jobs and starts `moongate fleet`, which does those that are queued then; when it has ended and
+others were queued meanwhile, the studio starts another. Pausing, resuming and canceling move the files of jobs.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moongate.errors import MoongateError, OptionError, warn
+from moongate.files import write_atomically
+from moongate.fleet import Job, Queue, Status, check_names
+from moongate.studio.commands import Command, Commands
+from moongate.studio.places import CONCEPT, Places
+
+__all__ = ["Trainings"]
+
+TEND_EVERY_S = 1.0
+FLEET = "fleet"
+"""What the started `moongate fleet` is called among the commands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """The jobs of the fleet in `concepts/jobs`."""
+
+    places: Places
+    commands: Commands
+    device: str | None = None
+
+    @property
+    def queue(self) -> Queue:
+        """The jobs as files."""
+        return Queue(self.places.fleet)
+
+    def all(self) -> list[Status]:
+        """Return how far each job is, those that run first, then those that wait, then the others."""
+        order = {state: place for place, state in enumerate(("running", "queued", "paused", "failed", "done"))}
+        found = [self.queue.status(name, state) for name, state in self.queue.states().items()]
+        return sorted(found, key=lambda each: order[each.state])
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Queue a training.
+
+        Args:
+            entry: A job as in the file of `moongate fleet`: its name, concepts, and options of `train`.
+
+        Raises:
+            OptionError: The name cannot be used, or a concept or a job has it already.
+        """
+        name = entry["name"]
+        job = Job(name=name, settings={"job": dict(entry), "folder": os.path.relpath(self._lists, self.places.fleet)})
+        check_names([job])
+        if self.queue.state(name) not in (None, "failed") or (self.places.concepts / f"{name}{CONCEPT}").exists():
+            raise OptionError(f"There is already a concept or a training called {name!r}. Choose another name.")
+        self.queue.add(job)
+
+    def pause(self, name: str) -> None:
+        """Let a job save its state and stop, or keep it from beginning."""
+        self._move(name, ("running", "queued"), "paused")
+
+    def resume(self, name: str) -> None:
+        """Let a paused or failed job go on."""
+        self._move(name, ("paused", "failed"), "queued")
+
+    def cancel(self, name: str) -> None:
+        """Take a job out of the queue; what it has made stays."""
+        for state in ("running", "queued", "paused", "failed"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.places.fleet / state / f"{name}.json").unlink()
+
+    def command(self, entry: Mapping[str, Any]) -> Command:
+        """Return what one would type to train this job alone."""
+        return Command(_training_words(entry, self.places.concepts))
+
+    def tend(self) -> None:
+        """Start `moongate fleet` if jobs wait and none works on them."""
+        if any(each.name.startswith(FLEET) and each.state == "running" for each in self.commands.all()):
+            return
+        waiting = [name for name, state in self.queue.states().items() if state == "queued"]
+        states = self.queue.states()
+        waiting += [name for name, state in states.items() if state == "running" and self.queue.is_abandoned(name)]
+        entries = [self._entry(name, states) for name in dict.fromkeys(waiting)]
+        if found := [entry for entry in entries if entry is not None]:
+            self._start(found)
+
+    @contextlib.asynccontextmanager
+    async def tended(self) -> AsyncIterator[None]:
+        """Look after the queue until the block ends."""
+
+        async def look() -> None:
+            while True:
+                try:
+                    await asyncio.to_thread(self.tend)
+                except (MoongateError, OSError) as error:
+                    warn(f"The queue of trainings cannot be read: {error}")
+                await asyncio.sleep(TEND_EVERY_S)
+
+        task = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    @property
+    def _lists(self) -> Path:
+        """The folder of the files of jobs that `moongate fleet` was started with."""
+        return self.places.commands
+
+    def _start(self, entries: list[Mapping[str, Any]]) -> None:
+        file = self._lists / "jobs.list"
+        write_atomically(file, json.dumps(entries, indent=1).encode())
+        words = ["fleet", str(file), "--out", str(self.places.concepts), "--workers", "1"]
+        words += ["--device", self.device] if self.device else []
+        self.commands.start(Command(tuple(words)), name=FLEET)
+
+    def _entry(self, name: str, states: Mapping[str, str]) -> Mapping[str, Any] | None:
+        try:
+            content = json.loads((self.places.fleet / states[name] / f"{name}.json").read_bytes())
+            return dict(content["job"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _move(self, name: str, before: tuple[str, ...], after: str) -> None:
+        for state in before:
+            with contextlib.suppress(FileNotFoundError):
+                self.queue.move(name, state, after)
+                return
+        raise OptionError(f"{name} is not {' or '.join(before)} anymore. Look at its state again.")
+
+
+def _training_words(entry: Mapping[str, Any], out: Path) -> tuple[str, ...]:
+    """Return the words of `moongate train` for a job."""
+    words = ["train"]
+    for subject in entry["concepts"]:
+        words.append(str(subject["pictures"]))
+    for subject in entry["concepts"]:
+        words += ["--category", subject["category"]]
+        words += ["--token", subject["token"]] if subject.get("token") else []
+    for name, value in entry.items():
+        if name not in ("name", "concepts", "evaluate"):
+            option = name.replace("_", "-")
+            words += (
+                ["--" + option] if value is True else ["--no-" + option] if value is False else _option(option, value)
+            )
+    return (*words, "--out", str(out / f"{entry['name']}{CONCEPT}"))
+
+
+def _option(name: str, value: Any) -> list[str]:
+    return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]

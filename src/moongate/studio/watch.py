@@ -1,0 +1,13 @@
+"""The page Watch."""
+
+from moongate.studio.state import Studio
+from moongate.studio.widgets import paragraph
+
+__all__ = ["PATH", "TITLE", "show"]
+
+PATH, TITLE = "/watch", "Watch"
+
+
+def show(studio: Studio) -> None:
+    """Build the page."""
+    paragraph(f"{studio.places.root}")

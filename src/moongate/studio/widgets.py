@@ -1,0 +1,170 @@
+"""Parts that pages are made of. Texts are always given as texts, so that nothing of a user becomes markup."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nicegui import ui
+
+from moongate.errors import MoongateError
+from moongate.pages import Chart, Level
+from moongate.studio.commands import Command
+from moongate.studio.places import Places
+
+__all__ = [
+    "busy",
+    "chart",
+    "command_line",
+    "errors_shown",
+    "heading",
+    "live",
+    "notice",
+    "paragraph",
+    "picture",
+    "section",
+]
+
+_T = TypeVar("_T")
+LOOK_EVERY_S = 1.0
+"""How often a page looks whether something has changed."""
+
+
+def heading(text: str, *, level: int = 2) -> ui.element:
+    """Add a heading, h1 to h4."""
+    return _text(f"h{level}", text)
+
+
+def paragraph(text: str, *, quiet: bool = False) -> ui.element:
+    """Add a paragraph, in the quieter color if it only explains."""
+    return _text("p", text).classes("quiet" if quiet else "")
+
+
+def notice(text: str, *, level: Level) -> ui.element:
+    """Add a paragraph that stands out, in the color of good or bad news; screen readers say it at once."""
+    return _text("div", text).classes(f"notice {level}").props("role=status")
+
+
+def picture(places: Places, file: Path, *, alt: str, caption: str = "") -> ui.element:
+    """Add a picture file below the chosen folders, with a text below it.
+
+    Args:
+        places: The chosen folders.
+        file: The picture.
+        alt: What screen readers say instead.
+        caption: The text below it.
+    """
+    with ui.element("figure").classes("picture") as figure:
+        image = ui.element("img")
+        image._props.update({"src": places.address(file), "alt": alt, "loading": "lazy"})
+        if caption:
+            _text("figcaption", caption)
+    return figure
+
+
+def chart(drawing: Chart) -> ui.element:
+    """Add a chart of `moongate.pages`, which has escaped its texts."""
+    return ui.html(drawing.html, sanitize=False).classes("drawing")
+
+
+def command_line(command: Command | Callable[[], Command]) -> ui.element:
+    """Add the shell line of a command, with a button that copies it.
+
+    Args:
+        command: The command, or a function that returns it as it is when the page looks.
+    """
+    look = command if callable(command) else lambda: command
+    with ui.element("div").classes("command") as box:
+        code = ui.element("code")
+        ui.button("Copy", icon="content_copy", on_click=lambda: ui.clipboard.write(code._text or "")).props(
+            "flat dense"
+        )
+
+    def show() -> None:
+        line = look().line
+        if code._text != line:
+            code._text = line
+            code.update()
+
+    show()
+    if callable(command):
+        ui.timer(LOOK_EVERY_S / 2, show)
+    return box
+
+
+@contextlib.contextmanager
+def section(title: str, *, level: int = 2) -> Iterator[ui.element]:
+    """Add a part of the page with a heading; what the block makes is in it."""
+    with ui.element("section").props(f'aria-label="{_attribute(title)}"') as part:
+        heading(title, level=level)
+        yield part
+
+
+@contextlib.contextmanager
+def errors_shown() -> Iterator[None]:
+    """Show an error of the library that the block raises as a message, and go on."""
+    try:
+        yield
+    except (MoongateError, OSError) as error:
+        ui.notify(str(error), type="negative", multi_line=True, timeout=10_000, close_button="Close")
+
+
+@contextlib.asynccontextmanager
+async def busy(*buttons: ui.button) -> AsyncIterator[None]:
+    """Turn buttons off and show that they work until the block ends; show an error of the library as a message."""
+    for button in buttons:
+        button.props("loading").disable()
+    try:
+        with errors_shown():
+            yield
+    finally:
+        for button in buttons:
+            if not button.is_deleted:
+                button.props(remove="loading").enable()
+
+
+def live(
+    look: Callable[[], _T | Awaitable[_T]], show: Callable[[_T], Any], *, every_s: float = LOOK_EVERY_S
+) -> ui.element:
+    """Add a part of the page that is built anew whenever what it shows has changed.
+
+    Args:
+        look: Returns what there is to show, as a value that can be compared. It may read files: it is called in a
+            thread, unless it is a coroutine.
+        show: Builds the part.
+        every_s: How often it looks.
+
+    Returns:
+        The part.
+    """
+    part, seen = ui.element("div").classes("live"), list[_T]()
+
+    async def refresh() -> None:
+        found: Any
+        try:
+            found = await look() if asyncio.iscoroutinefunction(look) else await asyncio.to_thread(look)
+        except (MoongateError, OSError) as error:
+            found = error
+        if part.is_deleted or (seen and seen[0] == found) or (seen and str(seen[0]) == str(found)):
+            return
+        seen[:] = [found]
+        part.clear()
+        with part:
+            if isinstance(found, Exception):
+                notice(str(found), level="bad")
+            else:
+                show(found)
+
+    ui.timer(every_s, refresh)
+    return part
+
+
+def _text(tag: str, text: str) -> ui.element:
+    element = ui.element(tag)
+    element._text = text
+    return element
+
+
+def _attribute(text: str) -> str:
+    return text.replace('"', "'").replace("\\", "")
