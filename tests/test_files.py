@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from moongate.errors import OptionError
 from moongate.files import (
+    append_lines,
     check_writable,
     digest,
     exclusive,
@@ -250,3 +252,28 @@ def test_a_link_leads_out_of_its_folder_or_not(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_does_not_exist(tmp_path: Path) -> None:
     assert exists(tmp_path)
     assert not any(exists(tmp_path / name) for name in ("gone", "x" * 30_000, "a\0b"))
+
+
+def test_lines_are_added_behind_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lines.txt"
+    append_lines(path, ["a", "b"])
+    append_lines(path, ["ü"])
+    assert path.read_text(encoding="utf-8") == "a\nb\nü\n"
+    path.write_bytes(b"a\ncut")
+    append_lines(path, ["b"])
+    assert path.read_bytes() == b"a\ncut\nb\n"
+
+
+def test_lines_of_several_processes_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: append_lines(path, [f"{n}" * 5000] * 3), range(10, 60)))
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == sorted(f"{n}" * 5000 for n in range(10, 60) for _ in range(3))
+    assert all(lines[at] == lines[at + 1] == lines[at + 2] for at in range(0, 150, 3))
+
+
+def test_lines_that_cannot_be_added_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OptionError, match="could not be written"):
+        append_lines(tmp_path / "folder", ["a"])

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from moongate.errors import OptionError
 
 __all__ = [
+    "append_lines",
     "check_folder",
     "check_writable",
     "digest",
@@ -73,6 +74,33 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to the end of a text file that several processes may write, and create it if there is none.
+
+    All lines go to the system in one piece. A process that is killed has added all of them or none; where the machine
+    itself stops, a last line may be cut, and the next lines begin on a line of their own behind it.
+
+    Args:
+        path: The file.
+        lines: Lines without their ends.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
+    content = "".join(f"{line}\n" for line in lines).encode()
+    with locked(path):
+        try:
+            with path.open("ab+", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:
+                    file.seek(end - 1)
+                    content = content if file.read(1) == b"\n" else b"\n" + content
+                file.write(content)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OptionError(f"{path} could not be written ({error.strerror or error}). {remedy(error)}") from error
 
 
 def replace_folder(new: Path, path: Path) -> None:

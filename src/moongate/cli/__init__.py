@@ -30,6 +30,7 @@ from moongate.cli.fleet import Fleet
 from moongate.cli.generate import Generate
 from moongate.cli.hints import check_options
 from moongate.cli.info import Info
+from moongate.cli.judge import JudgeAdd, JudgeMake, JudgeResults
 from moongate.cli.masks import Masks
 from moongate.cli.merge import Merge
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
@@ -51,6 +52,9 @@ __all__ = [
     "Fleet",
     "Generate",
     "Info",
+    "JudgeAdd",
+    "JudgeMake",
+    "JudgeResults",
     "Masks",
     "Merge",
     "RetrieveIndex",
@@ -86,6 +90,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "convert": Convert,
     "retrieve": {"index": RetrieveIndex, "search": RetrieveSearch},
     "evaluate": Evaluate,
+    "judge": {"make": JudgeMake, "add": JudgeAdd, "results": JudgeResults},
     "analyze": Analyze,
     "fleet": Fleet,
     "studio": Studio,
@@ -95,6 +100,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
 """Commands by name; those of two words by their first word, then by their second."""
 GROUPS = {
     "retrieve": "Find regularization pictures by their captions.",
+    "judge": "Ask people which pictures they prefer, and measure their answers.",
     "demo": "Teach pocket example subjects and write a page of pictures.",
     "tokens": "Find tokens from which new words can start.",
 }
