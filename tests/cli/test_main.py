@@ -35,6 +35,7 @@ COMMANDS = (
     "analyze",
     "captions",
     "fleet",
+    "measure",
     "studio",
     "demo",
     "demo single",

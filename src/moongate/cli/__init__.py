@@ -32,6 +32,7 @@ from moongate.cli.hints import check_options
 from moongate.cli.info import Info
 from moongate.cli.judge import JudgeAdd, JudgeMake, JudgeResults
 from moongate.cli.masks import Masks
+from moongate.cli.measure import Measure
 from moongate.cli.merge import Merge
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.studio import Studio
@@ -56,6 +57,7 @@ __all__ = [
     "JudgeMake",
     "JudgeResults",
     "Masks",
+    "Measure",
     "Merge",
     "RetrieveIndex",
     "RetrieveSearch",
@@ -89,6 +91,7 @@ COMMANDS: Mapping[str, Command | Mapping[str, Command]] = {
     "info": Info,
     "convert": Convert,
     "retrieve": {"index": RetrieveIndex, "search": RetrieveSearch},
+    "measure": Measure,
     "evaluate": Evaluate,
     "judge": {"make": JudgeMake, "add": JudgeAdd, "results": JudgeResults},
     "analyze": Analyze,

@@ -136,7 +136,7 @@ def perform(assignment: "Assignment") -> dict[str, Any]:
 
 def _read(settings: Any, folder: Path, **given: Any) -> FleetJob:
     """Return the job of settings in the folder of a fleet; it resumes if it has a saved state."""
-    from moongate.training.runs import STATE
+    from moongate.run_records import STATE
 
     place = Path(os.path.normpath(folder / settings["folder"]))
     resumes = (folder.parent / f"{settings['job']['name']}.run" / STATE).exists()

@@ -171,7 +171,7 @@ class Watch:
 @contextlib.contextmanager
 def interruption_explained(run: Path, console: Console) -> Iterator[None]:
     """After Ctrl-C, say what was kept."""
-    from moongate.training.runs import STATE
+    from moongate.run_records import STATE
 
     try:
         yield
@@ -207,7 +207,7 @@ def say_memory(plan: "Plan", console: Console, *, is_ignored: bool) -> None:
 
 def say_best(run: Path, console: Console, *, keep_best: bool) -> None:
     """Say which of the kept concepts knows the held-out pictures best."""
-    from moongate.training.runs import LOG
+    from moongate.run_records import LOG
     from moongate.training.selection import kept_file, scores
 
     found = scores(run / LOG)

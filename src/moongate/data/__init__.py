@@ -1,8 +1,17 @@
-"""Training data: subjects, regularization pictures, captions, augmentation and picture files."""
+"""Training data: subjects, regularization pictures, captions, augmentation and picture files.
 
-from moongate.data.augmentation import ZOOM, Augmented, Framing, augment, framed, framing, square
+Whoever needs the wording of captions alone gets it without PyTorch: the other modules are imported when they are first
+used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from moongate.data.captions import PRESETS, Preset, photo_of, with_article
-from moongate.data.subjects import Regularization, Subject
+
+if TYPE_CHECKING:
+    from moongate.data.augmentation import ZOOM, Augmented, Framing, augment, framed, framing, square
+    from moongate.data.subjects import Regularization, Subject
 
 __all__ = [
     "PRESETS",
@@ -19,3 +28,16 @@ __all__ = [
     "square",
     "with_article",
 ]
+
+_HOMES = {
+    "augmentation": ("ZOOM", "Augmented", "Framing", "augment", "framed", "framing", "square"),
+    "subjects": ("Regularization", "Subject"),
+}
+"""The module of each name that is imported when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

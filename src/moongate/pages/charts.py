@@ -36,6 +36,7 @@ def line_chart(
     x: Sequence[float] = (),
     log_y: bool = False,
     points: Mapping[str, Sequence[float]] | None = None,
+    point_px: float = 1.4,
 ) -> Chart:
     """Draw lines over a common x axis; the y axis goes from the lowest to the highest value, at round numbers.
 
@@ -49,6 +50,7 @@ def line_chart(
             and so on.
         log_y: Whether the y axis is logarithmic.
         points: Values that are drawn as faint points behind the line of the same name, such as those it is a mean of.
+        point_px: Radius of the points.
     """
     few, points = len(lines) <= COLORS, points or {}
     top_px, right_px, bottom_px, left_px = MARGIN_PX
@@ -62,7 +64,7 @@ def line_chart(
     title = f"{y_label} by {x_label}"
     parts = [*_axis_y(y_scale, x_scale), *_axis_x(x_scale, x_label, y_scale, height)]
     for index, name in enumerate(lines):
-        parts += _dots(points.get(name, ()), positions, (x_scale, y_scale), f"dot-{index if few else 0}")
+        parts += _dots(points.get(name, ()), positions, (x_scale, y_scale), f"dot-{index if few else 0}", point_px)
     for index, (name, values) in enumerate(lines.items()):
         style = f"line-{index}" if few else "one-of-many"
         parts += _polylines(values, positions, (x_scale, y_scale), style, name)
@@ -215,12 +217,12 @@ def _polylines(
 
 
 def _dots(
-    values: Sequence[float], positions: Sequence[float], scales: tuple[_Scale, _Scale], style: str
+    values: Sequence[float], positions: Sequence[float], scales: tuple[_Scale, _Scale], style: str, px: float
 ) -> Iterator[str]:
     x, y = scales
     for position, value in zip(positions, values, strict=False):
         if _drawable(value, y.log):
-            yield f'<circle class="{style}" cx="{x.px(position):.1f}" cy="{y.px(value):.1f}" r="1.4"/>'
+            yield f'<circle class="{style}" cx="{x.px(position):.1f}" cy="{y.px(value):.1f}" r="{px:g}"/>'
 
 
 def _drawable(value: float, log: bool) -> bool:

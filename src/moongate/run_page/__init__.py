@@ -2,22 +2,28 @@
 
 What a run knows is data in its folder: `log.jsonl`, `config.json`, and the pictures that `Album` keeps. `page_of` makes
 a page of them and changes nothing, so that any program can show a run that another one trains. The package stands above
-training, which draws no pictures, and knows nothing of command lines.
+training, which draws no pictures, and knows nothing of command lines. To show a run takes no PyTorch, to draw for it
+does: what `drawing` holds is imported when it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from moongate.run_page.album import Album, Drawn, Part
-from moongate.run_page.drawing import (
-    COMPARED_SEEDS,
-    DRAWING,
-    PLACES,
-    Comparison,
-    common_opening,
-    compared,
-    draw,
-    seconds_to_draw,
-    without_tokens,
-)
 from moongate.run_page.page import PAGE, REFRESH_S, Status, duration, page_of
+
+if TYPE_CHECKING:
+    from moongate.run_page.drawing import (
+        COMPARED_SEEDS,
+        DRAWING,
+        PLACES,
+        Comparison,
+        common_opening,
+        compared,
+        draw,
+        seconds_to_draw,
+        without_tokens,
+    )
 
 __all__ = [
     "COMPARED_SEEDS",
@@ -38,3 +44,16 @@ __all__ = [
     "seconds_to_draw",
     "without_tokens",
 ]
+
+_OF_DRAWING = frozenset(
+    (
+        *("COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "common_opening", "compared", "draw"),
+        *("seconds_to_draw", "without_tokens"),
+    )
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_DRAWING:
+        return getattr(import_module("moongate.run_page.drawing"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

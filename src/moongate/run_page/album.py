@@ -14,8 +14,9 @@ from moongate.pages import png_bytes
 
 __all__ = ["Album", "Drawn", "Part"]
 
-Part = Literal["taught", "validation", "comparison"]
-"""Pictures to learn from; pictures of one prompt at several steps; base and concept side by side at the end."""
+Part = Literal["taught", "validation", "comparison", "unrelated"]
+"""Pictures to learn from; pictures of one prompt at several steps; base and concept side by side at the end; and
+pictures of unrelated prompts, in which the cost of training shows."""
 LISTING, PICTURES = "pictures.jsonl", "pictures"
 
 

@@ -73,6 +73,7 @@ def draw(
     seeds: Sequence[int],
     step: int,
     part: Part,
+    place: int = 0,
     on_picture: Callable[[], None] = lambda: None,
 ) -> None:
     """Draw each prompt with each seed into the album.
@@ -84,12 +85,13 @@ def draw(
         seeds: The seeds of each prompt.
         step: Steps of training so far; 0 is the base model.
         part: What the pictures are for.
+        place: Position of the first prompt among those that are drawn together.
         on_picture: Called after each picture.
     """
-    jobs = [(place, prompt, seed) for place, prompt in enumerate(prompts) for seed in seeds]
+    jobs = [(index, prompt, seed) for index, prompt in enumerate(prompts, place) for seed in seeds]
     pictures = sample(backbone, [prompt for _, prompt, _ in jobs], seeds=[seed for _, _, seed in jobs], options=DRAWING)
-    for (place, prompt, seed), picture in zip(jobs, pictures, strict=True):
-        album.add(Drawn(part=part, step=step, prompt=prompt, seed=seed, place=place), picture.image)
+    for (index, prompt, seed), picture in zip(jobs, pictures, strict=True):
+        album.add(Drawn(part=part, step=step, prompt=prompt, seed=seed, place=index), picture.image)
         on_picture()
 
 

@@ -1,26 +1,22 @@
 """The page of a run, made of the records in its folder alone."""
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from moongate.errors import OptionError
-from moongate.pages import Chart, Page, line_chart
+from moongate.pages import Page
 from moongate.run_page.album import Album, Drawn
-from moongate.training.runs import CONFIG, LOG
+from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
+from moongate.run_page.measures import measures_chart, read_measures, stop_said, when_to_stop
+from moongate.run_records import read_config, read_steps
 
-__all__ = ["PAGE", "REFRESH_S", "Status", "duration", "page_of"]
+__all__ = ["PAGE", "REFRESH_S", "Status", "duration", "page_of", "words_of"]
 
 PAGE = "index.html"
 Status = Literal["running", "stopped", "finished"]
 REFRESH_S = 10
 """Seconds after which a browser shows the page of a running training anew."""
-SMOOTHED = 50
-"""Largest number of steps of which a loss is averaged; the loss of one step depends mostly on its noise levels."""
-MAX_POINTS = 500
-"""Largest number of values in a chart."""
 
 
 def page_of(run_folder: Path, status: Status) -> Page:
@@ -34,10 +30,9 @@ def page_of(run_folder: Path, status: Status) -> Page:
         OptionError: The folder has no records of a run that can be read.
     """
     try:
-        config = json.loads((run_folder / CONFIG).read_text(encoding="utf-8"))
-        steps = _steps(run_folder / LOG)
-        words = _words(config)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        config, steps = read_config(run_folder), read_steps(run_folder)
+        words = words_of(config)
+    except (LookupError, TypeError) as error:
         raise OptionError(f"{run_folder} holds no records of a run that can be read ({error}). Check it.") from error
     page = Page(title=f"Moongate: {words}", refresh_s=REFRESH_S if status == "running" else None)
     page.text("h1", f"Teaching {config['backbone']} {words}")
@@ -48,6 +43,7 @@ def page_of(run_folder: Path, status: Status) -> Page:
         page.row("Taught from", [album.image(each) for each in taught], captions=[each.prompt for each in taught])
     _add_comparison(page, album)
     _add_validation(page, album)
+    _add_measures(page, run_folder)
     _add_losses(page, steps)
     page.text("h2", "Settings")
     page.table(["setting", "value"], _settings(config))
@@ -61,15 +57,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
-def _steps(log: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log, without a last one that is being written."""
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _words(config: dict[str, Any]) -> str:
+def words_of(config: dict[str, Any]) -> str:
+    """Return the words of what a run teaches: "<bear> teddy bear and <chair> armchair"."""
     return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
 
 
@@ -115,6 +104,17 @@ def _add_validation(page: Page, album: Album) -> None:
         page.row(label, [album.image(each) for each in here], captions=list(map(_seed, here)))
 
 
+def _add_measures(page: Page, run_folder: Path) -> None:
+    """Show what `moongate measure` has found, and where to stop."""
+    measures = read_measures(run_folder)
+    if len(measures) < 2:
+        return
+    stop = when_to_stop(measures)
+    page.text("h2", "When to stop")
+    page.chart(measures_chart(measures, stop))
+    page.text("p", stop_said(stop))
+
+
 def _seed(drawn: Drawn) -> str:
     return f"seed {drawn.seed}"
 
@@ -129,38 +129,13 @@ def _add_losses(page: Page, steps: Sequence[dict[str, Any]]) -> None:
         "Each point is one step; a line is the mean of the steps before. The loss depends mostly on the noise levels "
         "that are drawn, so it falls little even when a subject is learned well: judge by the pictures.",
     )
-    page.chart(_loss_chart(steps))
-    scores = {line["index"]: line["held_out_loss"] for line in steps if line.get("held_out_loss") is not None}
+    page.chart(loss_chart(steps))
+    scores = held_out_losses(steps)
     if scores:
         best = min(scores, key=lambda step: (scores[step], step))
         page.text("p", f"The loss of the held-out pictures is lowest at step {best}: {scores[best]:.4f}.")
     if len(scores) > 1:
-        curve = {"held-out pictures": list(scores.values())}
-        page.chart(line_chart(curve, x_label="step", y_label="loss of the held-out pictures", x=list(scores)))
-
-
-def _loss_chart(steps: Sequence[dict[str, Any]]) -> Chart:
-    curves = {"target pictures": "target_loss", "regularization pictures": "prior_loss"}
-    values = {name: [float(line[key]) for line in steps] for name, key in curves.items()}
-    values = {name: losses for name, losses in values.items() if any(losses)}
-    every = math.ceil(len(steps) / MAX_POINTS)
-    return line_chart(
-        {name: _running_mean(losses)[::every] for name, losses in values.items()},
-        x_label="step",
-        y_label="loss",
-        x=[line["index"] for line in steps][::every],
-        points={name: losses[::every] for name, losses in values.items()},
-    )
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Return for each value the mean of the finite ones up to it, of at most `SMOOTHED` or a tenth of all."""
-    window = min(SMOOTHED, max(5, len(values) // 10))
-    means = []
-    for end in range(1, len(values) + 1):
-        recent = [value for value in values[max(0, end - window) : end] if math.isfinite(value)]
-        means.append(sum(recent) / len(recent) if recent else math.nan)
-    return means
+        page.chart(held_out_chart(scores))
 
 
 def _settings(config: dict[str, Any]) -> list[list[str]]:

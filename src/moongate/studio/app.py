@@ -84,6 +84,7 @@ def _lifespan(studio: Studio) -> Callable[[FastAPI], contextlib.AbstractAsyncCon
                 yield
             finally:
                 await studio.desk.close()
+                await studio.lens.close()
 
     return lifespan
 
@@ -101,7 +102,7 @@ def _framed(studio: Studio, page: ModuleType) -> Callable[[], None]:
                 link._text = other.TITLE
                 if other is page:
                     link.props('aria-current="page"')
-        with ui.element("main").props('id="main" tabindex="-1"'):
+        with ui.element("div").props('id="main" tabindex="-1"').classes("page"):
             ui.element("h1")._text = page.TITLE
             page.show(studio)
 

@@ -58,15 +58,17 @@ class Desk:
         me = object()
         if replaces is not None:
             self._latest[replaces] = me
-        async with self._turn:
-            if replaces is not None and self._latest.get(replaces) is not me:
-                raise asyncio.CancelledError
-            question = json.dumps({"kind": kind, "arguments": arguments}).encode() + b"\n"
-            try:
+        question = json.dumps({"kind": kind, "arguments": arguments}).encode() + b"\n"
+
+        async def answer() -> Any:
+            async with self._turn:
+                if replaces is not None and self._latest.get(replaces) is not me:
+                    raise asyncio.CancelledError
                 return await self._exchange(question, on_progress)
-            except (asyncio.CancelledError, GeneratorExit):
-                self._kill()  # what it would answer now belongs to nobody
-                raise
+
+        answering = asyncio.create_task(answer())
+        answering.add_done_callback(_looked_at)
+        return await asyncio.shield(answering)  # a page that is closed must not end the worker for all others
 
     async def close(self) -> None:
         """Let the worker end."""
@@ -122,6 +124,12 @@ class Desk:
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+
+
+def _looked_at(answering: asyncio.Task[Any]) -> None:
+    """Take note of an error that nobody waits for anymore."""
+    if not answering.cancelled():
+        answering.exception()
 
 
 def _error(name: str, text: str) -> MoongateError:

@@ -18,7 +18,7 @@ PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".
 """Endings of files that a browser may show, with their types; all others it may only download."""
 DEPTH = 3
 """Run folders are looked for this many folders deep."""
-FOLDERS = ("concepts", "photos", "gallery", "studies", "trash", "commands")
+FOLDERS = ("concepts", "photos", "gallery", "studies", "trash", "commands", "previews")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,11 @@ class Places:
         return self.root / "commands"
 
     @property
+    def previews(self) -> Path:
+        """Pictures that can be made again, such as photos as a model sees them."""
+        return self.root / "previews"
+
+    @property
     def chosen(self) -> tuple[Path, ...]:
         """All folders that may be read."""
         return (self.root, *self.watched)
@@ -141,7 +146,7 @@ class Places:
         return sorted(files, key=lambda file: -_changed(file))
 
     def _found(self, name: str) -> Iterator[Path]:
-        hidden = {self.trash, self.gallery, self.studies, self.photos, self.commands}
+        hidden = {self.trash, self.gallery, self.studies, self.photos, self.commands, self.previews}
         for folder in self.chosen:
             for depth in range(DEPTH):
                 for file in folder.glob("*/" * depth + name):

@@ -18,6 +18,7 @@ from moongate.files import write_atomically
 from moongate.fleet import Job, Queue, Status, check_names
 from moongate.studio.commands import Command, Commands
 from moongate.studio.places import CONCEPT, Places
+from moongate.texts import parse_json, read_text
 
 __all__ = ["Trainings"]
 
@@ -79,6 +80,14 @@ class Trainings:
         """Return what one would type to train this job alone."""
         return Command(_training_words(entry, self.places.concepts))
 
+    def entry(self, name: str, state: str) -> Mapping[str, Any] | None:
+        """Return a job in this state as it was added; None if it has moved or is of another kind."""
+        try:
+            content = parse_json(read_text(self.places.fleet / state / f"{name}.json"))
+            return dict(content["job"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def tend(self) -> None:
         """Start `moongate fleet` if jobs wait and none works on them."""
         if any(each.name.startswith(FLEET) and each.state == "running" for each in self.commands.all()):
@@ -86,7 +95,7 @@ class Trainings:
         waiting = [name for name, state in self.queue.states().items() if state == "queued"]
         states = self.queue.states()
         waiting += [name for name, state in states.items() if state == "running" and self.queue.is_abandoned(name)]
-        entries = [self._entry(name, states) for name in dict.fromkeys(waiting)]
+        entries = [self.entry(name, states[name]) for name in dict.fromkeys(waiting)]
         if found := [entry for entry in entries if entry is not None]:
             self._start(found)
 
@@ -119,13 +128,6 @@ class Trainings:
         words = ["fleet", str(file), "--out", str(self.places.concepts), "--workers", "1"]
         words += ["--device", self.device] if self.device else []
         self.commands.start(Command(tuple(words)), name=FLEET)
-
-    def _entry(self, name: str, states: Mapping[str, str]) -> Mapping[str, Any] | None:
-        try:
-            content = json.loads((self.places.fleet / states[name] / f"{name}.json").read_bytes())
-            return dict(content["job"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
 
     def _move(self, name: str, before: tuple[str, ...], after: str) -> None:
         for state in before:

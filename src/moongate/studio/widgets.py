@@ -139,6 +139,8 @@ def live(
         The part.
     """
     part, seen = ui.element("div").classes("live"), list[_T]()
+    with part:
+        paragraph("One moment.", quiet=True)
 
     async def refresh() -> None:
         found: Any

@@ -22,12 +22,13 @@ from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
+from moongate.run_records import LOG
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
 from moongate.training.ranks import Ranks
-from moongate.training.runs import LOG, Run, check_run, interrupt_after_step
+from moongate.training.runs import Run, check_run, interrupt_after_step
 from moongate.training.selection import Judge, best_step, kept_file
 from moongate.training.speed import Speed
 

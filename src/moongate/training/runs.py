@@ -22,13 +22,11 @@ from moongate.errors import OptionError, first_line
 from moongate.files import digest, read_regular, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
+from moongate.run_records import CONCEPTS, CONFIG, LOG, STATE
 from moongate.texts import parse_json, read_text
 
-__all__ = ["CONCEPTS", "LOG", "STATE", "Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
+__all__ = ["Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
 
-CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
-CONCEPTS = "concepts"
-"""Folder in a run folder with the concepts that the run kept on its way."""
 MAY_DIFFER = ("steps", "versions", "device", "threads")
 """Entries of config.json in which a resumed run may differ from the one it continues."""
 

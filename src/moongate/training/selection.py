@@ -13,7 +13,8 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.data import Subject, augment, square
-from moongate.training.runs import CONCEPTS, seeded
+from moongate.run_records import CONCEPTS
+from moongate.training.runs import seeded
 
 __all__ = ["Judge", "best_step", "kept_file", "scores"]
 

@@ -14,7 +14,14 @@ from moongate.studio.worker.bench import Bench
 __all__ = ["ANSWERS", "answer"]
 
 ANSWERS: Mapping[str, str] = {
+    "bring_photos": "teaching",
+    "check_mask": "teaching",
+    "check_photo": "teaching",
     "check_token": "teaching",
+    "look_at_photos": "teaching",
+    "measure_speed": "teaching",
+    "model_facts": "teaching",
+    "side_of": "teaching",
 }
 """The kinds of questions, which are names of functions, with the modules of this package that hold them."""
 

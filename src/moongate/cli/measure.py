@@ -1,0 +1,96 @@
+"""The command `moongate measure`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from moongate.cli.options import Flag, Model, ModelOptions, OptionalStr, Output, OutputOptions
+from moongate.cli.terminal import print_table, say
+from moongate.errors import OptionError
+
+if TYPE_CHECKING:
+    from moongate.run_page.measures import Measured
+
+__all__ = ["Measure"]
+
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure the concepts that a training has kept, and say when to stop.
+
+    Alignment with photos that it does not learn from, and drift on unrelated prompts.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder of a training with --save-every, finished or not."""
+    photos: Path
+    """Folder of photos of the subject that the training does not learn from."""
+    features: OptionalStr = None
+    """Network whose features are compared, as in `moongate evaluate`. Default: the first that suits the model."""
+    count: int = 8
+    """Unrelated prompts, of which each concept draws one picture each."""
+    follow: Flag = False
+    """Go on until the training has ended."""
+    model: Model = field(default_factory=ModelOptions)
+    output: Output = field(default_factory=OutputOptions)
+
+    def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.data.folders import find_pictures
+        from moongate.data.pictures import read_picture
+        from moongate.evaluation.benchmark import DEFAULT_FEATURES
+        from moongate.evaluation.networks import load_network
+        from moongate.run_page.measures import when_to_stop
+        from moongate.run_page.measuring import kept_concepts, measure
+        from moongate.run_records import read_config
+
+        if self.count < 1:
+            raise OptionError(f"count is {self.count}; it must be at least 1.")
+        config = read_config(self.run)
+        if not (self.follow or kept_concepts(self.run)):
+            raise OptionError(f"{self.run} has kept no concept to measure. Train with --save-every.")
+        photos = [read_picture(path) for path in find_pictures(self.photos)]
+        backbone = self.model.load(default=str(config.get("backbone", "pocket")))
+        name = self.features or (backbone.settings.features or DEFAULT_FEATURES)[0]
+        network = load_network(name, device=str(backbone.device))
+        measures = list[Any]()
+        while True:
+            is_running = self.follow and _is_held(self.run)
+            if kept_concepts(self.run):
+                measures = measure(
+                    *(backbone, self.run, photos, network),
+                    count=self.count,
+                    on_step=lambda each: say(console, f"Step {each.step}: {_text(each)}"),
+                )
+            if not is_running:
+                break
+            time.sleep(LOOK_EVERY_S)
+        return self._report(measures, when_to_stop(measures), console)
+
+    def _report(self, measures: "Sequence[Measured]", stop: int | None, console: Console) -> dict[str, Any]:
+        from moongate.run_page.measures import stop_said
+
+        rows = [[str(each.step), f"{each.alignment:.3f}", f"{each.drift:.3f}"] for each in measures]
+        print_table(console, ["step", "image alignment", "drift"], rows)
+        say(console, stop_said(stop))
+        return {"run": str(self.run), "stop": stop, "measures": [asdict(each) for each in measures]}
+
+
+def _is_held(run: Path) -> bool:
+    """Return whether a training holds its folder."""
+    from moongate.files import try_lock
+
+    if (lock := try_lock(run / ".lock")) is None:
+        return True
+    lock.release()
+    return False
+
+
+def _text(measured: "Measured") -> str:
+    return f"image alignment {measured.alignment:.3f}, drift {measured.drift:.3f}"

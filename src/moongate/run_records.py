@@ -1,0 +1,82 @@
+"""The records of a run in its folder, and how they are read; without PyTorch, for whoever only shows a run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moongate.errors import OptionError
+from moongate.files import read_regular
+from moongate.limits import MAX_LOG_BYTES
+
+__all__ = ["CONCEPTS", "CONFIG", "LOG", "STATE", "Progress", "read_config", "read_progress", "read_steps"]
+
+CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
+"""Everything that decides the result; a line for each step; what a resumed run continues from."""
+CONCEPTS = "concepts"
+"""Folder in a run folder with the concepts that the run kept on its way."""
+LAST_BYTES = 4000
+"""What is read of the end of a log; a line takes 200 to 300 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    model: str
+    step: int
+    steps: int
+    pictures_per_second: float
+    left_s: float
+    """Time of the steps that are left."""
+
+
+def read_config(run_folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run.
+
+    Raises:
+        OptionError: It is missing or cannot be read.
+    """
+    try:
+        config = json.loads((run_folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it is no JSON object")
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(run_folder, error) from error
+    return config
+
+
+def read_steps(run_folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, without a last one that is being written; none if there is no log.
+
+    Raises:
+        OptionError: The log cannot be read.
+    """
+    log = run_folder / LOG
+    if not log.exists():
+        return []
+    try:
+        lines = read_regular(log, at_most=MAX_LOG_BYTES).decode().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+    except (OSError, ValueError) as error:
+        raise _unreadable(run_folder, error) from error
+
+
+def read_progress(run_folder: Path) -> Progress | None:
+    """Return how far a run is, from the end of its log; None if it has no step yet or cannot be read."""
+    try:
+        config = read_config(run_folder)
+        with (run_folder / LOG).open("rb") as log:
+            log.seek(max(0, (run_folder / LOG).stat().st_size - LAST_BYTES))
+            last = json.loads(log.read().split(b"\n")[-2])
+        speed, step, steps = float(last["pictures_per_second"]), int(last["index"]), int(config["steps"])
+        pictures = int(config["batch"]) * (2 if config["regularization"] else 1)
+        left_s = (steps - step) * pictures / speed if speed > 0 else 0.0
+        model = str(config["backbone"])
+    except (OptionError, OSError, ValueError, LookupError, TypeError):
+        return None
+    return Progress(model=model, step=step, steps=steps, pictures_per_second=speed, left_s=left_s)
+
+
+def _unreadable(run_folder: Path, error: Exception) -> OptionError:
+    return OptionError(f"{run_folder} holds no records of a run that can be read ({error}). Check it.")

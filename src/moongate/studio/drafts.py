@@ -1,0 +1,235 @@
+"""Drafts: the photos of a thing to teach, with captions, masks and settings, as a folder in `photos`.
+
+```
+NAME/teach/      photos to learn from, each with its caption (photo.txt) and its mask (photo.mask.png), if it has them
+NAME/held-out/   photos that judge what was learned
+NAME/draft.json  category, token and what else is chosen
+```
+
+Every change is written at once, so that all browsers see the same, and nothing is lost.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from moongate.errors import OptionError, PictureError
+from moongate.files import file_name, free_path, write_atomically
+from moongate.limits import MAX_CAPTION_CHARACTERS
+from moongate.texts import parse_json, read_text
+
+__all__ = ["Draft", "Photo", "Settings", "drafts"]
+
+TEACH, HELD_OUT, SETTINGS = "teach", "held-out", "draft.json"
+MASK, CAPTION = ".mask.png", ".txt"
+MAX_PHOTOS = 500
+"""More photos of one thing are refused: the page shows all of them."""
+LOOKS = 10
+"""How often a training is looked at on its way, by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is chosen for a training."""
+
+    category: str = ""
+    token: str = ""
+    preset: str = "object"
+    steps: int = 250
+    regularization: str = "auto"
+    seed: int = 0
+    rare_token: int = 0
+
+    @property
+    def words(self) -> str:
+        """The words of the thing in a caption."""
+        return " ".join(filter(None, (self.token.strip(), self.category.strip())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """A photo of a draft."""
+
+    file: Path
+    is_held_out: bool
+    caption: str
+    """Its caption with `{}` for the words of the thing; empty if it has none of its own."""
+    mask: Path | None
+    changed: int
+    """Changes when the photo, its caption or its mask does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """One folder of `photos`."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, photos: Path, name: str) -> Self:
+        """Make an empty draft whose name is free.
+
+        Args:
+            photos: The folder of all drafts.
+            name: What a user calls it.
+
+        Raises:
+            OptionError: The name is empty, or the folder cannot be written.
+        """
+        if not name.strip():
+            raise OptionError("The name is empty. Give the thing a name, such as bear.")
+        folder = free_path(photos / file_name(name))
+        draft = cls(folder=folder)
+        draft.write(Settings())
+        for place in (TEACH, HELD_OUT):
+            (folder / place).mkdir(exist_ok=True)
+        return draft
+
+    @property
+    def name(self) -> str:
+        """The name of the folder, and of the training."""
+        return self.folder.name
+
+    @property
+    def teach(self) -> Path:
+        """The folder of the photos to learn from."""
+        return self.folder / TEACH
+
+    @property
+    def held_out(self) -> Path:
+        """The folder of the photos that judge."""
+        return self.folder / HELD_OUT
+
+    @property
+    def settings(self) -> Settings:
+        """What is chosen; defaults where the file is damaged or lacks something."""
+        try:
+            content = parse_json(read_text(self.folder / SETTINGS))
+            kinds = {each.name: type(each.default) for each in fields(Settings)}
+            return Settings(**{name: content[name] for name, kind in kinds.items() if type(content.get(name)) is kind})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return Settings()
+
+    def write(self, settings: Settings) -> None:
+        """Keep what is chosen."""
+        write_atomically(self.folder / SETTINGS, json.dumps(asdict(settings), indent=1).encode())
+
+    def choose(self, **changes: Any) -> None:
+        """Change some of what is chosen."""
+        self.write(replace(self.settings, **changes))
+
+    def photos(self) -> list[Photo]:
+        """Return all photos by name, those to learn from first."""
+        found = []
+        for place in (self.teach, self.held_out):
+            files = sorted(place.iterdir()) if place.is_dir() else []
+            others = {file.name for file in files}
+            for file in files:
+                if file.name.startswith(".") or file.name.endswith((CAPTION, MASK)):
+                    continue
+                companions = [file.stem + ending for ending in (CAPTION, MASK) if file.stem + ending in others]
+                times = [path.stat().st_mtime_ns for path in (file, *(place / name for name in companions))]
+                found.append(
+                    Photo(
+                        file=file,
+                        is_held_out=place == self.held_out,
+                        caption=_caption(place / (file.stem + CAPTION)),
+                        mask=place / (file.stem + MASK) if file.stem + MASK in others else None,
+                        changed=hash(tuple(times)),
+                    )
+                )
+        return found
+
+    def place_for(self, name: str) -> Path:
+        """Return where a new photo of this name goes.
+
+        Raises:
+            PictureError: There are too many photos.
+        """
+        if len(self.photos()) >= MAX_PHOTOS:
+            raise PictureError(f"{self.name} has {MAX_PHOTOS} photos already, as many as are taken. Remove some first.")
+        suffix = Path(name).suffix.lower()[:6]
+        path, number = self.teach / f"{file_name(Path(name).stem)}{suffix}", 2
+        taken = {photo.file.stem for photo in self.photos()}  # captions and masks go by the name without its ending
+        while path.stem in taken:
+            path, number = path.with_name(f"{file_name(Path(name).stem)}-{number}{suffix}"), number + 1
+        return path
+
+    def caption(self, photo: Path, text: str) -> None:
+        """Give a photo its caption, on one line; an empty one leaves it to the preset.
+
+        Raises:
+            PictureError: The caption is too long.
+        """
+        line = " ".join(text.split())
+        if len(line) > MAX_CAPTION_CHARACTERS:
+            raise PictureError(f"The caption has {len(line)} characters; at most {MAX_CAPTION_CHARACTERS} are read.")
+        file = photo.with_name(photo.stem + CAPTION)
+        if line:
+            write_atomically(file, f"{line}\n".encode())
+        else:
+            file.unlink(missing_ok=True)
+
+    def hold_out(self, photo: Path, *, is_held_out: bool) -> None:
+        """Let a photo judge what was learned, or be learned from; its caption and mask go with it."""
+        place = self.held_out if is_held_out else self.teach
+        place.mkdir(exist_ok=True)
+        for file in _with_companions(photo):
+            file.rename(place / file.name)
+
+    def remove(self, photo: Path, trash: Path) -> None:
+        """Move a photo with its caption and mask to the trash."""
+        for file in _with_companions(photo):
+            file.rename(free_path(trash / f"{self.name}-{file.name}"))
+
+    def job(self, name: str, *, model: str) -> dict[str, Any]:
+        """Return the training as an entry for `moongate fleet`; its pictures are given by their full paths.
+
+        Args:
+            name: The name of the concept.
+            model: The base model.
+
+        Raises:
+            OptionError: There is no photo or no category.
+        """
+        chosen, photos = self.settings, self.photos()
+        if not any(not photo.is_held_out for photo in photos):
+            raise OptionError(f"{self.name} has no photo to learn from. Add three to ten.")
+        if not chosen.category.strip():
+            raise OptionError("The category is empty. Say what the photos show, such as 'teddy bear' or 'dog'.")
+        if chosen.steps < 1:
+            raise OptionError(f"The number of steps is {chosen.steps}; it must be at least 1.")
+        subject = {"pictures": str(self.teach), "category": chosen.category.strip()}
+        subject |= {"token": chosen.token.strip()} if chosen.token.strip() else {}
+        every = max(1, chosen.steps // LOOKS)
+        options: Mapping[str, Any] = {
+            "model": model,
+            "preset": chosen.preset,
+            "steps": chosen.steps,
+            "regularization": chosen.regularization,
+            "rare_token": chosen.rare_token,
+            "seed": chosen.seed,
+            "validate_every": every,
+            "save_every": every,
+        }
+        judges = {"holdout": str(self.held_out)} if any(photo.is_held_out for photo in photos) else {}
+        return {"name": name, "concepts": [subject], **options, **judges}
+
+
+def drafts(photos: Path) -> list[Draft]:
+    """Return all drafts by name."""
+    return [Draft(folder=file.parent) for file in sorted(photos.glob(f"*/{SETTINGS}"))]
+
+
+def _caption(file: Path) -> str:
+    try:
+        return " ".join(read_text(file).split())
+    except (OSError, ValueError):
+        return ""
+
+
+def _with_companions(photo: Path) -> list[Path]:
+    files = [photo, *(photo.with_name(photo.stem + ending) for ending in (CAPTION, MASK))]
+    return [file for file in files if file.exists()]

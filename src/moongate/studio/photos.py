@@ -1,0 +1,169 @@
+"""The photos of a draft as a part of the page Teach: as the model sees them, with captions and masks."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nicegui import events, ui
+
+from moongate.data.captions import PRESETS
+from moongate.errors import MoongateError, PictureError
+from moongate.limits import MAX_DOWNLOAD_BYTES
+from moongate.studio.drafts import Draft, Photo
+from moongate.studio.masks import draw_mask
+from moongate.studio.state import Studio
+from moongate.studio.widgets import busy, errors_shown, live, notice, paragraph, picture, section
+
+__all__ = ["show_photos"]
+
+SYNC_EVERY_S = 1.0
+
+
+def show_photos(studio: Studio, draft: Draft) -> None:
+    """Add the photos of a draft, and where more are dropped."""
+    with section("Photos"):
+        paragraph("Three to ten photos, from different sides and in different places, teach most.", quiet=True)
+        ui.upload(
+            label=f"Drop photos here, or choose them (up to {MAX_DOWNLOAD_BYTES // 10**6} MB each)",
+            multiple=True,
+            auto_upload=True,
+            max_file_size=MAX_DOWNLOAD_BYTES,
+            on_upload=partial(_take, studio, draft),
+            on_rejected=lambda: ui.notify("A file is too large, or no photo.", type="negative"),
+        ).classes("upload").props('accept="image/*,.heic,.heif" flat bordered')
+        live(partial(_known, draft), partial(_show, studio, draft))
+
+
+async def _take(studio: Studio, draft: Draft, event: events.UploadEventArguments) -> None:
+    """Keep an uploaded photo if it is one."""
+    with errors_shown():
+        if event.file.size() > MAX_DOWNLOAD_BYTES:
+            raise PictureError(f"{event.file.name} has more than {MAX_DOWNLOAD_BYTES // 10**6} MB. Shrink it.")
+        place = draft.place_for(event.file.name)
+        arriving = place.with_name(f".{place.name}")
+        await event.file.save(arriving)
+        try:
+            await studio.lens.ask("check_photo", file=str(arriving), name=event.file.name)
+            await asyncio.to_thread(arriving.rename, place)
+        finally:
+            arriving.unlink(missing_ok=True)
+
+
+def _known(draft: Draft) -> list[tuple[Path, bool, Path | None, int]]:
+    """Return what the cards depend on: not the captions, which one may be typing."""
+    return [
+        (photo.file, photo.is_held_out, photo.mask, photo.mask.stat().st_mtime_ns if photo.mask else 0)
+        for photo in draft.photos()
+    ]
+
+
+def _show(studio: Studio, draft: Draft, _known: Any) -> None:
+    photos = draft.photos()
+    if not photos:
+        paragraph("There are no photos yet.")
+        return
+    with ui.element("div").classes("cards"):
+        cards = [_Card(studio, draft, photo) for photo in photos]
+    ui.timer(0, partial(_look, studio, photos, cards), once=True)
+    ui.timer(SYNC_EVERY_S, lambda: _sync(draft, cards))
+
+
+async def _look(studio: Studio, photos: list[Photo], cards: "list[_Card]") -> None:
+    """Let the worker crop the photos and judge them, and show what it found."""
+    try:
+        side_px = await studio.side_px()
+        found = await studio.lens.ask(
+            "look_at_photos",
+            photos=[str(photo.file) for photo in photos],
+            masks=[str(photo.mask) if photo.mask else None for photo in photos],
+            side_px=side_px,
+            previews=str(studio.places.previews),
+        )
+    except (MoongateError, OSError) as error:
+        found = [{"error": str(error)}] * len(photos)
+    for card, one in zip(cards, found, strict=True):
+        card.fill(one)
+
+
+def _sync(draft: Draft, cards: "list[_Card]") -> None:
+    """Show captions that were changed elsewhere, but not over one that is being typed, and the words they will have."""
+    captions = {photo.file: photo.caption for photo in draft.photos()}
+    for card in cards:
+        card.sync(captions.get(card.photo.file, ""))
+
+
+class _Card:
+    """One photo."""
+
+    def __init__(self, studio: Studio, draft: Draft, photo: Photo) -> None:
+        self.studio, self.draft, self.photo, self.kept, self.whole = studio, draft, photo, photo.caption, ""
+        name = photo.file.name
+        with section(name, level=3) as card:
+            card.classes("card")
+            self.shown = ui.element("div")
+            with self.shown:
+                paragraph("Looking at it.", quiet=True)
+            self.input = ui.input("Caption", value=photo.caption).props("outlined dense").mark(f"caption-{name}")
+            self.input.on("blur", self.keep).on("keydown.enter", self.keep)
+            self.reads = paragraph("", quiet=True)
+            with ui.element("div").classes("bar"):
+                ui.checkbox("Only to judge", value=photo.is_held_out, on_change=self.hold_out).props("dense").mark(
+                    f"judge-{name}"
+                )
+                button = ui.button("Mask", icon="brush", on_click=self.mask).props("outline dense")
+                button.props(f'aria-label="Mask of {name}"').mark(f"mask-{name}")
+                button = ui.button("Remove", icon="delete", on_click=self.remove).props("outline dense")
+                button.props(f'aria-label="Remove {name}"').mark(f"remove-{name}")
+        self.sync(photo.caption)
+
+    def fill(self, found: dict[str, Any]) -> None:
+        """Show the photo as the model sees it."""
+        if self.shown.is_deleted:
+            return
+        self.shown.clear()
+        with self.shown:
+            if "error" in found:
+                notice(found["error"], level="bad")
+                return
+            self.whole = found["whole"]
+            picture(self.studio.places, Path(found["preview"]), alt=f"{self.photo.file.name} as the model sees it")
+            for remark in found["remarks"]:
+                notice(remark, level="fair")
+
+    def keep(self) -> None:
+        """Write the caption."""
+        with errors_shown():
+            self.draft.caption(self.photo.file, self.input.value or "")
+            self.kept = " ".join((self.input.value or "").split())
+
+    def sync(self, caption: str) -> None:
+        """Show a caption that was changed elsewhere, and how it reads with the words of the thing."""
+        if caption != self.kept:
+            self.kept = caption
+            self.input.set_value(caption)
+        chosen = self.draft.settings
+        template = self.input.value or PRESETS.get(chosen.preset, PRESETS["object"]).caption
+        words = chosen.words or "..."
+        text = f"Reads: {template.replace('{}', words)}"
+        if chosen.token and chosen.token not in template and "{}" not in template:
+            text = f"It lacks {{}}, which stands for {words}."
+        if self.reads._text != text:
+            self.reads._text = text
+            self.reads.update()
+
+    def hold_out(self, event: events.ValueChangeEventArguments[bool | None]) -> None:
+        with errors_shown():
+            self.draft.hold_out(self.photo.file, is_held_out=bool(event.value))
+
+    def remove(self) -> None:
+        with errors_shown():
+            self.draft.remove(self.photo.file, self.studio.places.trash)
+            ui.notify(f"{self.photo.file.name} is in the trash, {self.studio.places.trash}.")
+
+    async def mask(self) -> None:
+        if self.whole:
+            await draw_mask(self.studio, self.photo, Path(self.whole))
+        else:
+            async with busy():
+                raise PictureError("The photo is still being looked at. Try again in a moment.")

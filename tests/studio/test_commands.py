@@ -1,0 +1,81 @@
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from moongate.files import exclusive
+from moongate.studio.commands import Command, Commands
+
+
+@pytest.fixture
+def run(tmp_path: Path, pictures: Path) -> Path:
+    """The folder of a run that has begun."""
+    folder = tmp_path / "a.run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"backbone": "pocket"}))
+    return folder
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    started = Commands(folder=tmp_path / "commands")
+    yield started
+    for child in started._children.values():
+        child.wait()
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_command_is_shown_as_one_types_it() -> None:
+    command = Command(("train", "my photos", "--token", "<bear>", "--category", "it's"))
+    assert command.line == """moongate train 'my photos' --token '<bear>' --category 'it'"'"'s'"""
+    assert command.argv[1:] == ["-m", "moongate", *command.words]
+
+
+def test_how_a_command_ended_is_known_to_a_server_that_is_started_later(commands: Commands) -> None:
+    well = commands.start(Command(("--version",)), name="version")
+    badly = commands.start(Command(("nonsense",)), name="nonsense")
+    assert well.state == "running"
+    wait_for(lambda: all(each.state != "running" for each in commands.all()))
+    later = Commands(folder=commands.folder)
+    assert later.look(well.name).state == "finished"
+    assert later.look(badly.name).state == "failed"
+    assert "moongate 0" in later.look(well.name).printed
+    assert "There is no command 'nonsense'" in later.look(badly.name).printed
+
+
+def test_two_commands_of_one_name_are_kept_apart(commands: Commands) -> None:
+    names = [commands.start(Command(("--version",)), name="a/../b").name for _ in range(2)]
+    assert names == ["a-b", "a-b-2"]
+    wait_for(lambda: all(each.state == "finished" for each in commands.all()))
+
+
+@pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "stopped"), (signal.SIGKILL, "failed")])
+def test_a_command_goes_on_without_the_server_and_its_end_is_seen_however_it_ends(
+    commands: Commands, tmp_path: Path, run: Path, number: signal.Signals, state: str
+) -> None:
+    command = Command(("measure", str(run), "--photos", str(tmp_path / "pictures"), "--follow"))
+    with exclusive(run):  # a training that goes on, which the command follows
+        started = commands.start(command, name="measure")
+        later = Commands(folder=tmp_path / "commands")
+        process = tmp_path / "commands" / "measure.process"
+        wait_for(process.exists)
+        assert later.look(started.name).state == "running"
+        pid = json.loads(process.read_text())["pid"]
+        assert os.getsid(pid) == pid, "a session of its own, which Ctrl-C in the server's terminal does not reach"
+        if number == signal.SIGTERM:
+            assert later.stop(started.name)
+        else:
+            os.kill(pid, number)
+        wait_for(lambda: later.look(started.name).state != "running")
+    assert later.look(started.name).state == commands.look(started.name).state == state
+    assert not later.stop(started.name)
