@@ -284,7 +284,7 @@ def test_all_pictures_are_encoded_before_the_first_step(
     monkeypatch.setattr(tiny, "encode_images", lambda x: done.append(f"encode {len(x)}") or encode_images(x))
     monkeypatch.setattr(tiny, "predict", lambda *x: done.append("predict") or predict(*x))
     taught(tiny, make_subject(), prior, steps=5)
-    assert done == ["encode 5", *["encode 2"] * 5, *["predict"] * 5]
+    assert done == [*["encode 2"] * 5, "encode 5", *["predict"] * 5]
 
 
 def test_no_step_waits_for_the_device(
@@ -349,8 +349,8 @@ def test_a_step_in_shards_is_the_same_step_up_to_rounding(
 ) -> None:
     found: list[Concept] = []
     losses: list[list[Step]] = [[], []]
-    for accumulate, steps in zip((1, 2), losses, strict=True):
-        options = TrainOptions(steps=2, batch=4, accumulate=accumulate)
+    for shards, steps in zip((1, 2), losses, strict=True):
+        options = TrainOptions(steps=2, batch=4, shards=shards)
         found.append(train(each, [make_subject()], [prior], METHOD, options=options, on_step=steps.append))
     for one, two in zip(*losses, strict=True):
         assert one.target_loss == pytest.approx(two.target_loss, rel=1e-4)
@@ -363,7 +363,7 @@ def test_a_step_in_shards_is_the_same_step_up_to_rounding(
 
 def test_shards_must_be_equal(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
     with pytest.raises(OptionError, match="4 target pictures of a step cannot be divided into 3 equal shards"):
-        taught(tiny, make_subject(), prior, batch=4, accumulate=3)
+        taught(tiny, make_subject(), prior, batch=4, shards=3)
 
 
 def test_half_precision_bases_train_in_float32(

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
-from moongate.data import ZOOM, Augmented, Framing, Regularization, framed, framing, square
+from moongate.data import ZOOM, Augmented, Framing, framed, framing, square
 from moongate.errors import OptionError
 from moongate.training.plan import Plan
 from moongate.training.ranks import Ranks
@@ -40,10 +40,11 @@ class Prior:
     """Regularization pictures as latents, and their captions as conditioning."""
 
     latents: Float[Tensor, "n channels height width"]
+    """Those that no step shows stay zero."""
     text: Conditioning
-
-    def __len__(self) -> int:
-        return len(self.latents)
+    """Each different caption once."""
+    caption_rows: Int[Tensor, " n"]
+    """The caption of each picture, as its row in `text`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,11 +99,11 @@ class Batches:
         self.plan = plan
         self.ranks = ranks or Ranks()
         self._first = first
-        self._priors = _all_encoded(plan)
         self._different: dict[tuple[int, int, Framing], int] = {}
         self._captions: dict[str, int] = {}
         self._steps = [list(self._drawn(index)) for index in range(plan.steps)]
         self._encode(on_encoded)
+        self._priors = self._encode_priors()
         trains_text = plan.method.trains_tokens and bool(plan.first_rows)
         self._fixed_text = None if trains_text else _read(list(self._captions), plan.backbone)
 
@@ -137,7 +138,7 @@ class Batches:
                 resizes=plan.method.augments,
             )
             caption, prior_row = choices.caption(subject.captions[row]), 0
-            if self._priors:
+            if plan.regularization:
                 before = sum(len(prior.pictures) for prior in plan.regularization[:which])
                 prior_row = before + self._row(position, len(plan.regularization[which].pictures), "prior", which)
             yield _Shown(
@@ -154,8 +155,8 @@ class Batches:
     def _encode(self, on_encoded: Callable[[int, int], None]) -> None:
         """Encode the different target pictures of the steps to come, as many at once as a step has.
 
-        A chunk has the same pictures in every run, however long or interrupted it is, and is filled up by repetition,
-        so that its latents have the same last bits.
+        A chunk has the same pictures in every run, however long or interrupted it is and whoever computes it, and is
+        filled up by repetition, so that its latents have the same last bits.
         """
         plan, keys, size = self.plan, list(self._different), self.plan.targets_per_step
         side_px = round(plan.resolution_px * ZOOM[1])  # the largest size that augmentation asks for
@@ -165,23 +166,56 @@ class Batches:
             for row, picture in enumerate(subject.pictures)
         }
         needed = sorted({shown.latents // size for step in self._steps[self._first :] for shown in step})
-        for group in (needed[i : i + self.ranks.count] for i in range(0, len(needed), self.ranks.count)):
-            mine = group[min(self.ranks.index, len(group) - 1)]
-            chunk = keys[mine * size : (mine + 1) * size]
+
+        def encoded(number: int) -> tuple[Tensor, Tensor]:
+            chunk = keys[number * size : (number + 1) * size]
             chunk += chunk[-1:] * (size - len(chunk))
             targets = [self._framed(pictures[which, row], choices) for which, row, choices in chunk]
             latents = plan.backbone.encode_images(torch.stack([target.image for target in targets]))
-            masks = torch.stack([target.mask for target in targets])[:, None].to(latents.device, torch.uint8)
-            if group[0] == needed[0]:
+            return latents, torch.stack([target.mask for target in targets])[:, None].to(latents.device, torch.uint8)
+
+        for number, (latents, masks) in self._shared(needed, encoded):
+            if number == needed[0]:
                 folder = plan.options.run_folder if self.ranks.is_first else None
                 self._latents = _kept((len(keys), *latents.shape[1:]), latents.dtype, folder)
                 self._masks = torch.zeros(len(keys), *masks.shape[1:], dtype=torch.bool)
-            parts = zip(self.ranks.gathered(latents), self.ranks.gathered(masks), strict=True)
-            for number, (some_latents, some_masks) in zip(group, parts, strict=False):
-                rows = slice(number * size, min((number + 1) * size, len(keys)))
-                self._latents[rows] = some_latents[: rows.stop - rows.start].cpu()
-                self._masks[rows] = some_masks[: rows.stop - rows.start].cpu() != 0
-            on_encoded(min((group[-1] + 1) * size, len(keys)), len(keys))
+            rows = slice(number * size, min((number + 1) * size, len(keys)))
+            self._latents[rows] = latents[: rows.stop - rows.start].cpu()
+            self._masks[rows] = masks[: rows.stop - rows.start].cpu() != 0
+            on_encoded(rows.stop, len(keys))
+
+    def _encode_priors(self) -> Prior | None:
+        """Encode the regularization pictures that the steps to come show, if any, in chunks as `_encode` does."""
+        plan, sets = self.plan, self.plan.regularization
+        pictures = [picture for each in sets for picture in each.pictures]
+        captions = [caption for each in sets for caption in each.captions]
+        size = min(encoded_at_once(plan.resolution_px), max((len(each.pictures) for each in sets), default=1))
+        rows = _chunks([len(each.pictures) for each in sets], size)
+        shown = {each.prior for step in self._steps[self._first :] for each in step}
+        needed = [number for number, chunk in enumerate(rows) if shown.intersection(chunk)]
+
+        def encoded(number: int) -> tuple[Tensor]:
+            images = torch.stack([square(pictures[row], plan.resolution_px) for row in rows[number]])
+            return (plan.backbone.encode_images(images),)
+
+        latents: Tensor | None = None
+        for number, (some,) in self._shared(needed, encoded):
+            latents = some.new_zeros(len(pictures), *some.shape[1:]) if latents is None else latents
+            latents[rows[number]] = some
+        if latents is None:
+            return None
+        different = list(dict.fromkeys(captions))
+        caption_rows = torch.tensor([different.index(caption) for caption in captions], device=latents.device)
+        return Prior(latents=latents, text=_read(different, plan.backbone), caption_rows=caption_rows)
+
+    def _shared(
+        self, chunks: Sequence[int], work: Callable[[int], Sequence[Tensor]]
+    ) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """Yield what each chunk gives, in their order; each is computed by one of the processes."""
+        for begin in range(0, len(chunks), self.ranks.count):
+            group = chunks[begin : begin + self.ranks.count]
+            mine = work(group[min(self.ranks.index, len(group) - 1)])
+            yield from zip(group, zip(*map(self.ranks.gathered, mine), strict=True), strict=False)
 
     def _framed(self, picture: Float[Tensor, "channels side side"], choices: Framing) -> Augmented:
         return framed(picture, choices, side_px=self.plan.resolution_px, cell_px=self.plan.backbone.latent_scale)
@@ -211,7 +245,7 @@ class Batches:
                 chosen, text = latents[step, shard], None
                 if self._priors:
                     chosen = torch.cat([chosen, self._priors.latents[priors[step, shard]].float()])
-                    text = self._priors.text[priors[step, shard]]
+                    text = self._priors.text[self._priors.caption_rows[priors[step, shard]]]
                 batches.append(
                     Batch(
                         latents=chosen,
@@ -288,22 +322,15 @@ def _kept(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Te
         return torch.from_file(file.name, shared=True, size=numbers, dtype=dtype).view(shape)
 
 
-def _all_encoded(plan: Plan) -> Prior | None:
-    """Return the regularization pictures of all subjects, one after the other."""
-    priors = [_encoded(pictures, plan.backbone, plan.resolution_px) for pictures in plan.regularization]
-    if not priors:
-        return None
-    latents = torch.cat([prior.latents for prior in priors])
-    return Prior(latents=latents, text=Conditioning.cat([prior.text for prior in priors]))
-
-
-@torch.no_grad()
-def _encoded(regularization: Regularization, backbone: Backbone, side_px: int) -> Prior:
-    latents, count = [], encoded_at_once(side_px)
-    for begin in range(0, len(regularization.pictures), count):
-        part = regularization.pictures[begin : begin + count]
-        latents.append(backbone.encode_images(torch.stack([square(each, side_px) for each in part])))
-    return Prior(latents=torch.cat(latents), text=_read(regularization.captions, backbone))
+def _chunks(counts: Sequence[int], size: int) -> list[list[int]]:
+    """Return the rows of several sets of pictures in chunks of one size, within a set; the last row fills up."""
+    chunks, first = [], 0
+    for count in counts:
+        rows = [*range(first, first + count)]
+        parts = [rows[begin : begin + size] for begin in range(0, count, size)]
+        chunks += [part + part[-1:] * (size - len(part)) for part in parts]
+        first += count
+    return chunks
 
 
 @torch.no_grad()
