@@ -7,20 +7,23 @@ and `plain`. The plain loop runs the autoencoder, the text encoder and the denoi
 in float32, with diffusers' own attention processors for Custom Diffusion, the whole embedding table in the optimizer,
 and one wait for the loss. Its pictures are ready in memory, because the example loads them in other processes.
 
-Each side lives in a child process of its own, and they train in turns, round by round. The time of `ours` includes what
-is computed before the first step, shared out over the steps of this run; it has as many regularization pictures for
-each step as a run of 250 steps with 200 pictures. The first step of each side, which prepares kernels, is left out.
-Memory is the peak above what the child held after loading the model. With --json the last line is one JSON object.
+The sides take turns, round by round, each time in a child process of its own, so that one model is in memory at a time.
+The time of `ours` includes what is computed before the first step, shared out over the steps of the round; it has as
+many regularization pictures for each step as a run of 250 steps with 200 pictures. The first step of each round, which
+prepares kernels, is left out. Memory is the peak above what the child held after loading the model, added up over its
+processes. Where `ours` computes in float32 anyway, `exact` is the same and not run. With --json the last line is one
+JSON object.
 """
 
 import contextlib
 import json as jsonlib
 import multiprocessing
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
@@ -38,7 +41,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from moongate.backbone import Backbone, usual_dtype
 from moongate.data import Regularization, Subject, square
 from moongate.pocket import example, pool_folder
-from moongate.training import TrainOptions, train
+from moongate.training import Plan, TrainOptions, train
+from moongate.training.method import method_for
+from moongate.training.processes import processes_for, together
 from moongate.training.speed import matmul_peak
 
 SUBJECT, TOKEN = "drawn-house", "<house>"
@@ -48,37 +53,37 @@ STEPS, REGULARIZATION = 250, 200
 """Length of the paper's training of one concept, and its number of regularization pictures."""
 TARGETS = 4
 """Target pictures of a step; as many regularization pictures join them."""
-FEW_STEPS = 6
+FEW_STEPS = 4
 """Timed steps of a large model on a CPU."""
 SIDES = ("ours", "exact", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all sides train."""
+    """What all sides train in each round."""
 
     model: str
     side_px: int
     steps: int
-    """Timed steps of each side, in all rounds together."""
-    rounds: int
-
-    @property
-    def round_steps(self) -> int:
-        """Steps of a round."""
-        return self.steps // self.rounds
+    """Timed steps of a side."""
+    has_parts: bool = False
+    """Whether operations and parts of a step are measured too, after the timed steps."""
 
 
 @dataclass(kw_only=True)
-class Report:
+class Round:
     """What a child measured."""
 
-    seconds: list[float] = field(default_factory=list)
-    """Of each round."""
-    cpu_seconds: list[float] = field(default_factory=list)
-    """Processor time of each round, which other programs disturb less."""
+    seconds: float = 0.0
+    """Time of a step, without what comes before the first one."""
+    cpu_seconds: float = 0.0
+    """The same in processor time, which other programs disturb less."""
     preparation_s: float = 0.0
     """Time before the first step."""
+    preparation_cpu_s: float = 0.0
+    """The same in processor time."""
+    steps: int
+    """Steps that share the preparation."""
     peak_bytes: int = 0
     """Peak above what the child held after loading the model."""
     flops: int = 0
@@ -88,12 +93,19 @@ class Report:
     parts: dict[str, float] = field(default_factory=dict)
     """Share of each part in a step's time."""
 
-    def per_step(self, setup: Setup) -> float:
-        """Return the seconds of a step, with its share of the preparation.
+    @property
+    def whole_seconds(self) -> float:
+        """Time of a step with its share of the preparation."""
+        return self.seconds + self.preparation_s / self.steps
 
-        It is the median of the rounds, because other programs disturb some of them.
-        """
-        return self.preparation_s / setup.steps + statistics.median(self.seconds) / setup.round_steps
+    @property
+    def whole_cpu_seconds(self) -> float:
+        """The same in processor time."""
+        return self.cpu_seconds + self.preparation_cpu_s / self.steps
+
+
+Rounds = dict[str, list[Round]]
+"""The rounds of each side."""
 
 
 def main(
@@ -104,114 +116,109 @@ def main(
     Args:
         model: `pocket`, a folder in diffusers' layout, or `sd15-random`: SD 1.5 of full size with random weights.
         side_px: Side of the pictures for `sd15-random`; 512 on a GPU and 128 on a CPU by default.
-        steps: Timed steps of each side; 250, or 6 for `sd15-random` on a CPU.
+        steps: Timed steps of each side in all rounds together; 250, or 4 for `sd15-random` on a CPU.
         rounds: Number of rounds; the sides take turns.
         json: End with one line of JSON.
     """
     on_gpu = torch.cuda.is_available()
     is_large = model == RANDOM and not on_gpu
-    rounds = min(rounds, 3) if is_large else rounds
     steps = steps or (FEW_STEPS if is_large else STEPS)
-    rounds = min(rounds, steps)
-    setup = Setup(
-        model=model, side_px=side_px or (512 if on_gpu else 128), steps=steps // rounds * rounds, rounds=rounds
-    )
-    reports = measured(setup)
-    show(setup, reports)
+    rounds = min(rounds, 2 if is_large else rounds, steps)
+    setup = Setup(model=model, side_px=side_px or (512 if on_gpu else 128), steps=steps // rounds)
+    device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
+    print(f"{model}, {rounds} rounds of {setup.steps} steps of {2 * TARGETS} pictures on {device}", flush=True)
+    found = measured(setup, rounds)
+    show(found)
     if json:
-        ours, exact, plain = (reports[side].per_step(setup) for side in SIDES)
-        figures = {
-            "seconds_per_step": ours,
-            "plain_seconds_per_step": plain,
-            "ratio": ours / plain,
-            "ratio_same_precision": exact / plain,
-            "peak_bytes": reports["ours"].peak_bytes,
-            "plain_peak_bytes": reports["plain"].peak_bytes,
-        }
-        print(jsonlib.dumps(figures))
+        print(jsonlib.dumps(figures(found)))
 
 
-def measured(setup: Setup) -> dict[str, Report]:
-    """Let the sides train in turns, each in its child process, and return what they report."""
+def measured(setup: Setup, rounds: int) -> Rounds:
+    """Let the sides train in turns, each in a new child process, and print each round."""
     context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    children = []
-    for side in SIDES:
-        pipes[side], theirs = context.Pipe()
-        children.append(context.Process(target=child, args=(side, setup, theirs), daemon=True))
-        children[-1].start()
-        pipes[side].recv()  # loaded
-    for _ in range(setup.rounds + 1):  # the first turn prepares and warms up
-        for side in SIDES:
-            pipes[side].send("go")
-            pipes[side].recv()
-    reports = {}
-    for side in SIDES:
-        pipes[side].send("report")
-        reports[side] = pipes[side].recv()
-    for process in children:
-        process.join()
-    return reports
+    sides = [side for side in SIDES if side != "exact" or usual_dtype() != torch.float32]
+    found: Rounds = {side: [] for side in sides}
+    for number in range(1, rounds + 1):
+        for side in sides:
+            ours, theirs = context.Pipe(duplex=False)
+            wanted = replace(setup, has_parts=number == rounds)
+            process = context.Process(target=child, args=(side, wanted, theirs))
+            process.start()
+            theirs.close()
+            one: Round = ours.recv()
+            process.join()
+            found[side].append(one)
+            print(
+                f"round {number} {side:6s}{one.whole_seconds:9.3f} s a step ({one.whole_cpu_seconds:.3f} s of the "
+                f"processor; {one.preparation_s:.1f} s before the first), {one.peak_bytes / 1e6:.0f} MB",
+                flush=True,
+            )
+    return found if "exact" in found else {"ours": found["ours"], "exact": found["ours"], "plain": found["plain"]}
 
 
-def show(setup: Setup, reports: dict[str, Report]) -> None:
-    """Print a table of all sides, and the parts of each."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{setup.model}, {setup.steps} steps of {2 * TARGETS} pictures on {device}")
-    print(f"{'':6s}{'s a step':>9s}{'before':>8s}{'pictures/s':>12s}{'TFLOP/s':>9s}{'MFU':>6s}{'peak MB':>9s}")
-    for side, report in reports.items():
-        seconds = report.per_step(setup)
-        speed = report.flops / seconds
+def figures(found: Rounds) -> dict[str, float]:
+    """Return the figures of --json; seconds are medians of the rounds, because other programs disturb some of them."""
+    seconds = {side: statistics.median(one.whole_seconds for one in rounds) for side, rounds in found.items()}
+    cpu = {side: statistics.median(one.whole_cpu_seconds for one in rounds) for side, rounds in found.items()}
+    peaks = {side: max(one.peak_bytes for one in rounds) for side, rounds in found.items()}
+    return {
+        "seconds_per_step": seconds["ours"],
+        "plain_seconds_per_step": seconds["plain"],
+        "ratio": seconds["ours"] / seconds["plain"],
+        "ratio_same_precision": seconds["exact"] / seconds["plain"],
+        "cpu_seconds_per_step": cpu["ours"],
+        "plain_cpu_seconds_per_step": cpu["plain"],
+        "cpu_ratio": cpu["ours"] / cpu["plain"],
+        "cpu_ratio_same_precision": cpu["exact"] / cpu["plain"],
+        "peak_bytes": peaks["ours"],
+        "plain_peak_bytes": peaks["plain"],
+    }
+
+
+def show(found: Rounds) -> None:
+    """Print a table of all sides, the parts of each, and the ratios."""
+    print(f"{'':6s}{'s a step':>9s}{'pictures/s':>12s}{'TFLOP/s':>9s}{'MFU':>6s}{'peak MB':>9s}")
+    for side, rounds in found.items():
+        seconds = statistics.median(one.whole_seconds for one in rounds)
+        speed = rounds[-1].flops / seconds
         print(
-            f"{side:6s}{seconds:9.4f}{report.preparation_s:7.1f}s{2 * TARGETS / seconds:12.1f}{speed / 1e12:9.3f}"
-            f"{speed / report.matmul_flops:6.0%}{report.peak_bytes / 1e6:9.0f}"
+            f"{side:6s}{seconds:9.4f}{2 * TARGETS / seconds:12.1f}{speed / 1e12:9.3f}"
+            f"{speed / rounds[-1].matmul_flops:6.0%}{max(one.peak_bytes for one in rounds) / 1e6:9.0f}"
         )
-    for side, report in reports.items():
-        print(f"{side:6s} " + ", ".join(f"{part} {share:.0%}" for part, share in report.parts.items()))
-    plain = reports["plain"].per_step(setup)
-    for side in SIDES[:2]:
-        cpu = statistics.median(reports[side].cpu_seconds) / statistics.median(reports["plain"].cpu_seconds)
-        print(f"{side} takes {reports[side].per_step(setup) / plain:.2f} of plain's time", end=", ")
-        print(f"and in its rounds {cpu:.2f} of plain's processor time")
-    print(f"ours takes {reports['ours'].peak_bytes / reports['plain'].peak_bytes:.2f} of plain's memory")
+    for side, rounds in found.items():
+        print(f"{side:6s} " + ", ".join(f"{part} {share:.0%}" for part, share in rounds[-1].parts.items()))
+    numbers = figures(found)
+    for side, suffix in (("ours", ""), ("exact", "_same_precision")):
+        wall, cpu = numbers[f"ratio{suffix}"], numbers[f"cpu_ratio{suffix}"]
+        print(f"{side} takes {wall:.2f} of plain's time, and {cpu:.2f} of its processor time")
+    print(f"ours takes {numbers['peak_bytes'] / numbers['plain_peak_bytes']:.2f} of plain's memory")
 
 
 # --- a child ----------------------------------------------------------------------------------------------------------
 
 
 def child(side: str, setup: Setup, pipe: Connection) -> None:
-    """Load the model, train whenever the parent says so, and report."""
-    backbone, report = loaded(setup, exact=side != "ours"), Report()
+    """Load the model, train one round, and report it."""
+    backbone, report = loaded(setup, exact=side != "ours"), Round(steps=setup.steps + 1)
     work = plain_training if side == "plain" else our_training
-    pipe.send("loaded")
-    pipe.recv()
     held = memory_held(backbone.device)
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), cpu_seconds()
+    marks: list[tuple[float, float]] = []
 
-    def turn_over(index: int) -> None:
-        """End the turn after the first step and after each round, and wait for the next."""
-        nonlocal began, cpu_began
-        if index > 1 and (index - 1) % setup.round_steps:
-            return
-        elapsed = time.perf_counter() - began
-        if index == 1:
-            report.preparation_s = elapsed - first_step_s()
-        else:
-            report.seconds.append(elapsed)
-            report.cpu_seconds.append(time.process_time() - cpu_began)
+    def mark(index: int = 0) -> None:
+        """Note the time when the first step begins (0), and after the first and the last one."""
+        if index in (0, 1, setup.steps + 1):
+            marks.append((time.perf_counter(), cpu_seconds()))
         if index == setup.steps + 1:
-            report.peak_bytes = memory_peak(backbone.device) - held
-        pipe.send("done")
-        pipe.recv()
-        began, cpu_began = time.perf_counter(), time.process_time()
+            report.peak_bytes = memory_peak(backbone.device, held)
 
-    prepared: list[float] = []
-
-    def first_step_s() -> float:
-        return time.perf_counter() - prepared[0]
-
-    work(backbone, setup, setup.steps + 1, turn_over, lambda: prepared.append(time.perf_counter()))
-    trace(report, backbone, partial(work, backbone, setup))
+    work(backbone, setup, setup.steps + 1, mark, mark)
+    (first, cpu_first), (warm, cpu_warm), (last, cpu_last) = marks
+    report.preparation_s, report.preparation_cpu_s = first - began, cpu_first - cpu_began
+    report.seconds, report.cpu_seconds = (last - warm) / setup.steps, (cpu_last - cpu_warm) / setup.steps
+    if setup.has_parts:
+        whole = plain_training if side == "plain" else partial(our_training, processes=1)
+        trace(report, backbone, partial(whole, backbone, setup))
     pipe.send(report)
 
 
@@ -228,19 +235,27 @@ def taught(backbone: Backbone, setup: Setup) -> tuple[Subject, Regularization]:
     chosen = example(SUBJECT)
     subject = Subject.load(chosen.training, category=chosen.category, token=TOKEN)
     pool = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
-    wanted = max(TARGETS, round(REGULARIZATION * setup.steps / STEPS))
+    wanted = max(TARGETS, round(REGULARIZATION * (setup.steps + 1) / STEPS))
     pool = Regularization(pictures=pool.pictures[:wanted], captions=pool.captions[:wanted])
     return subject, pool
 
 
 def our_training(
-    backbone: Backbone, setup: Setup, steps: int, on_step: Callable[[int], None], on_first: Callable[[], None]
+    backbone: Backbone,
+    setup: Setup,
+    steps: int,
+    on_step: Callable[[int], None],
+    on_first: Callable[[], None],
+    *,
+    processes: int | None = None,
 ) -> None:
     """Train as `moongate train` does; `on_first` is called when the first step begins."""
     subject, pool = taught(backbone, setup)
+    method, options = method_for(backbone), TrainOptions(steps=steps, batch=TARGETS)
+    count = processes_for(Plan.of(backbone, [subject], [pool], method, options=options), processes)
+    work = partial(train, backbone, [subject], [pool], method, options=options)
     with called_first(backbone, "predict", on_first):
-        options = TrainOptions(steps=steps, batch=TARGETS)
-        train(backbone, [subject], [pool], options=options, on_step=lambda step: on_step(step.index))
+        together(partial(work, on_step=lambda step: on_step(step.index)), processes=count)
 
 
 @contextlib.contextmanager
@@ -356,7 +371,7 @@ def latents_of(vae: Any, pixels: Tensor) -> Tensor:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def trace(report: Report, backbone: Backbone, work: Callable[..., None]) -> None:
+def trace(report: Round, backbone: Backbone, work: Callable[..., None]) -> None:
     """Train a little more, and fill in a step's operations and the share of its parts."""
     counter = FlopCounterMode(display=False)
     seen: list[int] = []
@@ -431,20 +446,34 @@ def memory_held(device: torch.device) -> int:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
         return _status_bytes("VmRSS")
-    return memory_peak(device)
-
-
-def memory_peak(device: torch.device) -> int:
-    """Return the most bytes that this process held since `memory_held`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        return _status_bytes("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory_peak(device: torch.device, held: int) -> int:
+    """Return the most bytes that this process and those forked from it held since `memory_held`, beyond `held`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() - held
+    with contextlib.suppress(OSError):
+        return sum(_status_bytes("VmHWM", process) - held for process in family())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of those forked from it so far."""
+    ticks = 0
+    for process in family():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # user and system time
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family() -> list[int]:
+    """Return this process and those that were forked from it."""
+    return [os.getpid(), *(process.pid for process in multiprocessing.active_children() if process.pid)]
+
+
+def _status_bytes(key: str, process: int | str = "self") -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
