@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from moongate.merging import Merged, merge
 from moongate.merging.page import verdict
 from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
-from moongate.training import Step, TrainOptions, train
+from moongate.training import Plan, Step, TrainOptions, train
+from moongate.training.method import method_for
+from moongate.training.processes import processes_for, together
 
 __all__ = ["EXAMPLES", "PairDemo", "Strategy", "make_pair_demo"]
 
@@ -212,14 +215,14 @@ def _train(
         tokens = " and ".join(str(subjects[index].token) for index in which)
         on_stage(f"Teaching {tokens} ({strategy})")
         began = time.monotonic()
-        concept = train(
-            backbone,
-            [subjects[index] for index in which],
-            [sets[index] for index in which],
-            options=replace(options, steps=options.steps and options.steps * len(which), rare_token=rare_token),
-            start_from=start_from,
-            on_step=on_step,
-        )
+        given = backbone, [subjects[index] for index in which], [sets[index] for index in which], method_for(backbone)
+        steps = options.steps and options.steps * len(which)
+        chosen: dict[str, Any] = {
+            "options": replace(options, steps=steps, rare_token=rare_token),
+            "start_from": start_from,
+        }
+        processes = processes_for(Plan.of(*given, **chosen))
+        concept = together(partial(train, *given, on_step=on_step, **chosen), processes=processes)
         seconds[strategy] = seconds.get(strategy, 0.0) + time.monotonic() - began
         return concept
 

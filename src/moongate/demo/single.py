@@ -7,9 +7,11 @@ from a caption without one, the new token would learn the places of the six pict
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -23,7 +25,10 @@ from moongate.files import write_atomically
 from moongate.pages import Page, contact_sheet, line_chart, png_bytes
 from moongate.pocket import Example, example, pool_folder
 from moongate.sampling import SampleOptions, sample
-from moongate.training import Step, TrainOptions, train
+from moongate.training import Plan, Step, TrainOptions, train
+from moongate.training.method import method_for
+from moongate.training.processes import processes_for, together
+from moongate.training.ranks import Ranks
 
 __all__ = ["EXAMPLE", "SAMPLING", "as_trained", "contexts", "draw", "make_single_demo"]
 
@@ -50,6 +55,8 @@ Picture = UInt8[np.ndarray, "height width 3"]
 class _Demo:
     """What the page shows, in the order in which it is made."""
 
+    subject: Subject
+    regularization: Regularization
     taught: Sequence[Picture]
     plain: Sequence[str]
     """Prompts with the category alone."""
@@ -95,28 +102,11 @@ def make_single_demo(
     subject = Subject.load(chosen.training, category=chosen.category, token=token)
     regularization = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
     backbone = Backbone.load(POCKET, dtype=usual_dtype())
-    demo = _planned(chosen, subject, backbone)
-
-    # Before.
-    on_stage(f"Drawing what pocket makes of {demo.plain[0]!r} and similar prompts")
-    demo.before = draw(backbone, [*demo.plain, *demo.unrelated], count=PICTURES_PER_PROMPT)
-
-    # Train.
-    on_stage(f"Teaching it {token} from {len(subject.pictures)} pictures")
-    training_began = time.monotonic()
-
-    def record(step: Step) -> None:
-        demo.steps.append(step)
-        on_step(step)
-
+    demo = _planned(chosen, subject, regularization, backbone)
     options = TrainOptions(seed=seed, steps=steps)
-    concept = train(backbone, [subject], [regularization], options=options, on_step=record)
-    demo.training_s = time.monotonic() - training_began
-
-    # After.
-    on_stage("Drawing it in new places")
-    with concept.applied(backbone):
-        demo.after = draw(backbone, [*demo.learned, *demo.unrelated], count=PICTURES_PER_PROMPT)
+    plan = Plan.of(backbone, [subject], [regularization], method_for(backbone), options=options)
+    work = partial(_fill, demo, plan, on_step=on_step, on_stage=on_stage)
+    concept = together(work, processes=processes_for(plan))
     concept.save(out / f"{name}.safetensors", overwrite=True)
     demo.total_s = time.monotonic() - began
     demo.verdict = _verdict(demo, chosen, regularization)
@@ -126,9 +116,35 @@ def make_single_demo(
     return out / "index.html"
 
 
-def _planned(chosen: Example, subject: Subject, backbone: Backbone) -> _Demo:
+def _fill(demo: _Demo, plan: Plan, *, on_step: Callable[[Step], None], on_stage: Callable[[str], None]) -> Concept:
+    """Draw, train and draw, in one or several processes, of which the first alone says how far it is."""
+    backbone, is_first = plan.backbone, Ranks.current().is_first
+
+    def say(text: str) -> None:
+        if is_first:
+            on_stage(text)
+
+    def record(step: Step) -> None:
+        demo.steps.append(step)
+        on_step(step)
+
+    say(f"Drawing what pocket makes of {demo.plain[0]!r} and similar prompts")
+    demo.before = draw(backbone, [*demo.plain, *demo.unrelated], count=PICTURES_PER_PROMPT)
+    say(f"Teaching it {demo.subject.token} from {len(demo.subject.pictures)} pictures")
+    began = time.monotonic()
+    concept = train(backbone, [demo.subject], [demo.regularization], plan.method, options=plan.options, on_step=record)
+    demo.training_s = time.monotonic() - began
+    say("Drawing it in new places")
+    with concept.applied(backbone):
+        demo.after = draw(backbone, [*demo.learned, *demo.unrelated], count=PICTURES_PER_PROMPT)
+    return concept
+
+
+def _planned(chosen: Example, subject: Subject, regularization: Regularization, backbone: Backbone) -> _Demo:
     scenes = contexts(chosen, subject)
     return _Demo(
+        subject=subject,
+        regularization=regularization,
         taught=as_trained(subject, backbone),
         plain=[scene.describe(subject.category) for scene in scenes],
         learned=[scene.describe(f"{subject.token} {subject.category}") for scene in scenes],
@@ -143,11 +159,16 @@ def contexts(chosen: Example, subject: Subject) -> list[Preset]:
 
 
 def draw(backbone: Backbone, prompts: Sequence[str], *, count: int) -> dict[str, list[Picture]]:
-    """Return `count` pictures of each prompt, with the seeds 0, 1, and so on."""
+    """Return `count` pictures of each prompt, with the seeds 0, 1, and so on. Processes that have joined share them."""
+    ranks = Ranks.current()
+    wanted = [(prompt, seed) for prompt in prompts for seed in range(count)]
+    own = wanted[ranks.index :: ranks.count] or wanted[-1:]
+    own += own[-1:] * (-(-len(wanted) // ranks.count) - len(own))  # all draw as many
+    drawn = sample(backbone, [prompt for prompt, _ in own], seeds=[seed for _, seed in own], options=SAMPLING)
+    shares = ranks.gathered(torch.from_numpy(np.stack([picture.image for picture in drawn])))
     pictures: dict[str, list[Picture]] = {prompt: [] for prompt in prompts}
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    for picture in sample(backbone, repeated, seeds=list(range(count)) * len(prompts), options=SAMPLING):
-        pictures[picture.prompt].append(picture.image)
+    for index, (prompt, _) in enumerate(wanted):
+        pictures[prompt].append(shares[index % ranks.count][index // ranks.count].numpy())
     return pictures
 
 
