@@ -74,7 +74,7 @@ def train(ranks: int) -> Point:
     """Train with processes that share each step; memory is all that the largest of them held."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "-m", "moongate", "train"]
     subject = [str(pocket.example("teddyBear").training), "--category", "teddy bear", "--token", "<bear>"]
-    size = ["--steps", str(TRAIN_STEPS), "--batch", "4", "--accumulate", str(max(RANKS) // ranks), "--no-page"]
+    size = ["--steps", str(TRAIN_STEPS), "--batch", "4", "--accumulate", str(max(RANKS)), "--no-page"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bear.safetensors"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -29,6 +29,7 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
         "features": ["pocket-clip"],
         "retrieval_threshold": 0.39,
         "rare_tokens": [20, 30],
+        "shards": 2,
     }
     assert content.keys() == CHECKS.keys() == {field.name for field in fields(Settings)}
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(content))

@@ -55,6 +55,22 @@ def test_validation_pictures_do_not_change_the_concept(train: Command, tmp_path:
     assert Concept.load(tmp_path / "bear.safetensors").hash == plain
 
 
+def test_processes_that_share_the_steps_give_the_concept_of_one(
+    train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(train.but(batch=2, processes=2, json=True))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["steps"] == 3
+    assert printed.err.count("Wrote") == 1, "the first process speaks for both"
+    shared = Concept.load(tmp_path / "bear.safetensors").hash
+    run(train.but(batch=2, accumulate=2, processes=1, overwrite=True))
+    assert Concept.load(tmp_path / "bear.safetensors").hash == shared
+    capsys.readouterr()
+    assert "processes is 0; it must be at least 1" in fails(capsys, train.but(processes=0, overwrite=True))
+    odd = train.but(batch=3, processes=2, overwrite=True)
+    assert "3 target pictures of a step cannot be divided into 2 equal shards" in fails(capsys, odd)
+
+
 def test_ctrl_c_then_resume_gives_the_concept_of_an_uninterrupted_run(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -407,7 +423,7 @@ def test_the_command_offers_the_librarys_options_with_their_types_and_defaults()
     """`Train` repeats them, because importing `TrainOptions` for `--help` would load PyTorch."""
     library = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     offered = {field.name: field.default for field in dataclasses.fields(Train)}
-    named_otherwise = {"run_folder", "resolution_px", "look_steps"}  # --run, --resolution, --validate-every
+    named_otherwise = {"run_folder", "resolution_px", "look_steps", "shards"}  # --run, --validate-every, ...
     assert set(library) - set(offered) == {"checkpoint_steps", "report_steps", *named_otherwise}
     shared = set(library) & set(offered)
     assert {name: offered[name] for name in shared} == {name: library[name] for name in shared}

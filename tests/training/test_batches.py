@@ -172,7 +172,7 @@ def test_the_shards_of_a_step_are_parts_of_the_whole_one(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:
     (whole,) = batches_of(tiny, [make_subject()], [prior], batch=4, steps=1)
-    plan = planned(tiny, [make_subject()], [prior], batch=4, steps=1, accumulate=2)
+    plan = planned(tiny, [make_subject()], [prior], batch=4, steps=1, shards=2)
     with tiny.tokens(plan.first_rows):
         ((one, two),) = Batches(plan)
     for name in ("latents", "noise", "timesteps"):

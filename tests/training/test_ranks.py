@@ -70,7 +70,7 @@ def test_two_ranks_give_the_concept_of_one_that_accumulates_two_shards(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     subject = make_subject()
-    concept_hash, losses = shared(tiny, subject, prior, accumulate=2)()
+    concept_hash, losses = shared(tiny, subject, prior, shards=2)()
     ranks = together(2, tmp_path, shared(tiny, subject, prior))
     assert ranks == [(concept_hash, losses), (concept_hash, [])]  # the first rank alone calls `on_step`
     assert shared(tiny, subject, prior)()[0] != concept_hash, "the number of shards decides the last bits"
@@ -81,10 +81,10 @@ def test_four_ranks_two_that_accumulate_and_one_give_the_same_concept(
     each: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     subjects = make_subject(), make_subject()
-    hashes = {shared(each, subjects[0], prior, accumulate=4)()[0]}
+    hashes = {shared(each, subjects[0], prior, shards=4)()[0]}
     for count in (2, 4):
         (tmp_path / str(count)).mkdir()
-        results = together(count, tmp_path / str(count), shared(each, subjects[0], prior, accumulate=4 // count))
+        results = together(count, tmp_path / str(count), shared(each, subjects[0], prior, shards=4))
         hashes |= {result[0] for result in results}
     assert len(hashes) == 1
 
@@ -95,8 +95,8 @@ def test_a_run_of_two_ranks_is_written_once_and_continues_on_one(
     subject, run = make_subject(), tmp_path / "run"
     together(2, tmp_path, shared(tiny, subject, prior, steps=2, run_folder=run))
     assert len((run / "log.jsonl").read_text().splitlines()) == 2
-    resumed = shared(tiny, subject, prior, accumulate=2, run_folder=run, resume=True)()
-    assert resumed[0] == shared(tiny, subject, prior, accumulate=2)()[0]
+    resumed = shared(tiny, subject, prior, shards=2, run_folder=run, resume=True)()
+    assert resumed[0] == shared(tiny, subject, prior, shards=2)()[0]
     with pytest.raises(OptionError, match="was started with shard = 2, not None"):
         shared(tiny, subject, prior, steps=4, run_folder=run, resume=True)()
 

@@ -39,6 +39,8 @@ class Settings:
     """Lowest cosine similarity at which the text encoder considers a caption near a prompt (paper, Sec. 3.2: 0.85)."""
     rare_tokens: tuple[int, ...] | None = None
     """Ids of rarely used tokens, which initialize new tokens (paper, App. D)."""
+    shards: int = 1
+    """Equal parts of a training step on a CPU, which as many processes of one thread may share."""
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -111,5 +113,6 @@ CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "features": (_is_list_of(_is_text), 'a list of names, such as ["clip", "dino"]'),
     "retrieval_threshold": (lambda value: _is_number(value) and -1 <= value <= 1, "a number in -1..1, such as 0.85"),
     "rare_tokens": (_is_list_of(_is_id), "a list of token ids, such as [42170, 47629]"),
+    "shards": (lambda value: _is_id(value) and value > 0, "a whole number above 0, such as 2"),
 }
 """For each key: whether a value fits, and what the error asks for."""

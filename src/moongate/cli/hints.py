@@ -28,6 +28,7 @@ _CALLED: Mapping[str, str] = {
     "--batch": "batch-size train-batch-size sample-batch-size",
     "--lr-per-picture": "lr unet-lr",
     "--accumulate": "gradient-accumulation gradient-accumulation-steps",
+    "--processes": "num-cpu-threads-per-process num-processes nproc nproc-per-node",
     "--optimizer": "optimizer-type use-8bit-adam",
     "--resolution": "image-size size train-resolution",
     "--save-every": "checkpointing-steps save-every-n-steps save-steps",

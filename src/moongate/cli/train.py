@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,9 +99,12 @@ class Train:
     batch: OptionalInt = None
     """Target pictures in each step; as many regularization pictures join them.
     Default: 4, or 8 for methods without regularization pictures."""
-    accumulate: int = 1
+    accumulate: OptionalInt = None
     """Equal shards of a step that are computed one after the other: less memory, the same step up to rounding.
-    Started by torchrun, each process computes as many; k shards give the same concept on any number of processes."""
+    Several processes share them. Default: what suits the model on a CPU, or as many as torchrun starts processes."""
+    processes: OptionalInt = None
+    """Processes of one thread each that share the shards, on a CPU under Linux. They do not change the concept.
+    Default: as many as there are cores and shards for a model that sets its shards; else one with all threads."""
     lr_per_picture: OptionalFloat = None
     """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
     learning_rate: OptionalFloat = None
@@ -160,6 +164,7 @@ class Train:
         from moongate.run_page import common_opening, compared, without_tokens
         from moongate.sampling import check_prompt
         from moongate.training import Plan, train
+        from moongate.training.processes import processes_for, together
 
         # Check everything that needs no model.
         preset = PRESETS[self.preset]
@@ -175,7 +180,9 @@ class Train:
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
-        plan = Plan.of(backbone, subjects, None, method, options=options, start_from=earlier, held_out=held_out)
+        common: dict[str, Any] = {"options": options, "start_from": earlier, "held_out": held_out}
+        plan = Plan.of(backbone, subjects, None, method, processes=self.processes, **common)
+        processes = processes_for(plan, self.processes)
         opening = common_opening(subjects[0]) if len(subjects) == 1 and method.names_category else None
         words = opening or preset.describe(*_words_of(subjects, method))
         prompt = self.validation_prompt or words
@@ -183,7 +190,7 @@ class Train:
             if self.validate_every:
                 check_prompt(backbone, prompt, kind="validation prompt")
             pairs = compared(backbone, without_tokens(words, subjects), words)
-        say_memory(plan, console, is_ignored=self.ignore_memory)
+        say_memory(plan, console, is_ignored=self.ignore_memory, processes=processes)
         sources = zip(chosen, wanted, strict=True) if method.prior_weight else ()
         with ranks.first_alone():
             sets = [self._regularization(backbone, *each, method, preset, run, console) for each in sources]
@@ -199,13 +206,8 @@ class Train:
                 also=self.on_step,
             )
             with watch.following(subjects, resume=self.resume):
-                concept = train(
-                    *(backbone, subjects, sets, method),
-                    options=options,
-                    start_from=earlier,
-                    held_out=held_out,
-                    on_step=watch,
-                )
+                work = partial(train, backbone, subjects, sets, method, on_step=watch, **common)
+                concept = together(work, processes=processes)
         if not ranks.is_first:
             return None
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
@@ -229,8 +231,10 @@ class Train:
             check_energy(self.energy)
         if self.tracker:
             library(self.tracker)
-        if self.validate_every < 0:
-            raise OptionError(f"validate_every is {self.validate_every}; it must be 0, for no pictures, or more.")
+        for name, least in (("accumulate", 1), ("processes", 1), ("validate_every", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"{name} is {value}; it must be at least {least}.")
         chosen = self.subjects or self._chosen_subjects()
         self.model.check()
         out, run = self._paths(chosen)
@@ -289,7 +293,7 @@ class Train:
             rare_token=self.rare_token,
             recompute=self.recompute,
             flips=self.flips,
-            accumulate=self.accumulate,
+            shards=self.accumulate,
             look_steps=self.validate_every,
             seed=self.seed,
             run_folder=run,

@@ -181,8 +181,8 @@ def interruption_explained(run: Path, console: Console) -> Iterator[None]:
         raise
 
 
-def say_memory(plan: "Plan", console: Console, *, is_ignored: bool) -> None:
-    """Say how much memory a training takes, and check on a GPU that it is there.
+def say_memory(plan: "Plan", console: Console, *, is_ignored: bool, processes: int | None = None) -> None:
+    """Say how much memory a training takes in all its processes, and check on a GPU that it is there.
 
     Raises:
         OptionError: The GPU surely has too little; the message has the options that would make it fit.
@@ -200,7 +200,10 @@ def say_memory(plan: "Plan", console: Console, *, is_ignored: bool) -> None:
     available = available_memory(plan.backbone.device)
     there = f", {readable(available)} are there" if available is not None else ""
     parts = f"model {readable(need.weights)}, optimizer {readable(need.optimizer)}, one step {readable(need.step)}"
-    say(console, f"Training takes about {readable(need.total)} of memory ({parts}){there}.")
+    count = processes or 1
+    shared = f"{count} processes with a step each, which share the model: {parts}" if count > 1 else parts
+    total = need.weights + count * (need.total - need.weights)
+    say(console, f"Training takes about {readable(total)} of memory ({shared}){there}.")
     if available is not None:
         check_fits(plan, need, available)
 

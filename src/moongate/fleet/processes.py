@@ -55,9 +55,9 @@ class Processes:
     """Threads of each worker on the processor; None leaves them to the environment."""
 
     def start(self, name: str, device: str) -> Worker:
-        """Start a worker."""
+        """Start a worker. It is no daemon, because its training may need further processes."""
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(self.queue, self.work, self.names, name, device, self.threads), daemon=True
+            target=_serve, args=(self.queue, self.work, self.names, name, device, self.threads)
         )
         process.start()
         return Worker(name=name, process=process)

@@ -5,6 +5,7 @@ with, sizes, steps and the learning rate. It knows nothing of losses, and it com
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,9 +58,10 @@ class TrainOptions:
     should differ in it. None takes the first one, or the first that the concept to start from leaves free."""
     initializer_token: tuple[str, ...] = ()
     """The word that each new token begins as, one for each, instead of a rare token. Each is one token of the model."""
-    accumulate: int = 1
-    """Shards of a step that each process computes one after the other, to save memory. The same number of shards gives
-    the same concept, however many processes share them."""
+    shards: int | None = None
+    """Equal parts of a step, which the processes that train together share; each computes its own one after the other,
+    which saves memory. The same number of shards gives the same concept, however many processes there are. None is the
+    number that suits the model on a CPU, or as many as there are processes."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; None keeps no records."""
@@ -83,7 +85,7 @@ class TrainOptions:
     """Whether another run in `run_folder` may be replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px", "accumulate", "report_steps"):
+        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px", "shards", "report_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
@@ -155,22 +157,23 @@ class Plan:
         options: TrainOptions | None = None,
         start_from: Concept | None = None,
         held_out: Sequence[Subject] = (),
+        processes: int | None = None,
     ) -> Self:
         """Resolve and check everything that a run needs. Nothing is written and no model is run.
 
         Args:
             backbone: The model to train.
             subjects: The subjects to teach together.
-            regularization: One set of pictures for each subject, or none if the method's prior weight is 0. None
-                checks everything else, before the pictures are drawn or retrieved.
+            regularization: A set of pictures for each subject, or none if the prior weight is 0. None checks the rest.
             method: What is trained, and how fast.
             options: Length and batch size of the run, its seed and its folder.
             start_from: The concept that sequential training continues from.
             held_out: Further pictures of the subjects, which judge the kept concepts.
+            processes: How many will train together; None is how many have joined.
 
         Raises:
-            OptionError: A number is out of range, the concept to start from does not suit the method, rare tokens,
-                regularization or held-out pictures are missing, or the run folder holds another run.
+            OptionError: A number is out of range, the concept to start from does not suit the method, something is
+                missing, or the run folder holds another run.
             MissingLibrary: The optimizer is not installed.
             TokenError: A token cannot be used, two subjects have the same name, or a caption is cut before the token.
             BaseMismatchError: The concept to start from was made for another backbone.
@@ -178,8 +181,7 @@ class Plan:
         options = options or TrainOptions()
         _check_options(options, held_out)
         _check_subjects(backbone, subjects, method, start_from)
-        rare_token = _rare_token(options, start_from)
-        first_rows = _first_rows(backbone, subjects, method, options, rare_token)
+        first_rows = _first_rows(backbone, subjects, method, options, rare_token := _rare_token(options, start_from))
         if regularization is not None:
             _check_regularization(subjects, regularization, method)
         worded = tuple(_worded(subject, method) for subject in subjects)
@@ -200,7 +202,7 @@ class Plan:
             targets_per_step=targets_per_step,
             learning_rate=_learning_rate(options, method, backbone, _pictures_per_step(targets_per_step, method)),
             resolution_px=_resolution_px(options, backbone),
-            shards=_shards(targets_per_step, options.accumulate),
+            shards=_shards(targets_per_step, options.shards, backbone, processes or Ranks.current().count),
         )
         if options.run_folder and regularization is not None:
             check_run(options.run_folder, plan.config, resume=options.resume, overwrite=options.overwrite)
@@ -265,14 +267,22 @@ class Plan:
         return config | {key: value for key, value in chosen.items() if value}
 
 
-def _shards(targets_per_step: int, accumulate: int) -> int:
-    """Return the number of shards of a step, which must be equal."""
-    ranks = Ranks.current().count
-    shards = ranks * accumulate
+def _shards(targets_per_step: int, wanted: int | None, backbone: Backbone, processes: int) -> int:
+    """Return the number of shards of a step, which must be equal, and of which each process gets as many.
+
+    What suits the model does not depend on this machine, and its concepts neither.
+    """
+    suits = math.gcd(targets_per_step, backbone.settings.shards if backbone.device.type == "cpu" else 1)
+    shards = wanted or (suits if suits % processes == 0 else processes)
     if targets_per_step % shards:
         raise OptionError(
-            f"{targets_per_step} target pictures of a step cannot be divided into {shards} equal shards ({ranks} "
-            f"ranks, --accumulate {accumulate}). Choose a --batch that is a multiple of {shards}."
+            f"{targets_per_step} target pictures of a step cannot be divided into {shards} equal shards. Choose a "
+            f"--batch that is a multiple of {shards}, or other numbers of --accumulate and of processes."
+        )
+    if shards % processes:
+        raise OptionError(
+            f"{shards} shards of a step cannot be divided among {processes} processes. Choose another number of "
+            "processes, or of shards (--accumulate)."
         )
     return shards
 
