@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("pocket", "sd1", "sdxl")
 CLOSE = 2e-3
 """Largest error on another kind of processor, relative to the norm of the tensor."""
-CLOSE_MERGED = 0.15
+CLOSE_MERGED = 0.3
 """The same for merged weights: the tiny text features are nearly collinear, which amplifies rounding in them."""
 PROMPT = "photo of a <bear> bear on the beach"
 
