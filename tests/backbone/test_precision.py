@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,9 @@ import torch
 
 from moongate.backbone import Backbone, precision
 from moongate.backbone.precision import precision_of, usual_dtype
+from moongate.data import Subject
+from moongate.training import TrainOptions, train
+from moongate.training.method import METHODS
 
 
 def test_bfloat16_is_usual_on_cpus_with_matrix_units_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +74,28 @@ def test_self_attention_of_large_pictures_stays_fused(tiny_folder: Path, monkeyp
 
 def _processors(backbone: Backbone) -> list[tuple[str, object]]:
     return [(name, part.processor) for name, part in backbone.unet.named_modules() if name.endswith(("attn1", "attn2"))]
+
+
+@pytest.mark.parametrize("method", ["custom-diffusion-without-regularization", "fine-tune-all"])
+def test_channels_last_where_they_are_faster_give_the_same_concept_up_to_rounding(
+    method: str, tiny_folder: Path, make_subject: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = []
+    for capability, is_last in (("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        backbone = Backbone.load(tiny_folder, device="cpu")
+        weights = [weight for weight in backbone.unet.parameters() if weight.dim() == 4 and weight.shape[-1] == 3]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights) == is_last
+        chosen = dataclasses.replace(METHODS[method], prior_weight=0.0)
+        concept = train(backbone, [make_subject()], [], chosen, options=TrainOptions(steps=2, batch=2))
+        changes.append({name: change.full() for name, change in concept.deltas.items()})
+    for name, change in changes[0].items():
+        # Adam's first steps are nearly signs of gradients, which amplify rounding in the smallest of them.
+        assert (change - changes[1][name]).norm() <= 0.1 * change.norm(), name
+
+
+def test_a_wide_denoiser_keeps_its_layout(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(precision, "NARROW", 1)
+    before = tiny.unet.conv_in.weight.stride()
+    assert precision.faster_layout(tiny.unet).conv_in.weight.stride() == before

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from moongate.backbone.devices import available_device
 from moongate.backbone.guidance import guidance_embedding, picture_sizes
 from moongate.backbone.hub import located
-from moongate.backbone.precision import faster_attention, usual_dtype
+from moongate.backbone.precision import faster_attention, faster_layout, usual_dtype
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import (
     PROJECTION,
@@ -82,7 +82,7 @@ class Backbone:
             self.text_encoder_2 = pipeline.text_encoder_2.eval().requires_grad_(False)
             pairs = ((pipeline.tokenizer, self.text_encoder), (pipeline.tokenizer_2, self.text_encoder_2))
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
-        self.unet = faster_attention(pipeline.unet.eval().requires_grad_(False))
+        self.unet = faster_layout(faster_attention(pipeline.unet.eval().requires_grad_(False)))
         self.vae = pipeline.vae.eval().requires_grad_(False)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows in float16
             self.vae.float()

@@ -1,4 +1,4 @@
-"""Which precision and which attention suit the processor that a model runs on; measured by `benchmarks/one_concept.py`.
+"""Which precision, layout and attention suit the processor of a model; measured by `benchmarks/one_concept.py`.
 
 On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Other
 CPUs list instructions for bfloat16 too and are slower with them than in float32.
@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["faster_attention", "precision_of", "usual_dtype"]
+__all__ = ["faster_attention", "faster_layout", "precision_of", "usual_dtype"]
 
 SMALL_LATENTS = 32 * 32
 """Most latent cells of a model for which the scores of self-attention are kept; beyond, they would fill the memory."""
+
+NARROW = 640
+"""Most channels of a denoiser whose convolutions are faster with channels last."""
 
 
 def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
@@ -36,6 +39,17 @@ def precision_of(name: str, device: str | torch.device | None = None) -> torch.d
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "float32"
     dtype: torch.dtype = usual_dtype(device) if name == "auto" else getattr(torch, name)
     return dtype
+
+
+def faster_layout(denoiser: Any) -> Any:
+    """Return a denoiser, whose convolutions now keep channels last on a CPU with AVX2 alone, if it is a narrow one.
+
+    There a step of pocket takes a tenth less time; convolutions of 1280 channels on few cells take a third more.
+    """
+    is_plain_cpu = denoiser.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if is_plain_cpu and denoiser.dtype == torch.float32 and max(denoiser.config.block_out_channels) <= NARROW:
+        return denoiser.to(memory_format=torch.channels_last)
+    return denoiser
 
 
 def faster_attention(denoiser: Any) -> Any:

@@ -276,7 +276,8 @@ def trainable(
     """
     names = backbone.weights(method.weights) if method.weights else {}
     pretrained = {name: weight.detach().float() for name, weight in names.items()}
-    working = {name: tensor.clone() for name, tensor in pretrained.items()}
+    # The fused optimizer reads a weight and its gradient as they lie in memory, so that both need one layout.
+    working = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in pretrained.items()}
     for name, change in (start_from.deltas if start_from else {}).items():
         working[name] += change.full().to(working[name].device)
     parameters = {token: nn.Parameter(row.clone(), method.trains_tokens) for token, row in rows.items()}
