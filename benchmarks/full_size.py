@@ -69,18 +69,12 @@ def full_size_backbone(
         dtype: Precision of the weights.
     """
     torch.manual_seed(0)
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    known = [*letters, *(letter + "</w>" for letter in letters)]
-    filling = [f"unused{number}" for number in range(TEXT["vocab_size"] - len(known) - 2)]
-    vocabulary = {piece: number for number, piece in enumerate([*known, *filling, start, end])}
-    special = {"unk_token": end, "bos_token": start, "eos_token": end, "pad_token": end}
     channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
     tiny = {**channels, "num_encoder_blocks": (0, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 0)}
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(**AUTOENCODER) if has_full_autoencoder else AutoencoderTiny(**tiny),
         text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
-        tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, **special),
+        tokenizer=tokenizer(),
         unet=UNet2DConditionModel(**UNET | {"sample_size": side_px // 8}),
         scheduler=DDPMScheduler(**SCHEDULE, clip_sample=False),
         safety_checker=None,
@@ -89,6 +83,17 @@ def full_size_backbone(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Backbone(name="full-size", pipeline=pipeline.to(device, dtype))
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer with a vocabulary of letters that is as large as CLIP's."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = [*letters, *(letter + "</w>" for letter in letters)]
+    filling = [f"unused{number}" for number in range(TEXT["vocab_size"] - len(known) - 2)]
+    vocabulary = {piece: number for number, piece in enumerate([*known, *filling, start, end])}
+    special = {"unk_token": end, "bos_token": start, "eos_token": end, "pad_token": end}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, **special)
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:

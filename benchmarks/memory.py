@@ -1,27 +1,37 @@
 """Derive the memory and the time of training Stable Diffusion on a GPU from the models' configurations; none is needed.
 
-    python benchmarks/memory.py [--teraflops 12]
+    python benchmarks/memory.py [--teraflops 12] [--model "SDXL, 1024 px"]
 
-The denoiser runs one training step on PyTorch's meta device, where tensors have shapes and no numbers. All memory that
-the step holds at once is counted, and so are its multiplications. Attention counts as CUDA's fused kernels work: they
-keep no matrix of all pairs. Added are the weights of the other parts, and for each trained number its value, its
-gradient and the optimizer's state. Not counted are what CUDA itself takes and what its allocator wastes, about 1 GB.
-Minutes are those of 250 steps at a sustained speed, by default about half of what an RTX 3060 does in half precision.
+Memory is what `moongate train` computes before it begins (`moongate.training.memory`), for models of full size whose
+weights have a place and no values. Not counted are what kernels take and what CUDA's allocator wastes, about 1 GB.
+Minutes are those of 250 steps at a sustained speed, by default about half of what an RTX 3060 does in half precision:
+the operations of the denoiser's forward and backward pass are counted on PyTorch's meta device.
 """
 
-import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
-from diffusers import UNet2DConditionModel
-from full_size import UNET
-from torch import Tensor
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from full_size import AUTOENCODER, SCHEDULE, TEXT, UNET, tokenizer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from moongate.backbone import Backbone
+from moongate.data import Subject
+from moongate.training import Plan, TrainOptions
+from moongate.training.memory import Setting, needed
+from moongate.training.method import METHODS
 
 SDXL = {
     **UNET,
@@ -37,27 +47,22 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+SDXL_TEXT = {
+    **TEXT,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
+"""The second text encoder of SDXL."""
 STEPS = 250
 GB = 1e9
+MODELS = {"SD 1.5, 512 px": UNET, "SDXL, 1024 px": SDXL}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A family in full size."""
-
-    unet: Mapping[str, Any]
-    other_parameters: int
-    """Numbers in the text encoders and the autoencoder."""
-
-
-MODELS = {
-    "SD 1.5, 512 px": Model(unet=UNET, other_parameters=123_060_480 + 83_653_863),
-    "SDXL, 1024 px": Model(unet=SDXL, other_parameters=123_060_480 + 694_659_840 + 83_653_863),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+class Run:
     """How the training is run."""
 
     options: str
@@ -65,157 +70,122 @@ class Setting:
     """Target and regularization pictures of a step."""
     dtype: torch.dtype
     recompute: bool = False
-    optimizer_bytes: int = 8
-    """For each trained number: two moments in float32, or in 8 bits each."""
-    trains_weights: bool = True
-    """Whether keys and values are trained, and not the token alone."""
+    optimizer: str = "adamw"
+    method: str = "custom-diffusion"
     scale: float = 1.0
     """Side of the pictures, relative to the model's own."""
 
 
-SETTINGS = (
-    Setting(options="(none)", pictures=8, dtype=torch.float32),
-    Setting(options="--dtype bfloat16", pictures=8, dtype=torch.bfloat16),
-    Setting(options="--dtype bfloat16 --recompute", pictures=8, dtype=torch.bfloat16, recompute=True),
-    Setting(options="--dtype bfloat16 --recompute --batch 1", pictures=2, dtype=torch.bfloat16, recompute=True),
-    Setting(
+RUNS = (
+    Run(options="(none)", pictures=8, dtype=torch.float32),
+    Run(options="--dtype bfloat16", pictures=8, dtype=torch.bfloat16),
+    Run(options="--dtype bfloat16 --recompute", pictures=8, dtype=torch.bfloat16, recompute=True),
+    Run(options="--dtype bfloat16 --recompute --batch 1", pictures=2, dtype=torch.bfloat16, recompute=True),
+    Run(
         options="the same with --optimizer adamw8bit",
         pictures=2,
         dtype=torch.bfloat16,
         recompute=True,
-        optimizer_bytes=2,
+        optimizer="adamw8bit",
     ),
-    Setting(
+    Run(
         options="--method textual-inversion at half the side",
         pictures=2,
         dtype=torch.bfloat16,
         recompute=True,
-        trains_weights=False,
+        method="textual-inversion",
         scale=0.5,
     ),
 )
 
 
-class FusedAttention(torch.autograd.Function):
-    """Attention as fused kernels hold it: inputs and output are kept, no matrix of all pairs."""
-
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return an output of the right shape."""
-        output = torch.empty_like(query)
-        context.save_for_backward(query, key, value, output)
-        return output
-
-    @staticmethod
-    def backward(context: Any, _gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gradients of the right shapes."""
-        query, key, value, _ = context.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-@dataclass
-class Attentions:
-    """Stands in for PyTorch's attention, and counts its multiplications."""
-
-    flops: float = 0.0
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *_arguments: Any, **_options: Any) -> Tensor:
-        pairs = query.shape[:-1].numel() * key.shape[-2]
-        self.flops += 4 * pairs * query.shape[-1] * (3.5 if torch.is_grad_enabled() else 1)
-        apply: Any = FusedAttention.apply
-        return apply(query, key, value)
-
-
-@dataclass
-class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that exist at once, without those of the weights, of which steps make views."""
-
-    weights: Sequence[Tensor]
-    now: int = 0
-    peak: int = 0
-    known: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.known |= {weight.untyped_storage()._cdata for weight in self.weights}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-def denoiser(model: Model, setting: Setting) -> tuple[Any, int]:
-    """Return the denoiser without numbers, and how many of them are trained."""
+def placed(kind: Any, *arguments: Any, **named: Any) -> nn.Module:
+    """Return a network whose weights have a place in memory that nothing is written to, so that they take none."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**model.unet).to(setting.dtype).requires_grad_(False)
-    trained = [
-        weight
-        for name, weight in unet.named_parameters()
-        if setting.trains_weights and name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
-    ]
-    for weight in trained:
-        weight.requires_grad_(True)
-    return unet, sum(weight.numel() for weight in trained)
+        network: nn.Module = kind(*arguments, **named)
+    return network.to_empty(device="cpu")
 
 
-def step(model: Model, setting: Setting) -> tuple[float, float]:
-    """Return the memory of a training in bytes, and the floating-point operations of a step."""
-    unet, trained = denoiser(model, setting)
-    if setting.recompute:
-        unet.enable_gradient_checkpointing()
-    side, count = int(model.unet["sample_size"] * setting.scale), setting.pictures
-    how: dict[str, Any] = {"device": "meta", "dtype": setting.dtype}
-    latents = torch.empty(count, 4, side, side, **how)
-    text = torch.empty(count, 77, model.unet["cross_attention_dim"], **how, requires_grad=True)
-    added = None
-    if "addition_embed_type" in model.unet:
-        added = {"text_embeds": torch.empty(count, 1280, **how), "time_ids": torch.empty(count, 6, **how)}
+def backbone_of(unet: Mapping[str, Any]) -> Backbone:
+    """Return the model of a denoiser's configuration, without values in its weights."""
+    parts: dict[str, Any] = {
+        "unet": placed(UNet2DConditionModel, **unet),
+        "vae": placed(AutoencoderKL, **AUTOENCODER),
+        "text_encoder": placed(CLIPTextModel, CLIPTextConfig(**TEXT)),
+        "tokenizer": tokenizer(),
+        "scheduler": DDPMScheduler(**SCHEDULE, clip_sample=False),
+    }
+    if "addition_embed_type" in unet:
+        second = placed(CLIPTextModelWithProjection, CLIPTextConfig(**SDXL_TEXT))
+        pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer())
+    else:
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **unused)
+    return Backbone(name="full-size", pipeline=pipeline)
+
+
+def planned(backbone: Backbone, method: str) -> Plan:
+    """Return the training of one subject, whose regularization pictures do not matter."""
+    picture = np.zeros((64, 64, 3), dtype=np.uint8)
+    subject = Subject(pictures=(picture,), captions=("photo of a <bear> bear",), category="bear", token="<bear>")
+    return Plan.of(backbone, [subject], None, METHODS[method], options=TrainOptions(batch=4))
+
+
+def memory(plan: Plan, run: Run) -> int:
+    """Return the bytes that a run takes, by the same computation as `moongate train`."""
+    setting = Setting(
+        targets_per_step=run.pictures // 2 if plan.method.prior_weight else run.pictures,
+        pictures_per_step=run.pictures,
+        resolution_px=int(plan.resolution_px * run.scale),
+        dtype=run.dtype,
+        optimizer=run.optimizer,
+        recompute=run.recompute,
+    )
+    return needed(plan, setting).tensors
+
+
+def operations(unet: Mapping[str, Any], run: Run) -> float:
+    """Return the floating-point operations of the denoiser in a step."""
+    with torch.device("meta"):
+        denoiser = UNet2DConditionModel(**unet).requires_grad_(False)
+    for name, weight in denoiser.named_parameters():
+        weight.requires_grad_(
+            run.method != "textual-inversion" and name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        )
+    if run.recompute:
+        denoiser.enable_gradient_checkpointing()
+    side, count = int(unet["sample_size"] * run.scale), run.pictures
+    latents = torch.empty(count, 4, side, side, device="meta")
+    text = torch.empty(count, 77, unet["cross_attention_dim"], device="meta", requires_grad=True)
+    added = {"text_embeds": torch.empty(count, 1280, device="meta"), "time_ids": torch.empty(count, 6, device="meta")}
     timesteps = torch.zeros(count, dtype=torch.long, device="meta")
-    usual, attentions = functional.scaled_dot_product_attention, Attentions()
-    functional.scaled_dot_product_attention = attentions
-    try:
-        with FlopCounterMode(display=False) as flops, LiveMemory([*unet.parameters()]) as memory:
-            predicted = unet(latents, timesteps, text, added_cond_kwargs=added).sample
-            predicted.float().square().mean().backward()
-    finally:
-        functional.scaled_dot_product_attention = usual
-    size = setting.dtype.itemsize
-    weights = (sum(weight.numel() for weight in unet.parameters()) - trained + model.other_parameters) * size
-    state = trained * (4 + 4 + setting.optimizer_bytes)
-    gradients = trained * size  # are counted in the step already
-    return weights + state + memory.peak - gradients, flops.get_total_flops() + attentions.flops
+    with FlopCounterMode(display=False) as counter:
+        denoiser(latents, timesteps, text, added_cond_kwargs=added).sample.square().mean().backward()
+    return float(counter.get_total_flops())
 
 
-def main(*, teraflops: float = 12.0) -> None:
+def main(*, teraflops: float = 12.0, model: str | None = None) -> None:
     """Derive and print.
 
     Args:
         teraflops: Sustained speed of the GPU in half precision, in 10^12 floating-point operations per second. In
             float32 half of it is assumed.
+        model: One of the models; both by default.
     """
     print(f"{'':18s}{'options':46s}{'GB':>6}{'minutes':>9}")
-    for name, model in MODELS.items():
-        for setting in SETTINGS:
-            memory, flops = step(model, setting)
-            speed = teraflops * (0.5 if setting.dtype == torch.float32 else 1)
-            minutes = STEPS * flops / (speed * 1e12) / 60
-            print(f"{name:18s}{setting.options:46s}{memory / GB:6.1f}{minutes:9.0f}", flush=True)
+    for name, unet in MODELS.items():
+        if model not in (None, name):
+            continue
+        backbone = backbone_of(unet)
+        plans = {method: planned(backbone, method) for method in {run.method for run in RUNS}}
+        counted: dict[Any, float] = {}
+        for run in RUNS:
+            key = replace(run, options="", dtype=torch.float32, optimizer="")
+            if key not in counted:
+                counted[key] = operations(unet, run)
+            speed = teraflops * (0.5 if run.dtype == torch.float32 else 1)
+            minutes = STEPS * counted[key] / (speed * 1e12) / 60
+            print(f"{name:18s}{run.options:46s}{memory(plans[run.method], run) / GB:6.1f}{minutes:9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ and one wait for the loss. Its pictures are ready in memory, because the example
 The sides take turns, round by round, each time in a child process of its own, so that one model is in memory at a time.
 The time of `ours` includes what is computed before the first step, shared out over the steps of the round; it has as
 many regularization pictures for each step as a run of 250 steps with 200 pictures. The first step of each round, which
-prepares kernels, is left out. Memory is the peak above what the child held after loading the model, added up over its
-processes. Where `ours` computes in float32 anyway, `exact` is the same and not run. With --json the last line is one
-JSON object.
+prepares kernels, is left out, except of `sd15-random` on a CPU, where a round has one step. Memory is the peak above
+what the child held after loading the model, added up over its processes. Where `ours` computes in float32 anyway,
+`exact` is the same and not run. With --json the last line is one JSON object.
 """
 
 import contextlib
@@ -53,8 +53,8 @@ STEPS, REGULARIZATION = 250, 200
 """Length of the paper's training of one concept, and its number of regularization pictures."""
 TARGETS = 4
 """Target pictures of a step; as many regularization pictures join them."""
-FEW_STEPS = 4
-"""Timed steps of a large model on a CPU."""
+FEW_STEPS = 2
+"""Timed steps of a large model on a CPU, whose parts are not measured."""
 SIDES = ("ours", "exact", "plain")
 
 
@@ -66,6 +66,8 @@ class Setup:
     side_px: int
     steps: int
     """Timed steps of a side."""
+    warm: int = 1
+    """Steps before the timed ones."""
     has_parts: bool = False
     """Whether operations and parts of a step are measured too, after the timed steps."""
 
@@ -116,7 +118,7 @@ def main(
     Args:
         model: `pocket`, a folder in diffusers' layout, or `sd15-random`: SD 1.5 of full size with random weights.
         side_px: Side of the pictures for `sd15-random`; 512 on a GPU and 128 on a CPU by default.
-        steps: Timed steps of each side in all rounds together; 250, or 4 for `sd15-random` on a CPU.
+        steps: Timed steps of each side in all rounds together; 250, or 2 for `sd15-random` on a CPU.
         rounds: Number of rounds; the sides take turns.
         json: End with one line of JSON.
     """
@@ -124,24 +126,25 @@ def main(
     is_large = model == RANDOM and not on_gpu
     steps = steps or (FEW_STEPS if is_large else STEPS)
     rounds = min(rounds, 2 if is_large else rounds, steps)
-    setup = Setup(model=model, side_px=side_px or (512 if on_gpu else 128), steps=steps // rounds)
+    side_px = side_px or (512 if on_gpu else 128)
+    setup = Setup(model=model, side_px=side_px, steps=steps // rounds, warm=0 if is_large else 1)
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     print(f"{model}, {rounds} rounds of {setup.steps} steps of {2 * TARGETS} pictures on {device}", flush=True)
-    found = measured(setup, rounds)
+    found = measured(setup, rounds, has_parts=not is_large)
     show(found)
     if json:
         print(jsonlib.dumps(figures(found)))
 
 
-def measured(setup: Setup, rounds: int) -> Rounds:
-    """Let the sides train in turns, each in a new child process, and print each round."""
+def measured(setup: Setup, rounds: int, *, has_parts: bool) -> Rounds:
+    """Let the sides train in turns, each in a new child process, and print each round; the last one may show parts."""
     context = multiprocessing.get_context("spawn")
     sides = [side for side in SIDES if side != "exact" or usual_dtype() != torch.float32]
     found: Rounds = {side: [] for side in sides}
     for number in range(1, rounds + 1):
         for side in sides:
             ours, theirs = context.Pipe(duplex=False)
-            wanted = replace(setup, has_parts=number == rounds)
+            wanted = replace(setup, has_parts=has_parts and number == rounds)
             process = context.Process(target=child, args=(side, wanted, theirs))
             process.start()
             theirs.close()
@@ -176,17 +179,14 @@ def figures(found: Rounds) -> dict[str, float]:
 
 
 def show(found: Rounds) -> None:
-    """Print a table of all sides, the parts of each, and the ratios."""
-    print(f"{'':6s}{'s a step':>9s}{'pictures/s':>12s}{'TFLOP/s':>9s}{'MFU':>6s}{'peak MB':>9s}")
+    """Print the speed of all sides, the parts of each, and the ratios."""
     for side, rounds in found.items():
-        seconds = statistics.median(one.whole_seconds for one in rounds)
-        speed = rounds[-1].flops / seconds
-        print(
-            f"{side:6s}{seconds:9.4f}{2 * TARGETS / seconds:12.1f}{speed / 1e12:9.3f}"
-            f"{speed / rounds[-1].matmul_flops:6.0%}{max(one.peak_bytes for one in rounds) / 1e6:9.0f}"
-        )
-    for side, rounds in found.items():
-        print(f"{side:6s} " + ", ".join(f"{part} {share:.0%}" for part, share in rounds[-1].parts.items()))
+        one, seconds = rounds[-1], statistics.median(one.whole_seconds for one in rounds)
+        print(f"{side:6s}{seconds:9.4f} s a step, {2 * TARGETS / seconds:.1f} pictures/s", end="")
+        if one.parts:
+            print(f", {one.flops / seconds / 1e12:.3f} TFLOP/s, MFU {one.flops / seconds / one.matmul_flops:.0%}")
+            print("       " + ", ".join(f"{part} {share:.0%}" for part, share in one.parts.items()), end="")
+        print()
     numbers = figures(found)
     for side, suffix in (("ours", ""), ("exact", "_same_precision")):
         wall, cpu = numbers[f"ratio{suffix}"], numbers[f"cpu_ratio{suffix}"]
@@ -199,21 +199,21 @@ def show(found: Rounds) -> None:
 
 def child(side: str, setup: Setup, pipe: Connection) -> None:
     """Load the model, train one round, and report it."""
-    backbone, report = loaded(setup, exact=side != "ours"), Round(steps=setup.steps + 1)
+    backbone, report = loaded(setup, exact=side != "ours"), Round(steps=setup.steps + setup.warm)
     work = plain_training if side == "plain" else our_training
     held = memory_held(backbone.device)
     began, cpu_began = time.perf_counter(), cpu_seconds()
-    marks: list[tuple[float, float]] = []
+    marks: dict[int, tuple[float, float]] = {}
 
     def mark(index: int = 0) -> None:
-        """Note the time when the first step begins (0), and after the first and the last one."""
-        if index in (0, 1, setup.steps + 1):
-            marks.append((time.perf_counter(), cpu_seconds()))
-        if index == setup.steps + 1:
+        """Note the time when the first step begins (0), and after steps."""
+        if index in (0, setup.warm, report.steps):
+            marks[index] = time.perf_counter(), cpu_seconds()
+        if index == report.steps:
             report.peak_bytes = memory_peak(backbone.device, held)
 
-    work(backbone, setup, setup.steps + 1, mark, mark)
-    (first, cpu_first), (warm, cpu_warm), (last, cpu_last) = marks
+    work(backbone, setup, report.steps, mark, mark)
+    (first, cpu_first), (warm, cpu_warm), (last, cpu_last) = (marks[at] for at in (0, setup.warm, report.steps))
     report.preparation_s, report.preparation_cpu_s = first - began, cpu_first - cpu_began
     report.seconds, report.cpu_seconds = (last - warm) / setup.steps, (cpu_last - cpu_warm) / setup.steps
     if setup.has_parts:
@@ -235,7 +235,7 @@ def taught(backbone: Backbone, setup: Setup) -> tuple[Subject, Regularization]:
     chosen = example(SUBJECT)
     subject = Subject.load(chosen.training, category=chosen.category, token=TOKEN)
     pool = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
-    wanted = max(TARGETS, round(REGULARIZATION * (setup.steps + 1) / STEPS))
+    wanted = max(TARGETS, round(REGULARIZATION * (setup.steps + setup.warm) / STEPS))
     pool = Regularization(pictures=pool.pictures[:wanted], captions=pool.captions[:wanted])
     return subject, pool
 
