@@ -23,7 +23,7 @@ LOOK_EVERY_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Measure the concepts that a training has kept, and say when to stop.
+    """Measure what a training has kept, and say when to stop.
 
     Alignment with photos that it does not learn from, and drift on unrelated prompts.
     """

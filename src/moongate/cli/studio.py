@@ -49,14 +49,19 @@ class Studio:
 
         folder = self.folder or (DEMO_FOLDER if self.demo else FOLDER)
         password = self._password()
-        listening = listen(self.host, self.port)
-        places = Places.open(folder, self.watch)
-        model, loading = self.model.model or "pocket", self.model.loading
-        setup = {"model": model, "config": str(loading.config) if loading.config else None, "device": loading.device}
-        studio = State(places=places, model=model, device=loading.device, desk=Desk(setup=setup))
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        say(console, f"The studio in {places.root} is at http://{name}:{self.port}/ (Ctrl-C ends it).")
-        serve(build(studio, password=password), listening)
+        with listen(self.host, self.port) as listening:
+            places = Places.open(folder, self.watch)
+            if self.demo:
+                from moongate.studio.demo import fill
+
+                fill(places)
+            model, loading = self.model.model or "pocket", self.model.loading
+            setup = {"model": model, "config": str(loading.config) if loading.config else None, "device": loading.device}
+            desks = Desk(setup=setup), Desk(setup=setup)
+            studio = State(places=places, model=model, device=loading.device, desk=desks[0], lens=desks[1])
+            name = f"[{self.host}]" if ":" in self.host else self.host
+            say(console, f"The studio in {places.root} is at http://{name}:{self.port}/ (Ctrl-C ends it).")
+            serve(build(studio, password=password), listening)
         return {"folder": str(places.root)}
 
     def _password(self) -> str | None:

@@ -17,6 +17,7 @@ __all__ = [
     "examples",
     "pool_folder",
     "recognizer_file",
+    "taught_folder",
     "weights_digest",
     "weights_folder",
 ]
@@ -70,6 +71,11 @@ def weights_digest(folder: Path | None = None) -> str:
 def recognizer_file() -> Path:
     """Return the weights of the recognizer, a classifier of pocket's pictures."""
     return _HERE / "recognizer" / "model.safetensors"
+
+
+def taught_folder() -> Path:
+    """Return the folder of taught concepts, a run and pictures, which the studio's demo unpacks."""
+    return _HERE / "taught"
 
 
 def pool_folder() -> Path:

@@ -19,6 +19,7 @@ from moongate.studio import compose, gallery, judge, library, teach, watch
 from moongate.studio.gate import Gate
 from moongate.studio.places import PICTURES
 from moongate.studio.state import Studio
+from moongate.studio.widgets import Words, heading
 
 __all__ = ["PAGES", "build", "listen", "register", "serve"]
 
@@ -54,6 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 1 <= port <= 65535:
         raise OptionError(f"--port {port} is no port. Give a number from 1 to 65535, such as 8080.")
+    listening = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -61,6 +63,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen()
     except OSError as error:
+        if listening:
+            listening.close()
         raise OptionError(
             f"The studio cannot listen on {host}, port {port} ({error.strerror or error}). Choose another --port, or "
             "end the program that uses it."
@@ -94,16 +98,15 @@ def _framed(studio: Studio, page: ModuleType) -> Callable[[], None]:
 
     def build_page() -> None:
         ui.add_head_html(f"<style>{_style()}</style>")
-        ui.element("a").props('href="#main"').classes("skip")._text = "Skip to the page"
+        Words("a", "Skip to the page").props('href="#main"').classes("skip")
         with ui.element("header"), ui.element("nav").props('aria-label="Pages"'):
-            ui.element("span").classes("name")._text = "Moongate"
+            Words("span", "Moongate").classes("name")
             for other in PAGES:
-                link = ui.element("a").props(f'href="{other.PATH}"')
-                link._text = other.TITLE
+                link = Words("a", other.TITLE).props(f'href="{other.PATH}"')
                 if other is page:
                     link.props('aria-current="page"')
         with ui.element("div").props('id="main" tabindex="-1"').classes("page"):
-            ui.element("h1")._text = page.TITLE
+            heading(page.TITLE, level=1)
             page.show(studio)
 
     return build_page

@@ -20,14 +20,14 @@ from moongate.files import file_name, free_path, write_atomically
 from moongate.limits import MAX_CAPTION_CHARACTERS
 from moongate.texts import parse_json, read_text
 
-__all__ = ["Draft", "Photo", "Settings", "drafts"]
+__all__ = ["Draft", "Photo", "Settings", "drafts", "looks_every"]
 
 TEACH, HELD_OUT, SETTINGS = "teach", "held-out", "draft.json"
 MASK, CAPTION = ".mask.png", ".txt"
 MAX_PHOTOS = 500
 """More photos of one thing are refused: the page shows all of them."""
-LOOKS = 10
-"""How often a training is looked at on its way, by default."""
+LOOKS, LEAST_STEPS = 10, 10
+"""How often a training is looked at on its way, and the steps that there are at least between two looks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class Draft:
             raise OptionError(f"The number of steps is {chosen.steps}; it must be at least 1.")
         subject = {"pictures": str(self.teach), "category": chosen.category.strip()}
         subject |= {"token": chosen.token.strip()} if chosen.token.strip() else {}
-        every = max(1, chosen.steps // LOOKS)
+        every = looks_every(chosen.steps)
         options: Mapping[str, Any] = {
             "model": model,
             "preset": chosen.preset,
@@ -216,6 +216,11 @@ class Draft:
         }
         judges = {"holdout": str(self.held_out)} if any(photo.is_held_out for photo in photos) else {}
         return {"name": name, "concepts": [subject], **options, **judges}
+
+
+def looks_every(steps: int) -> int:
+    """Return the number of steps between two looks at a training of this length: pictures, and a kept concept."""
+    return min(steps, max(LEAST_STEPS, steps // LOOKS))
 
 
 def drafts(photos: Path) -> list[Draft]:

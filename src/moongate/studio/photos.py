@@ -143,14 +143,13 @@ class _Card:
             self.kept = caption
             self.input.set_value(caption)
         chosen = self.draft.settings
-        template = self.input.value or PRESETS.get(chosen.preset, PRESETS["object"]).caption
+        own = " ".join((self.input.value or "").split())
+        template = own or PRESETS.get(chosen.preset, PRESETS["object"]).caption
         words = chosen.words or "..."
         text = f"Reads: {template.replace('{}', words)}"
         if chosen.token and chosen.token not in template and "{}" not in template:
             text = f"It lacks {{}}, which stands for {words}."
-        if self.reads._text != text:
-            self.reads._text = text
-            self.reads.update()
+        self.reads.set_text(text)
 
     def hold_out(self, event: events.ValueChangeEventArguments[bool | None]) -> None:
         with errors_shown():

@@ -14,7 +14,7 @@ from moongate.run_page import duration
 from moongate.run_page.losses import loss_chart
 from moongate.run_records import Progress, read_progress, read_steps
 from moongate.studio.state import Studio
-from moongate.studio.widgets import chart, errors_shown, live, notice, paragraph, section
+from moongate.studio.widgets import Words, chart, errors_shown, live, notice, paragraph, section
 
 __all__ = ["show_queue"]
 
@@ -83,9 +83,8 @@ def _show_card(studio: Studio, card: Card) -> None:
             if status.state != "done":
                 _button("Cancel", "close", name, lambda: studio.trainings.cancel(name))
             if card.run:
-                link = ui.element("a")
+                link = Words("a", f"Watch {name}")
                 link._props["href"] = "/watch?" + urlencode({"run": str(card.folder)})
-                link._text = f"Watch {name}"
 
 
 def _progress(card: Card, done: int, total: int) -> str:

@@ -13,7 +13,7 @@ from moongate.errors import MoongateError, OptionError
 from moongate.fleet import Job, Queue, check_names
 from moongate.pocket import example, examples
 from moongate.run_page import duration
-from moongate.studio.drafts import LOOKS, Draft, Settings, drafts
+from moongate.studio.drafts import Draft, Settings, drafts, looks_every
 from moongate.studio.estimate import Facts, estimated, measured_speed, size
 from moongate.studio.photos import show_photos
 from moongate.studio.places import CONCEPT
@@ -194,7 +194,9 @@ class _Form:
         known = Facts(
             resolution_px=facts["resolution_px"], change_bytes=facts["change_bytes"], pictures_per_second=speed
         )
-        takes = estimated(known, steps=chosen.steps, looks=LOOKS, regularizes=chosen.regularization != "none")
+        steps = max(1, chosen.steps)
+        looks = steps // looks_every(steps)
+        takes = estimated(known, steps=steps, looks=looks, regularizes=chosen.regularization != "none")
         return (
             f"It takes about {duration(takes.training_s)} of training and {duration(takes.drawing_s)} for pictures, at "
             f"{speed:.1f} pictures a second ({source}), and {size(takes.disk_bytes)} of disk."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
 
 from moongate.errors import MoongateError
 from moongate.pages import Chart, Level
@@ -14,6 +15,7 @@ from moongate.studio.commands import Command
 from moongate.studio.places import Places
 
 __all__ = [
+    "Words",
     "busy",
     "chart",
     "command_line",
@@ -31,19 +33,26 @@ LOOK_EVERY_S = 1.0
 """How often a page looks whether something has changed."""
 
 
-def heading(text: str, *, level: int = 2) -> ui.element:
+class Words(TextElement):
+    """An element that holds text."""
+
+    def __init__(self, tag: str, text: str) -> None:
+        super().__init__(tag=tag, text=text)
+
+
+def heading(text: str, *, level: int = 2) -> Words:
     """Add a heading, h1 to h4."""
-    return _text(f"h{level}", text)
+    return Words(f"h{level}", text)
 
 
-def paragraph(text: str, *, quiet: bool = False) -> ui.element:
+def paragraph(text: str, *, quiet: bool = False) -> Words:
     """Add a paragraph, in the quieter color if it only explains."""
-    return _text("p", text).classes("quiet" if quiet else "")
+    return Words("p", text).classes("quiet" if quiet else "")
 
 
-def notice(text: str, *, level: Level) -> ui.element:
+def notice(text: str, *, level: Level) -> Words:
     """Add a paragraph that stands out, in the color of good or bad news; screen readers say it at once."""
-    return _text("div", text).classes(f"notice {level}").props("role=status")
+    return Words("div", text).classes(f"notice {level}").props("role=status")
 
 
 def picture(places: Places, file: Path, *, alt: str, caption: str = "") -> ui.element:
@@ -59,7 +68,7 @@ def picture(places: Places, file: Path, *, alt: str, caption: str = "") -> ui.el
         image = ui.element("img")
         image._props.update({"src": places.address(file), "alt": alt, "loading": "lazy"})
         if caption:
-            _text("figcaption", caption)
+            Words("figcaption", caption)
     return figure
 
 
@@ -76,16 +85,12 @@ def command_line(command: Command | Callable[[], Command]) -> ui.element:
     """
     look = command if callable(command) else lambda: command
     with ui.element("div").classes("command") as box:
-        code = ui.element("code")
-        ui.button("Copy", icon="content_copy", on_click=lambda: ui.clipboard.write(code._text or "")).props(
-            "flat dense"
-        )
+        code = Words("code", "")
+        ui.button("Copy", icon="content_copy", on_click=lambda: ui.clipboard.write(code.text)).props("flat dense")
 
     def show() -> None:
         line = look().line
-        if code._text != line:
-            code._text = line
-            code.update()
+        code.set_text(line)
 
     show()
     if callable(command):
@@ -160,12 +165,6 @@ def live(
 
     ui.timer(every_s, refresh)
     return part
-
-
-def _text(tag: str, text: str) -> ui.element:
-    element = ui.element(tag)
-    element._text = text
-    return element
 
 
 def _attribute(text: str) -> str:
