@@ -78,10 +78,10 @@ def pack(concepts: list[Path], run: Path, pictures: Path) -> None:
 def main(
     concepts: Annotated[list[Path], tyro.conf.Positional], *, run: Path | None = None, pictures: Path | None = None
 ) -> None:
-    """Pack concepts alone, for drawing pictures with them, or all."""
+    """Pack concepts alone into the folder `small` beside them, for drawing pictures with them; or pack all."""
     if run is None or pictures is None:
         for file in concepts:
-            write_atomically(file.with_suffix(".small.safetensors"), small(Concept.load(file)).file_bytes)
+            write_atomically(file.parent / "small" / file.name, small(Concept.load(file)).file_bytes)
         return
     pack(concepts, run, pictures)
 

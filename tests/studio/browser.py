@@ -22,8 +22,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 __all__ = ["Page", "Server", "chromium", "free_port", "wait_for"]
 
-PATIENCE_S = 240
-"""Longest wait for something to appear; a loaded computer takes a minute to load a model."""
+PATIENCE_S = 600
+"""Longest wait for something to appear; on a loaded computer a training of twenty steps takes minutes."""
 
 
 def wait_for(condition: Callable[[], Any], *, what: str = "it") -> Any:

@@ -34,7 +34,7 @@ class Studio:
     port: int = 8080
     """Port to listen on."""
     demo: Flag = False
-    """Begin with three taught concepts of pocket, a finished training and some pictures."""
+    """Begin with taught concepts of pocket, a finished training and some pictures."""
     model: Model = field(default_factory=ModelOptions)
     output: Output = field(default_factory=OutputOptions)
 
@@ -56,7 +56,11 @@ class Studio:
 
                 fill(places)
             model, loading = self.model.model or "pocket", self.model.loading
-            setup = {"model": model, "config": str(loading.config) if loading.config else None, "device": loading.device}
+            setup = {
+                "model": model,
+                "config": str(loading.config) if loading.config else None,
+                "device": loading.device,
+            }
             desks = Desk(setup=setup), Desk(setup=setup)
             studio = State(places=places, model=model, device=loading.device, desk=desks[0], lens=desks[1])
             name = f"[{self.host}]" if ":" in self.host else self.host

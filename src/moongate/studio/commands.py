@@ -56,6 +56,8 @@ class Started:
     began: float
     """Time in seconds since 1970."""
     state: State
+    status: int | None
+    """Its exit status; None as long as it runs, and when it was killed."""
     log: Path
 
     @property
@@ -121,6 +123,7 @@ class Commands:
             command=Command(tuple(record["words"])),
             began=float(record["began"]),
             state=self._state(name, float(record["began"])),
+            status=(self._read(name, "ended") or {}).get("status"),
             log=self.folder / f"{name}.log",
         )
 

@@ -221,4 +221,3 @@ class _Form:
                 await self.studio.desk.ask("check_token", token=self.draft.settings.token.strip())
             entry = await asyncio.to_thread(self.draft.job, (self.name.value or "").strip(), model=self.studio.model)
             await asyncio.to_thread(self.studio.trainings.add, entry)
-            ui.notify(f"{entry['name']} is in the queue.", type="positive")

@@ -9,20 +9,24 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moongate.errors import MoongateError, OptionError, warn
-from moongate.files import write_atomically
+from moongate.files import free_path, write_atomically
 from moongate.fleet import Job, Queue, Status, check_names
-from moongate.studio.commands import Command, Commands
+from moongate.studio.commands import Command, Commands, Started
 from moongate.studio.places import CONCEPT, Places
 from moongate.texts import parse_json, read_text
 
 __all__ = ["Trainings"]
 
 TEND_EVERY_S = 1.0
+REFUSED = 2
+"""Exit status of a fleet that could not do its jobs; one that was killed has none, and its jobs go on."""
+MESSAGE_CHARACTERS = 600
+LIST = ".list"
 FLEET = "fleet"
 """What the started `moongate fleet` is called among the commands."""
 
@@ -89,13 +93,19 @@ class Trainings:
             return None
 
     def tend(self) -> None:
-        """Start `moongate fleet` if jobs wait and none works on them."""
-        if any(each.name.startswith(FLEET) and each.state == "running" for each in self.commands.all()):
+        """Start `moongate fleet` if jobs wait and none works on them; fail those that it has refused."""
+        fleets = [each for each in self.commands.all() if each.name.startswith(FLEET)]
+        if any(each.state == "running" for each in fleets):
             return
-        waiting = [name for name, state in self.queue.states().items() if state == "queued"]
         states = self.queue.states()
+        waiting = [name for name, state in states.items() if state == "queued"]
         waiting += [name for name, state in states.items() if state == "running" and self.queue.is_abandoned(name)]
-        entries = [self.entry(name, states[name]) for name in dict.fromkeys(waiting)]
+        if waiting and fleets and fleets[0].status == REFUSED:
+            refused = self._listed(fleets[0])
+            for name in set(waiting) & set(refused):
+                self._fail(name, states[name], fleets[0].printed)
+            waiting = [name for name in waiting if name not in refused]
+        entries = [self.entry(name, states[name]) for name in waiting]
         if found := [entry for entry in entries if entry is not None]:
             self._start(found)
 
@@ -123,11 +133,25 @@ class Trainings:
         return self.places.commands
 
     def _start(self, entries: list[Mapping[str, Any]]) -> None:
-        file = self._lists / "jobs.list"
+        file = free_path(self._lists / f"jobs{LIST}")
         write_atomically(file, json.dumps(entries, indent=1).encode())
         words = ["fleet", str(file), "--out", str(self.places.concepts), "--workers", "1"]
         words += ["--device", self.device] if self.device else []
         self.commands.start(Command(tuple(words)), name=FLEET)
+
+    def _listed(self, fleet: Started) -> list[str]:
+        """Return the names of the jobs that a fleet was started with."""
+        try:
+            return [str(entry["name"]) for entry in parse_json(read_text(Path(fleet.command.words[1])))]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+
+    def _fail(self, name: str, state: str, printed: str) -> None:
+        """Mark a job as failed that a fleet has refused, with the last lines that it printed."""
+        said = " ".join(printed.split())[-MESSAGE_CHARACTERS:] or "moongate fleet ended without a message."
+        with contextlib.suppress(FileNotFoundError):
+            self.queue.write(replace(self.queue.status(name, state), error=said))
+            self.queue.move(name, state, "failed")
 
     def _move(self, name: str, before: tuple[str, ...], after: str) -> None:
         for state in before:

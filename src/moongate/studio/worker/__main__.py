@@ -29,6 +29,8 @@ def main(setup: str) -> None:
         question = json.loads(line)
         try:
             say(answer=answer(bench, question["kind"], question["arguments"]))
+        except BrokenPipeError:  # the server has ended
+            return
         except (MoongateError, OSError) as error:
             say(error=type(error).__name__, text=str(error))
         except Exception as error:  # one question that fails takes no other along

@@ -1,0 +1,96 @@
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import write_pictures
+from moongate.errors import OptionError
+from moongate.fleet import Queue
+from moongate.studio.commands import Commands
+from moongate.studio.places import Places
+from moongate.studio.trainings import Trainings
+
+
+@pytest.fixture
+def trainings(tmp_path: Path) -> Trainings:
+    places = Places.open(tmp_path / "studio")
+    return Trainings(places=places, commands=Commands(folder=places.commands), device="cpu")
+
+
+def entry(trainings: Trainings, tiny_folder: Path, **options: object) -> dict[str, object]:
+    photos = trainings.places.photos / "bear"
+    if not photos.exists():
+        write_pictures(photos, count=3, seed=0)
+    subject = {"pictures": str(photos), "category": "bear", "token": "<bear>"}
+    usual = {"model": str(tiny_folder), "steps": 3, "regularization": "none", "page": False, "ignore_memory": True}
+    return {"name": "bear", "concepts": [subject], **usual, **options}
+
+
+def tend_until(trainings: Trainings, name: str, state: str) -> None:
+    end = time.monotonic() + 240
+    while trainings.queue.state(name) != state:
+        trainings.tend()
+        assert time.monotonic() < end, trainings.queue.status(name, trainings.queue.state(name) or "")
+        time.sleep(0.2)
+
+
+def test_a_training_is_done_though_its_fleet_is_killed(trainings: Trainings, tiny_folder: Path) -> None:
+    trainings.add(entry(trainings, tiny_folder))
+    trainings.tend()
+    process = trainings.places.commands / "fleet.process"
+    end = time.monotonic() + 120
+    while not process.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(json.loads(process.read_text())["pid"], signal.SIGKILL)
+    tend_until(trainings, "bear", "done")
+    assert (trainings.places.concepts / "bear.safetensors").exists()
+    started = [each for each in trainings.commands.all() if each.name.startswith("fleet")]
+    assert len(started) >= 2
+    for child in trainings.commands._children.values():
+        child.wait()
+    with pytest.raises(OptionError, match="already a concept or a training called 'bear'"):
+        trainings.add(entry(trainings, tiny_folder))
+
+
+def test_a_job_that_the_fleet_refuses_fails_with_its_message_and_is_not_started_again(
+    trainings: Trainings, tiny_folder: Path
+) -> None:
+    trainings.add(entry(trainings, tiny_folder, method="nonsense"))
+    tend_until(trainings, "bear", "failed")
+    assert "unknown method 'nonsense'" in (trainings.queue.status("bear", "failed").error or "")
+    trainings.tend()
+    assert len(trainings.commands.all()) == 1
+    for child in trainings.commands._children.values():
+        child.wait()
+
+
+def test_names_that_are_no_file_names_are_refused(trainings: Trainings, tiny_folder: Path) -> None:
+    for name in ("", "../bear", "a/b"):
+        with pytest.raises(OptionError):
+            trainings.add(entry(trainings, tiny_folder, name=name))
+    assert Queue(trainings.places.fleet).states() == {}
+
+
+def test_the_command_is_the_one_that_trains_the_same(trainings: Trainings, tiny_folder: Path) -> None:
+    words = trainings.command(entry(trainings, tiny_folder, holdout="a b")).words
+    assert words[:2] == ("train", str(trainings.places.photos / "bear"))
+    assert ("--no-page" in words, "--ignore-memory" in words) == (True, True)
+    assert words[words.index("--holdout") + 1] == "a b"
+    assert words[-2:] == ("--out", str(trainings.places.concepts / "bear.safetensors"))
+
+
+def test_paused_jobs_wait_and_canceled_ones_are_gone(trainings: Trainings, tiny_folder: Path) -> None:
+    trainings.add(entry(trainings, tiny_folder))
+    trainings.pause("bear")
+    trainings.tend()
+    assert trainings.commands.all() == []
+    trainings.resume("bear")
+    assert trainings.queue.state("bear") == "queued"
+    with pytest.raises(OptionError, match="is not paused or failed anymore"):
+        trainings.resume("bear")
+    trainings.cancel("bear")
+    assert trainings.queue.states() == {}
