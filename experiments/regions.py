@@ -1,17 +1,19 @@
 """Regions against bleeding: how often both subjects of a pair are recognized, with and without regions.
 
-    python experiments/regions.py [--pairs 5] [--count 12] [--ways base joint merge sequential]
+    python experiments/regions.py [--pairs 0 1] [--count 20] [--ways base joint merge sequential]
 
-For each pair of `study.PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in the
-three ways of the paper (joint, merged, sequential): without regions, with a half of the picture for each in the order
-of the prompt, and with the halves exchanged. The recognizer, which never saw the subjects, says whether it sees both
-categories in the whole picture, and which half, cut out, shows which. Writes docs/results/regions.json, with 95%
-intervals over the pictures, and a sheet of the first pictures next to it, after each pair and way. A stopped run uses
-the concepts again that it has in runs/regions.
+For each of `study.RECOGNIZED_PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in
+the three ways of the paper (joint, merged, sequential): without regions; with a half of the picture for each in the
+order of the prompt, with and without self-attention across the border; and with the halves exchanged. The recognizer,
+which never saw the subjects, says whether it sees both categories in the whole picture, and which half, cut out, shows
+which. What was drawn is kept in `--folder`, so that several processes may measure different pairs. Writes
+docs/results/regions.json with all that is there, with 95% intervals over the pictures, and a sheet of the first
+pictures next to it.
 """
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,11 +25,11 @@ import torch
 import tyro
 from jaxtyping import UInt8
 
-from experiments.study import PAIRS, Size, Study
+from experiments.study import RECOGNIZED_PAIRS, Size, Study
 from moongate import Concept, pocket
 from moongate.data import photo_of
 from moongate.demo.recognizer import Recognizer
-from moongate.editing.regions import Region, sample_in_regions
+from moongate.editing.regions import Region, RegionOptions, sample_in_regions
 from moongate.evaluation.metrics import mean_interval
 from moongate.files import write_atomically
 from moongate.pages import SheetGroup, grouped_sheet, png_bytes
@@ -36,12 +38,13 @@ from moongate.sampling import SampleOptions
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 WAYS = ("base", "joint", "merge", "sequential")
-REGIONS: dict[str, tuple[tuple[float, float, float, float], ...]] = {
-    "none": (),
-    "in order": (LEFT, RIGHT),
-    "exchanged": (RIGHT, LEFT),
+REGIONS: dict[str, tuple[tuple[tuple[float, float, float, float], ...], float]] = {
+    "none": ((), 0.0),
+    "texts alone": ((LEFT, RIGHT), 0.0),
+    "in order": ((LEFT, RIGHT), 1.0),
+    "exchanged": ((RIGHT, LEFT), 1.0),
 }
-"""The regions of the first and of the second subject."""
+"""The regions of the first and of the second subject, and in which share of the steps they do not see each other."""
 SHOWN = 6
 """Pictures of each pair, way and kind of regions on the sheet."""
 
@@ -56,17 +59,19 @@ Pictures = UInt8[np.ndarray, "n height width 3"]
 class Options:
     """How much is measured."""
 
-    pairs: int = len(PAIRS)
-    """So many of the five pairs."""
-    count: int = 12
+    pairs: tuple[int, ...] = tuple(range(len(RECOGNIZED_PAIRS)))
+    """Which pairs are drawn now."""
+    count: int = 20
     """Pictures of each pair, way and kind of regions, from the same seeds."""
     ways: tuple[str, ...] = WAYS
     """Which of them."""
+    kinds: tuple[str, ...] = tuple(REGIONS)
+    """Which kinds of regions."""
     out: Path = Path("docs/results/regions.json")
     """The sheet gets the same name with the ending .png."""
     folder: Path = Path("runs/regions")
-    """Folder of the concepts."""
-    size: Size = field(default_factory=lambda: Size(sampling=SampleOptions(steps=20, scheduler="dpm++", batch=12)))
+    """Folder of the concepts and of what was drawn."""
+    size: Size = field(default_factory=lambda: Size(sampling=SampleOptions(steps=14, scheduler="dpm++", batch=10)))
     """The guidance is pocket's own, because that is what users draw with."""
 
 
@@ -76,30 +81,57 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{weights_digest()}-{options.size.dtype}", size=options.size)
     recognizer = Recognizer.load()
-    seen: dict[str, dict[str, list[Seen]]] = {way: {name: [] for name in REGIONS} for way in options.ways}
-    sheet = []
-    for pair in PAIRS[: options.pairs]:
-        categories = [pocket.example(example).category for example in pair]
+    for number in options.pairs:
         for way in options.ways:
-            concept = _concept(study, pair, way)
-            words = [subject.words for subject in concept.subjects] if concept else categories
-            for name, boxes in REGIONS.items():
-                with concept.applied(study.backbone) if concept else contextlib.nullcontext():
-                    pictures = _drawn(study, words, boxes, options.count)
-                seen[way][name] += _seen(recognizer, pictures, categories)
-                title = f"{photo_of(*words)}, {way}, regions: {name}"
-                sheet.append(SheetGroup(title=title, images=list(pictures[:SHOWN]), labels=()))
-            print(pair, way, {name: np.sum(values, 0).tolist() for name, values in seen[way].items()}, flush=True)
-            result = {
-                "weights": weights_digest(),
-                "pairs": [list(pair) for pair in PAIRS[: options.pairs]],
-                "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
-                "recognized": {
-                    way: {name: _shares(s) for name, s in of.items()} for way, of in seen.items() if of["none"]
-                },
-            }
-            write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
-            write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
+            missing = [kind for kind in options.kinds if not _file(study, number, way, kind).exists()]
+            concept = _concept(study, RECOGNIZED_PAIRS[number], way) if missing else None
+            for kind in missing:
+                _measure(study, recognizer, number, way, kind, concept, options.count)
+                _write(study, options)
+
+
+def _measure(
+    study: Study, recognizer: Recognizer, number: int, way: str, kind: str, concept: Concept | None, count: int
+) -> None:
+    """Draw pictures of a pair, and keep what is seen in them and the first of them."""
+    categories = [pocket.example(example).category for example in RECOGNIZED_PAIRS[number]]
+    words = [subject.words for subject in concept.subjects] if concept else categories
+    with concept.applied(study.backbone) if concept else contextlib.nullcontext():
+        pictures = _drawn(study, words, kind, count)
+    seen = np.array(_seen(recognizer, pictures, categories))
+    content = io.BytesIO()
+    np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{photo_of(*words)}, {way}, regions: {kind}")
+    write_atomically(_file(study, number, way, kind), content.getvalue())
+    print(RECOGNIZED_PAIRS[number], way, kind, dict(zip(MEASURES, seen.sum(0).tolist(), strict=True)), flush=True)
+
+
+def _file(study: Study, number: int, way: str, kind: str) -> Path:
+    return study.folder / "seen" / f"{number}-{way}-{kind.replace(' ', '-')}.npz"
+
+
+def _write(study: Study, options: Options) -> None:
+    """Write the shares over all pairs that were measured, and the sheet."""
+    shares: dict[str, dict[str, Any]] = {}
+    sheet, pairs = [], set()
+    for way in WAYS:
+        for kind in REGIONS:
+            files = [(number, _file(study, number, way, kind)) for number in range(len(RECOGNIZED_PAIRS))]
+            there = [(number, np.load(file)) for number, file in files if file.exists()]
+            if there:
+                pairs |= {number for number, _ in there}
+                seen = np.concatenate([kept["seen"] for _, kept in there])
+                shares.setdefault(way, {})[kind] = _shares([tuple(row) for row in seen.tolist()])
+                sheet += [
+                    SheetGroup(title=str(kept["title"]), images=list(kept["pictures"]), labels=()) for _, kept in there
+                ]
+    result = {
+        "weights": weights_digest(),
+        "pairs": [list(RECOGNIZED_PAIRS[number]) for number in sorted(pairs)],
+        "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
+        "recognized": shares,
+    }
+    write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
 
 
 def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
@@ -111,13 +143,18 @@ def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
     return study.merged(pair, 0) if way == "merge" else study.sequential(pair, 0)
 
 
-def _drawn(
-    study: Study, words: Sequence[str], boxes: Sequence[tuple[float, float, float, float]], count: int
-) -> Pictures:
-    """Draw both subjects in one picture, each in its box if there are boxes."""
+def _drawn(study: Study, words: Sequence[str], kind: str, count: int) -> Pictures:
+    """Draw both subjects in one picture, each in its region if there are regions."""
+    boxes, apart = REGIONS[kind]
     regions = [Region(words=words[number], box=box) for number, box in enumerate(boxes)]
-    prompts = [photo_of(*words)] * count
-    drawn = sample_in_regions(study.backbone, prompts, seeds=range(count), regions=regions, options=study.size.sampling)
+    drawn = sample_in_regions(
+        study.backbone,
+        [photo_of(*words)] * count,
+        seeds=range(count),
+        regions=regions,
+        options=study.size.sampling,
+        region_options=RegionOptions(apart_share=apart),
+    )
     return np.stack([picture.image for picture in drawn])
 
 

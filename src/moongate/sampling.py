@@ -59,6 +59,8 @@ MAX_STEPS = 1000
 """Noise levels of the models that are read; more denoising steps than levels cannot be taken."""
 MAX_GUIDANCE = 100
 """Beyond a few dozen pictures are noise; a larger number is a mistake."""
+MAX_DRAWN_PX = 8192
+"""Longest side that is drawn by any model: eight times that of SDXL's pictures. Known before a model is loaded."""
 MAX_ENLARGEMENT = 8
 """Sides of more than so many times the side that a model was trained on are refused: memory and time grow with the
 fourth power of the side."""
@@ -94,6 +96,12 @@ class SampleOptions:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.steps > MAX_STEPS:
             raise OptionError(f"steps is {self.steps}; models have {MAX_STEPS} noise levels, so it is at most that.")
+        for side in (self.width_px, self.height_px):
+            if side is not None and not 1 <= side <= MAX_DRAWN_PX:
+                raise OptionError(
+                    f"A side of {side} px cannot be drawn; it must be from 1 to {MAX_DRAWN_PX} px. Draw smaller, and "
+                    "enlarge after."
+                )
         if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
             raise OptionError(f"guidance is {self.guidance}; it must be in 0..{MAX_GUIDANCE} (the paper's is 6).")
 

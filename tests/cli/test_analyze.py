@@ -24,6 +24,22 @@ def test_analyze_writes_tables_and_pages(
         assert sheet.width > 7 * 64
     run(command("analyze", "attention", model=tiny_folder, prompt="a dog", steps=1, out=out))
     assert "neither a concept file nor a --prompt" in fails(capsys, command("analyze", "attention"))
-    of_photo = command("analyze", "attention", prompt="a dog", source=bear)
-    assert "Maps are shown of pictures that the model draws, not of photos" in fails(capsys, of_photo)
+    of_file = command("analyze", "attention", prompt="a dog", source=bear)
+    assert "Give the file with --photo" in fails(capsys, of_file)
     assert "no concept file to show the spectrum of" in fails(capsys, command("analyze", "spectrum"))
+
+
+def test_the_maps_of_a_photo_and_of_its_edit_are_shown(
+    bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, out = tmp_path / "photo.png", tmp_path / "maps"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(photo)
+    attention = command(
+        "analyze", "attention", bear, photo=photo, prompt="a <bear> bear", steps=2, out=out, device="cpu"
+    )
+    assert "--photo" in fails(capsys, attention)
+    assert "there is one photo" in fails(capsys, attention.but(source="a bear", count=2))
+    run(attention.but(source="a bear"))
+    source, target = json.loads((out / "attention.json").read_text())
+    assert [word["word"] for word in source["words"]] == ["a", "bear"]
+    assert [word["word"] for word in target["words"]] == ["a", "<bear>", "bear"]

@@ -67,11 +67,16 @@ def test_subjects_of_one_picture_are_kept_in_their_regions(
     run(draw.but(out=tmp_path / "plain"))
     run(draw.but(out=tmp_path / "options", region=("<bear>=0,0,0.5,1", "dog=0.5,0,1,1")))
     run(draw.but(out=tmp_path / "file", regions=tmp_path / "regions.yaml"))
-    pictures = []
+    pictures, records = [], []
     for name in ("plain", "options", "file"):
         with Image.open(tmp_path / name / "a-bear-teddy-bear-and-a-dog-0.png") as picture:
             pictures.append(picture.tobytes())
+            records.append(json.loads(picture.info["moongate"]).get("regions"))
     assert pictures[0] != pictures[1] == pictures[2]
+    words = ["<bear>", "dog"]
+    assert records[0] is None
+    assert [region["words"].split()[0] for region in records[1]] == words
+    assert records[1] == records[2]
     assert "--compare draws without regions" in fails(capsys, draw.but(compare=True, region="dog=0,0,0.5,1"))
 
 
@@ -92,7 +97,9 @@ def test_bad_input_to_generate_is_named(
     assert "was made for another model than" in fails(capsys, draw.but(model=other_folder, concept=bear))
     assert "steps is 1001" in fails(capsys, draw.but(steps=1001))
     assert "The seed 99999999999999999999 is out of range" in fails(capsys, draw.but(seed=99999999999999999999))
-    assert "more than 8 times that of the model's pictures, 64 px" in fails(capsys, draw.but(width=100_000))
+    assert "more than 8 times that of the model's pictures, 64 px" in fails(capsys, draw.but(width=8192))
+    unloaded = draw.but(width=100_000, model="no-model")
+    assert "A side of 100000 px cannot be drawn; it must be from 1 to 8192 px" in fails(capsys, unloaded)
     assert "made for another kind of model" in fails(capsys, draw.but(scheduler="FlowMatchEulerDiscreteScheduler"))
     assert "guidance is 1000000000.0; it must be in 0..100" in fails(capsys, draw.but(guidance=1e9))
     assert not out.exists()
@@ -102,7 +109,8 @@ def test_bad_input_to_generate_is_named(
     foreign = draw.but(concept=bear, model=other_folder)
     assert f"Name its own: --model {tiny_folder}" in fails(capsys, foreign)
     misplaced = fails(capsys, draw.but(model=bear))
-    assert "bear.safetensors is a concept, not a model. Give it with --concept to draw" in misplaced
+    assert "bear.safetensors is a concept, not a model; draw with it: moongate generate" in misplaced
+    assert "is a model, not a concept; draw with it: moongate generate" in fails(capsys, draw.but(concept=tiny_folder))
 
 
 def test_generate_takes_free_names_and_replaces_only_what_may_be(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,17 @@ def test_the_report_has_pictures_before_and_after_on_request(
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<img") == 3
     assert 'alt="after the merge"' in page
+    assert "Drawing 3 pictures for the report." in capsys.readouterr().out
+
+
+def test_the_report_draws_with_each_concept_what_it_knows(
+    bear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
+    options = {"out": tmp_path / "both.safetensors", "report": tmp_path / "report", "draw": True, "device": "cpu"}
+    run(command("merge", bear, bear, **options))
+    page = (tmp_path / "report" / "index.html").read_text()
+    labels = re.findall('alt="([^"]+)"', page)
+    before = [f"&lt;{token}&gt; teddy bear before the merge" for token in ("bear", "bear2")]
+    wanted = {"the base alone": 3, before[0]: 1, before[1]: 1, "after the merge": 3}
+    assert {label: labels.count(label) for label in labels} == wanted

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from editing_making import SAMPLING, concept_of
 from moongate.backbone import Backbone
-from moongate.backbone.attention import recorded
+from moongate.backbone.attention import recorded, self_attentions
 from moongate.editing.regions import (
     Region,
     RegionOptions,
@@ -79,7 +80,27 @@ def test_the_whole_picture_as_the_region_of_a_word_changes_nothing(tiny: Backbon
         [replace(LEFT, box=(0, 0, 1, 1))],
         [replace(LEFT, prompt=prompts[0]), replace(LEFT, words="snow", box=RIGHT.box, prompt=prompts[0])],
     ):
-        assert np.abs(drawn(tiny, regions, prompts)[0].image.astype(int) - usual).max() <= 1
+        assert np.abs(drawn(tiny, regions, prompts, apart_share=0)[0].image.astype(int) - usual).max() <= 1
+
+
+def test_positions_of_different_regions_do_not_see_one_another(tiny: Backbone) -> None:
+    """Of 8 x 8 positions, those of the left half get the same whatever the right half holds; free ones see all."""
+    regions = [replace(LEFT, box=(0, 0, 0.5, 1)), replace(RIGHT, box=(0.5, 0, 1, 0.5))]
+    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions())
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 1, 64, 4, generator=generator) for _ in range(3))
+    layer = next(iter(self_attentions(tiny)))
+    before = attend(layer, query, key, value)
+    upper_right = torch.arange(64).view(8, 8)[:4, 4:].flatten()
+    changed = value.clone()
+    changed[:, :, upper_right] += 1
+    moved = (attend(layer, query, key, changed) - before).abs().amax((1, 3)).view(2, 8, 8) > 1e-6
+    assert moved[0].all()  # guidance sees all
+    assert not moved[1][:, :4].any()
+    assert moved[1][:4, 4:].all()
+    assert moved[1][4:, 4:].all()
+    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions(apart_share=0))
+    assert torch.equal(attend(layer, query, key, value), attention(query, key, value))
 
 
 def test_the_words_of_a_region_do_not_act_outside_it(tiny: Backbone) -> None:

@@ -6,7 +6,7 @@ import pytest
 from moongate.backbone import Backbone, Settings
 from moongate.errors import OptionError
 from moongate.evaluation import PROMPT_SETS, default_prompts, read_prompts
-from moongate.evaluation.prompts import filled, without_tokens
+from moongate.evaluation.prompts import filled
 
 KINDS = {"background", "insertion", "style", "property"}
 
@@ -27,13 +27,6 @@ def test_places_are_filled_and_missing_subjects_named() -> None:
     assert filled("{} in {braces}", ["<cat> cat"]) == "<cat> cat in {braces}"
     with pytest.raises(OptionError, match="a place for subject 2, but only 1 is given"):
         filled("a {0} on a {1}", ["<cat> cat"])
-
-
-def test_tokens_are_taken_out_of_what_networks_read() -> None:
-    categories = {"<bear>": "teddy bear", "<chair>": "chair"}
-    assert without_tokens("a <bear> teddy bear on a <chair> chair", categories) == "a teddy bear on a chair"
-    assert without_tokens("a <bear> in red", categories) == "a teddy bear in red"
-    assert without_tokens("a dog", categories) == "a dog"
 
 
 def test_prompts_come_from_a_file_too(tmp_path: Path) -> None:

@@ -22,12 +22,21 @@ def test_files_of_no_known_format_are_named(tmp_path: Path, tiny: Backbone) -> N
         interop.read(tmp_path / "nowhere")
     with pytest.raises(ConceptFileError, match="holds no file of weights"):
         interop.read(tmp_path)
+    with pytest.raises(ConceptFileError, match="if it is a model of the hub, .*--model runwayml/sd"):
+        interop.read("runwayml/sd")
     whole = {f"model.diffusion_model.{name}": weight for name, weight in denoiser(tiny).items()}
     torch.save({"state_dict": whole}, tmp_path / "sd.ckpt")
     with pytest.raises(
         ConceptFileError, match=r"of no format that Moongate reads; it holds 'state_dict'.*Known: moongate"
     ):
         interop.read(tmp_path / "sd.ckpt")
+
+
+def test_a_model_is_no_concept(tiny_folder: Path, tmp_path: Path) -> None:
+    save_file({"first_stage_model.encoder.conv_in.weight": torch.ones(1)}, tmp_path / "sd.safetensors")
+    for model in ("pocket", tiny_folder, tmp_path / "sd.safetensors"):
+        with pytest.raises(ConceptFileError, match=f"{model} is a model, not a concept; draw with it: moon"):
+            interop.read(model)
 
 
 def test_a_lora_for_another_base_is_refused(tiny: Backbone, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from moongate.backbone import Backbone
-from moongate.concept import SubjectRecord
 from moongate.data import Subject
-from moongate.run_page import DRAWING, Album, common_opening, compared, draw, seconds_to_draw, without_tokens
+from moongate.run_page import DRAWING, Album, caption_template, compared, draw, seconds_to_draw
 from moongate.sampling import sample
 
 
@@ -26,18 +25,16 @@ def test_each_prompt_is_drawn_with_each_seed_as_sampling_draws_it(tiny: Backbone
     assert np.array_equal(album.image(drawn[-1]), expected.image)
 
 
-def test_the_base_is_asked_for_the_category_alone() -> None:
-    subjects = [SubjectRecord(category="bear", token="<b>"), SubjectRecord(category="dog")]
-    assert without_tokens("a <b> bear and a dog", subjects) == "a bear and a dog"
-    assert without_tokens("a <b> in snow", subjects) == "a bear in snow"
-
-
 def test_captions_that_begin_alike_give_the_words_of_the_prompts(make_subject: Callable[..., Subject]) -> None:
     captions = ("drawing of a <bear> bear in snow", "drawing of a <bear> bear at night", "drawing of a <bear> bear")
     subject = replace(make_subject(), captions=captions)
-    assert common_opening(subject) == "drawing of a <bear> bear"
-    assert common_opening(replace(subject, captions=("a <bear> bear", *captions[1:]))) is None
-    assert common_opening(replace(subject, captions=("the <bear>", *captions[1:]))) is None
+    assert caption_template([subject]) == "drawing of a {}"
+    other = make_subject("<owl>", category="owl")
+    drawn = replace(other, captions=("drawing of a <owl> owl",) * 3)
+    assert caption_template([subject, drawn]) == "drawing of a {}"
+    assert caption_template([subject, replace(other, captions=("photo of a <owl> owl",) * 3)]) is None
+    assert caption_template([replace(subject, captions=("a <bear> bear", *captions[1:]))]) is None
+    assert caption_template([replace(subject, captions=("the <bear>", *captions[1:]))]) is None
 
 
 def test_prompts_that_the_model_would_cut_are_left_out(tiny: Backbone) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from moongate.backbone import Backbone
@@ -157,16 +157,18 @@ def edit_maps(
     target: str,
     *,
     concept: Concept | None = None,
+    picture: UInt8[np.ndarray, "height width 3"] | None = None,
     seeds: tuple[int, ...] = (0,),
     options: SampleOptions | None = None,
 ) -> list[WordMaps]:
-    """Edit drawn pictures by prompt-to-prompt, and return where each picture and its edit attended to each word.
+    """Edit drawn pictures or a photo by prompt-to-prompt, and return where each and its edit attended to each word.
 
     Args:
         backbone: The model, with no concept applied.
         source: Prompt of the pictures as they are.
         target: Their prompt as they shall be.
         concept: The concept of the edit, if there is one.
+        picture: A photo, which the source prompt describes; drawn from the seeds when None.
         seeds: One for each picture.
         options: How pictures are drawn.
 
@@ -176,7 +178,7 @@ def edit_maps(
     Raises:
         TokenError, OptionError or BaseMismatchError: As `editing.edit`.
     """
-    edits = [Edit(source=source, target=target, seed=seed) for seed in seeds]
+    edits = [Edit(source=source, target=target, seed=seed, picture=picture) for seed in seeds]
     result = []
     for edited in edit(backbone, edits, concept=concept, options=EditOptions(keeps_maps=True), sampling=options):
         both = ((edited.source, source, edited.source_maps), (edited.image, target, edited.target_maps))

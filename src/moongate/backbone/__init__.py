@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from moongate.backbone.devices import available_device
 from moongate.backbone.guidance import guidance_embedding, picture_sizes
 from moongate.backbone.hub import located
+from moongate.backbone.model_folder import check_layouts
 from moongate.backbone.precision import faster_attention, faster_layout, usual_dtype
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import (
@@ -32,17 +33,19 @@ from moongate.backbone.text import (
     Conditioning,
     TextEncoder,
     check_distinct,
+    check_token,
     read_projection,
 )
-from moongate.errors import OptionError, TokenError
+from moongate.backbone.text_only import read_text_parts
+from moongate.errors import OptionError
 from moongate.fingerprint import Fingerprint, layout_of
 from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-__all__ = ["POCKET", "PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE",
+__all__ = ["POCKET", "PROJECTION", "PROJECTION_FILE", "SETTINGS_FILE", "WEIGHT_SETS",
            "Backbone", "Conditioning", "Fingerprint", "Settings", "usual_dtype"]  # fmt: skip
 
 POCKET = "pocket"
@@ -84,12 +87,9 @@ class Backbone:
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
         self.unet = faster_layout(faster_attention(pipeline.unet.eval().requires_grad_(False)))
         self.vae = pipeline.vae.eval().requires_grad_(False)
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows in float16
+        if getattr(self.vae, "dtype", None) == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows
             self.vae.float()
         self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
-        from diffusers import DDPMScheduler
-
-        self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.latent_scale: int = pipeline.vae_scale_factor
         self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.settings = settings or Settings()
@@ -106,6 +106,7 @@ class Backbone:
         dtype: torch.dtype = torch.float32,
         downloads: bool = True,
         layouts: Collection[str] = (),
+        text_only: bool = False,
     ) -> Self:
         """Load a model of the families SD 1.x, SD 2.x and SDXL.
 
@@ -120,6 +121,8 @@ class Backbone:
                 comes from a file, so that only the user decides whose models are loaded.
             layouts: Layouts of the fingerprints (`Fingerprint.layout`) that the model must have. They are compared
                 before any weights are read or fetched, where the model has a configuration.
+            text_only: Whether only text is read, as `merge` does, and nothing drawn. Then the text encoders, keys and
+                values are all that is loaded where the model's files allow it, in float32.
 
         Raises:
             OptionError: There is no such device on this machine.
@@ -129,14 +132,19 @@ class Backbone:
         """
         device = available_device(device)
         source, downloads = located(str(weights_folder() if str(model) == POCKET else model), downloads=downloads)
-        from moongate.backbone.loading import check_layouts, denoiser_shapes, load_pipeline
+        endings = WEIGHT_SETS["cross-attention-kv"]
+        read = read_text_parts(source, device=device, endings=endings) if text_only and not config else None
+        if read:
+            pipeline, folder = read
+            check_layouts(str(model), read[0].shapes, layouts, endings=endings)
+        else:
+            from moongate.backbone.loading import denoiser_shapes, load_pipeline
 
-        if layouts:
-            shapes = denoiser_shapes(source, downloads=downloads)
-            check_layouts(str(model), shapes, layouts, endings=WEIGHT_SETS["cross-attention-kv"])
-        pipeline, folder = load_pipeline(
-            source, config=Path(config) if config else None, device=device, dtype=dtype, downloads=downloads
-        )
+            if layouts:
+                shapes = denoiser_shapes(source, downloads=downloads)
+                check_layouts(str(model), shapes, layouts, endings=endings)
+            place = Path(config) if config else None
+            pipeline, folder = load_pipeline(source, config=place, device=device, dtype=dtype, downloads=downloads)
         return cls(
             name=str(model),
             pipeline=pipeline,
@@ -153,6 +161,13 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return cast(torch.dtype, next(self.unet.parameters()).dtype)  # likewise
+
+    @cached_property
+    def schedule(self) -> "DDPMScheduler":
+        """The model's noise schedule."""
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler.from_config(self.scheduler_config)
 
     @property
     def resolution_px(self) -> int:
@@ -310,25 +325,7 @@ class Backbone:
 
         Angle brackets are required, so that an unknown token in a prompt can be told from a word.
         """
-        if not token.strip() or any(character.isspace() for character in token):
-            raise TokenError(f"The token {token!r} is empty or has white space. Use one word such as '<bear>'.")
-        vocabulary = self.tokenizer.get_vocab()
-        if token in vocabulary or token.lower() + "</w>" in vocabulary:
-            raise TokenError(
-                f"The token {token!r} is already a word of the tokenizer, and would lose its meaning. "
-                f"Use a new one such as '<{token.strip('<>|') or 'new'}1>'."
-            )
-        if not (token.startswith("<") and token.endswith(">") and len(token) > 2):
-            raise TokenError(
-                f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
-                f"Use '<{token.strip('<>') or 'new'}>'."
-            )
-        inner = token[1:-1]
-        if re.search("[<>]", inner) or inner != inner.strip("-"):
-            raise TokenError(
-                f"The token {token!r} could not be read back from a file. Use no brackets inside it and no hyphen at "
-                f"its ends: '<{re.sub('[<>]+', '-', inner).strip('-') or 'new'}>'."
-            )
+        check_token(token, self.tokenizer.get_vocab())
 
     @contextlib.contextmanager
     def tokens(self, rows: Mapping[str, Float[Tensor, " width"]]) -> Iterator[None]:

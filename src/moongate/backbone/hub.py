@@ -1,27 +1,25 @@
 """Which model a name means: a folder, a file, or an id of the Hugging Face hub, which is asked once, without retries.
 
-Nothing here imports diffusers or transformers, so that a wrong name is answered at once.
+Nothing here imports diffusers or transformers, so that a wrong name is answered at once, nor the hub's client before it
+is needed.
 """
 
 import re
+import shlex
 from pathlib import Path
 
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
-    GatedRepoError,
-    HTTPError,
-    RepositoryNotFoundError,
-)
-
 from moongate.errors import BackboneError, first_line
-from moongate.summary import is_concept
+from moongate.summary import is_concept, read_summary
+from moongate.tensor_bytes import read_header
 
-__all__ = ["INDEX", "SINGLE_FILES", "located", "must_stay_offline"]
+__all__ = ["INDEX", "MODEL_ID", "SINGLE_FILES", "is_model", "located", "must_stay_offline", "snapshot"]
 
 INDEX = "model_index.json"
 """The file that each model in diffusers' layout has."""
 SINGLE_FILES = (".safetensors", ".ckpt")
 """Endings of a model in one file."""
+AUTOENCODER = "first_stage_model."
+"""How the names of the autoencoder's weights begin in a single file, which no concept has."""
 MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TIMEOUT_S = 10
 """Longest wait for the hub's answer."""
@@ -39,13 +37,33 @@ def located(model: str, *, downloads: bool) -> tuple[str, bool]:
     """
     path = Path(model)
     if path.is_file() and is_concept(path):
+        summary = read_summary(path)
+        prompts = [prompt for subject in summary.facts["subjects"] for prompt in subject["prompts"]] if summary else []
+        command = shlex.join(["moongate", "generate", *(prompts[:1] or ["a prompt"]), "--concept", model])
         raise BackboneError(
-            f"{model} is a concept, not a model. Give it with --concept to draw, with --start-from to train on, or as "
-            "the file of other commands; --model names the model that it was made for."
+            f"{model} is a concept, not a model; draw with it: {command}. To train on, give --start-from {model}; "
+            "--model names the model that it was made for."
         )
     if downloads and not path.exists() and not model.endswith(SINGLE_FILES):
         downloads = not must_stay_offline(model, INDEX)
     return model, downloads
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a folder or a single safetensors file is a whole model, by its index or by its autoencoder."""
+    if path.is_dir():
+        return (path / INDEX).is_file()
+    return path.is_file() and any(name.startswith(AUTOENCODER) for name in read_header(path))
+
+
+def snapshot(model: str) -> Path | None:
+    """Return the folder in the hub's cache that has the index of a model id; None if there is none."""
+    if not MODEL_ID.fullmatch(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, INDEX)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def must_stay_offline(model: str, index: str) -> bool:
@@ -66,6 +84,13 @@ def must_stay_offline(model: str, index: str) -> bool:
             f"There is no model {model!r} here. Give pocket, a folder in diffusers' layout (with {index}), a single "
             "file (.safetensors, .ckpt), or a model id of the hub such as stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
+        GatedRepoError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
+
     try:
         HfApi().model_info(model, timeout=TIMEOUT_S)
         return False

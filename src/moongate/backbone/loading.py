@@ -9,7 +9,7 @@ import contextlib
 import logging
 import shlex
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from moongate.backbone.hub import INDEX, SINGLE_FILES, must_stay_offline
 from moongate.backbone.model_folder import FAMILIES, WITHOUT, check_classes, check_folder
-from moongate.errors import BackboneError, BaseMismatchError, first_line
-from moongate.fingerprint import layout_of
+from moongate.errors import BackboneError, first_line
 
-__all__ = ["LOADING_ERRORS", "check_layouts", "denoiser_shapes", "load_pipeline", "quiet"]
+__all__ = ["LOADING_ERRORS", "denoiser_shapes", "load_pipeline", "quiet"]
 
 LOADING_ERRORS: tuple[type[Exception], ...] = (Exception,)
 """What the libraries raise for a model that is missing, damaged or of another kind: their own errors, and tokenizers
@@ -112,34 +111,6 @@ def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[in
     except LOADING_ERRORS:
         return None
     return {name: tuple(weight.shape) for name, weight in denoiser.named_parameters()}
-
-
-def check_layouts(
-    model: str,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-    layouts: Collection[str],
-    *,
-    endings: tuple[str, ...],
-) -> None:
-    """Compare the keys and values of a denoiser with the layouts that concepts expect.
-
-    Args:
-        model: What messages call the model.
-        shapes: What `denoiser_shapes` returned.
-        layouts: The layouts.
-        endings: How the names of keys and values end.
-
-    Raises:
-        BaseMismatchError: A layout is another one.
-    """
-    if shapes is None:
-        return
-    layout = layout_of({f"unet.{name}": shapes[name] for name in sorted(shapes) if name.endswith(endings)})
-    if any(other != layout for other in layouts):
-        raise BaseMismatchError(
-            f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
-            "with --model."
-        )
 
 
 def _configuration(file: Path, config: Path | None) -> str:

@@ -6,19 +6,17 @@ The classes build what a configuration says, whether or not weights of that size
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from diffusers import SchedulerMixin
-
-from moongate.errors import BackboneError
+from moongate.errors import BackboneError, BaseMismatchError
 from moongate.files import leads_out
+from moongate.fingerprint import layout_of
 from moongate.limits import MAX_LAYERS, MAX_SETTING
 from moongate.texts import parse_json, read_text
 
-__all__ = ["FAMILIES", "WITHOUT", "check_classes", "check_folder"]
+__all__ = ["FAMILIES", "WITHOUT", "check_classes", "check_folder", "check_layouts"]
 
 WITHOUT: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -95,6 +93,34 @@ def check_folder(folder: Path) -> None:
                 raise BackboneError(f"{file} sets {key} to {value}; models of Moongate have at most {at_most}.")
 
 
+def check_layouts(
+    model: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    layouts: Collection[str],
+    *,
+    endings: tuple[str, ...],
+) -> None:
+    """Compare the keys and values of a denoiser with the layouts that concepts expect.
+
+    Args:
+        model: What messages call the model.
+        shapes: What `denoiser_shapes` returned.
+        layouts: The layouts.
+        endings: How the names of keys and values end.
+
+    Raises:
+        BaseMismatchError: A layout is another one.
+    """
+    if shapes is None:
+        return
+    layout = layout_of({f"unet.{name}": shapes[name] for name in sorted(shapes) if name.endswith(endings)})
+    if any(other != layout for other in layouts):
+        raise BaseMismatchError(
+            f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
+            "with --model."
+        )
+
+
 def _is_in(path: Path, folder: Path) -> bool:
     """Return whether a path is in a folder, or in the blobs of the hub's cache, to which its snapshots link."""
     place = folder.resolve()
@@ -116,6 +142,9 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _is_scheduler(name: str) -> bool:
+    import diffusers
+    from diffusers import SchedulerMixin
+
     kind = getattr(diffusers, name, None)
     return isinstance(kind, type) and issubclass(kind, SchedulerMixin)
 

@@ -58,7 +58,8 @@ def faster_attention(denoiser: Any) -> Any:
     The backward pass of torch's fused attention in bfloat16 takes there three times as long as in float32; products
     and a softmax take half as long as either.
     """
-    if denoiser.device.type != "cpu" or denoiser.dtype != torch.bfloat16:
+    first = next(denoiser.parameters())
+    if first.device.type != "cpu" or first.dtype != torch.bfloat16:
         return denoiser
     from diffusers.models.attention_processor import AttnProcessor
 

@@ -7,8 +7,9 @@ words. The module knows nothing of denoisers or concepts.
 
 import contextlib
 import copy
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -29,6 +30,7 @@ __all__ = [
     "Conditioning",
     "TextEncoder",
     "check_distinct",
+    "check_token",
     "folded",
     "read_projection",
 ]
@@ -59,6 +61,28 @@ def read_projection(folder: Path) -> Float[Tensor, "width hidden"] | None:
         return read_tensors(file)[0][PROJECTION].float()
     except (ConceptFileError, KeyError) as error:
         raise BackboneError(f"{file} holds no matrix {PROJECTION!r} that can be read. Copy the model again.") from error
+
+
+def check_token(token: str, vocabulary: Collection[str]) -> None:
+    """Raise TokenError unless a tokenizer of this vocabulary can take `token` as one new word."""
+    if not token.strip() or any(character.isspace() for character in token):
+        raise TokenError(f"The token {token!r} is empty or has white space. Use one word such as '<bear>'.")
+    if token in vocabulary or token.lower() + "</w>" in vocabulary:
+        raise TokenError(
+            f"The token {token!r} is already a word of the tokenizer, and would lose its meaning. "
+            f"Use a new one such as '<{token.strip('<>|') or 'new'}1>'."
+        )
+    if not (token.startswith("<") and token.endswith(">") and len(token) > 2):
+        raise TokenError(
+            f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
+            f"Use '<{token.strip('<>') or 'new'}>'."
+        )
+    inner = token[1:-1]
+    if re.search("[<>]", inner) or inner != inner.strip("-"):
+        raise TokenError(
+            f"The token {token!r} could not be read back from a file. Use no brackets inside it and no hyphen at "
+            f"its ends: '<{re.sub('[<>]+', '-', inner).strip('-') or 'new'}>'."
+        )
 
 
 def check_distinct(tokens: Iterable[str], used: Iterable[str]) -> None:

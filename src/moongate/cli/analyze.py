@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Model, ModelOptions, OptionalStr, Output, OutputOptions, read_concept, read_concepts
+from moongate.cli.options import (
+    Model,
+    ModelOptions,
+    OptionalPath,
+    OptionalStr,
+    Output,
+    OutputOptions,
+    read_concept,
+    read_concepts,
+)
 from moongate.cli.terminal import layer_name, print_table, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
     from moongate.backbone import Backbone
     from moongate.concept import Concept
 
@@ -32,7 +44,9 @@ class Analyze:
     prompt: OptionalStr = None
     """Prompt to draw for attention. Default: a photo of the concept's subjects."""
     source: OptionalStr = None
-    """Prompt of a drawn picture that --prompt edits, as `moongate edit` does: the maps of both are shown."""
+    """Prompt of a picture that --prompt edits, as `moongate edit` does: the maps of both are shown."""
+    photo: OptionalPath = None
+    """The photo that --source describes. Without it, the source is drawn."""
     count: int = 1
     """Pictures to draw for attention."""
     seed: int = 0
@@ -91,12 +105,8 @@ class Analyze:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
         if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
-        if self.source and Path(self.source).is_file():
-            raise OptionError(
-                f"--source {self.source} is a file. Maps are shown of pictures that the model draws, not of photos. "
-                "Give the prompt of the source picture."
-            )
-        options = SampleOptions(steps=self.steps)
+        photo = self._photo()
+        options = SampleOptions(steps=self.steps, scheduler="ddpm" if photo is None else "ddim")
         backbone, concept = self._read(console)
         subjects = [subject.words for subject in concept.subjects] if concept else []
         if not (self.prompt or subjects):
@@ -104,11 +114,35 @@ class Analyze:
         prompt = self.prompt or photo_of(*subjects)
         seeds = tuple(range(self.seed, self.seed + self.count))
         if self.source:
-            maps = edit_maps(backbone, self.source, prompt, concept=concept, seeds=seeds, options=options)
-            return write_attention(maps, self.out), {"source": self.source, "prompt": prompt, "seeds": list(seeds)}
+            maps = edit_maps(
+                backbone, self.source, prompt, concept=concept, picture=photo, seeds=seeds, options=options
+            )
+            return write_attention(maps, self.out), {
+                "source": self.source,
+                "photo": str(self.photo) if self.photo else None,
+                "prompt": prompt,
+                "seeds": list(seeds),
+            }
         with concept.applied(backbone) if concept else contextlib.nullcontext():
             maps = word_maps(backbone, prompt, seeds=seeds, options=options)
         return write_attention(maps, self.out), {"prompt": prompt, "seeds": list(seeds)}
+
+    def _photo(self) -> "UInt8[np.ndarray, 'height width 3'] | None":
+        """Return the photo to edit, if there is one. Raises OptionError where options do not fit together."""
+        from moongate.data.pictures import read_picture
+
+        if self.source and Path(self.source).is_file():
+            raise OptionError(
+                f"--source {self.source} is a file, but it is the prompt of the picture as it is. Give the file with "
+                "--photo, and say with --source what it shows."
+            )
+        if self.photo is None:
+            return None
+        if not self.source:
+            raise OptionError(f"--photo {self.photo} needs --source, the prompt that describes it as it is.")
+        if self.count > 1:
+            raise OptionError(f"--count is {self.count}, but there is one photo to edit. Leave it out.")
+        return read_picture(self.photo)
 
     def _read(self, console: Console) -> "tuple[Backbone, Concept | None]":
         backbone, concepts = read_concepts([self.file] if self.file else [], self.model, console)

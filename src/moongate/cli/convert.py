@@ -1,6 +1,6 @@
 """The command `moongate convert`: other programs' files to concepts, and concepts to their files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +40,8 @@ class Convert:
     to: str
     """moongate, adobe, compvis, diffusers, lora, kohya, or embedding."""
     out: Path
-    """File to write; a folder for diffusers, lora, kohya and embedding."""
+    """File to write; a folder for diffusers, lora, kohya and embedding. kohya is one file for A1111 and ComfyUI when
+    this ends in .safetensors."""
     rank: OptionalInt = None
     """Maximum rank of each change, for diffusers, lora and kohya.
     Default: the rank that the change has, and 32 for dense changes."""
@@ -73,10 +74,9 @@ class Convert:
         for note in (*imported.notes, *written.notes):
             say(console, f"Note: {note}")
         files = ", ".join(f"{file.name} ({size_of(file)})" for file in written.files)
-        say(
-            console, f"Wrote {files} to {self.out}." if target.is_folder else f"Wrote {self.out} ({size_of(self.out)})."
-        )
-        if target.is_folder:
+        is_folder = self.out.is_dir()
+        say(console, f"Wrote {files} to {self.out}." if is_folder else f"Wrote {self.out} ({size_of(self.out)}).")
+        if is_folder:
             self._write_card(imported.concept, target, base if self.model.model else None)
         if self.to == "kohya":
             for line in _words_to_type(imported.concept, written.files):
@@ -103,9 +103,11 @@ class Convert:
                 f"--rank cuts changes for {cut}, but {self.to!r} holds no low-rank factors. Leave it out, or make the "
                 "concept smaller with `moongate compress` first."
             )
-        if self.push and not target.is_folder:
+        if self.push and (not target.is_folder or interop.is_one_file(self.out, to=self.to)):
             folders = ", ".join(name for name, known in interop.FORMATS.items() if known.is_folder)
-            raise OptionError(f"--push uploads a folder, but {self.to!r} is one file. Choose one of {folders}.")
+            raise OptionError(
+                f"--push uploads a folder, but --out {self.out} is one file. Choose a folder, and one of {folders}."
+            )
         if self.push:
             interop.check_login(self.push)
         return target
@@ -126,22 +128,45 @@ class Convert:
 
 
 def _words_to_type(concept: "Concept", files: Sequence[Path]) -> list[str]:
-    """Return where the LoRA and the embeddings belong, and a prompt in the words of each program."""
-    from moongate.interop import card_prompts
+    """Return where kohya's files belong, and a prompt in the words of each program.
+
+    Args:
+        concept: What was written.
+        files: The LoRA, then the embedding of each token; or a single file that has them inside.
+    """
+    from moongate.interop import bundled_names
 
     lora, *embeddings = (file.stem for file in files)
+    place = f"Copy {lora}.safetensors into the folder of LoRAs"
+    if not concept.tokens:
+        comfy, a1111 = {}, {}
+        where = [f"{place}. Then type:"]
+    elif embeddings:
+        comfy = a1111 = dict(zip(concept.tokens, embeddings, strict=True))
+        names = ", ".join(f"{stem}.safetensors" for stem in embeddings)
+        where = [f"{place}, and {names} into that of embeddings. Then type:"]
+    else:
+        a1111 = bundled_names(concept.tokens)
+        comfy = dict.fromkeys(concept.tokens, lora) if len(concept.tokens) == 1 else {}
+        where = [f"{place}{'; for ComfyUI also into that of embeddings' if comfy else ''}. Then type:"]
+    lines = [f"  A1111:   {_said(concept, a1111)} <lora:{lora}:1>"]
+    if comfy or not concept.tokens:
+        words = {token: f"embedding:{stem}" for token, stem in comfy.items()}
+        lines.insert(0, f"  ComfyUI: {_said(concept, words)}    (with {lora} in a node that loads LoRAs)")
+    if concept.tokens and not embeddings:
+        others = "Forge and diffusers" if comfy else "ComfyUI reads one word of such a file; it, Forge and diffusers"
+        lines.append(f"{others} need the embeddings beside the LoRA: give --out a folder, without .safetensors.")
+    return [*where, *lines]
+
+
+def _said(concept: "Concept", names: Mapping[str, str]) -> str:
+    """Return a prompt of the concept with other names for its tokens."""
+    from moongate.interop import card_prompts
+
     prompt = next(iter(card_prompts(concept, 1)), "a prompt")
-    comfy = a1111 = prompt
-    for token, stem in zip(concept.tokens, embeddings, strict=True):
-        comfy, a1111 = comfy.replace(token, f"embedding:{stem}"), a1111.replace(token, stem)
-    words = (
-        f", and {', '.join(f'{stem}.safetensors' for stem in embeddings)} into that of embeddings" if embeddings else ""
-    )
-    return [
-        f"Copy {lora}.safetensors into the folder of LoRAs{words}. Then type:",
-        f"  ComfyUI: {comfy}    (with {lora} in a node that loads LoRAs)",
-        f"  A1111:   {a1111} <lora:{lora}:1>",
-    ]
+    for token, name in names.items():
+        prompt = prompt.replace(token, name)
+    return prompt
 
 
 def _drawn(concept: "Concept", base: "Backbone", prompts: Sequence[str]) -> "Iterator[Sample]":

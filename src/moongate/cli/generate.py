@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -132,6 +132,8 @@ class Generate:
                 options=options,
             )
             record = self._record(backbone, concepts, chosen, options)
+            if regions:
+                record["regions"] = [asdict(region) for region in regions]
             return self._save(samples, self._names(prompts), options, record, console)
 
     def _compared(

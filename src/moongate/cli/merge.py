@@ -1,5 +1,6 @@
 """The command `moongate merge`."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ class Merge:
         )
         if not (self.files or options.erase or options.protect):
             raise OptionError("There is no concept to merge. Name one or several files.")
-        backbone, concepts = read_concepts(self.files, self.model, console)
+        backbone, concepts = read_concepts(self.files, self.model, console, text_only=not self.draw)
         merged = merge(backbone, concepts, options=options)
         if self.out:
             merged.concept.save(self.out, overwrite=self.overwrite)
@@ -124,27 +125,43 @@ class Merge:
 def _drawn(
     backbone: "Backbone", concepts: "Sequence[Concept]", merged: "Concept", console: Console
 ) -> "Mapping[str, Mapping[str, Sequence[Sample]]]":
-    """Draw each subject and all of them together with the base alone, with each concept alone, and after the merge."""
+    """Draw each subject with the base alone, with its own concept and after the merge, and all of them together.
+
+    No concept alone knows all of them, so that together they are drawn by the base and after the merge.
+    """
     from moongate.data.captions import photo_of
     from moongate.evaluation import Way, compare
+    from moongate.merging.constraints import with_unique_tokens
+    from moongate.run_page import DRAWING, duration
 
     words = [subject.words for subject in merged.subjects]
     prompts = [photo_of(word) for word in words] + ([photo_of(*words)] if len(words) > 1 else [])
     ways = [Way(label="the base alone")]
-    ways += [
-        Way(label=f"{', '.join(subject.words for subject in concept.subjects)} before the merge", concept=concept)
-        for concept in concepts
-    ]
+    for concept in with_unique_tokens(concepts)[0]:
+        own = tuple(prompt for prompt in prompts if _knows(concept, prompt, merged))
+        if own:
+            names = ", ".join(subject.words for subject in concept.subjects)
+            ways.append(Way(label=f"{names} before the merge", concept=concept, prompts=own))
     ways.append(Way(label="after the merge", concept=merged))
+    count = sum(len(prompts if way.prompts is None else way.prompts) for way in ways) * len(SEEDS)
+    say(console, f"Drawing {count} pictures for the report.")
+    began = time.monotonic()
     with progress_bar(console) as progress:
         task = progress.add_task("Drawing", total=None, note="")
-        return compare(
-            backbone,
-            prompts,
-            ways,
-            seeds=SEEDS,
-            on_picture=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if done == len(SEEDS) < total:
+                left = duration((time.monotonic() - began) / done * (total - done))
+                say(console, f"This takes about {left} more.")
+
+        return compare(backbone, prompts, ways, seeds=SEEDS, options=DRAWING, on_picture=show)
+
+
+def _knows(concept: "Concept", prompt: str, merged: "Concept") -> bool:
+    """Return whether a concept knows each subject of a merge that a prompt names."""
+    own = {subject.words for subject in concept.subjects}
+    return all(subject.words in own for subject in merged.subjects if subject.words in prompt)
 
 
 def _words(value: str) -> list[str]:

@@ -5,6 +5,7 @@ Each shared option and its help text stand here once. A command takes a group as
 """
 
 import os
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,19 +124,31 @@ class LoadingOptions:
     as long as they name the same one."""
 
     def load(
-        self, model: str, *, dtype: str = "float32", downloads: bool = True, layouts: Collection[str] = ()
+        self,
+        model: str,
+        *,
+        dtype: str = "float32",
+        downloads: bool = True,
+        layouts: Collection[str] = (),
+        text_only: bool = False,
     ) -> "Backbone":
         """Load the model of that name in the precision of that name; `Backbone.load` explains the other arguments."""
         from moongate.backbone import Backbone
         from moongate.backbone.precision import precision_of
 
         precision = precision_of(dtype, self.device)
-        key = repr((model, self.config, self.device, dtype, sorted(layouts)))
+        key = repr((model, self.config, self.device, dtype, sorted(layouts), text_only))
         kept = {} if self.kept is None else self.kept
         if key not in kept:
             kept.clear()  # before the next model is loaded: two may not fit into the memory
             kept[key] = Backbone.load(
-                model, config=self.config, device=self.device, dtype=precision, downloads=downloads, layouts=layouts
+                model,
+                config=self.config,
+                device=self.device,
+                dtype=precision,
+                downloads=downloads,
+                layouts=layouts,
+                text_only=text_only,
             )
         return kept[key]
 
@@ -164,10 +177,22 @@ class ModelOptions:
 
             available_device(self.device)
 
-    def load(self, *, default: str = "pocket", dtype: str = "float32", layouts: Collection[str] = ()) -> "Backbone":
+    def load(
+        self,
+        *,
+        default: str = "pocket",
+        dtype: str = "float32",
+        layouts: Collection[str] = (),
+        text_only: bool = False,
+    ) -> "Backbone":
         """Load the model that the user named, or else the default, which must be on this machine."""
-        named = self.model is not None
-        return self.loading.load(self.model or default, dtype=dtype, downloads=named, layouts=layouts)
+        return self.loading.load(
+            self.model or default,
+            dtype=dtype,
+            downloads=self.model is not None,
+            layouts=layouts,
+            text_only=text_only,
+        )
 
 
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
@@ -208,12 +233,13 @@ Drawing = Annotated[DrawingOptions, tyro.conf.arg(name="")]
 
 
 def read_concepts(
-    files: Sequence[Path], model: ModelOptions, console: Console, *, dtype: str = "float32"
+    files: Sequence[Path], model: ModelOptions, console: Console, *, dtype: str = "float32", text_only: bool = False
 ) -> "tuple[Backbone, list[Concept]]":
     """Read concepts of any format and load their model; print what could not be read of a file.
 
     The model is the one that `model` names, or else the first that a file names, or pocket if there is no file. A model
-    that only a file names is not fetched from the hub.
+    that only a file names is not fetched from the hub. With `text_only`, of the model only what reads text is loaded,
+    unless a file changes more.
     """
     from moongate.interop import recognize
 
@@ -224,9 +250,13 @@ def read_concepts(
     if not (model.model or default):
         raise OptionError(f"{files[0]} does not say which model it belongs to. Name it with --model.")
     layouts = {file.layout for file in recognized if file.layout}
-    if dtype == "auto" and any(file.format.name != "moongate" for file in recognized):
-        dtype = "float32"  # some formats store the weights themselves, or what is subtracted from them
-    backbone = model.load(default=default, dtype=dtype, layouts=layouts)
+    if dtype == "auto" and any(file.needs_base for file in recognized):
+        dtype = "float32"  # the file stores the weights themselves, or what is subtracted from them
+    text_only = text_only and all(file.changes_text_only for file in recognized)
+    try:
+        backbone = model.load(default=default, dtype=dtype, layouts=layouts, text_only=text_only)
+    except BaseMismatchError as error:
+        raise _of_another_base(recognized, model.model) from error
     return backbone, [_concept(file, backbone, console) for file in recognized]
 
 
@@ -239,6 +269,15 @@ def _check_one_base(files: "Sequence[Recognized]") -> None:
                 f"{known[0].path} was made for {known[0].base!r} and {file.path} for {file.base!r}. Concepts of "
                 "different models cannot be used together: train both on one."
             )
+
+
+def _of_another_base(files: "Sequence[Recognized]", model: str | None) -> BaseMismatchError:
+    """Return the error for files whose layers are not those of the model that was named."""
+    file = next(file for file in files if file.layout)
+    return BaseMismatchError(
+        f"{file.path} was made for {file.base!r}, and {model or 'the model'!r} has other layers. Give --model "
+        f"{shlex.quote(file.base)}, or a copy of it."
+    )
 
 
 def read_concept(file: Path, model: ModelOptions, console: Console) -> "Concept":

@@ -160,8 +160,8 @@ class Train:
             return self._train(own_console, ranks)
 
     def _train(self, console: Console, ranks: "Ranks") -> dict[str, Any] | None:
-        from moongate.data import PRESETS
-        from moongate.run_page import common_opening, compared, without_tokens
+        from moongate.data import PRESETS, without_tokens
+        from moongate.run_page import caption_template, compared
         from moongate.sampling import check_prompt
         from moongate.training import Plan, train
         from moongate.training.processes import processes_for, together
@@ -183,8 +183,9 @@ class Train:
         common: dict[str, Any] = {"options": options, "start_from": earlier, "held_out": held_out}
         plan = Plan.of(backbone, subjects, None, method, processes=self.processes, **common)
         processes = processes_for(plan, self.processes)
-        opening = common_opening(subjects[0]) if len(subjects) == 1 and method.names_category else None
-        words = opening or preset.describe(*_words_of(subjects, method))
+        opening = caption_template(subjects) if method.names_category else None
+        wording = replace(preset, caption=opening) if opening else preset
+        words = wording.describe(*_words_of(subjects, method))
         prompt = self.validation_prompt or words
         with backbone.tokens({**(earlier.tokens if earlier else {}), **plan.first_rows}):
             if self.validate_every:
@@ -213,7 +214,7 @@ class Train:
         concept = _cut_to_size(concept, self.energy or (1.0 if method.weights == "denoiser" else None), console)
         self._save(concept, out, run)
         say_best(run, console, keep_best=self.keep_best)
-        example = preset.describe(*_words_of(concept.subjects, method)) + " on the beach"
+        example = wording.describe(*_words_of(concept.subjects, method)) + " on the beach"
         _say_written(out, example, console)
         watch.finish(concept, pairs)
         return {"out": str(out), "run": str(run), "bytes": bytes_of(out), "prompt": example, **concept.record}

@@ -4,10 +4,11 @@ The module knows nothing of pictures and files.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["PRESETS", "Preset", "photo_of", "with_article"]
+__all__ = ["PRESETS", "Named", "Preset", "photo_of", "with_article", "without_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,41 @@ PRESETS: Mapping[str, Preset] = {
 def photo_of(*subjects: str) -> str:
     """Return "photo of a bear", or "photo of a bear and an armchair"."""
     return PRESETS["object"].describe(*subjects)
+
+
+class Named(Protocol):
+    """A subject with its names in a prompt."""
+
+    @property
+    def category(self) -> str:
+        """The word that the base model knows."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens that stand for it, in order."""
+
+    @property
+    def words(self) -> str:
+        """All of its words: "<bear> teddy bear"."""
+
+
+def without_tokens(prompt: str, subjects: Iterable[Named]) -> str:
+    """Return a prompt as a model that does not know the tokens can read it (paper, App. C).
+
+    Tokens before their category are dropped, and tokens alone become the category.
+
+    Args:
+        prompt: A prompt with tokens.
+        subjects: The subjects whose tokens are not known.
+    """
+    for subject in subjects:
+        if subject.tokens:
+            prompt = prompt.replace(subject.words, subject.category)
+            prompt = prompt.replace(" ".join(subject.tokens), subject.category)
+            prompt = prompt.replace(f"{subject.tokens[0]} {subject.category}", subject.category)
+            for token in subject.tokens:
+                prompt = prompt.replace(token, subject.category if token == subject.tokens[0] else "")
+    return " ".join(prompt.split())
 
 
 def with_article(words: str) -> str:

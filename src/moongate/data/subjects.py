@@ -125,6 +125,11 @@ class Subject:
         )
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens that stand for the subject in a prompt: one, or none."""
+        return (self.token,) if self.token else ()
+
+    @property
     def words(self) -> str:
         """The words for the subject in a prompt: "<bear> teddy bear"."""
         return _words(self.token, self.category)

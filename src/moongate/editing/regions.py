@@ -6,6 +6,9 @@ prompt's meaning too. So each region reads a text of its own, in which the words
 its own (`region_texts`), and what lies outside of all regions reads the prompt without the words of any. The
 cross-attention of a position is the mean of its attention to these texts, weighted by how far it lies in each region.
 
+Positions of the picture also attend to one another, by which one subject's looks reach the other's region. So in the
+first steps no position of a region attends to one of another region.
+
 The words are replaced and not left out, because the number of subjects is part of what a text says of the layout: where
 one half of a picture read of a cat alone and the other of a lamp alone, pocket drew one mixture of both in the middle.
 """
@@ -19,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from moongate.backbone import Backbone
-from moongate.backbone.attention import computed, layer_size
+from moongate.backbone.attention import computed, layer_size, self_attentions
 from moongate.errors import OptionError
 from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, make_scheduler, sample
 from moongate.texts import parse_yaml
@@ -76,9 +79,12 @@ class RegionOptions:
     """Width of the edges, as a share of the picture's sides. A region's weight is one half on its border."""
     share: float = 1.0
     """Share of the steps, from the first, in which regions hold."""
+    apart_share: float = 1.0
+    """Share of the steps, from the first and at most `share`, in which positions of different regions do not attend to
+    one another."""
 
     def __post_init__(self) -> None:
-        for name in ("softness", "share"):
+        for name in ("softness", "share", "apart_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
 
@@ -219,11 +225,15 @@ class _InRegions:
     """Number of denoising steps of one batch."""
     held_steps: int
     """In so many of them, from the first, regions hold."""
+    apart_steps: int
+    """In so many of them, from the first, positions of different regions do not attend to one another."""
     is_guided: bool
     """Whether the first half of each batch belongs to guidance."""
     _done: int = 0
     _weights: dict[int, Tensor] = field(default_factory=dict)
     """The weights of the texts in a layer with so many positions."""
+    _visible: dict[int, Tensor] = field(default_factory=dict)
+    """Which positions see which, in a layer with so many."""
 
     @classmethod
     def of(
@@ -246,6 +256,7 @@ class _InRegions:
             softness=region_options.softness,
             steps=len(scheduler.timesteps),
             held_steps=round(region_options.share * len(scheduler.timesteps)),
+            apart_steps=round(min(region_options.share, region_options.apart_share) * len(scheduler.timesteps)),
             is_guided=is_guided(backbone, options),
         )
 
@@ -270,7 +281,9 @@ class _InRegions:
         key: Float[Tensor, "n heads tokens width"],
         value: Float[Tensor, "n heads tokens width"],
     ) -> Float[Tensor, "n heads positions width"]:
-        """Return the attention of one layer."""
+        """Return the attention of one layer, to text or of positions to one another."""
+        if layer not in self.layers:
+            return self._among_positions(query, key, value)
         if self._done >= self.held_steps:
             return attention(query, key, value)
         first = len(query) // 2 if self.is_guided else 0
@@ -283,6 +296,30 @@ class _InRegions:
                 read = attention(query[first:], own_key.expand(rows), own_value.expand(rows))
                 mean += weight[:, None].to(query) * read
         return torch.cat([attention(query[:first], key[:first], value[:first]), mean])
+
+    def _among_positions(
+        self,
+        query: Float[Tensor, "n heads positions width"],
+        key: Float[Tensor, "n heads positions width"],
+        value: Float[Tensor, "n heads positions width"],
+    ) -> Float[Tensor, "n heads positions width"]:
+        """Return self-attention, in which the picture's positions do not see those of other regions."""
+        seen = self._seen(query.shape[2])
+        if self._done >= self.apart_steps or seen.all():
+            return attention(query, key, value)
+        first = len(query) // 2 if self.is_guided else 0
+        parts = [attention(query[:first], key[:first], value[:first])]
+        parts.append(attention(query[first:], key[first:], value[first:], attn_mask=seen.to(query.device)))
+        return torch.cat(parts)
+
+    def _seen(self, positions: int) -> Bool[Tensor, "positions positions"]:
+        """Return which positions of a layer see which: those that no region has, or a common one."""
+        if positions not in self._visible:
+            size = layer_size(positions, self.size)
+            inside = torch.stack([box_weights(box, size, softness=0).flatten() > 0.5 for box in self.boxes]).float()
+            free = inside.sum(0) == 0
+            self._visible[positions] = (inside.T @ inside > 0) | free[:, None] | free[None, :]
+        return self._visible[positions]
 
     def _keys_and_values(self, layer: str) -> list[Float[Tensor, "texts heads tokens width"]]:
         """Return the keys and the values of each text in one layer."""
@@ -332,7 +369,8 @@ def _inside(low: float, high: float, count: int, softness: float) -> Float[Tenso
 def _drawn(backbone: Backbone, batches: Sequence[tuple[_InRegions, Iterator[Sample]]]) -> Iterator[Sample]:
     for attend, samples in batches:
         while True:
-            with computed(backbone.cross_attentions(), attend):  # until the next picture, not while the caller has it
+            layers = backbone.cross_attentions() | (self_attentions(backbone) if attend.apart_steps else {})
+            with computed(layers, attend):  # until the next picture, not while the caller has it
                 drawn = next(samples, None)
             if drawn is None:
                 break

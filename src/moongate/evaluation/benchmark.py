@@ -16,12 +16,12 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.data import square
+from moongate.data import square, without_tokens
 from moongate.data.pictures import as_tensor, read_picture
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import fid, image_alignment, kid_interval, mean_interval, text_alignment
 from moongate.evaluation.networks import Network, load_network
-from moongate.evaluation.prompts import default_prompts, filled, without_tokens
+from moongate.evaluation.prompts import default_prompts, filled
 from moongate.evaluation.record import (
     BaseFacts,
     ConceptFacts,
@@ -162,10 +162,9 @@ def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
         method.worded(subject.words, token=subject.token, category=subject.category) if method else subject.words
         for subject in subjects
     ]
-    categories = {" ".join(subject.tokens): subject.category for subject in subjects if subject.token}
     drawn = [filled(prompt, words) for prompt in prompts]
     return [
-        Wording(given=given, drawn=text, read=without_tokens(text, categories))
+        Wording(given=given, drawn=text, read=without_tokens(text, subjects))
         for given, text in zip(prompts, drawn, strict=True)
     ]
 

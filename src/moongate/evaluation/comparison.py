@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from moongate.backbone import Backbone
-from moongate.concept import Concept
+from moongate.concept import Concept, SubjectRecord
+from moongate.data import without_tokens
 from moongate.errors import OptionError
-from moongate.evaluation.prompts import without_tokens
 from moongate.pages import SheetGroup, grouped_sheet
 from moongate.sampling import Sample, SampleOptions, sample
 
@@ -30,6 +30,8 @@ class Way:
     label: str
     concept: Concept | None = None
     strength: float = 1.0
+    prompts: tuple[str, ...] | None = None
+    """The prompts that are drawn in this way; all when None."""
 
 
 def ways_of(concept: Concept, strengths: Sequence[float] = STRENGTHS) -> list[Way]:
@@ -60,7 +62,7 @@ def compare(
         on_picture: Called after each picture with the number of drawn pictures and the number of all.
 
     Returns:
-        By prompt and then by the label of the way: the pictures in the order of the seeds.
+        By prompt and then by the label of each way that draws it: the pictures in the order of the seeds.
 
     Raises:
         OptionError: There is no prompt, way or seed, two are the same, or the options do not fit.
@@ -74,15 +76,18 @@ def compare(
         if len(set(values)) < len(values):
             twice = next(value for value in values if list(values).count(value) > 1)
             raise OptionError(f"The {name} {twice!r} is given twice. Remove one.")
-    categories = _categories(ways)
-    total, done = len(prompts) * len(ways) * len(seeds), 0
-    drawn: dict[str, dict[str, list[Sample]]] = {prompt: {label: [] for label in labels} for prompt in prompts}
+    subjects = [subject for way in ways if way.concept for subject in _subjects(way.concept)]
+    chosen = {way.label: [prompt for prompt in prompts if way.prompts is None or prompt in way.prompts] for way in ways}
+    total, done = sum(map(len, chosen.values())) * len(seeds), 0
+    drawn: dict[str, dict[str, list[Sample]]] = {
+        prompt: {label: [] for label in labels if prompt in chosen[label]} for prompt in prompts
+    }
     for way in ways:
         with way.concept.applied(backbone, strength=way.strength) if way.concept else contextlib.nullcontext():
-            missing = {token: word for token, word in categories.items() if token not in backbone.known_tokens}
-            worded = [_worded(prompt, way.concept, missing) for prompt in prompts]
-            pairs = [(prompt, text, seed) for prompt, text in zip(prompts, worded, strict=True) for seed in seeds]
-            _, texts, all_seeds = zip(*pairs, strict=True)
+            missing = [subject for subject in subjects if subject.tokens[0] not in backbone.known_tokens]
+            worded = [_worded(prompt, way.concept, missing) for prompt in chosen[way.label]]
+            pairs = [(p, text, seed) for p, text in zip(chosen[way.label], worded, strict=True) for seed in seeds]
+            texts, all_seeds = [text for _, text, _ in pairs], [seed for _, _, seed in pairs]
             pictures = sample(backbone, texts, seeds=all_seeds, options=options)
             for (prompt, _, _), picture in zip(pairs, pictures, strict=True):
                 drawn[prompt][way.label].append(picture)
@@ -110,16 +115,14 @@ def comparison_sheet(drawn: Mapping[str, Mapping[str, Sequence[Sample]]], *, hea
     return grouped_sheet(groups, columns=columns, heading=heading)
 
 
-def _categories(ways: Sequence[Way]) -> dict[str, str]:
-    """Return what stands for each token of the concepts where the token is unknown."""
-    categories: dict[str, str] = {}
-    for concept in (way.concept for way in ways if way.concept):
-        categories |= {subject.token: subject.category for subject in concept.subjects if subject.token}
-        categories |= dict.fromkeys(concept.tokens.keys() - categories.keys(), "")
-    return categories
+def _subjects(concept: Concept) -> list[SubjectRecord]:
+    """Return the subjects that have tokens, and one without a category for each token that no subject has."""
+    subjects = [subject for subject in concept.subjects if subject.tokens]
+    own = {token for subject in subjects for token in subject.tokens}
+    return [*subjects, *(SubjectRecord(category="", token=token) for token in concept.tokens if token not in own)]
 
 
-def _worded(prompt: str, concept: Concept | None, missing: Mapping[str, str]) -> str:
+def _worded(prompt: str, concept: Concept | None, missing: Sequence[SubjectRecord]) -> str:
     """Return a prompt in the words that a way knows."""
     spelled = concept.spelled(prompt) if concept else prompt
-    return " ".join(without_tokens(spelled, missing).split()) if missing else spelled
+    return without_tokens(spelled, missing) if missing else spelled

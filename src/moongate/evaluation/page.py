@@ -84,7 +84,7 @@ def write_page(
 
 
 def _add_values(page: Page, evaluation: Evaluation, base: Evaluation | None) -> None:
-    head = ("measure", "features", "compared with", "value", "interval", *(("the base alone",) if base else ()))
+    head = ("measure", "value", *(("the base alone",) if base else ()), "interval", "compared with", "features")
     subjects = evaluation.concept.subjects if evaluation.concept else ()
     rows: list[Sequence[str | Cell]] = []
     for measure in evaluation.measures:
@@ -94,8 +94,8 @@ def _add_values(page: Page, evaluation: Evaluation, base: Evaluation | None) -> 
         value: str | Cell = f"{measure.value:.4f}"
         if other:
             value = Cell(f"{measure.value:.4f}", "good" if _is_better(measure, other) else "fair")
-        cells = (measure.measure, measure.features, compared, value, interval)
-        rows.append((*cells, *((f"{other.value:.4f}" if other else "",) if base else ())))
+        of_base = (f"{other.value:.4f}" if other else "",) if base else ()
+        rows.append((measure.measure, value, *of_base, interval, compared, measure.features))
     page.text("h2", "Values")
     page.table(head, rows)
     if base:

@@ -14,7 +14,7 @@ from moongate.backbone import Backbone
 from moongate.errors import OptionError
 from moongate.texts import read_lines
 
-__all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts", "without_tokens"]
+__all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts"]
 
 PROMPT_SETS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
     Path(__file__).with_name("prompts.json").read_text(encoding="utf-8")
@@ -71,18 +71,6 @@ def filled(prompt: str, words: Sequence[str]) -> str:
         return words[index]
 
     return PLACE.sub(fill, prompt)
-
-
-def without_tokens(prompt: str, categories: Mapping[str, str]) -> str:
-    """Return a prompt as a network that does not know the tokens can read it (paper, App. C).
-
-    Args:
-        prompt: A prompt with tokens.
-        categories: The category by token. A token before its category is dropped; a token alone becomes its category.
-    """
-    for token, category in categories.items():
-        prompt = prompt.replace(f"{token} {category}", category).replace(token, category)
-    return prompt
 
 
 def prompt_lines(file: Path) -> list[str]:

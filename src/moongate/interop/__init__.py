@@ -6,9 +6,10 @@
 
 from moongate.interop.formats import FORMATS, named_format, table
 from moongate.interop.formats.contract import Format, WriteOptions
+from moongate.interop.formats.kohya import bundled_names
 from moongate.interop.hub import CARD, card_prompts, check_login, model_card, publish
 from moongate.interop.reading import Imported, Recognized, read, recognize
-from moongate.interop.writing import Written, check_destination, write
+from moongate.interop.writing import Written, check_destination, is_one_file, write
 
 __all__ = [
     "CARD",
@@ -18,9 +19,11 @@ __all__ = [
     "Recognized",
     "WriteOptions",
     "Written",
+    "bundled_names",
     "card_prompts",
     "check_destination",
     "check_login",
+    "is_one_file",
     "model_card",
     "named_format",
     "publish",

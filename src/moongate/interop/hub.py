@@ -6,13 +6,6 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
-    HFValidationError,
-    HTTPError,
-)
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
 from moongate.concept import Concept
 from moongate.data import photo_of
 from moongate.errors import PublishError, first_line
@@ -51,6 +44,8 @@ def model_card(
     repository = concept.base if re.fullmatch(r"[\w.-]+/[\w.-]+", concept.base) else ""
     base = Path(concept.base).name or "not stated"  # never a path of the author's machine
     prompts = list(dict.fromkeys(prompt for subject in concept.subjects for prompt in subject.prompts))
+    from huggingface_hub import ModelCardData
+
     data = ModelCardData(
         base_model=repository or None,
         library_name="diffusers",
@@ -86,6 +81,13 @@ def check_login(repo: str) -> None:
     Raises:
         PublishError: The hub cannot be reached, nobody is logged in, or `repo` is no valid name.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
+        HFValidationError,
+        HTTPError,
+    )
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     try:
         validate_repo_id(repo)
         HfApi().whoami()
@@ -103,6 +105,12 @@ def publish(folder: Path, repo: str) -> str:
     Raises:
         PublishError: The hub cannot be reached, or refuses the upload.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
+        HFValidationError,
+        HTTPError,
+    )
+
     api = HfApi()
     try:
         repository = api.create_repo(repo, exist_ok=True)

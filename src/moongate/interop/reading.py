@@ -4,6 +4,7 @@ Nothing is skipped silently: what does not fit is an error that lists it, what c
 """
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moongate.backbone import Backbone, Fingerprint
+from moongate.backbone import POCKET, WEIGHT_SETS, Backbone, Fingerprint
+from moongate.backbone.hub import MODEL_ID, is_model
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
 from moongate.interop.content import Content, open_content
@@ -25,6 +27,9 @@ from moongate.interop.tokens import bracketed, check_number, names_of_vectors
 from moongate.tensor_files import check_finite
 
 __all__ = ["Imported", "Recognized", "read", "recognize"]
+
+KEYS_AND_VALUES = WEIGHT_SETS["cross-attention-kv"]
+"""How the names of keys and values end."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +70,7 @@ def recognize(path: str | Path) -> "Recognized":
         ConceptFileError: The file cannot be read, holds code, or is of no known format.
     """
     path = Path(path)
+    _check_no_model(path)
     contents, errors = open_content(path)
     recognized = [(content, form) for content in contents if (form := _format_of(content))]
     if not recognized and errors:
@@ -113,6 +119,16 @@ class Recognized:
     def layout(self) -> str:
         """The layout of the model's fingerprint; empty when the file does not say."""
         return self.fingerprint.layout if self.fingerprint.norms else ""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether its changes are computed from the base's weights, which then must be as exact as they are."""
+        return bool(self.parts.weights or self.parts.subtracted)
+
+    @property
+    def changes_text_only(self) -> bool:
+        """Whether it changes keys and values of cross-attention only."""
+        return all(name.endswith(KEYS_AND_VALUES) for name in (*self.parts.weights, *self.parts.changes))
 
     def concept(
         self, *, base: Backbone | None = None, tokens: Sequence[str] = (), categories: Sequence[str] = ()
@@ -242,6 +258,19 @@ class Recognized:
                 "cannot use them. Give the folder that holds all files to read them too."
             )
         return (*notes, *self.parts.notes)
+
+
+def _check_no_model(path: Path) -> None:
+    """Raise ConceptFileError for a model, which a concept belongs to: a folder, a single file, or a name."""
+    named = path.as_posix()
+    if named == POCKET or is_model(path):
+        command = shlex.join(["moongate", "generate", "photo of a dog", "--model", str(path)])
+        raise ConceptFileError(f"{path} is a model, not a concept; draw with it: {command}")
+    if MODEL_ID.fullmatch(named) and not path.suffix and not path.exists():
+        raise ConceptFileError(
+            f"There is no concept file {path}. Check the path; if it is a model of the hub, a concept is no model, and "
+            f"you draw with it by: moongate generate 'photo of a dog' --model {path}"
+        )
 
 
 def _format_of(content: Content) -> Format | None:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "OUTPUT",
     "Words",
     "bracketed",
+    "bundled",
     "bundled_words",
     "check_number",
     "file_stems",
@@ -107,6 +108,17 @@ def bundled_words(values: Mapping[str, Any]) -> Words:
         name, field = (match["name"], match["field"] or "emb_params") if match else (key.removeprefix(BUNDLED), key)
         words.setdefault(name, {})[field] = value
     return read_words(words.items())
+
+
+def bundled(name: str, rows: Sequence[Float[Tensor, " _width"]]) -> dict[str, Tensor]:
+    """Return the entries of a LoRA file that hold a word's embedding, as A1111 and ComfyUI read them.
+
+    Args:
+        name: The word, without a dot: A1111 ends it there.
+        rows: Its row for each text encoder.
+    """
+    fields = ENCODERS if len(rows) > 1 else ("string_to_param.*",)
+    return {f"{BUNDLED}{name}.{field}": row[None] for field, row in zip(fields, rows, strict=True)}
 
 
 def _matrices(name: str, values: Mapping[str, Any]) -> list[Float[Tensor, "n _width"]]:

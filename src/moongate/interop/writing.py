@@ -11,7 +11,7 @@ from moongate.interop.content import SUFFIXES
 from moongate.interop.formats import named_format
 from moongate.interop.formats.contract import WriteOptions
 
-__all__ = ["Written", "check_destination", "write"]
+__all__ = ["Written", "check_destination", "is_one_file", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
         OptionError: There is no such format; `out` is a file where a folder is needed, or the reverse; or it exists
             and may not be replaced.
     """
-    out = Path(out)
-    if not named_format(to).is_folder:
+    out, form = Path(out), named_format(to)
+    if not form.is_folder or is_one_file(out, to=to):
         check_writable(out, overwrite=overwrite)
     elif out.suffix.lower() in SUFFIXES:
         folder = out.with_suffix("")
@@ -47,6 +47,11 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
         raise OptionError(f"The folder {out} is not empty. Choose another, or allow overwriting (--overwrite).")
 
 
+def is_one_file(out: str | Path, *, to: str) -> bool:
+    """Return whether a format is written as one file because `out` is the name of one and the format can be."""
+    return named_format(to).fits_one_file and Path(out).suffix.lower() == ".safetensors"
+
+
 def write(
     concept: Concept, out: str | Path, *, to: str, options: WriteOptions | None = None, overwrite: bool = False
 ) -> Written:
@@ -54,7 +59,8 @@ def write(
 
     Args:
         concept: The concept.
-        out: The file, or for formats of several files the folder, to write.
+        out: The file, or for formats of several files the folder, to write. `kohya` is one file where `out` ends in
+            .safetensors.
         to: The name of the format, a key of `FORMATS`.
         options: The base model and the rank; the name is taken from `out`.
         overwrite: Whether existing files may be replaced.
@@ -66,14 +72,15 @@ def write(
     """
     out, form = Path(out), named_format(to)
     check_destination(out, to=to, overwrite=overwrite)
-    options = replace(options or WriteOptions(), name=out.name)
+    one_file = is_one_file(out, to=to)
+    options = replace(options or WriteOptions(), name=out.name, one_file=one_file)
     if options.base is not None:
         concept.check_base(options.base)
     rendered = form.render(concept, options)
     files = {out / name if name else out: content for name, content in rendered.files.items()}
     for path, content in files.items():
         write_atomically(path, content)
-    notes = rendered.notes + (_other_weights(out, files) if form.is_folder else ())
+    notes = rendered.notes + (_other_weights(out, files) if form.is_folder and not one_file else ())
     return Written(files=tuple(files), notes=notes)
 
 

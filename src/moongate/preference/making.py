@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from moongate.data.captions import without_tokens
 from moongate.data.folders import contents
 from moongate.data.pictures import read_picture
 from moongate.errors import OptionError, PictureError, listed, warn
-from moongate.evaluation.prompts import without_tokens
 from moongate.files import check_folder, digest, write_atomically
 from moongate.pages import png_bytes
 from moongate.preference.study import FILE, PICTURES, Item, Study, Target
@@ -139,11 +139,10 @@ def _drawn(folder: Path, subjects: Sequence[Subject]) -> dict[tuple[str, str], P
     """Return the pictures of one method by prompt, without tokens, and seed."""
     if not folder.is_dir():
         raise OptionError(f"There is no folder of pictures {folder}. Check the path.")
-    categories = {subject.token: subject.category for subject in subjects if subject.token}
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(path for path in contents(folder).photos if not _is_sheet(path)):
         prompt, seed = prompt_and_seed(path)
-        words = " ".join(re.sub(r"<[^<>\s]+>", "", without_tokens(prompt, categories)).split())
+        words = " ".join(re.sub(r"<[^<>\s]+>", "", without_tokens(prompt, subjects)).split())
         if (words, seed) in found:
             raise OptionError(
                 f"{found[words, seed].name} and {path.name} in {folder} are both of {words!r} with the seed {seed}. "

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
         DRAWING,
         PLACES,
         Comparison,
-        common_opening,
+        caption_template,
         compared,
         draw,
         seconds_to_draw,
-        without_tokens,
     )
 
 __all__ = [
@@ -36,19 +35,18 @@ __all__ = [
     "Drawn",
     "Part",
     "Status",
-    "common_opening",
+    "caption_template",
     "compared",
     "draw",
     "duration",
     "page_of",
     "seconds_to_draw",
-    "without_tokens",
 ]
 
 _OF_DRAWING = frozenset(
     (
-        *("COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "common_opening", "compared", "draw"),
-        *("seconds_to_draw", "without_tokens"),
+        *("COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "caption_template", "compared", "draw"),
+        "seconds_to_draw",
     )
 )
 

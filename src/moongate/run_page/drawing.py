@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moongate.backbone import Backbone
-from moongate.concept import SubjectRecord
 from moongate.data import Subject
 from moongate.run_page.album import Album, Drawn, Part
 from moongate.sampling import SampleOptions, sample
@@ -14,11 +13,10 @@ __all__ = [
     "DRAWING",
     "PLACES",
     "Comparison",
-    "common_opening",
+    "caption_template",
     "compared",
     "draw",
     "seconds_to_draw",
-    "without_tokens",
 ]
 
 DRAWING = SampleOptions(steps=20, scheduler="dpm++")
@@ -50,19 +48,11 @@ def compared(backbone: Backbone, base: str, concept: str) -> list[Comparison]:
     return [pair for pair in pairs if not (backbone.cut_off(pair.base) or backbone.cut_off(pair.concept))]
 
 
-def common_opening(subject: Subject) -> str | None:
-    """Return how all captions of a subject begin, up to its words, such as "drawing of a <home> house"; None if not."""
-    openings = {caption.partition(subject.words) for caption in subject.captions}
-    starts = {before for before, words, _ in openings if words}
-    return f"{starts.pop()}{subject.words}" if len(starts) == 1 and all(words for _, words, _ in openings) else None
-
-
-def without_tokens(prompt: str, subjects: Sequence[Subject | SubjectRecord]) -> str:
-    """Return a prompt for the base model: with the category alone in place of token and category, or of the token."""
-    for subject in subjects:
-        if subject.token:
-            prompt = prompt.replace(subject.words, subject.category).replace(subject.token, subject.category)
-    return prompt
+def caption_template(subjects: Sequence[Subject]) -> str | None:
+    """Return how all captions of some subjects begin, such as "drawing of a {}"; None if not all begin alike."""
+    openings = {caption.partition(subject.words) for subject in subjects for caption in subject.captions}
+    starts = {before for before, _, _ in openings}
+    return f"{starts.pop()}{{}}" if len(starts) == 1 and all(words for _, words, _ in openings) else None
 
 
 def draw(

@@ -28,6 +28,55 @@ def test_a_merged_concept_is_written_at_its_own_rank_and_nothing_is_lost(tiny: B
     assert interop.read(tmp_path / "lora").concept.hash == merged.hash
 
 
+def _read_by_a1111(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, object]]:
+    """The rule of A1111's `load_network`: the first part is `bundle_emb`, the second the word, the rest the field."""
+    words: dict[str, dict[str, object]] = {}
+    for key, tensor in tensors.items():
+        first, _, rest = key.partition(".")
+        if first == "bundle_emb":
+            word, field = rest.split(".", 1)
+            inner = field.partition(".")[2]
+            words.setdefault(word, {}).update({field.split(".")[0]: {inner: tensor} if inner else tensor})
+    return words
+
+
+def _read_by_comfyui(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    """The rule of ComfyUI's `load_embed` for a file without other embeddings: all words, one after the other."""
+    for suffix in (".string_to_param.*", f".{key}"):
+        found = [t for name, t in tensors.items() if name.startswith("bundle_emb.") and name.endswith(suffix)]
+        if found:
+            return torch.cat(found)
+    raise AssertionError("no embedding")
+
+
+def test_one_file_holds_the_embedding_where_a1111_and_comfyui_look_for_it(each: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(each)
+    written = interop.write(concept, tmp_path / "bear-lora.safetensors", to="kohya")
+    assert written.files == (tmp_path / "bear-lora.safetensors",)
+    tensors = load_file(tmp_path / "bear-lora.safetensors")
+    rows = concept.rows("<bear>")
+    word = _read_by_a1111(tensors)["bear"]
+    if len(rows) == 1:
+        field = word["string_to_param"]
+        assert isinstance(field, dict)
+        assert list(field) == ["*"]
+        assert torch.equal(field["*"][0], rows[0])
+    else:
+        assert word.keys() == {"clip_l", "clip_g"}
+    for key, row in zip(("clip_l", "clip_g"), rows, strict=False):
+        assert torch.equal(_read_by_comfyui(tensors, key), row[None])
+    again = interop.read(tmp_path / "bear-lora.safetensors")
+    assert again.notes == ()
+    assert again.concept.hash == concept.hash
+
+
+def test_a_dot_in_a_token_does_not_end_its_name_in_one_file(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny, tokens=("<v1.0>", "<v1-0>"))
+    interop.write(concept, tmp_path / "two.safetensors", to="kohya")
+    assert sorted(_read_by_a1111(load_file(tmp_path / "two.safetensors"))) == ["v1-0", "v1-0-2"]
+    assert interop.read(tmp_path / "two.safetensors").concept.hash == concept.hash
+
+
 def test_some_blocks_of_sdxl_get_their_published_numbers(tmp_path: Path) -> None:
     """By hand: three blocks a level, input blocks counted from one, output blocks from zero."""
     end = "transformer_blocks.0.attn2.to_k"

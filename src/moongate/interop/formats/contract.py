@@ -57,6 +57,8 @@ class WriteOptions:
     """The maximum rank of low-rank factors. None keeps existing factors and cuts dense changes to `DEFAULT_RANK`."""
     name: str = "concept"
     """The name of files that the format does not name itself, without a suffix."""
+    one_file: bool = False
+    """Whether a format that is a folder is written as one file, for formats that can be (`Format.fits_one_file`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class Format:
     parse: Callable[[Content], Parts]
     render: Callable[[Concept, WriteOptions], Rendered]
     is_folder: bool = False
+    fits_one_file: bool = False
+    """Whether a format that is a folder can also be one file."""
     needs_base: bool = False
     """Whether it stores full weights, which need the base model to be written and to be read."""
     keeps_changes: Literal["exactly", "factors", "rounded", "no"]

@@ -4,6 +4,8 @@ A file holds one token: under the token's own name (diffusers), as `emb_params` 
 or as `clip_l` and `clip_g` for two text encoders (SDXL). A token without a name in the file is named after the file.
 """
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from moongate.concept import Concept, safetensors_bytes
@@ -12,7 +14,7 @@ from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
 from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, file_stems, read_words
 
-__all__ = ["EMBEDDING", "embedding_files", "renamed_note"]
+__all__ = ["EMBEDDING", "embedding_files", "renamed_note", "stems_of"]
 
 PLAIN_KEY = "emb_params"
 A1111_KEY = "string_to_param"
@@ -24,7 +26,7 @@ def embedding_files(concept: Concept) -> dict[str, bytes]:
     A file is named after its token without the brackets, because A1111 and ComfyUI call an embedding by its file name.
     """
     files = {}
-    for token, stem in _stems(concept).items():
+    for token, stem in stems_of(concept.tokens).items():
         rows = concept.rows(token)
         keys = ENCODERS if len(rows) > 1 else (PLAIN_KEY,)
         vectors = {key: row[None] for key, row in zip(keys, rows, strict=True)}
@@ -35,14 +37,18 @@ def embedding_files(concept: Concept) -> dict[str, bytes]:
 def renamed_note(concept: Concept) -> tuple[str, ...]:
     """Return a note about tokens whose file has another name, because theirs is taken or not allowed."""
     renamed = [
-        f"{token} is in {stem}.safetensors" for token, stem in _stems(concept).items() if token.strip("<>") != stem
+        f"{token} is in {stem}.safetensors"
+        for token, stem in stems_of(concept.tokens).items()
+        if token.strip("<>") != stem
     ]
     return (f"An embedding is called by its file name: {listed(renamed)}.",) if renamed else ()
 
 
-def _stems(concept: Concept) -> dict[str, str]:
-    stems = file_stems(token.strip("<>") for token in concept.tokens)
-    return {token: stems[token.strip("<>")] for token in concept.tokens}
+def stems_of(tokens: Iterable[str]) -> dict[str, str]:
+    """Return the name by which other programs call each token's embedding: that of its file, without brackets."""
+    tokens = list(tokens)
+    stems = file_stems(token.strip("<>") for token in tokens)
+    return {token: stems[token.strip("<>")] for token in tokens}
 
 
 def _recognizes(content: Content) -> bool:

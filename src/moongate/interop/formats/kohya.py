@@ -1,6 +1,11 @@
 """LoRA in kohya's keys, for ComfyUI and A1111: `lora_unet_<module>.lora_down.weight`, `.lora_up.weight` and `.alpha`.
 
 All layers are padded with zeros to one rank, and every alpha is equal to that rank, so that the scale is exactly 1.
+
+The embeddings are files of their own, or inside the LoRA (`bundle_emb.<word>.<field>`, as OneTrainer writes them).
+A1111 reads them there. ComfyUI's node for LoRAs passes over them, but the same file is an embedding to it in the folder
+of embeddings, with the vectors of all words in a row. Forge passes over them, and refuses a file with more than twelve
+keys that it does not know. diffusers refuses every such file.
 """
 
 from collections.abc import Iterable
@@ -13,11 +18,11 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.interop.adapters import factors_of, padded, read_adapter
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
-from moongate.interop.formats.embedding import embedding_files, renamed_note
+from moongate.interop.formats.embedding import embedding_files, renamed_note, stems_of
 from moongate.interop.layers import KOHYA_PREFIX, USUAL_BLOCKS_PER_LEVEL, blocks_per_level, kohya_name, kv_layer
-from moongate.interop.tokens import bundled_words, free_stem
+from moongate.interop.tokens import bundled, bundled_words, free_stem
 
-__all__ = ["KOHYA"]
+__all__ = ["KOHYA", "bundled_names"]
 
 SD1_WIDTH, SD2_WIDTH, SDXL_WIDTHS = 768, 1024, (768, 1280)
 """The widths of the text encoders of Stable Diffusion 1, 2 and SDXL."""
@@ -30,18 +35,22 @@ def _recognizes(content: Content) -> bool:
 def _parse(content: Content) -> Parts:
     adapter = read_adapter(content.values)
     words = bundled_words(adapter.bundled)
+    provenance = provenance_in(content)
+    own = bundled_names(map(str, provenance.get("tokens", ())))
+    rows = {token: words.rows[f"<{name}>"] for token, name in own.items() if f"<{name}>" in words.rows}
+    rows |= {token: row for token, row in words.rows.items() if token.strip("<>") not in own.values()}
     return Parts(
         changes=adapter.changes,
-        tokens=words.rows,
+        tokens=rows,
         further=words.further,
         left_out=adapter.left_out + words.left_out,
         notes=words.notes,
-        provenance=provenance_in(content),
+        provenance=provenance,
     )
 
 
 def _render(concept: Concept, options: WriteOptions) -> Rendered:
-    """Write the LoRA, and an embedding for each token.
+    """Write the LoRA with an embedding for each token, inside it for one file and else beside it.
 
     For SDXL the layers have CompVis' names, as kohya's scripts write them.
     """
@@ -57,11 +66,24 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
             f"{module}.alpha": torch.tensor(float(rank)),
         }
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    lora = safetensors_bytes(tensors, header_of(concept) | header | _family(concept, options))
+    header |= header_of(concept) | _family(concept, options)
+    if options.one_file:
+        for token, name in bundled_names(concept.tokens).items():
+            tensors |= bundled(name, concept.rows(token))
+        return Rendered(files={"": safetensors_bytes(tensors, header)}, notes=notes)
+    lora = safetensors_bytes(tensors, header)
     embeddings = embedding_files(concept)
     return Rendered(
         files={_lora_file(options.name, embeddings): lora, **embeddings}, notes=notes + renamed_note(concept)
     )
+
+
+def bundled_names(tokens: Iterable[str]) -> dict[str, str]:
+    """Return what each token is called inside a LoRA: as its file would be, without dots, where A1111 ends a name."""
+    names: dict[str, str] = {}
+    for token, name in stems_of(tokens).items():
+        names[token] = free_stem(name.replace(".", "-"), names.values())
+    return names
 
 
 def _lora_file(name: str, embeddings: Iterable[str]) -> str:
@@ -116,11 +138,12 @@ def _blocks_per_level(concept: Concept, base: Backbone | None) -> int:
 KOHYA = Format(
     name="kohya",
     title="LoRA in kohya's keys, for ComfyUI and A1111",
-    layout="folder: the LoRA, an embedding for each token",
+    layout="folder: the LoRA, an embedding for each token; or one `.safetensors` with the embeddings inside",
     recognizes=_recognizes,
     parse=_parse,
     render=_render,
     is_folder=True,
+    fits_one_file=True,
     keeps_changes="factors",
     keeps_provenance=True,
 )

@@ -1,0 +1,83 @@
+"""The part of a model that a merge reads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from making import make_concept
+from moongate.backbone import Backbone
+from moongate.backbone.file_tokenizer import FileTokenizer
+from moongate.backbone.text_only import TextModel
+from moongate.errors import BaseMismatchError
+from moongate.merging import merge
+
+CAPTIONS = ["photo of a teddy bear on the beach", "", "a dog  in Drawing, 2 <bear> cats' ÄÖ 🐻 far", "red " * 40]
+
+
+def test_text_is_read_as_by_the_whole_model(each: Backbone, family_folder: Path) -> None:
+    part = Backbone.load(family_folder, text_only=True)
+    assert isinstance(part.text_encoder, TextModel)
+    assert part.fingerprint == each.fingerprint
+    assert part.token_widths == each.token_widths
+    assert part.rare_tokens == each.rare_tokens
+    assert torch.equal(part.token_row(7), each.token_row(7))
+    rows = {"<bear>": each.random_row(torch.Generator().manual_seed(1))}
+    with each.tokens(rows), part.tokens(rows), torch.no_grad():
+        assert torch.equal(part.token_ids(CAPTIONS), each.token_ids(CAPTIONS))
+        assert [part.words(caption) for caption in CAPTIONS] == [each.words(caption) for caption in CAPTIONS]
+        theirs, ours = each.encode_text(CAPTIONS), part.encode_text(CAPTIONS)
+    torch.testing.assert_close(ours.features, theirs.features, atol=1e-5, rtol=1e-5)
+    if theirs.pooled is not None:
+        torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_the_tokenizer_reads_like_transformers_own(tiny: Backbone, tiny_folder: Path, caption: str) -> None:
+    ours = FileTokenizer(tiny_folder / "tokenizer")
+    assert list(ours(caption).input_ids) == list(tiny.tokenizer(caption).input_ids)
+    assert ours.tokenize(caption) == tiny.tokenizer.tokenize(caption)
+    assert ours.get_vocab() == tiny.tokenizer.get_vocab()
+
+
+def test_a_merge_is_the_same_up_to_rounding(tiny: Backbone, tiny_folder: Path) -> None:
+    concept = make_concept(tiny, low_rank=False)
+    part = Backbone.load(tiny_folder, text_only=True)
+    whole, read = (merge(backbone, [concept]).concept for backbone in (tiny, part))
+    for name, change in whole.deltas.items():
+        torch.testing.assert_close(read.deltas[name].full(), change.full(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "instead"),
+    [
+        ("text_encoder/model.safetensors", "pytorch_model.bin"),
+        ("unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    ],
+)
+def test_an_unusual_folder_is_loaded_whole(tiny_folder: Path, tmp_path: Path, lacking: str, instead: str) -> None:
+    file = shutil.copytree(tiny_folder, tmp_path / "model") / lacking
+    torch.save(load_file(file), file.with_name(instead))
+    file.unlink()
+    assert not isinstance(Backbone.load(tmp_path / "model", text_only=True).text_encoder, TextModel)
+
+
+def test_another_layout_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(BaseMismatchError, match="other layers"):
+        Backbone.load(tiny_folder, text_only=True, layouts=["0" * 12])
+
+
+def test_a_merge_imports_no_classes_of_models(tiny: Backbone, tiny_folder: Path, tmp_path: Path) -> None:
+    file = make_concept(tiny, low_rank=False).save(tmp_path / "bear.safetensors")
+    code = (
+        "import json, sys; from moongate.cli import main; "
+        f"main(['merge', {str(file)!r}, '--model', {str(tiny_folder)!r}, '--check', '--quiet']); "
+        "print(json.dumps([name for name in ('transformers', 'diffusers', 'huggingface_hub') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout or "null") == [], done.stderr
