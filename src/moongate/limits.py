@@ -7,6 +7,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_DOWNLOAD_BYTES",
     "MAX_DOWNLOAD_S",
+    "MAX_DRAWN_PX",
     "MAX_HEADER_BYTES",
     "MAX_INTEGER",
     "MAX_LAYERS",
@@ -79,6 +80,8 @@ MIN_SIDE_PX = 16
 """Smaller pictures are refused: they are icons or errors, and show nothing that can be learned."""
 MAX_SIDE_PX = 1536
 """Larger pictures are shrunk when they are read: no backbone needs more (SDXL trains at 1024), and memory is finite."""
+MAX_DRAWN_PX = 8192
+"""Longest side that is drawn by any model: eight times that of SDXL's pictures. Known before a model is loaded."""
 MAX_PIXELS = 89_000_000
 """Pictures of more pixels are refused before they are decoded. Decoding and conversion take up to fifteen bytes a
 pixel, so this is 1.3 GB; a file of a few kilobytes may declare any size. Pillow warns from here on."""

@@ -24,7 +24,7 @@ from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
 from moongate.errors import OptionError, TokenError, warn
 from moongate.files import digest, file_name, write_atomically
-from moongate.limits import MAX_CAPTION_CHARACTERS
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DRAWN_PX
 from moongate.pages import png_bytes
 
 __all__ = [
@@ -59,11 +59,8 @@ MAX_STEPS = 1000
 """Noise levels of the models that are read; more denoising steps than levels cannot be taken."""
 MAX_GUIDANCE = 100
 """Beyond a few dozen pictures are noise; a larger number is a mistake."""
-MAX_DRAWN_PX = 8192
-"""Longest side that is drawn by any model: eight times that of SDXL's pictures. Known before a model is loaded."""
 MAX_ENLARGEMENT = 8
-"""Sides of more than so many times the side that a model was trained on are refused: memory and time grow with the
-fourth power of the side."""
+"""Sides beyond so many times the model's own are refused: memory and time grow with their fourth power."""
 PAPER_GUIDANCE = 6.0
 """Scale of guidance in the paper's experiments (Sec. 4)."""
 SETTINGS_FILE = "settings.json"
@@ -77,8 +74,7 @@ class SampleOptions:
     steps: int = 50
     """Number of denoising steps."""
     guidance: float | None = None
-    """Scale of classifier-free guidance. At most 1, 0 included, draws the conditional prediction alone. None is the
-    model's own, or the paper's 6."""
+    """Scale of classifier-free guidance; 0..1 draws the conditional prediction alone. None: the model's, or else 6."""
     scheduler: str = "ddpm"
     """One of `SCHEDULERS`, or the name of a scheduler class of diffusers."""
     negative_prompt: str = ""
@@ -96,12 +92,8 @@ class SampleOptions:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.steps > MAX_STEPS:
             raise OptionError(f"steps is {self.steps}; models have {MAX_STEPS} noise levels, so it is at most that.")
-        for side in (self.width_px, self.height_px):
-            if side is not None and not 1 <= side <= MAX_DRAWN_PX:
-                raise OptionError(
-                    f"A side of {side} px cannot be drawn; it must be from 1 to {MAX_DRAWN_PX} px. Draw smaller, and "
-                    "enlarge after."
-                )
+        if (side := max(self.width_px or 1, self.height_px or 1)) > MAX_DRAWN_PX:
+            raise OptionError(f"A side of {side} px cannot be drawn; it is at most {MAX_DRAWN_PX} px. Enlarge after.")
         if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
             raise OptionError(f"guidance is {self.guidance}; it must be in 0..{MAX_GUIDANCE} (the paper's is 6).")
 

@@ -99,7 +99,7 @@ def test_bad_input_to_generate_is_named(
     assert "The seed 99999999999999999999 is out of range" in fails(capsys, draw.but(seed=99999999999999999999))
     assert "more than 8 times that of the model's pictures, 64 px" in fails(capsys, draw.but(width=8192))
     unloaded = draw.but(width=100_000, model="no-model")
-    assert "A side of 100000 px cannot be drawn; it must be from 1 to 8192 px" in fails(capsys, unloaded)
+    assert "A side of 100000 px cannot be drawn; it is at most 8192 px" in fails(capsys, unloaded)
     assert "made for another kind of model" in fails(capsys, draw.but(scheduler="FlowMatchEulerDiscreteScheduler"))
     assert "guidance is 1000000000.0; it must be in 0..100" in fails(capsys, draw.but(guidance=1e9))
     assert not out.exists()

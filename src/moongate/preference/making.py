@@ -42,6 +42,11 @@ class Subject:
         return found[0] if found else ""
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """The token, or none."""
+        return (self.token,) if self.token else ()
+
+    @property
     def category(self) -> str:
         """The words without the token."""
         return self.words.removeprefix(self.token).strip()

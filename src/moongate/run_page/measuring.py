@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import square
+from moongate.data.captions import without_tokens
 from moongate.data.pictures import as_tensor
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import image_alignment
@@ -19,7 +20,7 @@ from moongate.evaluation.networks import Network
 from moongate.files import digest
 from moongate.merging.neutral import neutral_captions
 from moongate.run_page.album import Album, Drawn, Part
-from moongate.run_page.drawing import draw, without_tokens
+from moongate.run_page.drawing import draw
 from moongate.run_page.measures import Measured, read_measures, write_measures
 from moongate.run_records import CONCEPTS
 from moongate.training.method import METHODS
