@@ -85,7 +85,9 @@ class Backbone:
             self.text_encoder_2 = pipeline.text_encoder_2.eval().requires_grad_(False)
             pairs = ((pipeline.tokenizer, self.text_encoder), (pipeline.tokenizer_2, self.text_encoder_2))
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
-        self.unet = faster_layout(faster_attention(pipeline.unet.eval().requires_grad_(False)))
+        self.unet = pipeline.unet.eval().requires_grad_(False)
+        if hasattr(self.unet, "config"):  # not where only text is read
+            self.unet = faster_layout(faster_attention(self.unet))
         self.vae = pipeline.vae.eval().requires_grad_(False)
         if getattr(self.vae, "dtype", None) == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows
             self.vae.float()

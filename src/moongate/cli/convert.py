@@ -40,8 +40,8 @@ class Convert:
     to: str
     """moongate, adobe, compvis, diffusers, lora, kohya, or embedding."""
     out: Path
-    """File to write; a folder for diffusers, lora, kohya and embedding. kohya is one file for A1111 and ComfyUI when
-    this ends in .safetensors."""
+    """File to write; a folder for diffusers, lora, kohya and embedding.
+    A name that ends in .safetensors makes one file of kohya, for A1111 and ComfyUI."""
     rank: OptionalInt = None
     """Maximum rank of each change, for diffusers, lora and kohya.
     Default: the rank that the change has, and 32 for dense changes."""
