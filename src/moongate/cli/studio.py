@@ -34,7 +34,7 @@ class Studio:
     port: int = 8080
     """Port to listen on."""
     demo: Flag = False
-    """Begin with taught concepts of pocket, a finished training and some pictures."""
+    """Begin with three taught concepts of pocket, a finished training and some pictures."""
     model: Model = field(default_factory=ModelOptions)
     output: Output = field(default_factory=OutputOptions)
 

@@ -41,7 +41,7 @@ class Stroke:
         color = "#000" if self.erases else "#fff"
         return (
             f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="0.65" '
-            f'stroke-width="{self.width_px:.1f}" stroke-linecap="round" stroke-linejoin="round" />'
+            f'style="stroke-width: {self.width_px:.1f}" stroke-linecap="round" stroke-linejoin="round" />'
         )
 
 
@@ -79,7 +79,8 @@ async def draw_mask(studio: Studio, photo: Photo, shown: Path) -> None:
     with ui.dialog() as dialog, ui.card().classes("mask"):
         _Brush(studio, photo, shown, dialog)
     await dialog
-    dialog.delete()
+    if not dialog.client.is_deleted:
+        dialog.delete()
 
 
 @dataclass
