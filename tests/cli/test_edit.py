@@ -35,6 +35,9 @@ def test_edit_writes_the_source_the_edit_and_a_sheet_of_both(edit: Command, tmp_
     assert (facts["source"], facts["target"], facts["seed"]) == ("photo of a dog", "photo of a red dog", 1)
     assert facts["reweight"] == {"red": 2.0}
     assert facts["scheduler"] == "ddim"
+    with Image.open(tmp_path / "edited" / "edit.png") as picture:
+        said = json.loads(picture.info["moongate"])
+    assert (said["prompt"], said["source"], said["seed"]) == ("photo of a red dog", "photo of a dog", 1)
 
 
 def test_a_photo_becomes_a_taught_subject_and_json_says_how(

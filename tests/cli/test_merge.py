@@ -21,6 +21,15 @@ def test_merge_writes_a_concept_and_a_report(bear: Path, tmp_path: Path, capsys:
     assert list(Concept.load(tmp_path / "one.safetensors").tokens) == ["<bear>"]
 
 
+def test_a_concept_is_merged_at_a_strength(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "half.safetensors"
+    run(command("merge", f"{bear}:0.5", out=out, device="cpu"))
+    half = Concept.load(bear).scaled(0.5).save(tmp_path / "scaled.safetensors")
+    run(command("merge", half, out=tmp_path / "same.safetensors", device="cpu"))
+    assert Concept.load(out).hash == Concept.load(tmp_path / "same.safetensors").hash
+    assert "The strength of" in fails(capsys, command("merge", f"{bear}:inf", out=tmp_path / "x.safetensors"))
+
+
 def test_merge_refuses_before_it_works(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, out = tmp_path / "missing.txt", tmp_path / "out.safetensors"
     merge = command("merge", bear, out=out)

@@ -115,7 +115,7 @@ class Edit:
                 on_step=lambda: progress.advance(task),
             )
         facts = {"model": backbone.name, "concept": concept and concept.hash, **self._facts(edited, options)}
-        self._save(edited, facts)
+        self._save(edited, facts, concepts[0].hash if concepts else None)
         say(console, f"Wrote {', '.join(FILES)} to {self.out}.")
         return facts
 
@@ -180,15 +180,29 @@ class Edit:
             "files": [str(self.out / name) for name in FILES],
         }
 
-    def _save(self, edited: "Edited", facts: dict[str, Any]) -> None:
+    def _save(self, edited: "Edited", facts: dict[str, Any], concept: str | None) -> None:
         from moongate.files import write_atomically
         from moongate.pages import contact_sheet, png_bytes
 
         pictures = [edited.source, edited.image]
         sheet = contact_sheet(pictures, columns=2, labels=[edited.edit.source, edited.edit.target])
         text = (json.dumps(facts, indent=1) + "\n").encode()
-        for name, content in zip(FILES, [*map(png_bytes, pictures), png_bytes(sheet), text], strict=True):
+        drawn = [png_bytes(edited.source), png_bytes(edited.image, texts=self._texts(facts, concept))]
+        for name, content in zip(FILES, [*drawn, png_bytes(sheet), text], strict=True):
             write_atomically(self.out / name, content)
+
+    def _texts(self, facts: dict[str, Any], concept: str | None) -> dict[str, str]:
+        """Return what the PNG file of the edit says of itself, by the names that `moongate generate` uses."""
+        used = {"file": self.concept and self.concept.name, "hash": concept, "strength": self.strength}
+        said = {
+            "prompt": facts["target"],
+            "source": facts["source"],
+            **{name: facts[name] for name in ("seed", "model", "steps", "scheduler")},
+            "concepts": [used] if concept else [],
+            "guidance": self.guidance,
+            "negative_prompt": self.negative_prompt,
+        }
+        return {"moongate": json.dumps(said, ensure_ascii=False)}
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from moongate.cli.options import (
     flat,
     lines_of,
     read_concepts,
+    split_strength,
 )
 from moongate.cli.terminal import progress_bar, say
 from moongate.errors import OptionError, warn
@@ -178,7 +178,7 @@ class Generate:
         prompts: list[str] = []
         for values in self.concept:
             for number, value in enumerate(values):
-                could_be = number and not _split_strength(value)[0].exists() and not Path(value).suffix
+                could_be = number and not split_strength(value)[0].exists() and not Path(value).suffix
                 (prompts if could_be and (" " in value or not self.prompts) else files).append(value)
         return files, prompts
 
@@ -198,7 +198,7 @@ class Generate:
 
     def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> tuple[list[tuple[Path, float]], Path | None]:
         """Return the concept files with their strengths, and where the merge of a library's files is to be kept."""
-        chosen = [_split_strength(text) for text in files]
+        chosen = [split_strength(text) for text in files]
         kept: Path | None = None
         if self.library and chosen:
             raise OptionError("Give either --concept or --library, which finds the concepts by their tokens.")
@@ -333,17 +333,3 @@ def _merged(
     for line in verdict(merged.report):
         say(console, line)
     return merged.concept
-
-
-def _split_strength(text: str) -> tuple[Path, float]:
-    """Read FILE or FILE:STRENGTH."""
-    path, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        strength = float(number)
-    except ValueError:
-        return Path(text), 1.0
-    if not math.isfinite(strength):
-        raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
-    return Path(path), strength

@@ -22,6 +22,7 @@ from moongate.cli.options import (
     flat,
     lines_of,
     read_concepts,
+    split_strength,
 )
 from moongate.cli.terminal import bytes_of, print_table, progress_bar, say, size_of
 from moongate.errors import OptionError
@@ -41,8 +42,9 @@ SEEDS = range(4)
 class Merge:
     """Merge concepts into one in closed form, without training."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
     """Concept files of any format: trained alone or together, compressed, or merged before.
+    FILE:0.8 merges a concept at strength 0.8.
     A single concept is cleaned: it changes other captions less. None is needed to erase or protect words."""
     out: OptionalPath = None
     """Concept file to write."""
@@ -103,7 +105,9 @@ class Merge:
         )
         if not (self.files or options.erase or options.protect):
             raise OptionError("There is no concept to merge. Name one or several files.")
-        backbone, concepts = read_concepts(self.files, self.model, console, text_only=not self.draw)
+        chosen = [split_strength(file) for file in self.files]
+        backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, text_only=not self.draw)
+        concepts = [concept.scaled(strength) for concept, (_, strength) in zip(concepts, chosen, strict=True)]
         merged = merge(backbone, concepts, options=options)
         if self.out:
             merged.concept.save(self.out, overwrite=self.overwrite)

@@ -4,6 +4,7 @@ Each shared option and its help text stand here once. A command takes a group as
 `model: Model = ModelOptions()`; its options then appear among the command's own.
 """
 
+import math
 import os
 import shlex
 from collections.abc import Collection, Iterable, Sequence
@@ -48,6 +49,7 @@ __all__ = [
     "lines_of",
     "read_concept",
     "read_concepts",
+    "split_strength",
 ]
 
 WITHOUT_DEFAULT = tyro.conf.arg(help_behavior_hint="")
@@ -295,6 +297,20 @@ def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) 
     for note in imported.notes:
         say(console, f"{file.path}: {note}")
     return imported.concept
+
+
+def split_strength(text: str) -> tuple[Path, float]:
+    """Read FILE or FILE:STRENGTH. Raises OptionError for a strength that is no finite number."""
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        return Path(text), 1.0
+    if not math.isfinite(strength):
+        raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
+    return Path(path), strength
 
 
 def flat(values: Iterable[Iterable[_T]]) -> tuple[_T, ...]:

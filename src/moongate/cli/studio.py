@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import WITHOUT_DEFAULT, Flag, Model, ModelOptions, OptionalPath, Output, OutputOptions
+from moongate.cli.options import (
+    WITHOUT_DEFAULT,
+    Flag,
+    Model,
+    ModelOptions,
+    OptionalPath,
+    Output,
+    OutputOptions,
+    cache_folder,
+)
 from moongate.cli.terminal import say
 from moongate.errors import OptionError
 
@@ -60,6 +69,7 @@ class Studio:
                 "model": model,
                 "config": str(loading.config) if loading.config else None,
                 "device": loading.device,
+                "cache": str(cache_folder()),
             }
             desks = Desk(setup=setup), Desk(setup=setup)
             studio = State(places=places, model=model, device=loading.device, desk=desks[0], lens=desks[1])

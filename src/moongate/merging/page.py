@@ -13,7 +13,7 @@ from moongate.merging.report import EditFit, MergeReport
 from moongate.pages import Cell, Level, Page
 from moongate.sampling import Sample
 
-__all__ = ["HEAD", "judged", "summary_rows", "verdict", "write_report"]
+__all__ = ["HEAD", "judged", "judged_rows", "summary_rows", "verdict", "write_report"]
 
 HEAD = ("subject", "contexts", "kept there", "kept elsewhere", "kept together", "drift alone")
 MUCH, HALF = 0.9, 0.5
@@ -64,6 +64,16 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
         )
         for fit in report.subjects
     ]
+
+
+def judged_rows(report: MergeReport) -> list[Sequence[str | Cell]]:
+    """Return the rows of `summary_rows` with how good the news of each share is."""
+    rows: list[Sequence[str | Cell]] = []
+    for fit, (words, contexts, *shares, drift) in zip(report.subjects, summary_rows(report), strict=True):
+        errors = (fit.worst_residual, fit.held_out_error, fit.joint_error)
+        cells = [Cell(text, _level(_kept(error))) if text else "" for text, error in zip(shares, errors, strict=True)]
+        rows.append((words, contexts, *cells, drift))
+    return rows
 
 
 def verdict(report: MergeReport) -> list[str]:
@@ -164,19 +174,7 @@ def _add_subjects(page: Page, report: MergeReport) -> None:
         "Its contexts are constraints of the merge. Elsewhere is measured in other captions, together in captions that "
         "name another subject as well. Drift alone is how far neutral captions move with this subject's own concept.",
     )
-    rows = []
-    for fit, row in zip(report.subjects, summary_rows(report), strict=True):
-        words, contexts, there, elsewhere, together, drift = row
-        cells = [
-            Cell(text, _level(_kept(error))) if text else ""
-            for text, error in (
-                (there, fit.worst_residual),
-                (elsewhere, fit.held_out_error),
-                (together, fit.joint_error),
-            )
-        ]
-        rows.append((words, contexts, *cells, drift))
-    page.table(HEAD, rows)
+    page.table(HEAD, judged_rows(report))
 
 
 def _add_cost(page: Page, report: MergeReport) -> None:

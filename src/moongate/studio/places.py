@@ -18,7 +18,7 @@ PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".
 """Endings of files that a browser may show, with their types; all others it may only download."""
 DEPTH = 3
 """Run folders are looked for this many folders deep."""
-FOLDERS = ("concepts", "photos", "gallery", "studies", "trash", "commands", "previews")
+FOLDERS = ("concepts", "photos", "gallery", "studies", "trash", "commands", "previews", "exports")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,11 @@ class Places:
         return self.root / "previews"
 
     @property
+    def exports(self) -> Path:
+        """Concepts in other programs' formats."""
+        return self.root / "exports"
+
+    @property
     def chosen(self) -> tuple[Path, ...]:
         """All folders that may be read."""
         return (self.root, *self.watched)
@@ -146,11 +151,11 @@ class Places:
         return sorted(files, key=lambda file: -_changed(file))
 
     def _found(self, name: str) -> Iterator[Path]:
-        hidden = {self.trash, self.gallery, self.studies, self.photos, self.commands, self.previews}
+        unseen = (self.trash, self.gallery, self.studies, self.photos, self.commands, self.previews, self.exports)
         for folder in self.chosen:
             for depth in range(DEPTH):
                 for file in folder.glob("*/" * depth + name):
-                    is_hidden = any(place in file.parents for place in hidden)
+                    is_hidden = any(place in file.parents for place in unseen)
                     if not is_hidden and (file.parent / "log.jsonl").exists():
                         yield file.parent
 

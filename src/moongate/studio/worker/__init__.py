@@ -18,8 +18,11 @@ ANSWERS: Mapping[str, str] = {
     "check_mask": "teaching",
     "check_photo": "teaching",
     "check_token": "teaching",
+    "export_concept": "keeping",
+    "import_concept": "keeping",
     "look_at_photos": "teaching",
     "measure_speed": "teaching",
+    "merge_report": "composing",
     "model_facts": "teaching",
     "side_of": "teaching",
 }

@@ -23,6 +23,8 @@ class Setup:
     """The model where a concept names none."""
     config: str | None = None
     device: str | None = None
+    cache: str | None = None
+    """Folder in which the Gram matrices of captions are kept from one merge to the next."""
 
 
 @dataclass(kw_only=False)
