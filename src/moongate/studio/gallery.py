@@ -117,10 +117,10 @@ class _Gallery:
 
     def _choose(self, file: Path, event: events.ValueChangeEventArguments[Any]) -> None:
         others = [other for other in self.chosen if other != file]
-        *dropped, first, second = [None, None, *others, *([file] if event.value else [])]
-        self.chosen = [each for each in (first, second) if each]
-        for box in (self.boxes.get(each) for each in dropped if each):
-            if box:
+        ticked = [*others, file] if event.value else others
+        self.chosen = ticked[-2:]
+        for dropped in ticked[:-2]:
+            if box := self.boxes.get(dropped):
                 box.value = False
         self._compare()
 
