@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise raised[0]
 
     monkeypatch.setattr(HfApi, "model_info", answer)
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     return raised
 
 
@@ -52,7 +52,7 @@ def test_the_copy_on_this_machine_is_used_while_the_hub_is_out_of_reach(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked.append(HTTPError("no route"))
-    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: "/cache/model_index.json")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "/cache/model_index.json")
     assert hub.must_stay_offline("someone/sd", "model_index.json")
     del asked[0]
     assert not hub.must_stay_offline("someone/sd", "model_index.json")

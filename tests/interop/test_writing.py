@@ -152,7 +152,7 @@ def test_tokens_whose_file_names_would_be_alike_are_separate_files(
         assert any("is called by its file name" in note for note in written.notes)
 
 
-@pytest.mark.parametrize("name", ["embedding", "kohya", "lora", "diffusers"])
+@pytest.mark.parametrize("name", ["embedding", "lora", "diffusers"])
 def test_the_name_of_a_file_is_refused_where_a_folder_is_written(tiny: Backbone, tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match=r"the name of a file. Give --out .*bear\.$"):
         interop.write(make_concept(tiny), tmp_path / "bear.safetensors", to=name, options=WriteOptions(base=tiny))
