@@ -54,6 +54,7 @@ def test_an_example_is_taught_and_its_preview_appears_though_the_server_is_kille
 
 @pytest.mark.parametrize("path", ["/", "/watch", "/library", "/compose", "/gallery", "/judge"])
 def test_pages_load_from_their_own_server_alone_and_fit_a_narrow_window(page: Page, server: Server, path: str) -> None:
+    page.problems()  # those of an earlier test, which killed the server
     page.size(400)
     page.open(server.address + path)
     page.sees("Moongate")
