@@ -139,6 +139,10 @@ class Page:
     def screenshot(self, file: Path) -> None:
         self.driver.save_screenshot(str(file))
 
+    def poor_contrast(self) -> list[str]:
+        """Return the texts whose color is too near that of their ground for WCAG 2, level AA."""
+        return list(self.driver.execute_script(CONTRAST))
+
     def problems(self) -> list[str]:
         """Return errors of the browser, among them what the content security policy refused."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
@@ -165,3 +169,35 @@ def chromium() -> Iterator[Page]:
 
 def _quoted(text: str) -> str:
     return f'"{text}"'
+
+
+CONTRAST = """
+function channels(color) {
+  const found = color.match(/[\\d.]+/g).map(Number)
+  return found.length < 4 ? [...found, 1] : found
+}
+function luminance([r, g, b]) {
+  const linear = [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+  return .2126 * linear[0] + .7152 * linear[1] + .0722 * linear[2]
+}
+function ground(element) {
+  for (let e = element; e; e = e.parentElement) {
+    const color = channels(getComputedStyle(e).backgroundColor)
+    if (color[3] > .99) return color
+  }
+  return [255, 255, 255, 1]
+}
+const poor = []
+for (const element of document.querySelectorAll('body *')) {
+  const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+  const style = getComputedStyle(element)
+  const box = element.getBoundingClientRect()
+  const isShown = box.width && box.height && box.right > 0 && style.visibility === 'visible' && style.opacity === '1'
+  if (!own || !isShown || element.closest('[disabled], .disabled, [aria-hidden=true], #popup')) continue
+  const [light, dark] = [luminance(channels(style.color)), luminance(ground(element))].sort((a, b) => b - a)
+  const contrast = (light + .05) / (dark + .05)
+  const text = element.textContent.trim().slice(0, 40)
+  if (contrast < 4.5) poor.push(`${element.tagName} "${text}": ${contrast.toFixed(2)}`)
+}
+return poor
+"""

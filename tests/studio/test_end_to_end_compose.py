@@ -73,3 +73,17 @@ def test_three_pairs_are_judged_with_keys_and_a_killed_server_loses_none(
     page.open(server.address + "/judge?study=three")
     page.sees("Raters: anna")
     assert page.driver.find_element(By.TAG_NAME, "h1").text == "Judge"
+
+
+@pytest.mark.parametrize("path", ["/", "/?draft=penguin", "/watch", "/library", "/compose", "/gallery", "/judge"])
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_the_colors_of_texts_have_the_contrast_of_level_aa(
+    page: Page, server: Server, path: str, is_dark: bool
+) -> None:
+    page.size(1400)
+    page.dark(is_dark)
+    page.open(server.address + path)
+    page.sees("Moongate")
+    wait_for(lambda: page.driver.execute_script("return document.getElementById('main') !== null"))
+    assert page.poor_contrast() == []
+    page.dark(False)
