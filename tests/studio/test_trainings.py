@@ -2,11 +2,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import write_pictures
+from moongate.concept import Concept
 from moongate.errors import OptionError
 from moongate.fleet import Queue
 from moongate.studio.commands import Commands
@@ -37,6 +40,14 @@ def tend_until(trainings: Trainings, name: str, state: str) -> None:
         time.sleep(0.2)
 
 
+def wait_until(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + 240
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 def test_a_training_is_done_though_its_fleet_is_killed(trainings: Trainings, tiny_folder: Path) -> None:
     trainings.add(entry(trainings, tiny_folder))
     trainings.tend()
@@ -54,6 +65,28 @@ def test_a_training_is_done_though_its_fleet_is_killed(trainings: Trainings, tin
         child.wait()
     with pytest.raises(OptionError, match="already a concept or a training called 'bear'"):
         trainings.add(entry(trainings, tiny_folder))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_paused_while_it_runs_goes_on_to_the_concept_of_one_that_was_not(
+    trainings: Trainings, tiny_folder: Path
+) -> None:
+    steps = 400
+    trainings.add(entry(trainings, tiny_folder, steps=steps))
+    wait_until(lambda: trainings.tend() or trainings.queue.status("bear", "running").done > 20)
+    trainings.pause("bear")
+    wait_until(lambda: not any(each.state == "running" for each in trainings.commands.all()))
+    stopped = trainings.queue.status("bear", "paused")
+    assert 20 < stopped.done < steps
+    trainings.resume("bear")
+    tend_until(trainings, "bear", "done")
+    trainings.add(entry(trainings, tiny_folder, steps=steps, name="whole"))
+    tend_until(trainings, "whole", "done")
+    first, second = (Concept.load(trainings.places.concepts / f"{name}.safetensors") for name in ("bear", "whole"))
+    assert all(torch.equal(first.tokens[token], row) for token, row in second.tokens.items())
+    assert all(torch.equal(first.deltas[name].delta, change.delta) for name, change in second.deltas.items())
+    for child in trainings.commands._children.values():
+        child.wait()
 
 
 def test_a_job_that_the_fleet_refuses_fails_with_its_message_and_is_not_started_again(
