@@ -90,6 +90,7 @@ def test_two_browsers_choose_together(
     visit(look)
 
 
+@pytest.mark.slow
 def test_a_merge_is_saved_and_drawn_by_commands_that_run_on_their_own(
     studio: Studio, files: list[Path], visit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
