@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from moongate.errors import OptionError
 from moongate.preference import QUESTIONS, Study, add, picture_key, read_answers, read_sent, write_page
 from moongate.preference.making import Subject, make_study
+from studio.browser import chromium
 from studying import make_picture, make_pictures
 
 HOSTILE = "a <b>dog</b></script><script>document.title='taken'</script>"
@@ -77,17 +77,9 @@ def test_a_missing_picture_is_named(folder: Path) -> None:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("Install Debian's packages chromium and chromium-driver to test in a browser.")
-    options = webdriver.ChromeOptions()
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=400,900"):
-        options.add_argument(f"--{argument}")
-    options.binary_location = shutil.which("chromium")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    with webdriver.Chrome(options=options, service=service) as driver:
-        yield driver
+    with chromium(downloads=tmp_path) as page:
+        page.size(400)
+        yield page.driver
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

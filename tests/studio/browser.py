@@ -149,8 +149,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Page]:
-    """Start headless Chromium, or skip the test where it is not installed."""
+def chromium(*, downloads: Path | None = None) -> Iterator[Page]:
+    """Start headless Chromium, which saves files to `downloads`, or skip the test where it is not installed."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (browser and driver):
@@ -159,6 +159,8 @@ def chromium() -> Iterator[Page]:
     options.binary_location = browser
     for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
         options.add_argument(option)
+    if downloads:
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     window = webdriver.Chrome(options=options, service=Service(driver))
     try:

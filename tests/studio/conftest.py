@@ -15,6 +15,7 @@ from moongate.studio.app import register
 from moongate.studio.desk import Desk
 from moongate.studio.places import Places
 from moongate.studio.state import Studio
+from studio.browser import Page, chromium
 
 AT_THE_END = ("reconnect_timeout", "Could not cancel")
 """What NiceGUI logs when the simulation ends while a page is still busy, on a slow computer."""
@@ -59,3 +60,10 @@ async def until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
     while not condition():
         assert loop.time() < end, "it did not happen"
         await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """A browser window that the tests of a module share."""
+    with chromium() as page:
+        yield page

@@ -7,15 +7,9 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from moongate.concept import Concept
-from studio.browser import Page, Server, chromium, wait_for
+from studio.browser import Page, Server, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with chromium() as page:
-        yield page
 
 
 @pytest.fixture(scope="module")

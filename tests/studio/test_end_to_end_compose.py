@@ -14,16 +14,10 @@ from moongate.preference import Study, read_answers
 from moongate.preference.making import make_study
 from moongate.studio.places import Places
 from moongate.studio.shelf import cards
-from studio.browser import Page, Server, chromium, wait_for
+from studio.browser import Page, Server, wait_for
 from studying import make_pictures
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with chromium() as page:
-        yield page
 
 
 @pytest.fixture(scope="module")
