@@ -2,16 +2,19 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from command_line import Command, fails, run
+from moongate.backbone import Backbone
 from moongate.cli import Train
 from moongate.cli.options import ModelOptions
 from moongate.errors import OptionError
 from moongate.pages import Page
-from moongate.run_page import Album
+from moongate.run_page import Album, drawing
+from moongate.sampling import sample
 from moongate.training import Step, memory
 
 
@@ -41,15 +44,17 @@ def test_a_run_has_a_page_that_ends_with_base_beside_concept(
     }
     assert len(compared) % 4 == 0, "two seeds of base and of concept for each prompt"
     said = " ".join(capsys.readouterr().out.split())
-    assert f"Drawing {len(compared) + 4} pictures for the page in about" in said
-    assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index("Drawing"), "the concept comes first"
+    assert f"Drawing {len(compared)} pictures for the page in about" in said
+    assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index(f"Drawing {len(compared)}"), "the concept comes first"
 
 
 @pytest.mark.filterwarnings("ignore::moongate.errors.MoongateWarning")
 def test_the_page_follows_a_run_and_says_that_it_was_stopped(shown: Command, tmp_path: Path) -> None:
     pages: list[str] = []
+    bases: list[int] = []
 
     def look(step: Step) -> None:
+        bases.append(len([each for each in Album(tmp_path / "bear.run").drawn("validation") if not each.step]))
         path = tmp_path / "bear.run" / "index.html"
         pages.append(path.read_text() if path.exists() else "")
         if step.index == 3:
@@ -68,11 +73,29 @@ def test_the_page_follows_a_run_and_says_that_it_was_stopped(shown: Command, tmp
     )
     with pytest.raises(OptionError, match="enough"):
         command(Console(quiet=True))
+    assert bases == [4, 4, 4], "the base's own pictures are there from the first step on"
     assert "step 2 of 3" in pages[2]
     assert 'http-equiv="refresh"' in pages[2]
     page = (tmp_path / "bear.run" / "index.html").read_text()
     assert "Stopped after step 3 of 3" in page
     assert "refresh" not in page
+
+
+def test_the_row_of_the_base_is_drawn_by_the_base_and_not_again_by_a_resumed_run(
+    shown: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(shown.but(steps=2, validate_every=2))
+    album = Album(tmp_path / "bear.run")
+    own = [album.image(each) for each in album.drawn("validation") if each.step == 0]
+    backbone = Backbone.load(str(shown.options["model"]), device="cpu")
+    prompts, seeds = ["photo of a teddy bear"] * 4, [*range(4)]
+    expected = sample(backbone, prompts, seeds=seeds, options=drawing.DRAWING)
+    for image, wanted in zip(own, expected, strict=True):
+        assert np.array_equal(image, wanted.image)
+    capsys.readouterr()
+    run(shown.but(steps=4, validate_every=2, resume=True))
+    assert "of the base model" not in capsys.readouterr().out
+    assert len([each for each in album.drawn("validation") if each.step == 0]) == 4
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(

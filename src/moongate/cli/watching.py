@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moongate.cli.tracking import Tracker
     from moongate.concept import Concept
     from moongate.data import Subject
-    from moongate.run_page import Comparison, Part, Status
+    from moongate.run_page import Comparison, Drawn, Part, Status
     from moongate.training import Plan, Step
 
 __all__ = ["Watch", "interruption_explained", "say_best", "say_memory"]
@@ -53,14 +53,19 @@ class Watch:
     _last: "Step | None" = field(default=None, init=False)
     _tracker: "Tracker | None" = field(default=None, init=False)
     _begin: Callable[[], None] = field(default=lambda: None, init=False)
+    _base: "list[tuple[Drawn, Any]]" = field(default_factory=list, init=False)
+    """The base's own validation pictures, until the folder is held."""
 
     @contextlib.contextmanager
     def following(self, subjects: "Sequence[Subject]", *, resume: bool) -> Iterator[None]:
         """Follow the training in the block; if it does not end, the page says that the run was stopped."""
         if self.has_page:
             from moongate.run_page import PAGE
+            from moongate.training.ranks import Ranks
 
             say(self.console, f"The page {self.run / PAGE} follows the training.")
+            if Ranks.current().is_first:
+                self._draw_base(resume)
         self._begin = lambda: self._begun(subjects, resume)
         try:
             yield
@@ -90,6 +95,8 @@ class Watch:
             for index, (picture, caption) in enumerate(pairs[:TAUGHT_PICTURES]):
                 shown = as_pixels(square(picture, self.backbone.resolution_px))
                 album.add(Drawn(part="taught", step=0, prompt=caption, seed=index), shown)
+        for drawn, image in self._base:
+            album.add(drawn, image)
 
     def __call__(self, step: "Step") -> None:
         """Show a step, draw validation pictures when they are due, and write the page now and then."""
@@ -136,6 +143,20 @@ class Watch:
             return False
         return True
 
+    def _draw_base(self, resume: bool) -> None:
+        """Draw the validation pictures of the base, which cannot be drawn anymore once it is trained.
+
+        Those that a resumed run has already are not drawn again.
+        """
+        from moongate.run_page import Album, drawings
+
+        known = Album(self.run).drawn("validation") if resume else []
+        has_base = any(each.step == 0 and each.prompt == self.prompts[1] for each in known)
+        if has_base or not (self.every or known):
+            return
+        say(self.console, f"Drawing {len(SEEDS)} pictures of the base model, with which those on the way are compared.")
+        self._base = [*drawings(self.backbone, self.prompts[1:], seeds=SEEDS, step=0, part="validation")]
+
     def _validate(self, step: int) -> None:
         from moongate.run_page import Album, draw
 
@@ -149,8 +170,7 @@ class Watch:
         from moongate.run_page import COMPARED_SEEDS, Album, draw, duration, seconds_to_draw
 
         album = Album(self.run)
-        is_validated = bool(album.drawn("validation"))
-        count = 2 * len(pairs) * len(COMPARED_SEEDS) + (len(SEEDS) if is_validated else 0)
+        count = 2 * len(pairs) * len(COMPARED_SEEDS)
         speed = self._last.pictures_per_second if self._last else 0
         about = f" in about {duration(seconds_to_draw(count, self.backbone, speed))}" if speed else ""
         say(self.console, f"Drawing {count} pictures for the page{about}. The concept is written; you may stop here.")
@@ -161,8 +181,6 @@ class Watch:
                 advance = partial(progress.advance, task)
                 draw(*(self.backbone, album, prompts), seeds=seeds, step=step, part=part, on_picture=advance)
 
-            if is_validated:
-                drawn(self.prompts[1:], SEEDS, 0, "validation")
             drawn([pair.base for pair in pairs], COMPARED_SEEDS, 0, "comparison")
             with concept.applied(self.backbone):
                 drawn([pair.concept for pair in pairs], COMPARED_SEEDS, 1, "comparison")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         caption_template,
         compared,
         draw,
+        drawings,
         seconds_to_draw,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "caption_template",
     "compared",
     "draw",
+    "drawings",
     "duration",
     "page_of",
     "seconds_to_draw",
@@ -46,7 +48,7 @@ __all__ = [
 _OF_DRAWING = frozenset(
     (
         *("COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "caption_template", "compared", "draw"),
-        "seconds_to_draw",
+        *("drawings", "seconds_to_draw"),
     )
 )
 

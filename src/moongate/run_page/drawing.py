@@ -1,7 +1,10 @@
 """What is drawn for the page of a run: pictures of one prompt on the way, and base beside concept at the end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
 
 from moongate.backbone import Backbone
 from moongate.data import Subject
@@ -16,6 +19,7 @@ __all__ = [
     "caption_template",
     "compared",
     "draw",
+    "drawings",
     "seconds_to_draw",
 ]
 
@@ -78,11 +82,19 @@ def draw(
         place: Position of the first prompt among those that are drawn together.
         on_picture: Called after each picture.
     """
+    for drawn, image in drawings(backbone, prompts, seeds=seeds, step=step, part=part, place=place):
+        album.add(drawn, image)
+        on_picture()
+
+
+def drawings(
+    backbone: Backbone, prompts: Sequence[str], *, seeds: Sequence[int], step: int, part: Part, place: int = 0
+) -> Iterator[tuple[Drawn, UInt8[np.ndarray, "height width 3"]]]:
+    """Draw as `draw` does, but yield the pictures and write none."""
     jobs = [(index, prompt, seed) for index, prompt in enumerate(prompts, place) for seed in seeds]
     pictures = sample(backbone, [prompt for _, prompt, _ in jobs], seeds=[seed for _, _, seed in jobs], options=DRAWING)
     for (index, prompt, seed), picture in zip(jobs, pictures, strict=True):
-        album.add(Drawn(part=part, step=step, prompt=prompt, seed=seed, place=index), picture.image)
-        on_picture()
+        yield Drawn(part=part, step=step, prompt=prompt, seed=seed, place=index), picture.image
 
 
 def seconds_to_draw(pictures: int, backbone: Backbone, pictures_per_second: float) -> float:

@@ -153,7 +153,7 @@ def _show_rows(studio: Studio, run: Path, drawn: list[Drawn]) -> None:
                 for each in here:
                     _picture(studio, run, each, caption=f"seed {each.seed}")
         if not any(each.step == 0 for each in drawn):
-            paragraph("The base's own pictures are drawn at the end, or when the training is measured.", quiet=True)
+            paragraph("The base's own pictures are drawn when the training is measured.", quiet=True)
 
 
 def _show_comparison(studio: Studio, run: Path, drawn: list[Drawn]) -> None:
