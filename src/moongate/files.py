@@ -168,11 +168,12 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     Raises:
         OptionError: `path` is a folder, exists and may not be replaced, or its folder cannot be written.
     """
-    if path.is_dir():
-        raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
-    if path.exists() and not overwrite:
-        raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
-    _check_place(path, path.absolute().parents)
+    with _refusal_explained(path):
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder. Give the name of a file, such as {path / 'concept.safetensors'}.")
+        if path.exists() and not overwrite:
+            raise OptionError(f"{path} exists already. Choose another name or allow overwriting (--overwrite).")
+        _check_place(path, path.absolute().parents)
 
 
 def check_folder(path: Path) -> None:
@@ -181,9 +182,10 @@ def check_folder(path: Path) -> None:
     Raises:
         OptionError: `path` is a file, or its folder cannot be written.
     """
-    if path.is_file():
-        raise OptionError(f"{path} is a file. Give the name of a folder.")
-    _check_place(path, [path.absolute(), *path.absolute().parents])
+    with _refusal_explained(path):
+        if path.is_file():
+            raise OptionError(f"{path} is a file. Give the name of a folder.")
+        _check_place(path, [path.absolute(), *path.absolute().parents])
 
 
 def free_path(path: Path) -> Path:
@@ -195,7 +197,21 @@ def free_path(path: Path) -> Path:
 def _check_place(path: Path, parents: Iterable[Path]) -> None:
     place = next(parent for parent in parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise OptionError(f"{path} cannot be written, because {place} is no folder that you may write into.")
+        raise OptionError(
+            f"{path} cannot be written, because {place} is no folder that you may write into. Choose another path."
+        )
+
+
+@contextlib.contextmanager
+def _refusal_explained(path: Path) -> Iterator[None]:
+    """Raise OptionError where the system does not even let one look whether something is there."""
+    try:
+        yield
+    except PermissionError as error:
+        raise OptionError(
+            f"{path} cannot be written, because you may not look into the folder of {error.filename or path}. "
+            f"{remedy(error)}"
+        ) from error
 
 
 def read_regular(path: Path, *, at_most: int) -> bytes:

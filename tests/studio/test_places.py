@@ -1,11 +1,33 @@
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+from command_line import fails
 from moongate.errors import OptionError
 from moongate.studio.places import Places
+from studio.browser import free_port
+
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def without_privileges(folder: Path) -> Iterator[None]:
+    """Let the block run as a user whom permissions bind, and who owns the folder with all that is in it."""
+    if os.getuid():
+        yield
+        return
+    for place in (folder, *folder.rglob("*")):
+        os.chown(place, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 @pytest.fixture
@@ -61,6 +83,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Places.open(tmp_path / "file")
     with pytest.raises(OptionError, match="There is no folder"):
         Places.open(tmp_path / "studio", (tmp_path / "missing",))
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode"),
+    [("open", 0o555), ("open/studio", 0o555), ("open/studio/gallery", 0o555), ("open", 0o000), ("watched", 0o000)],
+    ids=["its-folder", "itself", "a-part", "hidden", "watched"],
+)
+def test_a_folder_without_the_permission_to_write_is_one_sentence_and_nothing_is_made(
+    closed: str, mode: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        top = Path(made).resolve()
+        (top / "watched").mkdir()
+        parts = {"open": "open", "watched": "open/studio"}.get(closed, "open/studio/gallery")
+        (top / parts).mkdir(parents=True)
+        (top / closed).chmod(mode)
+        before = sorted(top.rglob("*"))
+        try:
+            with without_privileges(top):
+                words = ("--folder", top / "open" / "studio", "--watch", top / "watched", "--port", free_port())
+                message = fails(capsys, "studio", *words)
+        finally:
+            (top / closed).chmod(0o755)
+        assert sorted(top.rglob("*")) == before
+    assert message.startswith("error: ") and message.count("error") == 1
+    assert str(top / closed) in message
+    assert any(remedy in message for remedy in ("Choose another path", "Choose a path", "Check the path"))
 
 
 def test_runs_of_the_shell_are_found_and_what_is_in_the_trash_is_not(places: Places) -> None:

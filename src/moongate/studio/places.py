@@ -8,7 +8,7 @@ from typing import Self
 from urllib.parse import quote
 
 from moongate.errors import OptionError
-from moongate.files import check_writable
+from moongate.files import check_folder
 
 __all__ = ["CONCEPT", "Places", "PICTURES"]
 
@@ -35,12 +35,11 @@ class Places:
         Raises:
             OptionError: The folder cannot be written, or one to watch does not exist.
         """
-        if missing := [folder for folder in watched if not folder.is_dir()]:
-            raise OptionError(f"There is no folder {missing[0]} to watch. Check the path.")
-        if root.exists() and not root.is_dir():
-            raise OptionError(f"{root} is a file. Choose a folder for the studio (--folder).")
+        if missing := [folder for folder in watched if not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK))]:
+            raise OptionError(f"There is no folder {missing[0]} that you may read, to watch it. Check the path.")
+        check_folder(root)
         for name in FOLDERS:
-            check_writable(root / name / "any", overwrite=True)
+            check_folder(root / name)
         places = cls(root=root.resolve(), watched=tuple(folder.resolve() for folder in watched))
         for name in FOLDERS:
             (places.root / name).mkdir(parents=True, exist_ok=True)
