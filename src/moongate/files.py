@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,6 +31,7 @@ __all__ = [
     "exists",
     "file_name",
     "free_path",
+    "free_stem",
     "leads_out",
     "locked",
     "read_regular",
@@ -192,6 +193,12 @@ def free_path(path: Path) -> Path:
     """Return a path that names no file: `path` itself, or with a number, such as `bear-2.png` for `bear.png`."""
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     return path if not path.exists() else next(other for other in numbered if not other.exists())
+
+
+def free_stem(stem: str, taken: Container[str]) -> str:
+    """Return a file's name without its ending that is not taken: the name itself, or with a number, as `bear-2`."""
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    return stem if stem not in taken else next(other for other in numbered if other not in taken)
 
 
 def _check_place(path: Path, parents: Iterable[Path]) -> None:

@@ -9,6 +9,7 @@ from nicegui.testing import User
 from making import make_concept as make_fitting
 from moongate.backbone import Backbone
 from moongate.concept import Concept
+from moongate.studio.desk import Desk
 from moongate.studio.library import FORMATS
 from moongate.studio.state import Studio
 from studio.conftest import until
@@ -25,7 +26,8 @@ def bear(studio: Studio) -> Concept:
 async def upload(user: User, *files: tuple[str, bytes]) -> None:
     (field,) = user.find(marker="import").elements
     await user.http_client.post(
-        field._props["url"], files=[(name, (name, content, "application/octet-stream")) for name, content in files]
+        field._props["url"],
+        files=[(str(key), (name, content, "application/octet-stream")) for key, (name, content) in enumerate(files)],
     )
 
 
@@ -114,6 +116,26 @@ def test_what_is_no_concept_is_refused_and_leaves_nothing(studio: Studio, visit:
     visit(look)
     assert list(studio.places.concepts.glob("*.safetensors")) == []
     assert [file.name for file in studio.places.exports.iterdir()] == []
+
+
+def test_two_files_of_one_name_that_belong_together_both_reach_the_worker(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., None]
+) -> None:
+    reached = list[bytes]()
+
+    async def ask(_desk: Desk, _kind: str, *, source: str, **_arguments: Any) -> dict[str, Any]:
+        reached.extend(file.read_bytes() for file in sorted(Path(source).iterdir()))
+        return {"format": "A1111", "notes": []}
+
+    monkeypatch.setattr(Desk, "ask", ask)
+
+    async def look(user: User) -> None:
+        await user.open("/library")
+        await upload(user, ("bear.safetensors", b"one"), ("bear.safetensors", b"two"))
+        await user.should_see("bear was imported", retries=100)
+
+    visit(look)
+    assert sorted(reached) == [b"one", b"two"]
 
 
 def test_all_formats_are_offered() -> None:

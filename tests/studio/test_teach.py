@@ -1,3 +1,4 @@
+import asyncio
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,23 @@ def test_a_new_thing_takes_photos_and_refuses_what_is_none(studio: Studio, visit
         assert not [file for file in made.teach.iterdir() if file.name.startswith(".")]
 
     visit(look)
+
+
+def test_two_photos_of_one_name_that_arrive_together_are_both_kept(
+    studio: Studio, draft: Draft, visit: Callable[..., None]
+) -> None:
+    sent = [photo(number) for number in (7, 8, 9)]
+
+    async def look(user: User) -> None:
+        await user.open("/?draft=bear")
+        await asyncio.gather(*(upload(user, "new.png", content) for content in sent))
+        await until(lambda: len(draft.photos()) == 6)
+
+    visit(look)
+    kept = {each.file.name: each.file.read_bytes() for each in draft.photos() if each.file.name.startswith("new")}
+    assert sorted(kept) == ["new-2.png", "new-3.png", "new.png"]
+    assert sorted(kept.values()) == sorted(sent)
+    assert not [file for file in draft.teach.iterdir() if file.name.startswith(".")]
 
 
 def test_photos_are_shown_as_the_model_sees_them_with_what_is_wrong(

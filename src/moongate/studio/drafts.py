@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moongate.errors import OptionError, PictureError
-from moongate.files import file_name, free_path, write_atomically
+from moongate.files import file_name, free_path, free_stem, write_atomically
 from moongate.limits import MAX_CAPTION_CHARACTERS
 from moongate.texts import parse_json, read_text
 
@@ -143,19 +143,15 @@ class Draft:
         return found
 
     def place_for(self, name: str) -> Path:
-        """Return where a new photo of this name goes.
+        """Return where a new photo of this name goes now; a file that takes a while to arrive asks again then.
 
         Raises:
             PictureError: There are too many photos.
         """
         if len(self.photos()) >= MAX_PHOTOS:
             raise PictureError(f"{self.name} has {MAX_PHOTOS} photos already, as many as are taken. Remove some first.")
-        suffix = Path(name).suffix.lower()[:6]
-        path, number = self.teach / f"{file_name(Path(name).stem)}{suffix}", 2
         taken = {photo.file.stem for photo in self.photos()}  # captions and masks go by the name without its ending
-        while path.stem in taken:
-            path, number = path.with_name(f"{file_name(Path(name).stem)}-{number}{suffix}"), number + 1
-        return path
+        return self.teach / f"{free_stem(file_name(Path(name).stem), taken)}{Path(name).suffix.lower()[:6]}"
 
     def caption(self, photo: Path, text: str) -> None:
         """Give a photo its caption, on one line; an empty one leaves it to the preset.

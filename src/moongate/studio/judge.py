@@ -204,7 +204,7 @@ class _Judging:
             auto_upload=True,
             max_file_size=MAX_TEXT_BYTES,
             on_upload=self._take,
-            on_rejected=lambda: ui.notify("A file is too large, or no JSON.", type="negative"),
+            on_rejected=lambda: ui.notify("A file is too large, no JSON, or dropped already.", type="negative"),
         )
         upload.classes("upload").props('accept=".json" flat bordered').mark("answers")
 

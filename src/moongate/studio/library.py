@@ -10,7 +10,7 @@ from typing import Any
 from nicegui import events, ui
 
 from moongate.errors import ConceptFileError, OptionError
-from moongate.files import file_name
+from moongate.files import file_name, free_path
 from moongate.limits import MAX_UPLOAD_BYTES
 from moongate.studio.commands import Command
 from moongate.studio.composition import Composition
@@ -204,8 +204,11 @@ class _Import:
             auto_upload=True,
             max_total_size=MAX_UPLOAD_BYTES,
             on_multi_upload=self.take,
-            on_rejected=lambda: ui.notify("The files are too large, or of another kind.", type="negative"),
+            on_rejected=lambda: ui.notify(
+                "The files are too large, of another kind, or dropped already.", type="negative"
+            ),
         )
+        self.upload._props[":field-name"] = "file => file.__key"  # by its name, one of two alike would not be received
         self.upload.classes("upload").props(f'accept="{",".join(SUFFIXES)}" flat bordered').mark("import")
         self.result = ui.element("div")
 
@@ -228,7 +231,8 @@ class _Import:
         place = Path(tempfile.mkdtemp(prefix=".arriving-", dir=self.studio.places.exports))
         try:
             for file in event.files:
-                await file.save(place / f"{file_name(Path(file.name).stem)}{Path(file.name).suffix.lower()}")
+                named = place / f"{file_name(Path(file.name).stem)}{Path(file.name).suffix.lower()}"
+                await file.save(free_path(named))
             (only, *others) = sorted(place.iterdir())
             found = await self.studio.desk.ask(
                 "import_concept",

@@ -1,6 +1,6 @@
 """The photos of a draft as a part of the page Teach: as the model sees them, with captions and masks."""
 
-import asyncio
+import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def show_photos(studio: Studio, draft: Draft) -> None:
             auto_upload=True,
             max_file_size=MAX_DOWNLOAD_BYTES,
             on_upload=partial(_take, studio, draft),
-            on_rejected=lambda: ui.notify("A file is too large, or no photo.", type="negative"),
+            on_rejected=lambda: ui.notify("A file is too large, no photo, or dropped already.", type="negative"),
         ).classes("upload").props('accept="image/*,.heic,.heif" flat bordered')
         live(partial(_known, draft), partial(_show, studio, draft))
 
@@ -40,12 +40,12 @@ async def _take(studio: Studio, draft: Draft, event: events.UploadEventArguments
     with errors_shown():
         if event.file.size() > MAX_DOWNLOAD_BYTES:
             raise PictureError(f"{event.file.name} has more than {MAX_DOWNLOAD_BYTES // 10**6} MB. Shrink it.")
-        place = draft.place_for(event.file.name)
-        arriving = place.with_name(f".{place.name}")
+        draft.place_for(event.file.name)  # refused before anything is written
+        arriving = draft.teach / f".arriving-{secrets.token_hex(8)}"
         await event.file.save(arriving)
         try:
             await studio.lens.ask("check_photo", file=str(arriving), name=event.file.name)
-            await asyncio.to_thread(arriving.rename, place)
+            arriving.rename(draft.place_for(event.file.name))  # without a pause, in which another might take the name
         finally:
             arriving.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from moongate.studio.queue import show_queue
 from moongate.studio.state import Studio
 from moongate.studio.widgets import busy, command_line, errors_shown, live, notice, paragraph, section
 
-__all__ = ["PATH", "TITLE", "show"]
+__all__ = ["PATH", "TITLE", "of_example", "show"]
 
 PATH, TITLE = "/", "Teach"
 REGULARIZATION = {
@@ -42,6 +42,14 @@ def show(studio: Studio) -> None:
         show_photos(studio, chosen)
         _Form(studio, chosen)
     show_queue(studio)
+
+
+def of_example(name: str) -> tuple[Path, Settings, tuple[Path, ...]]:
+    """Return the training photos of an example, its settings, and some photos to judge with."""
+    chosen = example(name)
+    judges = tuple(sorted(path for path in chosen.evaluation.iterdir() if path.suffix == ".webp")[:4])
+    token = f"<{name.split('-')[-1][:8].lower()}1>"
+    return chosen.training, Settings(category=chosen.category, token=token), judges
 
 
 def _show_choice(studio: Studio, chosen: Draft | None) -> None:
@@ -79,7 +87,7 @@ async def _bring(studio: Studio, button: ui.button, *, example: str | None = Non
     """Begin with the photos of an example or of a folder."""
     async with busy(button):
         if example:
-            source, settings, held_out = _of_example(example)
+            source, settings, held_out = of_example(example)
         else:
             source, settings, held_out = studio.places.inside(folder or ""), Settings(), ()
             if not folder or not source.is_dir():
@@ -92,14 +100,6 @@ async def _bring(studio: Studio, button: ui.button, *, example: str | None = Non
         for note in notes:
             ui.notify(note, type="warning", multi_line=True, timeout=10_000)
         _go(draft.name)
-
-
-def _of_example(name: str) -> tuple[Path, Settings, tuple[Path, ...]]:
-    """Return the training photos of an example, its settings, and some photos to judge with."""
-    chosen = example(name)
-    judges = tuple(sorted(path for path in chosen.evaluation.iterdir() if path.suffix == ".webp")[:4])
-    token = f"<{name.split('-')[-1][:8].lower()}1>"
-    return chosen.training, Settings(category=chosen.category, token=token), judges
 
 
 class _Form:

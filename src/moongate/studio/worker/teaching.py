@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moongate.errors import PictureError
-from moongate.files import write_atomically
+from moongate.files import free_stem, write_atomically
 from moongate.pocket import weights_folder
 from moongate.studio.worker.bench import Bench
 from moongate.texts import parse_json, read_text
@@ -136,11 +136,13 @@ def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> li
         warnings.simplefilter("always")
         gathered = gather(Path(source))
         captions = read_captions(gathered.photos, gathered.folders)
-    place = Path(target)
+    place, taken = Path(target), set[str]()
     for done, (photo, caption) in enumerate(zip(gathered.photos, captions, strict=True)):
         bench.on_progress(done, len(captions))
         read_picture(photo)
-        copy = place / f"{prefix}{photo.name}"
+        stem = free_stem(f"{prefix}{photo.stem}", taken)  # two folders may have photos of one name
+        taken.add(stem)
+        copy = place / f"{stem}{photo.suffix}"
         shutil.copyfile(photo, copy)
         if caption:
             write_atomically(copy.with_suffix(".txt"), f"{caption}\n".encode())

@@ -1,0 +1,50 @@
+import warnings
+from pathlib import Path
+
+import pytest
+
+from conftest import write_pictures
+from moongate.backbone import Backbone
+from moongate.pocket import examples
+from moongate.studio.drafts import Draft
+from moongate.studio.teach import of_example
+from moongate.studio.worker.bench import Bench, Setup
+from moongate.studio.worker.teaching import bring_photos
+
+
+@pytest.mark.parametrize("name", examples())
+def test_every_shipped_example_makes_a_draft_that_can_be_taught(
+    name: str, pocket_tokenizing: Backbone, tmp_path: Path
+) -> None:
+    source, settings, held_out = of_example(name)
+    draft = Draft.create(tmp_path, name)
+    draft.write(settings)
+    bench = Bench(Setup(device="cpu"))
+    assert bring_photos(bench, str(source), str(draft.teach)) == []
+    for photo in held_out:
+        bring_photos(bench, str(photo), str(draft.held_out), prefix="judge-")
+    pictures = [file for file in source.iterdir() if file.suffix == ".webp"]
+    assert len(draft.photos()) == len(pictures) + len(held_out) >= 5
+    job = draft.job(name, model="pocket")
+    assert job["concepts"][0]["category"] == examples()[name].category
+    assert job["holdout"] == str(draft.held_out)
+    pocket_tokenizing.check_token(job["concepts"][0]["token"])
+
+
+@pytest.fixture(scope="module")
+def pocket_tokenizing() -> Backbone:
+    return Backbone.load("pocket", device="cpu")
+
+
+def test_photos_of_one_name_from_two_folders_are_all_brought_with_their_own_captions(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, folder in enumerate(("10_my dog", "5_my dog")):
+        write_pictures(tmp_path / "photos" / folder, count=2, seed=number)
+        (tmp_path / "photos" / folder / "0.txt").write_text(f"caption {number}")
+    draft = Draft.create(tmp_path, "dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bring_photos(Bench(Setup(device="cpu")), str(tmp_path / "photos"), str(draft.teach))
+    captions = {photo.file.stem: photo.caption for photo in draft.photos()}
+    assert {captions["0"], captions["0-2"]} == {"caption 0", "caption 1"}
+    assert len(captions) == 4
