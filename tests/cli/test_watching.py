@@ -45,7 +45,9 @@ def test_a_run_has_a_page_that_ends_with_base_beside_concept(
     assert len(compared) % 4 == 0, "two seeds of base and of concept for each prompt"
     said = " ".join(capsys.readouterr().out.split())
     assert f"Drawing {len(compared)} pictures for the page in about" in said
-    assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index(f"Drawing {len(compared)}"), "the concept comes first"
+    assert said.index("Wrote " + str(tmp_path / "bear.safetensors")) < said.index(f"Drawing {len(compared)}"), (
+        "the concept comes first"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::moongate.errors.MoongateWarning")

@@ -1,8 +1,12 @@
 """Pages as a browser gets them, without one: NiceGUI's simulated user, in an event loop of the test's own."""
 
 import asyncio
+import gc
+import json
 import logging
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,13 @@ from nicegui import Client
 from nicegui.testing import User
 from nicegui.testing.user_simulation import user_simulation
 
+from moongate.studio import compose, photos, teach, widgets
 from moongate.studio.app import register
 from moongate.studio.desk import Desk
 from moongate.studio.places import Places
 from moongate.studio.state import Studio
+from moongate.studio.worker import answer
+from moongate.studio.worker.bench import Bench, Setup
 from studio.browser import Page, chromium
 
 AT_THE_END = ("reconnect_timeout", "Could not cancel")
@@ -22,16 +29,62 @@ AT_THE_END = ("reconnect_timeout", "Could not cancel")
 Visit = Callable[[Callable[[User], Coroutine[Any, Any, None]]], None]
 
 
+@dataclass(kw_only=True)
+class Near(Desk):
+    """A desk whose questions are answered in a thread of this process, because starting a worker takes seconds.
+
+    Questions and answers go through JSON as they do between processes, which `test_desk.py` tests.
+    """
+
+    bench: Bench
+
+    async def close(self) -> None:
+        async with self._turn:
+            """Wait for the answer to a question that nobody waits for anymore."""
+
+    async def _exchange(self, question: bytes, on_progress: Callable[[int, int], None]) -> Any:
+        asked = json.loads(question)
+
+        def answered() -> str:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return json.dumps(answer(self.bench, asked["kind"], asked["arguments"]))
+
+        return json.loads(await asyncio.to_thread(answered))
+
+
+@pytest.fixture(scope="session")
+def bench(tiny_folder: Path) -> Bench:
+    """What all tests of pages ask: it keeps the tiny model loaded."""
+    return Bench(Setup(model=str(tiny_folder), device="cpu"))
+
+
 @pytest.fixture
-def studio(tmp_path: Path, tiny_folder: Path) -> Studio:
+def studio(tmp_path: Path, tiny_folder: Path, bench: Bench) -> Studio:
     """A studio in a folder of its own, whose model is the tiny one."""
-    setup = {"model": str(tiny_folder), "device": "cpu"}
     places = Places.open(tmp_path / "studio")
-    return Studio(places=places, model=str(tiny_folder), device="cpu", desk=Desk(setup=setup), lens=Desk(setup=setup))
+    desks = Near(bench=bench), Near(bench=bench)
+    return Studio(places=places, model=str(tiny_folder), device="cpu", desk=desks[0], lens=desks[1])
+
+
+@pytest.fixture(scope="session")
+def _light_collector() -> None:
+    """Let no collection of garbage look at what is imported by now: NiceGUI's simulation asks for two each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
-def visit(studio: Studio, caplog: pytest.LogCaptureFixture) -> Iterator[Visit]:
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pages look every tenth of a second whether something has changed."""
+    for module, name in ((widgets, "LOOK"), (compose, "LOOK"), (teach, "SYNC"), (photos, "SYNC")):
+        monkeypatch.setattr(module, f"{name}_EVERY_S", 0.1)
+
+
+@pytest.fixture
+def visit(
+    studio: Studio, caplog: pytest.LogCaptureFixture, _light_collector: None, _quick_looks: None
+) -> Iterator[Visit]:
     """Run a coroutine that gets a user of the studio; errors that a page logs fail the test."""
 
     async def visiting(doing: Callable[[User], Coroutine[Any, Any, None]]) -> None:

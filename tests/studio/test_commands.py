@@ -53,6 +53,28 @@ def test_how_a_command_ended_is_known_to_a_server_that_is_started_later(commands
     assert "There is no command 'nonsense'" in later.look(badly.name).printed
 
 
+def test_commands_that_take_turns_run_one_after_another_whatever_becomes_of_the_server_and_of_one_of_them(
+    commands: Commands, tmp_path: Path, run: Path
+) -> None:
+    follow = Command(("measure", str(run), "--photos", str(tmp_path / "pictures"), "--follow"))
+    with exclusive(run):  # the command goes on as long as this training does
+        names = [commands.start(follow, name=f"draw-{n}", takes_turns=True).name for n in range(3)]
+        aside = commands.start(Command(("--version",)), name="aside").name
+        later = Commands(folder=commands.folder)  # another server
+
+        def states() -> list[str]:
+            return [later.look(name).state for name in names]
+
+        wait_for(lambda: states() == ["running", "waiting", "waiting"])
+        wait_for(lambda: later.look(aside).state == "finished")
+        assert later.stop(names[1])
+        wait_for(lambda: states() == ["running", "stopped", "waiting"])
+        os.kill(json.loads((commands.folder / f"{names[0]}.process").read_text())["pid"], signal.SIGKILL)
+        wait_for(lambda: states() == ["failed", "stopped", "running"])
+        assert later.stop(names[2])
+        wait_for(lambda: states() == ["failed", "stopped", "stopped"])
+
+
 def test_two_commands_of_one_name_are_kept_apart(commands: Commands) -> None:
     names = [commands.start(Command(("--version",)), name="a/../b").name for _ in range(2)]
     assert names == ["a-b", "a-b-2"]

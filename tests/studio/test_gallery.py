@@ -4,7 +4,7 @@ import pytest
 from nicegui.testing import User
 
 from moongate.concept import Concept
-from moongate.studio.commands import Command
+from moongate.studio.commands import Command, Commands, Started
 from moongate.studio.state import Studio
 from studio.conftest import until
 from studio_making import make_concept, make_drawing
@@ -43,6 +43,29 @@ def test_pictures_are_filtered_by_what_their_files_say(
         await user.should_see("seed 2", retries=100)
 
     visit(look)
+
+
+def test_drawings_are_started_to_take_turns_and_one_that_waits_is_shown(
+    bear: Concept, studio: Studio, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., None]
+) -> None:
+    known = Commands(folder=studio.places.commands)
+    given = list[bool]()
+    waiting = Started(
+        name="draw-x", command=Command(("generate",)), began=1, state="waiting", status=None, log=known.folder / "x"
+    )
+    monkeypatch.setattr(studio.commands, "all", lambda: [waiting])
+    monkeypatch.setattr(studio.commands, "start", lambda _command, *, name, takes_turns: given.append(takes_turns))
+
+    async def look(user: User) -> None:
+        await user.open("/gallery")
+        await user.should_see("draw-x waits until the drawings before it are done.", retries=100)
+        await user.should_see(marker="look-snow-2", retries=100)
+        user.find(marker="look-snow-2").click()
+        await user.should_see("moongate generate", retries=100)
+        user.find(marker="redraw").click()
+
+    visit(look)
+    assert given == [True]
 
 
 def test_two_pictures_are_compared(bear: Concept, studio: Studio, visit: Callable[..., None]) -> None:

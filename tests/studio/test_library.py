@@ -9,7 +9,6 @@ from nicegui.testing import User
 from making import make_concept as make_fitting
 from moongate.backbone import Backbone
 from moongate.concept import Concept
-from moongate.studio.desk import Desk
 from moongate.studio.library import FORMATS
 from moongate.studio.state import Studio
 from studio.conftest import until
@@ -123,11 +122,11 @@ def test_two_files_of_one_name_that_belong_together_both_reach_the_worker(
 ) -> None:
     reached = list[bytes]()
 
-    async def ask(_desk: Desk, _kind: str, *, source: str, **_arguments: Any) -> dict[str, Any]:
+    async def ask(_kind: str, *, source: str, **_arguments: Any) -> dict[str, Any]:
         reached.extend(file.read_bytes() for file in sorted(Path(source).iterdir()))
         return {"format": "A1111", "notes": []}
 
-    monkeypatch.setattr(Desk, "ask", ask)
+    monkeypatch.setattr(studio.desk, "ask", ask)
 
     async def look(user: User) -> None:
         await user.open("/library")

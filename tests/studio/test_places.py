@@ -107,7 +107,8 @@ def test_a_folder_without_the_permission_to_write_is_one_sentence_and_nothing_is
         finally:
             (top / closed).chmod(0o755)
         assert sorted(top.rglob("*")) == before
-    assert message.startswith("error: ") and message.count("error") == 1
+    assert message.startswith("error: ")
+    assert message.count("error") == 1
     assert str(top / closed) in message
     assert any(remedy in message for remedy in ("Choose another path", "Choose a path", "Check the path"))
 

@@ -1,7 +1,8 @@
 """Commands of the shell that the studio starts: each a process of its own, which survives the server.
 
 A folder keeps for each what was started (`NAME.json`), its process (`NAME.process`), what it printed (`NAME.log`), how
-it ended (`NAME.ended`), and a lock, which the process holds as long as it lives, however it ends.
+it ended (`NAME.ended`), and a lock, which the process holds as long as it lives, however it ends. Commands that take
+turns wait for one another in their processes, so that they come to their turns without a server too.
 """
 
 import contextlib
@@ -21,7 +22,10 @@ from moongate.texts import parse_json, read_text
 
 __all__ = ["Command", "Commands", "Started"]
 
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["waiting", "running", "finished", "stopped", "failed"]
+ALIVE = ("waiting", "running")
+LOOK_EVERY_S = 0.5
+"""How often a command looks whether its turn has come."""
 STARTING_S = 30
 """A process has this long to take its lock; a loaded computer takes seconds to start Python."""
 INTERRUPTED = 130
@@ -59,6 +63,8 @@ class Started:
     status: int | None
     """Its exit status; None as long as it runs, and when it was killed."""
     log: Path
+    takes_turns: bool = False
+    """Whether it waits until those that take turns and were started before it have ended."""
 
     @property
     def printed(self) -> str:
@@ -78,19 +84,28 @@ class Commands:
     folder: Path
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False, repr=False)
 
-    def start(self, command: Command, *, name: str, environment: dict[str, str] | None = None) -> Started:
+    def start(
+        self,
+        command: Command,
+        *,
+        name: str,
+        takes_turns: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Started:
         """Start a command that goes on whatever happens to this process.
 
         Args:
             command: What to do.
             name: What it is called, as far as this name is free.
+            takes_turns: Whether it waits until those that take turns and were started before it have ended.
             environment: Variables that it sees in addition to those of this process.
 
         Raises:
             OptionError: The folder cannot be written.
         """
         place = free_path(self.folder / f"{file_name(name)}.json")
-        write_atomically(place, json.dumps({"words": command.words, "began": time.time()}).encode())
+        record = {"words": command.words, "began": time.time(), "takes_turns": takes_turns}
+        write_atomically(place, json.dumps(record).encode())
         with place.with_suffix(".log").open("ab") as log:
             self._children[place.stem] = subprocess.Popen(
                 [sys.executable, "-m", "moongate.studio.detached", str(self.folder), place.stem],
@@ -125,11 +140,29 @@ class Commands:
             state=self._state(name, float(record["began"])),
             status=(self._read(name, "ended") or {}).get("status"),
             log=self.folder / f"{name}.log",
+            takes_turns=record.get("takes_turns") is True,
         )
 
+    def wait_for_turn(self, name: str) -> None:
+        """Return when it is a command's turn: at once, unless it takes turns and an earlier one that does is alive.
+
+        Raises:
+            OSError: None of that name was started.
+            ValueError: Its file is damaged.
+        """
+        own = self.look(name)
+        if not own.takes_turns:
+            return
+        earlier = [
+            each.name for each in self.all() if each.takes_turns and (each.began, each.name) < (own.began, own.name)
+        ]
+        for other in earlier:
+            while self.look(other).state in ALIVE:
+                time.sleep(LOOK_EVERY_S)
+
     def stop(self, name: str) -> bool:
-        """Ask a command to save its state and end; return whether it was running."""
-        if self.look(name).state != "running" or (process := self._read(name, "process")) is None:
+        """Ask a command to save its state and end; return whether it was alive."""
+        if self.look(name).state not in ALIVE or (process := self._read(name, "process")) is None:
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(process["pid"], signal.SIGTERM)
@@ -141,11 +174,11 @@ class Commands:
         if (ended := self._read(name, "ended")) is not None:
             states: dict[Any, State] = {0: "finished", INTERRUPTED: "stopped"}
             return states.get(ended["status"], "failed")
-        if self._read(name, "process") is None:
+        if (process := self._read(name, "process")) is None:
             is_starting = not has_ended and (child is not None or time.time() - began < STARTING_S)
             return "running" if is_starting else "failed"
         if (lock := try_lock(self.folder / f"{name}.lock")) is None:
-            return "running"
+            return "waiting" if process.get("waits") else "running"
         lock.release()
         ended = self._read(name, "ended")  # it may just have ended
         return "failed" if ended is None else self._state(name, began)

@@ -285,5 +285,5 @@ class _Compose:
             if "joint" in found and not self.known.joint_file(self.studio.places).exists():
                 raise OptionError("The joint concept is not taught yet. Teach it first, or leave it out.")
             for way, command in found.items():
-                self.studio.commands.start(command, name=f"draw-{folder.name}-{way}")
+                self.studio.commands.start(command, name=f"draw-{folder.name}-{way}", takes_turns=True)
             self._change(replace(self.known, drawn=folder.name))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moongate.errors import MoongateError
 from moongate.files import try_lock, write_atomically
-from moongate.texts import parse_json, read_text
+from moongate.studio.commands import Commands
 
 __all__ = ["run"]
 
@@ -29,11 +29,14 @@ def run(folder: Path, name: str) -> int:
     lock = try_lock(folder / f"{name}.lock")
     if lock is None:
         return 2
-    write_atomically(folder / f"{name}.process", json.dumps({"pid": os.getpid()}).encode())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a training saves its state, all else just ends
-    sys.argv = ["moongate", *parse_json(read_text(folder / f"{name}.json"))["words"]]
-    status = 1
+    commands, status = Commands(folder=folder), 1
+    sys.argv = ["moongate", *commands.look(name).command.words]
     try:
+        if commands.look(name).takes_turns:
+            _write_process(folder, name, waits=True)
+            commands.wait_for_turn(name)
+        _write_process(folder, name, waits=False)
         runpy.run_module("moongate", run_name="__main__")
         status = 0
     except SystemExit as end:
@@ -47,6 +50,11 @@ def run(folder: Path, name: str) -> int:
             write_atomically(folder / f"{name}.ended", json.dumps({"status": status}).encode())
         lock.release()
     return status
+
+
+def _write_process(folder: Path, name: str, *, waits: bool) -> None:
+    """Say which process does the command, and whether it still waits for its turn."""
+    write_atomically(folder / f"{name}.process", json.dumps({"pid": os.getpid(), "waits": waits}).encode())
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def _show(studio: Studio, composition: Composition, rows: list[Row]) -> None:
         paragraph(rows[0].pictures[0].prompt)
     for row in rows:
         with section(_title(row), level=3):
+            if row.state == "waiting":
+                paragraph("It waits until the drawings before it are done.", quiet=True)
             if row.state == "running":
                 bar = ui.element("progress").props('aria-label="Pictures drawn"')
                 bar._props.update({"max": composition.count, "value": len(row.pictures)})

@@ -77,7 +77,7 @@ class _Gallery:
             running=tuple(
                 (each.name, each.state, each.printed[-LAST_CHARACTERS:] if each.state == "failed" else "")
                 for each in self.studio.commands.all()[:5]
-                if each.name.startswith(COMMANDS) and each.state in ("running", "failed")
+                if each.name.startswith(COMMANDS) and each.state not in ("finished", "stopped")
             ),
         )
 
@@ -85,6 +85,8 @@ class _Gallery:
         for name, state, printed in found.running:
             if state == "running":
                 paragraph(f"{name} is running.", quiet=True)
+            elif state == "waiting":
+                paragraph(f"{name} waits until the drawings before it are done.", quiet=True)
             else:
                 notice(f"{name} failed: {printed.strip() or 'it printed nothing.'}", level="bad")
         if not found.total:
@@ -206,5 +208,5 @@ class _Gallery:
 
     def _start(self, command: Command, name: str) -> None:
         with errors_shown():
-            self.studio.commands.start(command, name=name)
+            self.studio.commands.start(command, name=name, takes_turns=True)
             ui.notify("It is being drawn, and will appear at the top.")

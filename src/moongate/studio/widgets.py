@@ -129,16 +129,13 @@ async def busy(*buttons: ui.button) -> AsyncIterator[None]:
                 button.props(remove="loading").enable()
 
 
-def live(
-    look: Callable[[], _T | Awaitable[_T]], show: Callable[[_T], Any], *, every_s: float = LOOK_EVERY_S
-) -> ui.element:
+def live(look: Callable[[], _T | Awaitable[_T]], show: Callable[[_T], Any]) -> ui.element:
     """Add a part of the page that is built anew whenever what it shows has changed.
 
     Args:
         look: Returns what there is to show, as a value that can be compared. It may read files: it is called in a
             thread, unless it is a coroutine.
         show: Builds the part.
-        every_s: How often it looks.
 
     Returns:
         The part.
@@ -163,7 +160,7 @@ def live(
             else:
                 show(found)
 
-    ui.timer(every_s, refresh)
+    ui.timer(LOOK_EVERY_S, refresh)
     return part
 
 
