@@ -1,5 +1,7 @@
 """Measure the records that are missing, then write the tables: `python -m experiments [names] [--workers 2]`.
 
+`--plan` says what is missing and how long it will take, and measures nothing.
+
 Records are read from experiments/results/records.jsonl. A new record is written to runs/tables/records as soon as it is
 measured, so that an interrupted run continues, and all new ones are moved into that file at the end. The workers are a
 fleet: when one dies or a record fails, the others go on; runs/tables/jobs/logs has what they print. A record of other
@@ -19,8 +21,9 @@ import tyro
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.measuring import Measuring
+from experiments.plan import planned
 from experiments.records import Record, Results
-from experiments.study import Size
+from experiments.study import SEEDS, Size
 from moongate.files import exclusive, write_atomically
 from moongate.fleet import Job, Status, run
 
@@ -30,6 +33,8 @@ EXPERIMENTS = (
     "fig12_spectrum",
     "fig13_compression",
     "table1_pairs",
+    "table_several",
+    "merge_ablation",
     "fig8_alignment",
     "fig6_side_by_side",
     "fig10_editing",
@@ -41,6 +46,8 @@ EXPERIMENTS = (
     "orderings",
 )
 """In the order in which they run; later ones use the concepts that earlier ones have trained."""
+ON_REQUEST = ("paper_steps",)
+"""Experiments that take hours for what they tell; they run when they are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +64,10 @@ class Options:
     """Folder of new records, concepts and pictures."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes at once. Each uses one thread, so that results do not depend on their number."""
-    seeds: int = 2
+    seeds: int = len(SEEDS)
     """How many seeds to run."""
+    plan: bool = False
+    """Measure nothing and write nothing; print what is missing and the core hours that it will take."""
     render_only: bool = False
     """Measure nothing; write the tables from the records that there are."""
     size: Size = field(default_factory=Size)
@@ -67,13 +76,20 @@ class Options:
 def main() -> None:
     """Measure and write the tables."""
     options = tyro.cli(Options, description=__doc__)
-    if unknown := sorted(set(options.names) - set(EXPERIMENTS)):
-        raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(EXPERIMENTS)}.")
+    known = (*EXPERIMENTS, *ON_REQUEST)
+    if unknown := sorted(set(options.names) - set(known)):
+        raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(known)}.")
+    if not 1 <= options.seeds <= len(SEEDS):
+        raise SystemExit(f"There are {len(SEEDS)} seeds, not {options.seeds}. Give a number from 1 to {len(SEEDS)}.")
     names = options.names or EXPERIMENTS
+    if options.plan:
+        by_name = {name: _of_seeds(_records([name]), options.seeds) for name in options.names or known}
+        print(planned(_results(options), by_name, on_request=() if options.names else ON_REQUEST))
+        return
     failed = [] if options.render_only else _run(names, options)
     results = _results(options)
     if not options.render_only:
-        results.fold()
+        results.fold({record.key for record in _records((*EXPERIMENTS, *ON_REQUEST))})
     _write(results, options.results)
     if failed:
         raise SystemExit("\n".join(f"{status.name} failed: {status.error}" for status in failed))
@@ -86,8 +102,8 @@ def _results(options: Options) -> Results:
 def _run(names: Sequence[str], options: Options) -> list[Status]:
     """Measure the missing records, those of the first seed first, and return which failed."""
     results = _results(options)
-    missing = sorted(results.missing(_records(names)), key=lambda record: getattr(record, "seed", 0))
-    records = {r.key.replace("/", "-"): r for r in missing if getattr(r, "seed", 0) < options.seeds}
+    missing = sorted(results.missing(_of_seeds(_records(names), options.seeds)), key=_seed)
+    records = {record.key.replace("/", "-"): record for record in missing}
     # The names of concepts and pictures do not say which weights and precision they depend on; the folder does.
     folder = options.folder / f"{results.weights}-{options.size.dtype}"
     measuring = Measuring(records=records, results=_results(options), folder=folder)
@@ -111,6 +127,15 @@ def _records(names: Sequence[str]) -> list[Record]:
     return list(dict.fromkeys(record for name in names for record in import_module(f"experiments.{name}").records()))
 
 
+def _of_seeds(records: Sequence[Record], count: int) -> list[Record]:
+    """Return the records of the first seeds."""
+    return [record for record in records if _seed(record) < count]
+
+
+def _seed(record: Record) -> int:
+    return getattr(record, "seed", 0)
+
+
 def _write(results: Results, out: Path) -> None:
     """Write `tables.md` with every experiment whose records are there, and say how many the others lack."""
     parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
@@ -120,9 +145,10 @@ def _write(results: Results, out: Path) -> None:
             f"**{len(stale)} of {len(records)} records were measured on earlier weights of pocket.** "
             "`make tables` measures them again.\n"
         )
-    for name in EXPERIMENTS:
+    requested = [name for name in ON_REQUEST if not results.absent(_records([name]))]
+    for name in (*EXPERIMENTS, *requested):
         experiment = import_module(f"experiments.{name}")
-        absent = [record for record in results.absent(experiment.records()) if not getattr(record, "seed", 0)]
+        absent = [record for record in results.absent(experiment.records()) if not _seed(record)]
         parts.append(f"## {experiment.TITLE}\n")
         if absent:
             print(f"{name}: {len(absent)} records are missing, such as {absent[0].key}")
@@ -137,7 +163,7 @@ def _write(results: Results, out: Path) -> None:
 def _about(size: Size) -> str:
     return (
         "Written by `python -m experiments` (`make tables`) from `experiments/results/records.jsonl`. "
-        f"One subject: {size.count} picture of each of 20 prompts; a pair: {size.pair_count} of each of 12; KID: "
+        f"One subject: {size.count} picture of each of 20 prompts; several: {size.pair_count} of each of 12; KID: "
         f"{size.references} real pictures; sampling: {size.sampling.scheduler}, {size.sampling.steps} steps, guidance "
         f"{size.sampling.guidance:g}, in {size.dtype}. `experiments/study.py` holds the steps and learning rates of "
         "the methods. Text alignment and image alignment are cosines in the features of the named network; image "

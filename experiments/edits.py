@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.records import PICTURE, webp_row
-from experiments.study import Study
+from experiments.records import PICTURE, Needs, Training, webp_row
+from experiments.study import Size, Study
 from moongate.data.pictures import as_tensor
 from moongate.demo.recognizer import Recognizer
 from moongate.editing import Edit, EditOptions, edit
@@ -58,6 +58,10 @@ class EditRecord:
     @property
     def key(self) -> str:
         return f"edit/{self.source}-{self.target}-{self.noise}".replace(" ", "-").replace("<", "").replace(">", "")
+
+    def needs(self, size: Size) -> Needs:
+        trainings = (Training((self.example,), "custom-diffusion", 0),) if self.example else ()
+        return Needs(trainings, 2 * len(WAYS))
 
     def measure(self, study: Study) -> dict[str, Any]:
         concept = study.single(self.example, "custom-diffusion", 0) if self.example else None

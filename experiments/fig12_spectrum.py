@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from experiments.records import Record, Results, Spectrum
+from experiments.layers import Spectrum
+from experiments.records import Record, Results
 from experiments.rendering import plot, save
 from experiments.study import EXAMPLES
 

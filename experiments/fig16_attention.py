@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.records import Attention, Record, Results
+from experiments.pictures import Attention
+from experiments.records import Record, Results
 from moongate.pages import contact_sheet
 
 TITLE = "Fig. 16: where each word looks"

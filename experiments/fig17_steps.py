@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from experiments.records import Record, Results, Single
+from experiments.records import Record, Results
 from experiments.rendering import MEASURES, NAMES, plot, save
-from experiments.study import SOME, for_pocket
+from experiments.scores import Single
+from experiments.study import FEW, for_pocket
 
 TITLE = "Fig. 17: scores against training steps"
 METHODS = ("custom-diffusion", "dreambooth", "textual-inversion")
 SHARES = (0.2, 0.4, 1.0)
-EXAMPLES = SOME[:3]
+EXAMPLES = FEW[:3]
 
 
 def records() -> Iterator[Record]:

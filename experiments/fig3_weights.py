@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from experiments.records import Record, Results, Weights
+from experiments.layers import Weights
+from experiments.records import Record, Results
 from experiments.rendering import table
 from experiments.study import EXAMPLES
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments import table1_pairs, table1_single
-from experiments.records import Record, Results, Row
+from experiments.pictures import Row
+from experiments.records import Record, Results
 from experiments.rendering import NAMES, stacked
-from experiments.study import EXAMPLES, PAIRS, real_pictures
+from experiments.study import PAIRS, SOME, real_pictures
 from moongate.pages import Page
 
 TITLE = "Fig. 6 and 7: side by side"
@@ -19,7 +20,7 @@ JOINT = ("photo of a {0} and a {1} on the beach", "photo of a {1} and a {0} in a
 
 def records() -> Iterator[Record]:
     """Yield the rows of pictures."""
-    yield from (Row((example,), method, SINGLE) for example in EXAMPLES for method in table1_single.METHODS)
+    yield from (Row((example,), method, SINGLE) for example in SOME for method in table1_single.METHODS)
     yield from (Row(pair, way, JOINT) for pair in PAIRS for way in table1_pairs.WAYS)
 
 
@@ -28,7 +29,7 @@ def report(results: Results, out: Path) -> str:
     page = Page(title="Moongate: side by side")
     page.text("h1", "What each method draws")
     halves = {
-        "single": ([(example,) for example in EXAMPLES], table1_single.METHODS, SINGLE),
+        "single": ([(example,) for example in SOME], table1_single.METHODS, SINGLE),
         "pairs": (PAIRS, table1_pairs.WAYS, JOINT),
     }
     text = ""

@@ -1,5 +1,6 @@
 """Measure records in the workers of a fleet."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,9 @@ class Measuring:
         """Measure a record and keep it."""
         torch.set_num_threads(1)
         record = self.records[assignment.name]
-        self.results.put(record, record.measure(self.study))
+        began = time.monotonic()
+        values = record.measure(self.study)
+        self.results.put(record, {**values, "seconds": round(time.monotonic() - began, 1)})
         return {}
 
     @cached_property

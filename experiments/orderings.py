@@ -1,15 +1,16 @@
 """Which of the orderings in the paper's tables hold on pocket."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments import table1_single
-from experiments.records import Base, Pair, Record, Results, Single
+from experiments.records import Record, Results
 from experiments.rendering import MEASURES, NAMES, table
-from experiments.study import EXAMPLES, PAIRS, SOME
+from experiments.scores import Base, Several, Single
+from experiments.study import EXAMPLES, MORE_PAIRS, PAIRS, SEEDS, SOME
 
 TITLE = "Which of the paper's orderings hold"
 PARTIAL = True
@@ -17,6 +18,9 @@ PARTIAL = True
 OURS, BASE, KID = "custom-diffusion", "pocket itself", "KID x 1000 (Lite0)"
 WITHOUT_AUGMENTATION, WITHOUT_REGULARIZATION = f"{OURS}-without-augmentation", f"{OURS}-without-regularization"
 GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularization", f"{OURS}-random-token", f"{OURS}-fixed-token"
+
+DECIDED = ("holds", "is reversed")
+MANY = 1000
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,12 @@ class Claim:
     over: Sequence[Any] = EXAMPLES
     """The subjects or pairs that both were measured on."""
 
-    @property
-    def seeds(self) -> Sequence[int]:
-        """The seeds that both were measured with; the ablations have one."""
-        return (0,) if self.over is SOME else table1_single.SEEDS
-
     def records(self, which: str) -> list[list[Record]]:
         """Return the records of one side: for each subject or pair, one for each seed."""
         if which == BASE:
             return [[Base(example)] for example in self.over]
-        kind: Any = Single if isinstance(self.over[0], str) else Pair
-        return [[kind(taught, which, seed) for seed in self.seeds] for taught in self.over]
+        kind: Any = Single if isinstance(self.over[0], str) else Several
+        return [[kind(taught, which, seed) for seed in SEEDS] for taught in self.over]
 
     def differences(self, results: Results) -> list[float]:
         """Return for each subject or pair by how much the first is better."""
@@ -61,8 +60,8 @@ CLAIMS = (
     Claim(KID, "fine-tune-all", OURS, (19.27, 20.96)),
     Claim(KID, OURS, BASE, (20.96, 22.27)),
     Claim("text", "joint", "textual-inversion", (0.801, 0.544), PAIRS),
-    Claim("image", "joint", "merge", (0.706, 0.695), PAIRS),
-    Claim("image", "joint", "sequential", (0.706, 0.700), PAIRS),
+    Claim("image", "joint", "merge", (0.706, 0.695), (*PAIRS, *MORE_PAIRS)),
+    Claim("image", "joint", "sequential", (0.706, 0.700), (*PAIRS, *MORE_PAIRS)),
     Claim("image", "joint", "fine-tune-all", (0.706, 0.691), PAIRS),
     Claim("text", "joint", "dreambooth", (0.801, 0.783), PAIRS),
     Claim("image", OURS, WITHOUT_AUGMENTATION, (0.775, 0.736), SOME),
@@ -88,21 +87,23 @@ def report(results: Results, _out: Path) -> str:
         name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
         paper = f"{claim.paper[0]:g}, {claim.paper[1]:g}"
         if results.absent(_both_sides(claim)):
-            rows.append((name, paper, "", str(len(claim.over)), "not measured yet"))
+            rows.append((name, paper, "", str(len(claim.over)), "", "not measured yet"))
             continue
         differences = claim.differences(results)
         error = stdev(differences) / len(differences) ** 0.5
+        number = len(differences)
         verdict = _verdict(mean(differences), error)
         digits = 0 if claim.column == KID else 3
-        rows.append(
-            (name, paper, f"{mean(differences):+.{digits}f} ± {error:.{digits}f}", str(len(differences)), verdict)
-        )
+        difference = f"{mean(differences):+.{digits}f} ± {error:.{digits}f}"
+        rows.append((name, paper, difference, str(number), _needed(mean(differences), error, number), verdict))
     note = (
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
-        "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Means over "
-        "seeds 0 and 1; the ablations have seed 0 only.\n\n"
+        "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Needed is how "
+        f"many subjects or pairs would decide it if it is the true one. Means over {len(SEEDS)} seeds.\n\n"
     )
-    return note + table(("in the paper", "paper's values", "difference here", "number", "here"), rows)
+    decided = sum(row[-1] in DECIDED for row in rows)
+    text = note + table(("in the paper", "paper's values", "difference here", "number", "needed", "here"), rows)
+    return text + f"\n{decided} of {len(rows)} are decided.\n"
 
 
 def _both_sides(claim: Claim) -> Iterator[Record]:
@@ -114,7 +115,13 @@ def _both_sides(claim: Claim) -> Iterator[Record]:
 def _verdict(difference: float, error: float) -> str:
     if abs(difference) < 2 * error:
         return "too near to tell"
-    return "holds" if difference > 0 else "is reversed"
+    return DECIDED[difference < 0]
+
+
+def _needed(difference: float, error: float, number: int) -> str:
+    """Return how many subjects would make a difference twice its standard error."""
+    needed = math.ceil(number * (2 * error / difference) ** 2) if difference else math.inf
+    return str(needed) if needed <= MANY else f"over {MANY}"
 
 
 def _name(side: str) -> str:

@@ -2,7 +2,7 @@
 
     python experiments/regions.py [--pairs 0 1] [--count 20] [--ways base joint merge sequential]
 
-For each of `study.RECOGNIZED_PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in
+For each of `PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in
 the three ways of the paper (joint, merged, sequential): without regions; with a half of the picture for each in the
 order of the prompt, with and without self-attention across the border; and with the halves exchanged. The recognizer,
 which never saw the subjects, says whether it sees both categories in the whole picture, and which half, cut out, shows
@@ -25,7 +25,7 @@ import torch
 import tyro
 from jaxtyping import UInt8
 
-from experiments.study import RECOGNIZED_PAIRS, Size, Study
+from experiments.study import Size, Study
 from moongate import Concept, pocket
 from moongate.data import photo_of
 from moongate.demo.recognizer import Recognizer
@@ -36,6 +36,11 @@ from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 from moongate.pocket import weights_digest
 from moongate.sampling import SampleOptions
 
+PAIRS = (
+    ("drawn-owl", "tulips"),
+    ("drawn-penguin", "winchesterSofa"),
+    ("drawn-snowman-without-snow", "desk_lamp2"),
+)
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 WAYS = ("base", "joint", "merge", "sequential")
 REGIONS: dict[str, tuple[tuple[tuple[float, float, float, float], ...], float]] = {
@@ -59,7 +64,7 @@ Pictures = UInt8[np.ndarray, "n height width 3"]
 class Options:
     """How much is measured."""
 
-    pairs: tuple[int, ...] = tuple(range(len(RECOGNIZED_PAIRS)))
+    pairs: tuple[int, ...] = tuple(range(len(PAIRS)))
     """Which pairs are drawn now."""
     count: int = 20
     """Pictures of each pair, way and kind of regions, from the same seeds."""
@@ -84,7 +89,7 @@ def main() -> None:
     for number in options.pairs:
         for way in options.ways:
             missing = [kind for kind in options.kinds if not _file(study, number, way, kind).exists()]
-            concept = _concept(study, RECOGNIZED_PAIRS[number], way) if missing else None
+            concept = _concept(study, PAIRS[number], way) if missing else None
             for kind in missing:
                 _measure(study, recognizer, number, way, kind, concept, options.count)
                 _write(study, options)
@@ -94,7 +99,7 @@ def _measure(
     study: Study, recognizer: Recognizer, number: int, way: str, kind: str, concept: Concept | None, count: int
 ) -> None:
     """Draw pictures of a pair, and keep what is seen in them and the first of them."""
-    categories = [pocket.example(example).category for example in RECOGNIZED_PAIRS[number]]
+    categories = [pocket.example(example).category for example in PAIRS[number]]
     words = [subject.words for subject in concept.subjects] if concept else categories
     with concept.applied(study.backbone) if concept else contextlib.nullcontext():
         pictures = _drawn(study, words, kind, count)
@@ -102,7 +107,7 @@ def _measure(
     content = io.BytesIO()
     np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{photo_of(*words)}, {way}, regions: {kind}")
     write_atomically(_file(study, number, way, kind), content.getvalue())
-    print(RECOGNIZED_PAIRS[number], way, kind, dict(zip(MEASURES, seen.sum(0).tolist(), strict=True)), flush=True)
+    print(PAIRS[number], way, kind, dict(zip(MEASURES, seen.sum(0).tolist(), strict=True)), flush=True)
 
 
 def _file(study: Study, number: int, way: str, kind: str) -> Path:
@@ -115,7 +120,7 @@ def _write(study: Study, options: Options) -> None:
     sheet, pairs = [], set()
     for way in WAYS:
         for kind in REGIONS:
-            files = [(number, _file(study, number, way, kind)) for number in range(len(RECOGNIZED_PAIRS))]
+            files = [(number, _file(study, number, way, kind)) for number in range(len(PAIRS))]
             there = [(number, np.load(file)) for number, file in files if file.exists()]
             if there:
                 pairs |= {number for number, _ in there}
@@ -126,7 +131,7 @@ def _write(study: Study, options: Options) -> None:
                 ]
     result = {
         "weights": weights_digest(),
-        "pairs": [list(RECOGNIZED_PAIRS[number]) for number in sorted(pairs)],
+        "pairs": [list(PAIRS[number]) for number in sorted(pairs)],
         "sampling": dataclasses.asdict(options.size.sampling.for_model(study.backbone)),
         "recognized": shares,
     }
@@ -140,7 +145,7 @@ def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
         return None
     if way == "joint":
         return study.joint(pair, "custom-diffusion", 0)
-    return study.merged(pair, 0) if way == "merge" else study.sequential(pair, 0)
+    return study.merged(pair, 0).concept if way == "merge" else study.sequential(pair, 0)
 
 
 def _drawn(study: Study, words: Sequence[str], kind: str, count: int) -> Pictures:

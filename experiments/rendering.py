@@ -4,14 +4,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.records import Record, Results
+from moongate.evaluation.metrics import mean_interval
+from moongate.pages import SheetGroup, grouped_sheet
 
-__all__ = ["ALIGNMENTS", "MEASURES", "NAMES", "complete_seeds", "means", "plot", "save", "stacked", "table"]
+__all__ = [
+    "ALIGNMENTS",
+    "MEASURES",
+    "NAMES",
+    "complete_seeds",
+    "counted",
+    "interval",
+    "labeled_rows",
+    "means",
+    "over_seeds",
+    "plot",
+    "recognized",
+    "save",
+    "stacked",
+    "table",
+]
 
 NAMES = {
+    "base": "pocket itself",
     "custom-diffusion": "Custom Diffusion",
     "fine-tune-all": "fine-tune all",
     "dreambooth": "DreamBooth",
@@ -22,6 +42,8 @@ NAMES = {
     "custom-diffusion-random-token": "V* starts as noise",
     "custom-diffusion-fixed-token": "V* not trained",
     "custom-diffusion-cross-attention": "all of cross-attention",
+    "fine-tune-all-in-full": "fine-tune all, the paper's steps",
+    "dreambooth-in-full": "DreamBooth, the paper's steps",
     "joint": "joint training",
     "merge": "merge in closed form",
     "sequential": "sequential training",
@@ -45,11 +67,40 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def means(results: Results, by_seed: Sequence[Sequence[Record]], column: str) -> str:
-    """Return a column's mean over the records of all seeds, and half the distance between the seeds' means."""
+    """Return a column's mean over the records of all seeds, and half the distance between their extremes."""
     factor, digits = (1000, 0) if column.startswith("KID") else (1, 3)
     values = [factor * mean(results.values(records, *MEASURES[column])) for records in by_seed]
     spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
+
+
+def counted(results: Results, records: Sequence[Record]) -> tuple[int, int]:
+    """Return in how many of the pictures of all records the recognizer sees the categories of all, and how many."""
+    counts = [results[record]["recognized"] for record in records]
+    return sum(count["all"] for count in counts), sum(count["pictures"] for count in counts)
+
+
+def recognized(results: Results, records: Sequence[Record]) -> str:
+    """Return the share of `counted` as text, with the counts."""
+    seen, pictures = counted(results, records)
+    return f"{seen / pictures:.0%} ({seen} of {pictures})"
+
+
+def interval(values: Sequence[Sequence[float]], *, digits: int = 3, percent: bool = False) -> str:
+    """Return the mean of the values of all groups with its 95 % interval over resampled groups."""
+    groups = [number for number, group in enumerate(values) for _ in group]
+    flat = torch.tensor([value for group in values for value in group], dtype=torch.float64)
+    found = mean_interval(flat, torch.tensor(groups), generator=torch.Generator().manual_seed(0))
+    spec = f".{digits}{'%' if percent else 'f'}"
+    return f"{found.value:{spec}} ({found.low:{spec}} to {found.high:{spec}})"
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """Return which seeds a table has, and what its ± means."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    *first, last = map(str, seeds)
+    return f"seeds {', '.join(first)} and {last}, ± half the distance between the lowest and the highest"
 
 
 def complete_seeds(results: Results, seeds: Mapping[int, Sequence[Record]]) -> list[int]:
@@ -84,3 +135,12 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
         sheet.paste(row, (0, top))
         top += row.height
     return sheet
+
+
+def labeled_rows(rows: Mapping[str, Image.Image], path: Path) -> str:
+    """Write rows of square pictures, each below its name, into one file, and return the Markdown that shows it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    split = {name: np.split(np.asarray(row), row.width // row.height, axis=1) for name, row in rows.items()}
+    groups = [SheetGroup(title=name, images=images, labels=()) for name, images in split.items()]
+    grouped_sheet(groups, columns=max(map(len, split.values()))).save(path)
+    return f"![{path.stem}]({path.name})\n"

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.records import Base, Record, Results, Single
-from experiments.rendering import MEASURES, NAMES, complete_seeds, means, table
-from experiments.study import EXAMPLES
+from experiments.records import Record, Results
+from experiments.rendering import MEASURES, NAMES, complete_seeds, means, over_seeds, table
+from experiments.scores import Base, Single
+from experiments.study import EXAMPLES, SEEDS
 
 TITLE = "Table 1 (top) and Table 6: one subject at a time"
 METHODS = ("custom-diffusion", "fine-tune-all", "dreambooth", "textual-inversion")
-SEEDS = (0, 1)
 
 
 def records() -> Iterator[Record]:
@@ -28,8 +28,7 @@ def report(results: Results, _out: Path) -> str:
     for method in METHODS:
         by_seed = [[Single(example, method, seed) for example in EXAMPLES] for seed in seeds]
         rows.append((NAMES[method], *(means(results, by_seed, column) for column in MEASURES)))
-    spread = "seeds 0 and 1, ± half the distance between them" if len(seeds) > 1 else "seed 0"
-    text = f"Means over {len(EXAMPLES)} subjects; {spread}.\n\n" + table(("method", *MEASURES), rows)
+    text = f"Means over {len(EXAMPLES)} subjects; {over_seeds(seeds)}.\n\n" + table(("method", *MEASURES), rows)
     for column in MEASURES:
         by_subject = [
             (

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.records import Record, Results, Single
-from experiments.rendering import MEASURES, NAMES, means, table
-from experiments.study import SOME
+from experiments.records import Record, Results
+from experiments.rendering import MEASURES, NAMES, complete_seeds, means, over_seeds, table
+from experiments.scores import Single
+from experiments.study import SEEDS, SOME
 
 TITLE = "Table 3: without augmentation, without regularization, with generated regularization"
 METHODS = (
@@ -28,16 +29,15 @@ def report(results: Results, _out: Path) -> str:
 
 def compared(methods: tuple[str, ...]) -> Iterator[Record]:
     """Yield the records of methods over the subjects of the ablations."""
-    yield from (Single(example, method) for method in methods for example in SOME)
+    yield from (Single(example, method, seed) for seed in SEEDS for method in methods for example in SOME)
 
 
 def comparison(results: Results, methods: tuple[str, ...]) -> str:
     """Return a table of methods over the subjects of the ablations."""
+    seeds = complete_seeds(results, {seed: [Single(e, m, seed) for e in SOME for m in methods] for seed in SEEDS})
+    by_method = {method: [[Single(e, method, seed) for e in SOME] for seed in seeds] for method in methods}
     rows = [
-        (
-            NAMES[method],
-            *(means(results, [[Single(example, method) for example in SOME]], column) for column in MEASURES),
-        )
-        for method in methods
+        (NAMES[method], *(means(results, by_seed, column) for column in MEASURES))
+        for method, by_seed in by_method.items()
     ]
-    return f"Means over {len(SOME)} subjects, seed 0.\n\n" + table(("method", *MEASURES), rows)
+    return f"Means over {len(SOME)} subjects; {over_seeds(seeds)}.\n\n" + table(("method", *MEASURES), rows)

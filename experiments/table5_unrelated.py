@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.records import Record, Results, Unrelated
+from experiments.records import Record, Results
 from experiments.rendering import NAMES, table
-from experiments.study import SOME
+from experiments.scores import Unrelated
+from experiments.study import FEW
 
 TITLE = "Table 5: FID on unrelated captions"
 METHODS = (None, "custom-diffusion", "fine-tune-all", "dreambooth")
-EXAMPLES = SOME[:3]
+EXAMPLES = FEW[:3]
 FEATURES = "efficientnet-lite0"
 
 

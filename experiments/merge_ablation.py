@@ -1,0 +1,68 @@
+"""Which options of a merge help: five pairs and three triples, three seeds."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from experiments.records import Record, Results
+from experiments.rendering import MEASURES, counted, interval, table
+from experiments.scores import BASE, MERGES, Several
+from experiments.study import PAIRS, SEEDS, TRIPLES
+
+TITLE = "The options of a merge"
+SETS = {"five pairs": PAIRS[:5], "three triples": TRIPLES}
+BESIDE = {BASE: "pocket itself", "joint": "joint training"}
+"""Ways without options, for comparison."""
+HEAD = ("merge", "all recognized", "image", "image of the weakest", "text", "kept", "drift", "unconditional shift")
+
+
+def records() -> Iterator[Record]:
+    """Yield the records of the tables."""
+    sets = [s for some in SETS.values() for s in some]
+    yield from (Several(s, way, seed) for seed in SEEDS for way in BESIDE for s in sets)
+    yield from (Several(s, "merge", seed, merging) for seed in SEEDS for merging in MERGES for s in sets)
+
+
+def report(results: Results, _out: Path) -> str:
+    """Return a table for the pairs and one for the triples."""
+    text = (
+        "Means with 95 % intervals over the sets of subjects, whose seeds are resampled together. Image is the "
+        "alignment with held-out pictures of each subject (pocket-clip); kept is the least share of its change that a "
+        "subject keeps where all are named; drift is how far the keys and values of held-out neutral captions move, "
+        "and the unconditional shift how far those of the empty prompt do, relative to their size. The concepts are "
+        "the same in all rows.\n"
+    )
+    for name, sets in SETS.items():
+        rows = [_row(results, sets, title, way) for way, title in BESIDE.items()]
+        rows += [_row(results, sets, merging, "merge", merging) for merging in MERGES]
+        text += f"\n**{name}**\n\n" + table(HEAD, rows)
+    return text
+
+
+def _row(
+    results: Results, sets: Sequence[tuple[str, ...]], title: str, way: str, merging: str | None = None
+) -> tuple[str, ...]:
+    groups = [[Several(s, way, seed, **({"merging": merging} if merging else {})) for seed in SEEDS] for s in sets]
+    there = [[record for record in group if not results.absent([record])] for group in groups]
+
+    def cell(of: Any, *, digits: int = 3, percent: bool = False) -> str:
+        return interval([[of(record) for record in group] for group in there], digits=digits, percent=percent)
+
+    def images(record: Record) -> list[float]:
+        return results.values([record], *MEASURES["image"])
+
+    def share(record: Record) -> float:
+        seen, pictures = counted(results, [record])
+        return seen / pictures
+
+    seen, pictures = counted(results, [record for group in there for record in group])
+    cells = [f"{cell(share, digits=0, percent=True)}, {seen} of {pictures}"]
+    cells += ["", ""] if way == BASE else [cell(lambda r: mean(images(r))), cell(lambda r: min(images(r)))]
+    cells.append(cell(lambda r: results.values([r], *MEASURES["text"])[0]))
+    if way == "merge":
+        cells.append(cell(lambda r: min(results[r]["merge"]["kept"]), digits=0, percent=True))
+        cells += [
+            cell(lambda r, n=n: results[r]["merge"][n], digits=2, percent=True) for n in ("drift", "unconditional")
+        ]
+    return (title, *cells, *[""] * (len(HEAD) - 1 - len(cells)))
