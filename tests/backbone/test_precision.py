@@ -12,15 +12,30 @@ from moongate.training import TrainOptions, train
 from moongate.training.method import METHODS
 
 
-def test_bfloat16_is_usual_on_cpus_with_matrix_units_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"avx512_bf16 amx_tile amx_bf16": torch.bfloat16, "avx512_bf16 amx_tile": torch.float32, "": torch.float32}
-    for listed, expected in flags.items():
-        monkeypatch.setattr(Path, "exists", lambda _: True)
-        monkeypatch.setattr(Path, "read_text", lambda _, listed=listed: f"flags\t: fpu {listed} sse2\n")
-        assert usual_dtype("cpu") == expected, listed
-    monkeypatch.setattr(Path, "exists", lambda _: False)
-    assert usual_dtype("cpu") == torch.float32
+@pytest.mark.parametrize(
+    ("listed", "seconds", "expected"),
+    [
+        pytest.param("avx512_bf16 amx_bf16", None, torch.bfloat16, id="matrix units"),
+        pytest.param("avx512_bf16 amx_tile", {torch.bfloat16: 0.5, torch.float32: 1.0}, torch.bfloat16, id="fast"),
+        pytest.param("avx512_bf16", {torch.bfloat16: 0.9, torch.float32: 1.0}, torch.float32, id="no gain"),
+        pytest.param("avx2", None, torch.float32, id="no instructions"),
+        pytest.param(None, None, torch.float32, id="nothing known"),
+    ],
+)
+def test_bfloat16_is_usual_on_cpus_that_gain_by_it_alone(
+    listed: str | None, seconds: dict[torch.dtype, float] | None, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: listed is not None)
+    monkeypatch.setattr(Path, "read_text", lambda _: f"flags\t: fpu {listed} sse2\n")
+    monkeypatch.setattr(precision, "_product_s", lambda dtype: seconds[dtype] if seconds else pytest.fail("not timed"))
+    precision._gains_by_bfloat16.cache_clear()
+    assert usual_dtype("cpu") == expected
     assert usual_dtype("cuda") == torch.float32
+    precision._gains_by_bfloat16.cache_clear()
+
+
+def test_a_product_is_timed_in_both_precisions_within_a_second() -> None:
+    assert all(0 < precision._product_s(dtype) < 1 for dtype in (torch.float32, torch.bfloat16))
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """Which precision, layout and attention suit the processor of a model; measured by `benchmarks/one_concept.py`.
 
-On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Other
-CPUs list instructions for bfloat16 too and are slower with them than in float32.
+On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Of the
+CPUs that have vector instructions alone for it, some take half the time (AMD Zen 5), others more time than in float32;
+there a few products are timed.
 """
 
 import re
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ SMALL_LATENTS = 32 * 32
 NARROW = 640
 """Most channels of a denoiser whose convolutions are faster with channels last."""
 
+WORTHWHILE = 0.7
+"""Largest time of a product in bfloat16, as a share of that in float32, that makes bfloat16 the usual precision."""
+
 
 def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
     """Return the precision of the frozen weights that commands use unless the user names one.
@@ -26,7 +32,7 @@ def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
         device: Where the model computes; None is CUDA if there is any.
     """
     is_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
-    return torch.bfloat16 if is_cpu and _has_matrix_units() else torch.float32
+    return torch.bfloat16 if is_cpu and _gains_by_bfloat16() else torch.float32
 
 
 def precision_of(name: str, device: str | torch.device | None = None) -> torch.dtype:
@@ -69,6 +75,22 @@ def faster_attention(denoiser: Any) -> Any:
     return denoiser
 
 
-def _has_matrix_units() -> bool:
+@cache
+def _gains_by_bfloat16() -> bool:
+    """Say whether this CPU multiplies faster in bfloat16. One process always gives the same answer."""
     listed = Path("/proc/cpuinfo")
-    return listed.exists() and re.search(r"\bamx_bf16\b", listed.read_text()) is not None
+    flags = set(re.findall(r"\b(?:amx|avx512)_bf16\b", listed.read_text())) if listed.exists() else set()
+    if flags != {"avx512_bf16"}:
+        return "amx_bf16" in flags
+    return _product_s(torch.bfloat16) < WORTHWHILE * _product_s(torch.float32)
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Return the seconds of a product of matrices as large as a layer's, the least of several."""
+    pixels, weight = torch.ones(512, 384, dtype=dtype), torch.ones(384, 384, dtype=dtype)
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        pixels @ weight
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -94,8 +94,8 @@ Code = tyro.conf.Suppress[tyro.conf.Fixed[_T_co]]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     tyro.conf.arg(
-        help="Precision of the model's weights. What is trained is float32. auto is bfloat16 on CPUs with matrix units "
-        "for it and float32 elsewhere; float16 is for GPUs without bfloat16."
+        help="Precision of the model's weights. What is trained is float32. auto is bfloat16 on CPUs that are "
+        "faster in it and float32 elsewhere; float16 is for GPUs without bfloat16."
     ),
 ]
 
