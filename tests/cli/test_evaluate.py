@@ -64,6 +64,20 @@ def test_evaluate_refuses_before_it_draws(
     assert not (tmp_path / "evaluation").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"prompts": "nowhere"}, "neither a set"), ({"features": "vgg"}, "Unknown features")]
+)
+def test_names_are_checked_before_a_model_is_loaded(
+    bear: Path,
+    changes: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("moongate.backbone.Backbone.load", None)
+    assert message in fails(capsys, command("evaluate", bear, device="cpu", **changes))
+
+
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
     """The layout of customconcept101/ with one subject, whose pictures are missing."""

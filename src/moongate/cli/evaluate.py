@@ -131,6 +131,8 @@ class Evaluate:
 
     def _check(self) -> None:
         """Raise OptionError before a model is loaded."""
+        from moongate.evaluation import check_network, read_prompts
+
         if self.protocol and self.prompts:
             raise OptionError(f"The protocol {self.protocol} has prompts of its own. Leave out --prompts.")
         if self.protocol and not self.files:
@@ -139,6 +141,10 @@ class Evaluate:
             raise OptionError(
                 "Without a concept there is no default set of prompts. Name a set or a file with --prompts."
             )
+        if self.prompts:
+            read_prompts(self.prompts)
+        for name in flat(self.features):
+            check_network(name)
 
     def _prompts(
         self, backbone: "Backbone", subjects: "Sequence[SubjectRecord]", console: Console

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moongate.cli.evaluate import Evaluate
+from moongate.cli.options import flat
 from moongate.cli.subjects import SubjectOptions, subjects_from_file
 from moongate.cli.train import Train
 from moongate.errors import OptionError
@@ -138,8 +139,10 @@ def _check_training(train: Train, place: str) -> None:
 
 
 def _check_evaluation(evaluate: Evaluate, place: str, *, is_made_first: bool) -> None:
-    from moongate.evaluation import EvaluationOptions, read_prompts
+    from moongate.evaluation import EvaluationOptions, check_network, read_prompts
 
+    for name in flat(evaluate.features):
+        check_network(name)
     EvaluationOptions(count=evaluate.count, seed=evaluate.seed, sampling=evaluate.drawing.sample_options())
     if evaluate.prompts:
         read_prompts(evaluate.prompts)

@@ -42,7 +42,7 @@ class Measure:
         from moongate.data.folders import find_pictures
         from moongate.data.pictures import read_picture
         from moongate.evaluation.benchmark import DEFAULT_FEATURES
-        from moongate.evaluation.networks import load_network
+        from moongate.evaluation.networks import check_network, load_network
         from moongate.run_page.measures import when_to_stop
         from moongate.run_page.measuring import kept_concepts, measure
         from moongate.run_records import read_config
@@ -52,6 +52,8 @@ class Measure:
         config = read_config(self.run)
         if not (self.follow or kept_concepts(self.run)):
             raise OptionError(f"{self.run} has kept no concept to measure. Train with --save-every.")
+        if self.features:
+            check_network(self.features)
         photos = [read_picture(path) for path in find_pictures(self.photos)]
         backbone = self.model.load(default=str(config.get("backbone", "pocket")))
         name = self.features or (backbone.settings.features or DEFAULT_FEATURES)[0]

@@ -2,7 +2,7 @@
 
 from moongate.evaluation.benchmark import EvaluationOptions, Reference, Targets, evaluate
 from moongate.evaluation.comparison import STRENGTHS, Way, compare, comparison_sheet, ways_of
-from moongate.evaluation.networks import NETWORKS, Clip, Network, load_network
+from moongate.evaluation.networks import NETWORKS, Clip, Network, check_network, load_network
 from moongate.evaluation.page import base_alone, kept_pictures, write_page
 from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
 from moongate.evaluation.protocols import Protocol, read_protocol
@@ -22,6 +22,7 @@ __all__ = [
     "Targets",
     "Way",
     "base_alone",
+    "check_network",
     "compare",
     "comparison_sheet",
     "default_prompts",

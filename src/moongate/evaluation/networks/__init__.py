@@ -17,7 +17,7 @@ from moongate.evaluation.networks.dino import dino_features
 from moongate.evaluation.networks.inception import inception_features
 from moongate.evaluation.networks.lite0 import lite0_features
 
-__all__ = ["NETWORKS", "Clip", "Network", "load_network"]
+__all__ = ["NETWORKS", "Clip", "Network", "check_network", "load_network"]
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 """The models in the public evaluations of the paper's method."""
@@ -47,11 +47,20 @@ def load_network(name: str, *, device: str = "cpu") -> Network:
         MissingLibrary: The package with the network is not installed.
         BackboneError: The weights cannot be loaded.
     """
+    check_network(name)
     kind, _, source = name.partition(":")
-    if kind not in NETWORKS:
+    return NETWORKS[kind](name, source, device)
+
+
+def check_network(name: str) -> None:
+    """Check that a network has this name, before a model is loaded.
+
+    Raises:
+        OptionError: The name is unknown.
+    """
+    if name.partition(":")[0] not in NETWORKS:
         known = ", ".join(NETWORKS)
         raise OptionError(f"Unknown features {name!r}. Known: {known}. clip:FOLDER takes another CLIP model.")
-    return NETWORKS[kind](name, source, device)
 
 
 def _pocket_clip(name: str, source: str, device: str) -> Network:
