@@ -30,9 +30,11 @@ def make_concept(file: Path, *, token: str = "<bear>", category: str = "teddy be
     return concept
 
 
-def make_drawing(file: Path, prompt: str, *, seed: int = 0, concept: Concept | None = None, **facts: Any) -> Path:
+def make_drawing(
+    file: Path, prompt: str, *, seed: int = 0, concept: Concept | None = None, side_px: int = 32, **facts: Any
+) -> Path:
     """Write a picture as `moongate generate` does."""
-    image = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    image = np.random.default_rng(seed).integers(0, 255, (side_px, side_px, 3), dtype=np.uint8)
     used = [{"file": "bear.safetensors", "hash": concept.hash, "strength": 1.0}] if concept else []
     options = SampleOptions(steps=2)
     known = {"model": "tiny", "concepts": used, "steps": 2, "guidance": 6.0, "scheduler": "ddpm", **facts}

@@ -17,13 +17,18 @@ import pytest
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 __all__ = ["Page", "Server", "chromium", "free_port", "wait_for"]
 
 PATIENCE_S = 600
 """Longest wait for something to appear; on a loaded computer a training of twenty steps takes minutes."""
+
+MOST_TABS = 150
+"""Presses of Tab that go through any page once."""
 
 
 def wait_for(condition: Callable[[], Any], *, what: str = "it") -> Any:
@@ -119,6 +124,24 @@ class Page:
             lambda: self.driver.find_element(By.CSS_SELECTOR, selector), what=f"the field {label!r}"
         )
         return found
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tab_to(self, name: str) -> None:
+        """Press Tab until what has the focus has this name, as a person does who uses no mouse."""
+
+        def is_reached() -> bool:
+            for _ in range(MOST_TABS):
+                element = self.driver.switch_to.active_element
+                label = element.get_attribute("aria-label") or element.text
+                if " ".join(label.split()).casefold() == name.casefold():
+                    return True
+                self.press(Keys.TAB)
+            return False
+
+        wait_for(is_reached, what=f"the focus on {name!r}")
 
     def choose(self, label: str, value: str) -> None:
         """Choose an entry of a list."""

@@ -115,6 +115,22 @@ def test_a_picture_is_edited_by_its_words(
     assert started[0].words[:3] == ("edit", "a <bear> bear <i>in</i> snow", "a <bear> bear on a beach")
 
 
+def test_what_is_typed_into_a_picture_s_dialog_stays_when_another_picture_arrives(
+    bear: Concept, studio: Studio, visit: Callable[..., None]
+) -> None:
+    async def look(user: User) -> None:
+        await user.open("/gallery")
+        await user.should_see(marker="look-snow-1", retries=100)
+        user.find(marker="look-snow-1").click()
+        user.find(marker="target").clear().type("a <bear> bear on a beach")
+        make_drawing(studio.places.gallery / "c" / "new.png", "a ship", seed=4)
+        await user.should_see("a ship, seed 4", retries=100)
+        (field,) = user.find(marker="target").elements
+        assert field.value == "a <bear> bear on a beach"  # type: ignore[attr-defined]
+
+    visit(look)
+
+
 def test_a_concept_that_is_gone_is_named(bear: Concept, studio: Studio, visit: Callable[..., None]) -> None:
     (studio.places.concepts / "renamed-since.safetensors").unlink()
 

@@ -18,6 +18,7 @@ from moongate.studio.state import Studio
 from moongate.studio.widgets import (
     Words,
     command_line,
+    dialog,
     errors_shown,
     heading,
     live,
@@ -145,7 +146,7 @@ class _Gallery:
     # --- one picture --------------------------------------------------------------------------------------------------
 
     def _open(self, each: Picture) -> None:
-        with ui.dialog(value=True) as dialog, ui.card().classes("wide"):
+        with dialog(classes="wide") as opened:
             heading(each.prompt)
             picture(self.studio.places, each.file, alt=each.prompt).classes("large")
             facts = [("seed", str(each.seed)), ("concepts", each.described), ("model", each.model)]
@@ -156,7 +157,7 @@ class _Gallery:
                 link._props.update({"href": self.studio.places.address(each.file), "download": each.file.name})
             self._offer_redrawing(each)
             self._offer_editing(each)
-            ui.button("Close", on_click=dialog.close).props("outline")
+            ui.button("Close", on_click=opened.close).props("outline")
 
     def _offer_redrawing(self, each: Picture) -> None:
         heading("Draw it again", level=3)

@@ -21,6 +21,7 @@ from moongate.studio.widgets import (
     Words,
     busy,
     command_line,
+    dialog,
     errors_shown,
     heading,
     live,
@@ -107,22 +108,22 @@ class _Library:
             ui.notify(f"{card.name} is in the trash, from which it can be restored.")
 
     def _rename(self, card: Card) -> None:
-        with ui.dialog(value=True) as dialog, ui.card():
+        with dialog() as opened:
             heading(f"Rename {card.name}")
             name = ui.input("New name", value=card.name).props("outlined autofocus").mark("new-name")
 
             def apply() -> None:
                 with errors_shown():
                     rename(self.studio.places, card.file, name.value or "")
-                    dialog.close()
+                    opened.close()
 
             name.on("keydown.enter", apply)
             with ui.element("div").classes("bar"):
                 ui.button("Rename it", on_click=apply)
-                ui.button("Cancel", on_click=dialog.close).props("outline")
+                ui.button("Cancel", on_click=opened.close).props("outline")
 
     def _export(self, card: Card) -> None:
-        with ui.dialog(value=True) as dialog, ui.card().classes("wide"):
+        with dialog(classes="wide") as opened:
             heading(f"Export {card.name}")
             choice = ui.select(
                 {name: f"{name}: {reads}" for name, reads in FORMATS.items()}, value="kohya", label="Format"
@@ -148,7 +149,7 @@ class _Library:
 
             with ui.element("div").classes("bar"):
                 button = ui.button("Write the files", on_click=apply)
-                ui.button("Close", on_click=dialog.close).props("outline")
+                ui.button("Close", on_click=opened.close).props("outline")
 
     def _out(self, card: Card, to: str) -> tuple[str, str]:
         """Return the words of the command that say where an export goes."""

@@ -15,7 +15,7 @@ from moongate.limits import MAX_DOWNLOAD_BYTES
 from moongate.pages import png_bytes
 from moongate.studio.drafts import Photo
 from moongate.studio.state import Studio
-from moongate.studio.widgets import busy, errors_shown, heading, paragraph
+from moongate.studio.widgets import busy, dialog, errors_shown, heading, paragraph
 
 __all__ = ["Stroke", "draw_mask", "painted"]
 
@@ -68,7 +68,7 @@ def painted(strokes: Sequence[Stroke], size_px: tuple[int, int]) -> UInt8[np.nda
     return pixels
 
 
-async def draw_mask(studio: Studio, photo: Photo, shown: Path) -> None:
+def draw_mask(studio: Studio, photo: Photo, shown: Path) -> None:
     """Open a dialog in which a mask is drawn, loaded or removed.
 
     Args:
@@ -76,11 +76,8 @@ async def draw_mask(studio: Studio, photo: Photo, shown: Path) -> None:
         photo: The photo whose mask it is.
         shown: The photo upright and small enough to be shown.
     """
-    with ui.dialog() as dialog, ui.card().classes("mask"):
-        _Brush(studio, photo, shown, dialog)
-    await dialog
-    if not dialog.client.is_deleted:
-        dialog.delete()
+    with dialog(classes="mask") as opened:
+        _Brush(studio, photo, shown, opened)
 
 
 @dataclass

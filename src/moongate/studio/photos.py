@@ -13,7 +13,7 @@ from moongate.limits import MAX_DOWNLOAD_BYTES
 from moongate.studio.drafts import Draft, Photo
 from moongate.studio.masks import draw_mask
 from moongate.studio.state import Studio
-from moongate.studio.widgets import busy, errors_shown, live, notice, paragraph, picture, section
+from moongate.studio.widgets import errors_shown, live, notice, paragraph, picture, section
 
 __all__ = ["show_photos"]
 
@@ -160,9 +160,8 @@ class _Card:
             self.draft.remove(self.photo.file, self.studio.places.trash)
             ui.notify(f"{self.photo.file.name} is in the trash, {self.studio.places.trash}.")
 
-    async def mask(self) -> None:
-        if self.whole:
-            await draw_mask(self.studio, self.photo, Path(self.whole))
-        else:
-            async with busy():
+    def mask(self) -> None:
+        with errors_shown():
+            if not self.whole:
                 raise PictureError("The photo is still being looked at. Try again in a moment.")
+            draw_mask(self.studio, self.photo, Path(self.whole))

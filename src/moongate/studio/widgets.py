@@ -19,6 +19,7 @@ __all__ = [
     "busy",
     "chart",
     "command_line",
+    "dialog",
     "errors_shown",
     "heading",
     "live",
@@ -104,6 +105,19 @@ def section(title: str, *, level: int = 2) -> Iterator[ui.element]:
     with ui.element("section").props(f'aria-label="{_attribute(title)}"') as part:
         heading(title, level=level)
         yield part
+
+
+@contextlib.contextmanager
+def dialog(*, classes: str = "") -> Iterator[ui.dialog]:
+    """Open a dialog and fill it with what the block makes; when it is closed, it is removed.
+
+    It belongs to the whole page: what is typed into it stays when the part with its button is built anew.
+    """
+    with ui.context.client.layout:
+        opened = ui.dialog(value=True)
+    opened.on("hide", opened.delete)
+    with opened, ui.card().classes(classes):
+        yield opened
 
 
 @contextlib.contextmanager
