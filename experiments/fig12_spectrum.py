@@ -7,19 +7,19 @@ from statistics import mean
 from experiments.layers import Spectrum
 from experiments.records import Record, Results
 from experiments.rendering import plot, save
-from experiments.study import EXAMPLES
+from experiments.study import SOME
 
 TITLE = "Fig. 12: singular values of the changes"
 
 
 def records() -> Iterator[Record]:
     """Yield the records of the figure."""
-    yield from (Spectrum(example) for example in EXAMPLES)
+    yield from (Spectrum(example) for example in SOME)
 
 
 def report(results: Results, out: Path) -> str:
     """Plot the mean spectrum of each width of layer, and return it with the ranks."""
-    spectra = [results[Spectrum(example)] for example in EXAMPLES]
+    spectra = [results[Spectrum(example)] for example in SOME]
     curves = {}
     for kind in ("to_k", "to_v"):
         for width in sorted({len(values) for values in spectra[0]["values"].values()}):
@@ -30,6 +30,6 @@ def report(results: Results, out: Path) -> str:
     widths = [len(values) for spectrum in spectra for values in spectrum["values"].values()]
     figure = plot(curves, x="number of the singular value", y="relative to the largest", joined=True)
     return (
-        f"Means over {len(EXAMPLES)} subjects, Custom Diffusion, seed 0. 60 % of the sum of the singular values is in "
+        f"Means over {len(SOME)} subjects, Custom Diffusion, seed 0. 60 % of the sum of the singular values is in "
         f"the largest {mean(ranks):.1f} of {mean(widths):.0f} on average.\n\n" + save(figure, out / "fig12.png")
     )

@@ -74,7 +74,7 @@ class Spectrum:
     def measure(self, study: Study) -> dict[str, Any]:
         by_layer = spectra(study.single(self.example, OURS, 0))
         return {
-            "values": {name: [float(v) for v in s.values / s.values[0]] for name, s in by_layer.items()},
+            "values": {name: [round(float(v), 5) for v in s.values / s.values[0]] for name, s in by_layer.items()},
             "rank_at_60": {name: s.rank(0.6) for name, s in by_layer.items()},
         }
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.records import PICTURE, Needs, Training, webp_row
-from experiments.scores import BASE, OURS, Several, Single, words_of
+from experiments.scores import BASE, OURS, Several, Single, worded, words_of
 from experiments.study import Size, Study
 from moongate import Concept
 from moongate.analysis import word_maps
@@ -48,7 +48,7 @@ class Row:
     def measure(self, study: Study) -> dict[str, Any]:
         concept = None if self.method == BASE else self._source.concept(study)
         words = words_of(concept) or [study.subject(example).category for example in self.examples]
-        prompts = [filled(prompt, words) for prompt in self.prompts]
+        prompts = worded(self.prompts, words)
         pictures = study.drawn(concept, prompts, seed=0, count=self.count)
         return {"prompts": prompts, PICTURE: webp_row(pictures)}
 
@@ -85,7 +85,7 @@ class Word:
     def measure(self, study: Study) -> dict[str, Any]:
         concept: Concept | None = None if self.method == BASE else study.single(self.example, self.method, 0)
         category = study.subject(self.example).category
-        prompt = filled(self.prompt, [category])
+        (prompt,) = worded([self.prompt], [category])
         pictures = study.drawn(concept, [prompt], seed=0, count=study.size.word_count)
         drawn, wanted = study.features(pictures), study.features(study.held_out(self.example).pictures)
         return {

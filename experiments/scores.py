@@ -13,7 +13,7 @@ from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate,
 from moongate.evaluation.prompts import PROMPT_SETS, filled
 from moongate.merging import Merged, MergeOptions
 
-__all__ = ["MERGES", "Base", "Several", "Single", "Unrelated", "prompts_for", "words_of"]
+__all__ = ["MERGES", "Base", "Several", "Single", "Unrelated", "prompts_for", "worded", "words_of"]
 
 OURS, BASE = "custom-diffusion", "base"
 MERGES: Mapping[str, MergeOptions] = {
@@ -88,7 +88,7 @@ class Base:
 
     def measure(self, study: Study) -> dict[str, Any]:
         category = study.subject(self.example).category
-        prompts = _worded(read_prompts("pocket"), [category])
+        prompts = worded(read_prompts("pocket"), [category])
         return _evaluated(study, None, prompts, [study.pool(category).reference])
 
 
@@ -133,7 +133,7 @@ class Several:
         concept, merged = self._composed(study)
         prompts, count = prompts_for(len(self.examples)), study.size.pair_count
         if not concept:
-            prompts = _worded(prompts, self._categories(study))
+            prompts = worded(prompts, self._categories(study))
         targets = [study.held_out(example, subject=index) for index, example in enumerate(self.examples)]
         comparisons = targets if concept else []
         values = _evaluated(study, concept, prompts, comparisons, seed=self.seed, count=count)
@@ -163,8 +163,8 @@ class Several:
         categories = self._categories(study)
         prompts = prompts_for(len(self.examples), others=False)
         words = words_of(concept)
-        worded = [filled(prompt, words) for prompt in prompts] if concept else _worded(prompts, categories)
-        pictures = study.drawn(concept, worded, seed=self.seed, count=study.size.pair_count)
+        texts = [filled(prompt, words) for prompt in prompts] if concept else worded(prompts, categories)
+        pictures = study.drawn(concept, texts, seed=self.seed, count=study.size.pair_count)
         seen = study.recognizer.sees(pictures, categories)
         return {"all": int(seen.all(1).sum()), "each": seen.sum(0).tolist(), "pictures": len(pictures)}
 
@@ -210,7 +210,7 @@ def words_of(concept: Concept | None) -> list[str]:
     return [method.worded(s.words, token=s.token, category=s.category) for s in concept.subjects]
 
 
-def _worded(prompts: Sequence[str], categories: Sequence[str]) -> list[str]:
+def worded(prompts: Sequence[str], categories: Sequence[str]) -> list[str]:
     """Return prompts with categories in their places, "an armchair" where "a {}" was."""
 
     def fill(place: re.Match[str]) -> str:

@@ -90,7 +90,8 @@ PAIRS = (
 """Pairs as the paper chose them: things that the base itself can draw together. Both members are of `RECOGNIZED`, their
 categories are not alike (no chair with a sofa, no plant with a flower), and of five pictures that pocket drew of both
 categories (every second prompt of `pocket-pair` that names nothing else, 12 steps, guidance 4) the recognizer saw both
-in at least three. `Several(pair, "base")` measures this with each study, beside what was taught."""
+in at least three. `experiments.choosing` measures this for all pairs that may be chosen, and `Several(pair, "base")`
+for those that are, beside what was taught."""
 MORE_PAIRS = (
     ("chairWithCushion", "drawn-owl"),
     ("chairWithCushion", "tulips"),

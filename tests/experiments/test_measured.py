@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from experiments.choosing import Options, chosen_by
 from experiments.layers import Part
 from experiments.pictures import Row, Word
 from experiments.records import PICTURE, Record, Results
-from experiments.scores import Base, Several, Single
+from experiments.scores import MERGES, Base, Several, Single
 from experiments.study import PAIRS, TRIPLES, Size, Study, for_pocket
 from moongate.sampling import SampleOptions
 
@@ -63,8 +64,8 @@ def test_a_merged_triple_has_an_alignment_for_each_subject_and_the_report_of_the
     assert subjects == [0, 1, 2, 0, 1, 2]
     assert len(values["recognized"]["each"]) == len(values["merge"]["kept"]) == 3
     assert values["merge"]["unconditional"] < 1e-6  # the empty prompt is fixed by default
-    free = measured(Several(TRIPLES[0], "merge", 0, "the paper's formula"), study, tmp_path)
-    assert free["merge"]["unconditional"] > 1e-4
+    free = study.merged(TRIPLES[0], 0, MERGES["the paper's formula"])
+    assert free.report.unconditional > 1e-4
 
 
 def test_the_word_alone_is_drawn_and_compared_with_the_subject(study: Study, tmp_path: Path) -> None:
@@ -92,8 +93,8 @@ def test_a_style_is_taught_and_merged_with_a_subject(study: Study, tmp_path: Pat
 
 def test_a_compressed_concept_and_pocket_itself_are_drawn_in_rows(study: Study, tmp_path: Path) -> None:
     measured(Row((PAIRS[0][0],), "custom-diffusion", ("a {}",), "fig18", 0.3), study, tmp_path)
-    row = Row(PAIRS[0], "base", ("photo of a {0} and a {1}",), "fig19")
-    assert measured(row, study, tmp_path)["prompts"] == ["photo of a chair and a penguin"]
+    row = Row(("drawn-owl", "jar"), "base", ("photo of a {0} and a {1}",), "fig19")
+    assert measured(row, study, tmp_path)["prompts"] == ["photo of an owl and a vase"]
 
 
 def test_a_measured_concept_says_how_long_its_training_took(study: Study, tmp_path: Path) -> None:
@@ -108,3 +109,12 @@ def test_pocket_itself_is_asked_for_an_armchair_in_words(tmp_path: Path, monkeyp
     Base("winchesterArmchair").measure(Study(folder=tmp_path))
     assert "photo of an armchair on the beach" in asked
     assert not [prompt for prompt in asked if "a armchair" in prompt]
+
+
+def test_pairs_are_chosen_among_subjects_that_are_told_and_not_alike(study: Study) -> None:
+    options = Options(examples=("chairWithCushion", "winchesterSofa", "drawn-owl", "jar"))
+    told, pairs = chosen_by(study, options)
+    assert set(told) == set(options.examples)
+    assert told["jar"] < options.least  # so it is in no pair
+    assert set(pairs) == {("chairWithCushion", "drawn-owl"), ("winchesterSofa", "drawn-owl")}
+    assert all(0 <= both <= of == 5 for both, of in pairs.values())

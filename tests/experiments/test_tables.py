@@ -23,7 +23,8 @@ from experiments.pictures import Attention, Row, Word
 from experiments.records import Record, Results, webp_row
 from experiments.scores import MERGES, Base, Several, Single
 from experiments.study import EXAMPLES, PAIRS, SEEDS, Size
-from moongate.fleet import Assignment
+from moongate.fleet import Assignment, Job
+from moongate.fleet.queue import check_names
 
 
 def made_up(record: Record) -> dict[str, Any]:
@@ -232,9 +233,10 @@ def test_records_of_other_weights_are_measured_again_and_until_then_the_tables_s
     assert re.findall(r"(\d+) of \d+ records were measured on earlier", (tmp_path / "tables.md").read_text()) == ["1"]
 
 
-def test_records_that_differ_have_keys_that_differ() -> None:
+def test_records_that_differ_have_keys_that_differ_and_can_name_jobs() -> None:
     records = all_records()
     assert len({record.key for record in records}) == len(records)
+    check_names([Job(name=record.key.replace("/", "-"), settings={}) for record in records])
 
 
 def test_a_worker_measures_the_record_of_its_job_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
