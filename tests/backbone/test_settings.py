@@ -23,6 +23,7 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
     content = {
         "method": "dreambooth",
         "lr_scale": 4,
+        "token_lr_scale": 12.0,
         "guidance": 3.0,
         "regularization": "pool",
         "prompt_sets": ["pocket", "pocket-pair"],
@@ -34,9 +35,9 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
     assert content.keys() == CHECKS.keys() == {field.name for field in fields(Settings)}
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(content))
     settings = Settings.read(tmp_path / SETTINGS_FILE)
-    assert (settings.method, settings.lr_scale, settings.guidance) == ("dreambooth", 4, 3.0)
+    assert (settings.method, settings.lr_scale, settings.token_lr_scale) == ("dreambooth", 4, 12.0)
     assert (settings.prompt_sets, settings.features) == (("pocket", "pocket-pair"), ("pocket-clip",))
-    assert (settings.retrieval_threshold, settings.rare_tokens) == (0.39, (20, 30))
+    assert (settings.guidance, settings.retrieval_threshold, settings.rare_tokens) == (3.0, 0.39, (20, 30))
 
 
 def test_a_backbone_brings_the_settings_of_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_pocket_states_its_defaults_in_its_file() -> None:
         ('{"lr_scale": "4"}', r"moongate.json sets 'lr_scale' to \"4\". It must be a number above 0"),
         ('{"lr_scale": 0}', "'lr_scale' to 0. It must be a number above 0"),
         ('{"lr_scale": true}', "'lr_scale' to true"),
+        ('{"token_lr_scale": -1}', "'token_lr_scale' to -1. It must be a number above 0, such as 12.0"),
         ('{"guidance": NaN}', "'guidance' to NaN. It must be a number of 0 or more"),
         ('{"method": ""}', "'method' to \"\". It must be a name"),
         ('{"regularization": ["pool"]}', "'regularization' to"),

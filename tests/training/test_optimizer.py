@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def parameter() -> torch.nn.Parameter:
 
 
 def made(weight: torch.nn.Parameter, dtype: torch.dtype) -> Optimizer:
-    return Optimizer.of([weight], name="adamw", learning_rate=0.1, dtype=dtype)
+    return Optimizer.of({weight: 0.1}, name="adamw", dtype=dtype)
 
 
 def stepped(optimizer: Optimizer, loss: torch.Tensor) -> bool:
@@ -47,6 +48,15 @@ def test_without_loss_scaling_nothing_moves_from_the_first_loss_on_that_is_not_f
         assert not stepped(optimizer, factor * guarded.square().sum())
     assert torch.equal(guarded, kept)
     assert torch.equal(optimizer.state()["optimizer"]["state"][0]["exp_avg"], moments)
+
+
+def test_each_parameter_moves_at_its_own_rate() -> None:
+    fast, slow = parameter(), parameter()
+    optimizer = Optimizer.of({fast: 0.1, slow: 0.001}, name="adamw", dtype=torch.float32)
+    before = fast.detach().clone()
+    assert stepped(optimizer, fast.square().sum() + slow.square().sum())
+    torch.testing.assert_close(before - fast, 0.1 * before.sign())  # the first step of Adam is the sign of the gradient
+    torch.testing.assert_close(before - slow, 0.001 * before.sign())
 
 
 def test_a_scaled_loss_moves_the_parameters_as_an_unscaled_one() -> None:
@@ -136,9 +146,9 @@ def test_adamw8bit_trains_with_the_librarys_optimizer_and_resumes(
     class StandIn(torch.optim.Adagrad):
         """An optimizer with a state, which moves otherwise than AdamW."""
 
-        def __init__(self, parameters: list[torch.nn.Parameter], **options: object) -> None:
-            made.append(options)
-            super().__init__(parameters, **options)
+        def __init__(self, groups: list[dict[str, Any]], **options: object) -> None:
+            made.append({"lr": [group["lr"] for group in groups], **options})
+            super().__init__(groups, **options)
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW8bit=StandIn)))
 
@@ -149,7 +159,7 @@ def test_adamw8bit_trains_with_the_librarys_optimizer_and_resumes(
         return concept.hash
 
     whole = run()
-    assert made == [{"lr": pytest.approx(1e-5 * 10 * 2), "weight_decay": 0.0}]
+    assert made == [{"lr": [pytest.approx(1e-5 * 10 * 2)], "weight_decay": 0.0}]
     run(steps=2, run_folder=tmp_path)
     assert run(run_folder=tmp_path, resume=True) == whole
     assert run(optimizer="adamw") != whole

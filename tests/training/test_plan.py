@@ -47,6 +47,24 @@ def test_a_plan_resolves_what_the_options_leave_open(
 
 
 @pytest.mark.usefixtures("no_work")
+def test_tokens_learn_as_fast_as_the_weights_unless_the_model_or_an_option_says_otherwise(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(options: TrainOptions | None = None) -> Plan:
+        return Plan.of(tiny, [make_subject()], [prior], METHOD, options=options)
+
+    assert made().token_learning_rate == made().learning_rate
+    assert "token_learning_rate" not in made().config
+    monkeypatch.setattr(tiny, "settings", replace(tiny.settings, token_lr_scale=12.0))
+    assert made().config["token_learning_rate"] == pytest.approx(12 * made().learning_rate)
+    assert made(TrainOptions(token_lr_scale=1)).token_learning_rate == made().learning_rate
+    options = TrainOptions(learning_rate=3e-4, token_lr_scale=2)
+    assert made(options).token_learning_rate == pytest.approx(6e-4)
+    with pytest.raises(OptionError, match="token_lr_scale is 0; it must be above 0, such as 1"):
+        TrainOptions(token_lr_scale=0)
+
+
+@pytest.mark.usefixtures("no_work")
 def test_an_absolute_rate_is_that_of_a_whole_step(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization
 ) -> None:

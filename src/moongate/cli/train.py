@@ -97,18 +97,19 @@ class Train:
     steps: OptionalInt = None
     """Optimizer steps. Default: those of the method for each subject, 250 for custom-diffusion."""
     batch: OptionalInt = None
-    """Target pictures in each step; as many regularization pictures join them.
-    Default: 4, or 8 for methods without regularization pictures."""
+    """Target pictures in each step (default: 4, or 8 without regularization); as many regularization pictures join."""
     accumulate: OptionalInt = None
     """Equal shards of a step that are computed one after the other: less memory, the same step up to rounding.
     Several processes share them. Default: what suits the model on a CPU, or as many as torchrun starts processes."""
     processes: OptionalInt = None
-    """Processes of one thread each that share the shards, on a CPU under Linux. They do not change the concept.
+    """Processes of one thread each that share the shards, on a CPU under Linux, with the same result.
     Default: as many as there are cores and shards for a model that sets its shards; else one with all threads."""
     lr_per_picture: OptionalFloat = None
     """Learning rate for each picture of a step. Default: that of the method, scaled for the model."""
     learning_rate: OptionalFloat = None
     """Learning rate of a whole step, as other trainers count it, in place of --lr-per-picture."""
+    token_lr_scale: OptionalFloat = None
+    """Learning rate of the new tokens as a multiple of that of the weights. Default: what suits the model, or 1."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit takes a quarter of the memory for its state. It needs bitsandbytes and a CUDA device."""
     resolution: OptionalInt = None
@@ -117,8 +118,7 @@ class Train:
     """Index of the rare token from which the first new token starts. Concepts to be merged should differ in it.
     Default: 0, or the first that --start-from leaves free."""
     initializer_token: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Word from which a new token starts instead of a rare token. Give one for each --token.
-    It must be one token of the model."""
+    """Word, one token of the model, from which a new token starts instead of a rare one. Give one for each --token."""
     energy: OptionalFloat = None
     """Share of the singular values of each change to keep in the file, above 0 and at most 1.
     Default: 1, which keeps all; 0.6 for SDXL, whose changes take more than a gigabyte."""
@@ -135,8 +135,7 @@ class Train:
     validation_prompt: OptionalStr = None
     """Prompt of the validation pictures. Default: what all captions begin with, or else the words of the concept."""
     page: Flag = True
-    """Write no index.html into the run folder. It shows losses and validation pictures while the training runs.
-    At the end it shows base beside concept, for which twenty pictures are drawn."""
+    """Write no index.html into the run folder, which shows losses and pictures, at the end twenty beside the base's."""
     tracker: OptionalTracker = None
     """tensorboard or wandb: where losses and validation pictures go in addition to the run folder."""
     save_every: OptionalInt = None
@@ -286,6 +285,7 @@ class Train:
             batch=self.batch,
             lr_per_picture=self.lr_per_picture,
             learning_rate=self.learning_rate,
+            token_lr_scale=self.token_lr_scale,
             optimizer=self.optimizer,
             resolution_px=self.resolution,
             initializer_token=self.initializer_token,

@@ -147,6 +147,7 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
         "steps": config["steps"],
         "target pictures in a step": config["batch"],
         "learning rate of a step": f"{config['learning_rate']:.3g}",
+        "learning rate of the new tokens": f"{config.get('token_learning_rate', config['learning_rate']):.3g}",
         "resolution": f"{config['resolution_px']} px" if "resolution_px" in config else "the model's own",
         "optimizer": config.get("optimizer", "adamw"),
         "regularization pictures": ", ".join(

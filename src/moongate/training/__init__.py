@@ -35,8 +35,8 @@ from moongate.training.speed import Speed
 __all__ = ["Plan", "Step", "TrainOptions", "train"]
 
 RECORDED = (
-    *("steps", "seed", "batch", "learning_rate", "rare_token", "initializer_token", "resolution_px", "optimizer"),
-    *("started_from", "held_out_loss", "versions"),
+    *("steps", "seed", "batch", "learning_rate", "token_learning_rate", "rare_token", "initializer_token"),
+    *("resolution_px", "optimizer", "started_from", "held_out_loss", "versions"),
 )
 """Entries of the run's configuration that the concept's record repeats."""
 
@@ -120,9 +120,8 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
         interrupt_after_step() as interrupted,
     ):
         # Resume.
-        optimizer = Optimizer.of(
-            moving.parameters(), name=options.optimizer, learning_rate=plan.learning_rate, dtype=backbone.dtype
-        )
+        rates = moving.learning_rates(weights=plan.learning_rate, tokens=plan.token_learning_rate)
+        optimizer = Optimizer.of(rates, name=options.optimizer, dtype=backbone.dtype)
         judge = Judge(backbone, plan.held_out, side_px=plan.resolution_px) if plan.held_out else None
         first = _restore(run, moving, optimizer, plan.steps)
         _check_space(options.run_folder, moving)

@@ -160,6 +160,11 @@ class Trainable:
         """Return everything that is trained, in a fixed order."""
         return [*self.weights.values(), *(row for row in self.rows.values() if row.requires_grad)]
 
+    def learning_rates(self, *, weights: float, tokens: float) -> dict[nn.Parameter, float]:
+        """Return the learning rate of each parameter, in the order of `parameters`."""
+        of_weights = set(self.weights.values())
+        return {each: weights if each in of_weights else tokens for each in self.parameters()}
+
     def gradients_taken(self) -> list[Tensor]:
         """Return the gradient of each parameter, zeros where there is none, and clear them."""
         parameters = self.parameters()

@@ -5,7 +5,7 @@ backward pass and the gradients are divided by it before the step (Micikevicius 
 2018). A step whose gradients overflow is left out and the factor halved. The module knows nothing of what is trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -38,15 +38,12 @@ class Optimizer:
     """Steps so far that were left out because their gradients overflowed float16."""
 
     @classmethod
-    def of(
-        cls, parameters: Sequence[nn.Parameter], *, name: OptimizerName, learning_rate: float, dtype: torch.dtype
-    ) -> Self:
+    def of(cls, learning_rates: Mapping[nn.Parameter, float], *, name: OptimizerName, dtype: torch.dtype) -> Self:
         """Return an optimizer without weight decay, which the caller applies.
 
         Args:
-            parameters: What is trained, float32.
+            learning_rates: What is trained, float32, with the step size of AdamW for each.
             name: A key of `OPTIMIZERS`.
-            learning_rate: Step size of AdamW.
             dtype: Precision of the base. Float16 needs loss scaling, other precisions do not.
 
         Raises:
@@ -55,10 +52,14 @@ class Optimizer:
         kind = (
             library("bitsandbytes").optim.AdamW8bit if name == "adamw8bit" else partial(torch.optim.AdamW, fused=True)
         )
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter, rate in learning_rates.items():
+            groups.setdefault(rate, []).append(parameter)
+        device = next(iter(learning_rates)).device
         return cls(
-            _inner=kind(parameters, lr=learning_rate, weight_decay=0.0),
-            _broken=torch.zeros((), device=parameters[0].device),
-            _scaler=torch.amp.GradScaler(parameters[0].device.type, enabled=dtype == torch.float16),
+            _inner=kind([{"params": group, "lr": rate} for rate, group in groups.items()], weight_decay=0.0),
+            _broken=torch.zeros((), device=device),
+            _scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         )
 
     @property

@@ -47,6 +47,9 @@ class TrainOptions:
     """Learning rate for each picture of a step, between 0 and 1; None takes the method's, scaled for the backbone."""
     learning_rate: float | None = None
     """Learning rate for all pictures of a step together, in place of `lr_per_picture`; between 0 and 1."""
+    token_lr_scale: float | None = None
+    """Learning rate of the new tokens, as a multiple of that of the weights; above 0. None takes what suits the
+    backbone, which is 1 in the paper."""
     optimizer: OptimizerName = "adamw"
     """adamw8bit keeps its state in 8 bits (needs bitsandbytes)."""
     resolution_px: int | None = None
@@ -95,6 +98,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise OptionError(f"{name} is {value}; it must be between 0 and 1, such as {usual}.")
+        if self.token_lr_scale is not None and not 0 < self.token_lr_scale < math.inf:
+            raise OptionError(f"token_lr_scale is {self.token_lr_scale}; it must be above 0, such as 1.")
         if self.learning_rate is not None and self.lr_per_picture is not None:
             raise OptionError(
                 f"learning_rate is {self.learning_rate} and lr_per_picture {self.lr_per_picture}, but one of them "
@@ -140,7 +145,7 @@ class Plan:
     targets_per_step: int
     """Target pictures of a step."""
     learning_rate: float
-    """Learning rate of the optimizer, for all pictures of a step together."""
+    """Learning rate of the weights, for all pictures of a step together."""
     resolution_px: int
     """Side of the training pictures in pixels."""
     shards: int
@@ -213,6 +218,11 @@ class Plan:
         """Target and regularization pictures of a step."""
         return _pictures_per_step(self.targets_per_step, self.method)
 
+    @property
+    def token_learning_rate(self) -> float:
+        """Learning rate of the new tokens, for all pictures of a step together."""
+        return self.learning_rate * (self.options.token_lr_scale or self.backbone.settings.token_lr_scale)
+
     def keeps(self, step: int) -> bool:
         """Return whether the concept after a step, counted from 1, is kept: every so many, and the last."""
         every = self.options.save_every
@@ -258,6 +268,7 @@ class Plan:
         }
         chosen = {  # entries of options that most runs leave alone, so that runs of earlier versions can be resumed
             "started_from": self.start_from.hash if self.start_from else None,
+            "token_learning_rate": _other(self.token_learning_rate, than=self.learning_rate),
             "resolution_px": self.options.resolution_px,
             "initializer_token": list(self.options.initializer_token),
             "optimizer": self.options.optimizer if self.options.optimizer != "adamw" else None,
@@ -265,6 +276,10 @@ class Plan:
             "judged_by": [subject.hash for subject in self.held_out],
         }
         return config | {key: value for key, value in chosen.items() if value}
+
+
+def _other(value: float, *, than: float) -> float | None:
+    return None if value == than else value
 
 
 def _shards(targets_per_step: int, wanted: int | None, backbone: Backbone, processes: int) -> int:
