@@ -1,5 +1,8 @@
+import pytest
+
 from moongate.concept import SubjectRecord
-from moongate.data.captions import PRESETS, photo_of, with_article, without_tokens
+from moongate.data.captions import PRESETS, Preset, photo_of, with_article, without_tokens
+from moongate.evaluation.prompts import filled
 
 
 def test_the_article_fits_the_word() -> None:
@@ -24,3 +27,19 @@ def test_a_prompt_without_tokens_names_categories_alone() -> None:
     assert without_tokens("a <bear> teddy bear in red", subjects) == "a teddy bear in red"
     assert without_tokens("a <chair>", subjects) == "a chair"
     assert without_tokens("a <new> <bear-2>", [SubjectRecord(category="", token="<new>"), bear]) == "a"
+
+
+def test_the_article_fits_what_takes_the_place_of_tokens() -> None:
+    owl = SubjectRecord(category="owl", token="<o>")
+    ship = SubjectRecord(category="ship", token="<s>")
+    assert without_tokens("drawing of a <o> owl and an <s> ship", [owl, ship]) == "drawing of an owl and a ship"
+    assert without_tokens("A <o> in a hat", [owl]) == "An owl in a hat"
+    assert without_tokens("the <o> owl of the Sahara <s>", [owl, ship]) == "the owl of the Sahara ship"
+
+
+@pytest.mark.parametrize("template", ["photo of a {}", "photo of an {}"])
+def test_templates_take_words_with_their_article(template: str) -> None:
+    preset = Preset(caption=template)
+    assert preset.describe("owl") == "photo of an owl"
+    assert preset.describe("<o> owl", "armchair") == "photo of a <o> owl and an armchair"
+    assert filled("a {} beside an {1}", ["owl", "<s> ship"]) == "an owl beside a <s> ship"

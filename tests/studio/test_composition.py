@@ -100,6 +100,7 @@ def test_what_cannot_be_drawn_is_named(places: Places, pair: Composition) -> Non
 
 
 def test_places_in_a_prompt_take_the_words_of_subjects() -> None:
+    assert filled("photo of a {} and an {1}", ["owl", "<s> ship"]) == "photo of an owl and a <s> ship"
     assert filled("a {} and a {1}", WORDS) == "a <bear> teddy bear and a <rex> dog"
     assert filled("a dog", WORDS) == "a dog"
 

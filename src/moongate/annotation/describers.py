@@ -1,6 +1,7 @@
 """Describe photos: by the nearest words in CLIP's features, or by a local BLIP."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from moongate.data.captions import with_article
+from moongate.data.captions import with_article, with_words
 from moongate.data.pictures import as_tensor
 from moongate.errors import BackboneError, OptionError, first_line
 from moongate.evaluation.networks.clip import CLIP_MEAN, CLIP_STD, Clip
@@ -143,9 +144,9 @@ def resized(picture: UInt8[np.ndarray, "height width 3"], side_px: int) -> Float
 
 def _with_place(sentence: str, category: str) -> str:
     """Return a sentence with `{}` for the subject."""
-    words = f" {sentence} "
-    if f" {category} " in words:
-        return words.replace(f" {category} ", " {} ", 1).strip()
+    named = rf"(?<!\S){re.escape(category)}(?!\S)"
+    if re.search(named, sentence):
+        return with_words(sentence, named, lambda _category: "{}", count=1)
     return f"photo of a {{}}, {sentence}" if sentence else "photo of a {}"
 
 

@@ -19,7 +19,7 @@ from moongate.cli.options import (
     Texts,
     flat,
 )
-from moongate.cli.terminal import bytes_of, say, size_of
+from moongate.cli.terminal import bytes_of, progress_bar, say, size_of
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Convert:
         is_folder = self.out.is_dir()
         say(console, f"Wrote {files} to {self.out}." if is_folder else f"Wrote {self.out} ({size_of(self.out)}).")
         if is_folder:
-            self._write_card(imported.concept, target, base if self.model.model else None)
+            self._write_card(imported.concept, target, base if self.model.model else None, console)
         if self.to == "kohya":
             for line in _words_to_type(imported.concept, written.files):
                 say(console, line)
@@ -112,14 +112,15 @@ class Convert:
             interop.check_login(self.push)
         return target
 
-    def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None") -> None:
+    def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None", console: Console) -> None:
         """Write the model card, with sample pictures if the model was named."""
         from moongate.files import write_atomically
         from moongate.interop import CARD, card_prompts, model_card
         from moongate.pages import png_bytes
 
         pictures = []
-        for number, drawn in enumerate(_drawn(concept, base, card_prompts(concept, self.pictures)) if base else (), 1):
+        prompts = card_prompts(concept, self.pictures) if base else []
+        for number, drawn in enumerate(_drawn(concept, base, prompts, console) if base and prompts else (), 1):
             pictures.append((drawn.prompt, f"sample-{number}.png"))
             write_atomically(self.out / pictures[-1][1], png_bytes(drawn.image))
         title = self.push.split("/")[-1] if self.push else self.out.name
@@ -169,9 +170,14 @@ def _said(concept: "Concept", names: Mapping[str, str]) -> str:
     return prompt
 
 
-def _drawn(concept: "Concept", base: "Backbone", prompts: Sequence[str]) -> "Iterator[Sample]":
-    """Draw one picture of each prompt."""
+def _drawn(concept: "Concept", base: "Backbone", prompts: Sequence[str], console: Console) -> "Iterator[Sample]":
+    """Draw one picture of each prompt, with a bar."""
+    from moongate.run_page import DRAWING
     from moongate.sampling import sample
 
-    with concept.applied(base):
-        yield from sample(base, prompts, seeds=range(len(prompts)))
+    say(console, f"Drawing {len(prompts)} pictures for the model card; --pictures 0 leaves them out.")
+    with concept.applied(base), progress_bar(console) as progress:
+        task = progress.add_task("Drawing", total=len(prompts), note="")
+        for drawn in sample(base, prompts, seeds=range(len(prompts)), options=DRAWING):
+            progress.advance(task)
+            yield drawn

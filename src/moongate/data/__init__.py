@@ -7,7 +7,7 @@ used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moongate.data.captions import PRESETS, Named, Preset, photo_of, with_article, without_tokens
+from moongate.data.captions import PRESETS, Named, Preset, photo_of, with_article, with_words, without_tokens
 
 if TYPE_CHECKING:
     from moongate.data.augmentation import ZOOM, Augmented, Framing, augment, framed, framing, square
@@ -28,6 +28,7 @@ __all__ = [
     "photo_of",
     "square",
     "with_article",
+    "with_words",
     "without_tokens",
 ]
 

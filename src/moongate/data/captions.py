@@ -4,11 +4,11 @@ The module knows nothing of pictures and files.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["PRESETS", "Named", "Preset", "photo_of", "with_article", "without_tokens"]
+__all__ = ["PRESETS", "Named", "Preset", "photo_of", "with_article", "with_words", "without_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,12 @@ class Preset:
     def describe(self, *subjects: str) -> str:
         """Return the caption with the words of one or several subjects in place of `{}`.
 
-        Where the template has `a {}`, each subject gets "a" or "an". Several subjects are joined by "and".
+        Where the template has `a {}` or `an {}`, each subject gets "a" or "an". Several subjects are joined by "and".
         """
-        has_article, template = " a {}" in self.caption, self.caption.replace(" a {}", " {}")
-        words = [with_article(subject) if has_article else subject for subject in subjects]
-        return template.replace("{}", " and ".join(words))
+        first, *others = subjects or ("",)
+        has_article = re.search(r"\ban? {}", self.caption, re.IGNORECASE)
+        following = "".join(f" and {with_article(other) if has_article else other}" for other in others)
+        return with_words(self.caption, "{}", lambda _place: first + following)
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -71,12 +72,29 @@ def without_tokens(prompt: str, subjects: Iterable[Named]) -> str:
     """
     for subject in subjects:
         if subject.tokens:
-            prompt = prompt.replace(subject.words, subject.category)
-            prompt = prompt.replace(" ".join(subject.tokens), subject.category)
-            prompt = prompt.replace(f"{subject.tokens[0]} {subject.category}", subject.category)
-            for token in subject.tokens:
-                prompt = prompt.replace(token, subject.category if token == subject.tokens[0] else "")
+            category, (first, *others) = subject.category, subject.tokens
+            for words in (subject.words, " ".join(subject.tokens), f"{first} {category}", first):
+                prompt = with_words(prompt, re.escape(words), lambda _words, category=category: category)
+            for token in others:
+                prompt = prompt.replace(token, "")
     return " ".join(prompt.split())
+
+
+def with_words(text: str, pattern: str, words: Callable[[re.Match[str]], str], *, count: int = 0) -> str:
+    """Return a text with other words where a pattern matches, and the article before them that fits: "a" or "an".
+
+    Args:
+        text: The text.
+        pattern: A regular expression; its groups have names.
+        words: Returns the words for a match.
+        count: Largest number of matches that are replaced; 0 is all.
+    """
+
+    def replaced(found: re.Match[str]) -> str:
+        put = words(found)
+        return f"{found['article']}{with_article(put)[1:]}" if found["article"] else put
+
+    return re.sub(rf"(?:\b(?P<article>[Aa])n? )?{pattern}", replaced, text, count=count)
 
 
 def with_article(words: str) -> str:

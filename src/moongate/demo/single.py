@@ -17,7 +17,7 @@ from PIL import Image
 
 from moongate.backbone import POCKET, Backbone, usual_dtype
 from moongate.concept import Concept
-from moongate.data import Preset, Regularization, Subject, square
+from moongate.data import Preset, Regularization, Subject, photo_of, square
 from moongate.data.pictures import as_pixels
 from moongate.demo.judge import example_judge
 from moongate.evaluation.networks.clip import Clip
@@ -41,7 +41,6 @@ PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a r
 """Places in the words of pocket's corpus."""
 CONTEXTS = 5
 """Number of new places that the demo draws."""
-UNRELATED = "photo of a {} in the mountains"
 UNRELATED_CATEGORIES = ("tree", "hamburger")
 """Categories of which pocket has seen photos."""
 PICTURES_PER_PROMPT = 4
@@ -148,7 +147,9 @@ def _planned(chosen: Example, subject: Subject, regularization: Regularization, 
         taught=as_trained(subject, backbone),
         plain=[scene.describe(subject.category) for scene in scenes],
         learned=[scene.describe(f"{subject.token} {subject.category}") for scene in scenes],
-        unrelated=[UNRELATED.format(other) for other in UNRELATED_CATEGORIES if other != subject.category],
+        unrelated=[
+            f"{photo_of(other)} in the mountains" for other in UNRELATED_CATEGORIES if other != subject.category
+        ],
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moongate.backbone import Backbone
+from moongate.data.captions import with_words
 from moongate.errors import OptionError
 from moongate.texts import read_lines
 
@@ -22,7 +23,7 @@ PROMPT_SETS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
 """Prompts by set and kind. Those of `pocket` and `pocket-pair` use only words that pocket knows."""
 DEFAULT_SETS = ("object", "pair")
 """Sets for one subject and for two, for a model whose `moongate.json` names none."""
-PLACE = re.compile(r"\{(\d?)\}")
+PLACE = re.compile(r"\{(?P<index>\d?)\}")
 """The place of a subject in a prompt, with its index; an empty index is 0."""
 
 
@@ -62,7 +63,7 @@ def filled(prompt: str, words: Sequence[str]) -> str:
     """
 
     def fill(place: re.Match[str]) -> str:
-        index = int(place[1] or 0)
+        index = int(place["index"] or 0)
         if index >= len(words):
             raise OptionError(
                 f"The prompt {prompt!r} has a place for subject {index + 1}, but only {len(words)} "
@@ -70,7 +71,7 @@ def filled(prompt: str, words: Sequence[str]) -> str:
             )
         return words[index]
 
-    return PLACE.sub(fill, prompt)
+    return with_words(prompt, PLACE.pattern, fill)
 
 
 def prompt_lines(file: Path) -> list[str]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.data import with_article
+from moongate.data import with_words
 from moongate.errors import TokenError
 from moongate.merging.neutral import encoded
 
@@ -75,12 +75,7 @@ def leading(rows: Float[Tensor, "rows width"], count: int) -> Float[Tensor, "_ w
 def filled(context: str, *subjects: str) -> str:
     """Return a context with the words of subjects in place of `{}`; `a {}` becomes "an armchair" where it should."""
     remaining = iter(subjects)
-
-    def fill(place: re.Match[str]) -> str:
-        words = next(remaining)
-        return with_article(words) if place[1] else words
-
-    return re.sub(r"(\ba )?{}", fill, context)
+    return with_words(context, "{}", lambda _place: next(remaining))
 
 
 def word_features(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import square
-from moongate.data.captions import without_tokens
+from moongate.data.captions import photo_of, without_tokens
 from moongate.data.pictures import as_tensor
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import image_alignment
@@ -135,7 +135,7 @@ def _prompt(album: Album, concept: Concept, step: int) -> str:
         method.worded(each.words, token=each.token, category=each.category) if method else each.words
         for each in concept.subjects
     ]
-    prompt = others[0] if others else f"photo of {' and '.join(f'a {each}' for each in words)}"
+    prompt = others[0] if others else photo_of(*words)
     return prompt if step else without_tokens(prompt, concept.subjects)
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
+from moongate.data.captions import with_words
 from moongate.errors import MoongateError, OptionError
 from moongate.files import file_name, free_path, write_atomically
 from moongate.studio.commands import Command
@@ -141,7 +143,7 @@ def filled(prompt: str, words: Sequence[str]) -> str:
     """
     filled = prompt.replace("{}", "{0}")
     for index, word in enumerate(words):
-        filled = filled.replace(f"{{{index}}}", word)
+        filled = with_words(filled, re.escape(f"{{{index}}}"), lambda _place, word=word: word)
     if "{" in filled or "}" in filled:
         raise OptionError(f"The prompt {prompt!r} has more places than the {len(words)} subjects that are chosen.")
     return filled

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import events, ui
 
-from moongate.data.captions import PRESETS
+from moongate.data.captions import PRESETS, Preset
 from moongate.errors import MoongateError, PictureError
 from moongate.limits import MAX_DOWNLOAD_BYTES
 from moongate.studio.drafts import Draft, Photo
@@ -146,7 +146,7 @@ class _Card:
         own = " ".join((self.input.value or "").split())
         template = own or PRESETS.get(chosen.preset, PRESETS["object"]).caption
         words = chosen.words or "..."
-        text = f"Reads: {template.replace('{}', words)}"
+        text = f"Reads: {Preset(caption=template).describe(words)}"
         if chosen.token and chosen.token not in template and "{}" not in template:
             text = f"It lacks {{}}, which stands for {words}."
         self.reads.set_text(text)
