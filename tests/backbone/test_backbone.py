@@ -124,6 +124,7 @@ def test_gradients_reach_the_row_and_nothing_else(each: Backbone) -> None:
         ("<|endoftext|>", "already a word"),
         ("", "is empty or has white space"),
         ("<my bear>", "white space"),
+        ("<>", "has nothing inside its brackets. Use a word such as '<bear>'"),
         ("xyz", "has no angle brackets.*'<xyz>'"),
     ],
 )

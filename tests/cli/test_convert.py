@@ -90,7 +90,7 @@ def test_bad_input_to_convert_is_named_and_nothing_is_written(
     assert "no concept file" in fails(capsys, "convert", tmp_path / "no", "--to", "lora", "--out", out)
     assert "is one file" in fails(capsys, "convert", concept, "--to", "adobe", "--out", out, "--push", "you/bear")
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
-    message = fails(capsys, "convert", tmp_path / "delta.bin", "--to", "moongate", "--out", out)
+    message = fails(capsys, "convert", tmp_path / "delta.bin", "--to", "moongate", "--out", tmp_path / "c.safetensors")
     assert "stores full weights" in message
     assert "--model" in message
     assert not out.exists()
@@ -149,12 +149,17 @@ def test_compress_and_analyze_read_foreign_files(
     run("convert", concept, "--to", "adobe", "--out", tmp_path / "delta.bin", "--device", "cpu")
     run("convert", concept, "--to", "lora", "--out", tmp_path / "lora")
     base = ["--model", tiny_folder, "--device", "cpu"]
-    for name, source, more in (("a", tmp_path / "lora", []), ("b", tmp_path / "delta.bin", base)):
+    for name, source, more in (
+        ("a.safetensors", tmp_path / "lora", []),
+        ("b.safetensors", tmp_path / "delta.bin", base),
+    ):
         run("compress", source, *more, "--energy", 1, "--out", tmp_path / name)
         again, before = Concept.load(tmp_path / name), Concept.load(concept)
         for layer, change in again.deltas.items():
             assert torch.allclose(change.full(), before.deltas[layer].full(), atol=1e-6)
-    assert "stores full weights" in fails(capsys, "compress", tmp_path / "delta.bin", "--out", tmp_path / "c")
+    assert "stores full weights" in fails(
+        capsys, "compress", tmp_path / "delta.bin", "--out", tmp_path / "c.safetensors"
+    )
     run("analyze", "spectrum", tmp_path / "lora", "--out", tmp_path / "found")
     assert len(json.loads((tmp_path / "found" / "spectrum.json").read_text())) == 14
     run("analyze", "weights", tmp_path / "delta.bin", *base, "--out", tmp_path / "found")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import command, run
+from command_line import Command, command, run
 from moongate.interop import FORMATS
 
 
@@ -33,3 +33,15 @@ def test_info_says_the_same_of_a_file_that_it_reads_with_its_model(
         run(command("info", bear, json=True, **options))
         told.append(json.loads(capsys.readouterr().out))
     assert told[1] == {**told[0], "notes": []}
+
+
+def test_the_table_of_a_merge_shows_words_and_no_python(
+    train: Command, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(train)
+    run(command("merge", train.options["out"], out=tmp_path / "merged.safetensors", model=tiny_folder, device="cpu"))
+    capsys.readouterr()
+    run("info", tmp_path / "merged.safetensors")
+    shown = capsys.readouterr().out
+    assert "words <bear> teddy bear" in shown
+    assert not any(mark in shown for mark in ("{'", "['", "[{"))

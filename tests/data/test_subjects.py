@@ -7,6 +7,7 @@ from PIL import Image
 
 from moongate.data import PRESETS, Regularization, Subject
 from moongate.errors import MoongateWarning, OptionError, PictureError, TokenError
+from moongate.pocket import pool_folder
 
 
 def test_pictures_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
@@ -120,8 +121,18 @@ def test_regularization_takes_the_pictures_that_name_the_category(tmp_path: Path
     assert chosen.captions == ("photo of a horse", "two horses")
     everything = Regularization.load(tmp_path, category="horse", at_most=3)
     assert everything.captions == tuple(captions[:3])
-    with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'"):
+    with pytest.raises(PictureError, match="None of the 4 captions .* names 'car'. Choose such a category"):
         Regularization.load(tmp_path, category="car", only_category=True)
+
+
+def test_a_category_that_no_caption_of_pocket_s_pool_names_is_answered_with_those_that_are_there() -> None:
+    with pytest.raises(PictureError) as raised:
+        Regularization.load(pool_folder(), category="giraffe", only_category=True)
+    message = str(raised.value)
+    known = message.partition("They name ")[2].partition(". ")[0].split(", ")
+    assert {"dog", "cat", "teapot"} <= set(known)
+    assert known == sorted(known)
+    assert "--regularization generated" in message
 
 
 def test_a_broken_line_of_a_listing_is_named_in_the_error(pictures: Path) -> None:

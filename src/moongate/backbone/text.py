@@ -72,10 +72,12 @@ def check_token(token: str, vocabulary: Collection[str]) -> None:
             f"The token {token!r} is already a word of the tokenizer, and would lose its meaning. "
             f"Use a new one such as '<{token.strip('<>|') or 'new'}1>'."
         )
-    if not (token.startswith("<") and token.endswith(">") and len(token) > 2):
+    if not token.strip("<>"):
+        raise TokenError(f"The token {token!r} has nothing inside its brackets. Use a word such as '<bear>'.")
+    if not (token.startswith("<") and token.endswith(">")):
         raise TokenError(
             f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
-            f"Use '<{token.strip('<>') or 'new'}>'."
+            f"Use '<{token.strip('<>')}>'."
         )
     inner = token[1:-1]
     if re.search("[<>]", inner) or inner != inner.strip("-"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, Model, ModelOptions, Output, OutputOptions, read_concept
+from moongate.cli.options import Flag, Model, ModelOptions, Output, OutputOptions, check_concept_file, read_concept
 from moongate.cli.terminal import bytes_of, layer_name, print_table, say, size_of
 
 __all__ = ["Compress"]
@@ -30,9 +30,8 @@ class Compress:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.compression import compress
-        from moongate.files import check_writable
 
-        check_writable(self.out, overwrite=self.overwrite)
+        check_concept_file(self.out, overwrite=self.overwrite)
         concept = read_concept(self.file, self.model, console)
         compressed = compress(concept, energy=self.energy)
         compressed.concept.save(self.out, overwrite=self.overwrite)

@@ -17,6 +17,7 @@ from moongate.cli.options import (
     Output,
     OutputOptions,
     Texts,
+    check_concept_file,
     flat,
 )
 from moongate.cli.terminal import bytes_of, progress_bar, say, size_of
@@ -110,6 +111,8 @@ class Convert:
             )
         if self.push:
             interop.check_login(self.push)
+        if self.to == "moongate":
+            check_concept_file(self.out, overwrite=self.overwrite)
         return target
 
     def _write_card(self, concept: "Concept", target: "Format", base: "Backbone | None", console: Console) -> None:

@@ -112,12 +112,19 @@ def _facts_of_full_weights(recognized: "Recognized") -> dict[str, Any]:
     }
 
 
+def _line(value: Any) -> str:
+    """Return what a list or mapping holds on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_line(entry)}" for key, entry in value.items())
+    return ", ".join(map(_line, value)) if isinstance(value, list) else str(value)
+
+
 def _shown(value: Any) -> str:
     """Return a fact for the table: lists and mappings with one entry per line."""
     if isinstance(value, dict):
-        value = [f"{key} {entry}" for key, entry in value.items()]
+        value = [f"{key} {_line(entry)}" for key, entry in value.items()]
     if isinstance(value, list):
-        return "\n".join(map(str, value)) or "none"
+        return "\n".join(map(_line, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and abs(value) >= 10_000:

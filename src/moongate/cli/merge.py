@@ -19,6 +19,7 @@ from moongate.cli.options import (
     OutputOptions,
     Texts,
     cache_folder,
+    check_concept_file,
     flat,
     lines_of,
     read_concepts,
@@ -78,14 +79,13 @@ class Merge:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.files import check_writable
         from moongate.merging import MergeOptions, merge
         from moongate.merging.page import HEAD, summary_rows, verdict, write_report
 
         if self.check == (self.out is not None):
             raise OptionError("Give either --out for the merged concept, or --check, which writes none.")
         if self.out:
-            check_writable(self.out, overwrite=self.overwrite)
+            check_concept_file(self.out, overwrite=self.overwrite)
         if self.report and self.report.is_file():
             raise OptionError(f"{self.report} is a file. Choose a folder for the report.")
         if self.draw and not self.report:

@@ -45,6 +45,7 @@ __all__ = [
     "Texts",
     "WITHOUT_DEFAULT",
     "cache_folder",
+    "check_concept_file",
     "flat",
     "lines_of",
     "read_concept",
@@ -55,6 +56,9 @@ __all__ = [
 WITHOUT_DEFAULT = tyro.conf.arg(help_behavior_hint="")
 """Leaves "(default: ...)" out of the help, where the text itself says what happens without the option."""
 
+
+CONCEPT, OTHER_WEIGHTS = ".safetensors", (".ckpt", ".pt", ".pth", ".bin", ".safetensor")
+"""The ending of concept files, and endings that are replaced where this one is advised."""
 
 _T = TypeVar("_T")
 
@@ -311,6 +315,20 @@ def split_strength(text: str) -> tuple[Path, float]:
     if not math.isfinite(strength):
         raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
     return Path(path), strength
+
+
+def check_concept_file(out: Path, *, overwrite: bool) -> None:
+    """Check, before any work, that a concept can be written there, under a name by which programs know its format.
+
+    Raises:
+        OptionError: The name has another ending, or the file may not be written.
+    """
+    from moongate.files import check_writable
+
+    check_writable(out, overwrite=overwrite)
+    if out.suffix.lower() != CONCEPT:
+        stem = out.with_suffix("") if out.suffix.lower() in OTHER_WEIGHTS else out
+        raise OptionError(f"A concept is a {CONCEPT} file, but --out is {out}. Give --out {stem}{CONCEPT}.")
 
 
 def flat(values: Iterable[Iterable[_T]]) -> tuple[_T, ...]:

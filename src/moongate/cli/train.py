@@ -26,6 +26,7 @@ from moongate.cli.options import (
     OptionalStr,
     Output,
     OutputOptions,
+    check_concept_file,
     read_concepts,
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
@@ -242,12 +243,11 @@ class Train:
 
     def _paths(self, chosen: Sequence[SubjectOptions]) -> tuple[Path, Path]:
         """Return the concept file and the run folder. Raises OptionError if one may not be written."""
-        from moongate.files import check_writable
         from moongate.training.runs import check_free
 
         out = self.out or Path("-".join(subject.file_name for subject in chosen) + ".safetensors")
         run = self.run or out.with_suffix(".run")
-        check_writable(out, overwrite=self.overwrite or (self.resume and _is_result(out, run)))
+        check_concept_file(out, overwrite=self.overwrite or (self.resume and _is_result(out, run)))
         check_free(run, resume=self.resume, overwrite=self.overwrite)
         return out, run
 

@@ -3,6 +3,7 @@
 Pictures are uint8 arrays [height, width, 3]. The module knows nothing of models: who trains makes the latents.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from moongate.data.pictures import read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
 from moongate.limits import MAX_CAPTION_CHARACTERS
+from moongate.texts import parse_json, read_lines
 
 __all__ = ["Regularization", "Subject"]
 
@@ -228,7 +230,20 @@ def _naming(category: str, captioned: Sequence[tuple[Path, str]], folder: Path) 
         pattern = re.compile(rf"\b{re.escape(' '.join(words[start:]))}s?\b")
         if named := [row for row in captioned if pattern.search(row[1].lower())]:
             return named
+    known = _categories(folder)
+    there = f"They name {', '.join(known)}. " if known else ""
     raise PictureError(
-        f"None of the {len(captioned)} captions in {folder.name!r} names {category!r}. Choose 'generated' "
-        "regularization pictures, a folder of your own, or a more common category word."
+        f"None of the {len(captioned)} captions in {folder.name!r} names {category!r}. {there}Choose such a category "
+        "word, or --regularization generated, which draws pictures, or --regularization with a folder of your own."
     )
+
+
+def _categories(folder: Path) -> list[str]:
+    """Return what a folder's listing names as the categories of its pictures; nothing where it names none."""
+    found = set[str]()
+    with contextlib.suppress(OSError, ValueError):
+        for line in read_lines(folder / "metadata.jsonl"):
+            row = parse_json(line)
+            named = row.get("categories") if isinstance(row, dict) else None
+            found |= {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
+    return sorted(found)
