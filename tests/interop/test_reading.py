@@ -14,7 +14,7 @@ from foreign_concepts import WIDTH, denoiser
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.errors import BaseMismatchError, ConceptFileError, TokenError
+from moongate.errors import BackboneError, BaseMismatchError, ConceptFileError, TokenError
 
 
 def test_files_of_no_known_format_are_named(tmp_path: Path, tiny: Backbone) -> None:
@@ -24,8 +24,9 @@ def test_files_of_no_known_format_are_named(tmp_path: Path, tiny: Backbone) -> N
         interop.read(tmp_path)
     with pytest.raises(ConceptFileError, match="if it is a model of the hub, .*--model runwayml/sd"):
         interop.read("runwayml/sd")
-    whole = {f"model.diffusion_model.{name}": weight for name, weight in denoiser(tiny).items()}
-    torch.save({"state_dict": whole}, tmp_path / "sd.ckpt")
+    torch.save(
+        {"state_dict": {f"policy.{name}": weight for name, weight in denoiser(tiny).items()}}, tmp_path / "sd.ckpt"
+    )
     with pytest.raises(
         ConceptFileError, match=r"of no format that Moongate reads; it holds 'state_dict'.*Known: moongate"
     ):
@@ -37,6 +38,24 @@ def test_a_model_is_no_concept(tiny_folder: Path, tmp_path: Path) -> None:
     for model in ("pocket", tiny_folder, tmp_path / "sd.safetensors"):
         with pytest.raises(ConceptFileError, match=f"{model} is a model, not a concept; draw with it: moon"):
             interop.read(model)
+
+
+def test_a_whole_model_in_a_pickle_is_told_from_a_concept(tmp_path: Path) -> None:
+    weights = {"first_stage_model.encoder.conv_in.weight": torch.ones(1), "model_ema.decay": torch.ones(1)}
+    for content in (weights, {"state_dict": weights, "epoch": 3}):
+        torch.save(content, tmp_path / "sd.ckpt")
+        with pytest.raises(
+            ConceptFileError, match="sd.ckpt is a model, not a concept; draw with it: moongate generate"
+        ):
+            interop.read(tmp_path / "sd.ckpt")
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_part_of_a_model_is_called_one(part: str, tiny_folder: Path) -> None:
+    with pytest.raises(ConceptFileError, match="is a part of a model, not a concept. Give the file that a trainer"):
+        interop.read(tiny_folder / f"{part}.safetensors")
+    with pytest.raises(BackboneError, match="is no whole model: it has no autoencoder. Give the folder of the model"):
+        Backbone.load(str(tiny_folder / f"{part}.safetensors"))
 
 
 def test_a_lora_for_another_base_is_refused(tiny: Backbone, tmp_path: Path) -> None:

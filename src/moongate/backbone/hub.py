@@ -12,7 +12,7 @@ from moongate.errors import BackboneError, first_line
 from moongate.summary import is_concept, read_summary
 from moongate.tensor_bytes import read_header
 
-__all__ = ["INDEX", "MODEL_ID", "SINGLE_FILES", "is_model", "located", "must_stay_offline", "snapshot"]
+__all__ = ["AUTOENCODER", "INDEX", "MODEL_ID", "SINGLE_FILES", "is_model", "located", "must_stay_offline", "snapshot"]
 
 INDEX = "model_index.json"
 """The file that each model in diffusers' layout has."""

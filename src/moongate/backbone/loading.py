@@ -22,7 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.backbone.hub import INDEX, SINGLE_FILES, must_stay_offline
+from moongate.backbone.hub import AUTOENCODER, INDEX, SINGLE_FILES, must_stay_offline
 from moongate.backbone.model_folder import FAMILIES, WITHOUT, check_classes, check_folder
 from moongate.errors import BackboneError, first_line
 
@@ -131,6 +131,11 @@ def _configuration(file: Path, config: Path | None) -> str:
         raise BackboneError(
             f"{file} is damaged{reason}. Copy or download it again, in safetensors where there is a choice."
         ) from error
+    if not any(name.startswith(AUTOENCODER) for name in weights):
+        raise BackboneError(
+            f"{file} is no whole model: it has no autoencoder. Give the folder of the model, or one file with all of "
+            "its parts."
+        )
     return fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
 
 

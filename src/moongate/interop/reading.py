@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moongate.backbone import POCKET, WEIGHT_SETS, Backbone, Fingerprint
-from moongate.backbone.hub import MODEL_ID, is_model
+from moongate.backbone.hub import AUTOENCODER, MODEL_ID, is_model
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError, listed
 from moongate.interop.content import Content, open_content
@@ -27,6 +27,12 @@ from moongate.interop.tokens import bracketed, check_number, names_of_vectors
 from moongate.tensor_files import check_finite
 
 __all__ = ["Imported", "Recognized", "read", "recognize"]
+
+PARTS_OF_MODELS = (
+    *("model.diffusion_model.", "diffusion_model.", "down_blocks.", "cond_stage_model.", "conditioner.embedders."),
+    *("text_model.", "embeddings.", "encoder.layers."),
+)
+"""How the names of weights begin in a file with the denoiser, or a text encoder alone."""
 
 KEYS_AND_VALUES = WEIGHT_SETS["cross-attention-kv"]
 """How the names of keys and values end."""
@@ -76,10 +82,7 @@ def recognize(path: str | Path) -> "Recognized":
     if not recognized and errors:
         raise errors[0]
     if not recognized:
-        keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
-        raise ConceptFileError(
-            f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
-        )
+        raise _unrecognized(path, contents)
     parts = [form.parse(content) for content, form in recognized]
     return Recognized(
         path=path,
@@ -264,13 +267,34 @@ def _check_no_model(path: Path) -> None:
     """Raise ConceptFileError for a model, which a concept belongs to: a folder, a single file, or a name."""
     named = path.as_posix()
     if named == POCKET or is_model(path):
-        command = shlex.join(["moongate", "generate", "photo of a dog", "--model", str(path)])
-        raise ConceptFileError(f"{path} is a model, not a concept; draw with it: {command}")
+        raise _is_a_model(path)
     if MODEL_ID.fullmatch(named) and not path.suffix and not path.exists():
         raise ConceptFileError(
             f"There is no concept file {path}. Check the path; if it is a model of the hub, a concept is no model, and "
             f"you draw with it by: moongate generate 'photo of a dog' --model {path}"
         )
+
+
+def _is_a_model(path: Path) -> ConceptFileError:
+    command = shlex.join(["moongate", "generate", "photo of a dog", "--model", str(path)])
+    return ConceptFileError(f"{path} is a model, not a concept; draw with it: {command}")
+
+
+def _unrecognized(path: Path, contents: Sequence[Content]) -> ConceptFileError:
+    """Return the error for files of no known format: what they are, where that can be told."""
+    nested = [value for content in contents for value in content.values.values() if isinstance(value, Mapping)]
+    names = {str(key) for values in (*(content.values for content in contents), *nested) for key in values}
+    if any(name.startswith(AUTOENCODER) for name in names):
+        return _is_a_model(path)
+    if any(name.startswith(PARTS_OF_MODELS) for name in names):
+        return ConceptFileError(
+            f"{path} is a part of a model, not a concept. Give the file that a trainer wrote; a model is named by "
+            "--model, as its folder or as one file with all of its parts."
+        )
+    keys = listed([repr(key) for content in contents for key in content.values], at_most=4)
+    return ConceptFileError(
+        f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
+    )
 
 
 def _format_of(content: Content) -> Format | None:
