@@ -24,6 +24,7 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
         "method": "dreambooth",
         "lr_scale": 4,
         "token_lr_scale": 12.0,
+        "neutral_decay": 0.003,
         "guidance": 3.0,
         "regularization": "pool",
         "prompt_sets": ["pocket", "pocket-pair"],
@@ -36,6 +37,7 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(content))
     settings = Settings.read(tmp_path / SETTINGS_FILE)
     assert (settings.method, settings.lr_scale, settings.token_lr_scale) == ("dreambooth", 4, 12.0)
+    assert (settings.neutral_decay, settings.shards) == (0.003, 2)
     assert (settings.prompt_sets, settings.features) == (("pocket", "pocket-pair"), ("pocket-clip",))
     assert (settings.guidance, settings.retrieval_threshold, settings.rare_tokens) == (3.0, 0.39, (20, 30))
 
@@ -65,6 +67,7 @@ def test_pocket_states_its_defaults_in_its_file() -> None:
         ('{"lr_scale": 0}', "'lr_scale' to 0. It must be a number above 0"),
         ('{"lr_scale": true}', "'lr_scale' to true"),
         ('{"token_lr_scale": -1}', "'token_lr_scale' to -1. It must be a number above 0, such as 12.0"),
+        ('{"neutral_decay": -1}', "'neutral_decay' to -1. It must be a number of 0 or more, such as 0.003"),
         ('{"guidance": NaN}', "'guidance' to NaN. It must be a number of 0 or more"),
         ('{"method": ""}', "'method' to \"\". It must be a name"),
         ('{"regularization": ["pool"]}', "'regularization' to"),

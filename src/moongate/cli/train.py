@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -111,6 +111,8 @@ class Train:
     """Learning rate of a whole step, as other trainers count it, in place of --lr-per-picture."""
     token_lr_scale: OptionalFloat = None
     """Learning rate of the new tokens as a multiple of that of the weights. Default: what suits the model, or 1."""
+    neutral_decay: OptionalFloat = None
+    """Strength of the decay that returns neutral captions to the base, such as 0.003. Default: what suits the model."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit takes a quarter of the memory for its state. It needs bitsandbytes and a CUDA device."""
     resolution: OptionalInt = None
@@ -280,26 +282,13 @@ class Train:
     def _options(self, run: Path) -> "TrainOptions":
         from moongate.training import TrainOptions
 
+        same = {each.name for each in fields(TrainOptions)} & {each.name for each in fields(self)}
         return TrainOptions(
-            steps=self.steps,
-            batch=self.batch,
-            lr_per_picture=self.lr_per_picture,
-            learning_rate=self.learning_rate,
-            token_lr_scale=self.token_lr_scale,
-            optimizer=self.optimizer,
+            **{name: getattr(self, name) for name in same},
             resolution_px=self.resolution,
-            initializer_token=self.initializer_token,
-            save_every=self.save_every,
-            keep_best=self.keep_best,
-            rare_token=self.rare_token,
-            recompute=self.recompute,
-            flips=self.flips,
             shards=self.accumulate,
             look_steps=self.validate_every,
-            seed=self.seed,
             run_folder=run,
-            resume=self.resume,
-            overwrite=self.overwrite,
         )
 
     def _held_out(

@@ -26,7 +26,7 @@ _HERE = Path(__file__).parent
 POOL = "pool"
 """Name of the captioned regularization pictures, where a command or a setting asks for them."""
 SETTINGS_FILE = "moongate.json"
-MEASURED = ("rare_tokens", "lr_scale", "token_lr_scale", "retrieval_threshold")
+MEASURED = ("rare_tokens", "lr_scale", "token_lr_scale", "neutral_decay", "retrieval_threshold")
 """Settings of the weights that change what a training or a retrieval gives."""
 
 

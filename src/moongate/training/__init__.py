@@ -25,6 +25,7 @@ from moongate.files import exclusive
 from moongate.run_records import LOG
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
+from moongate.training.neutral_decay import NeutralDecay
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
 from moongate.training.ranks import Ranks
@@ -35,8 +36,8 @@ from moongate.training.speed import Speed
 __all__ = ["Plan", "Step", "TrainOptions", "train"]
 
 RECORDED = (
-    *("steps", "seed", "batch", "learning_rate", "token_learning_rate", "rare_token", "initializer_token"),
-    *("resolution_px", "optimizer", "started_from", "held_out_loss", "versions"),
+    *("steps", "seed", "batch", "learning_rate", "token_learning_rate", "neutral_decay", "rare_token"),
+    *("initializer_token", "resolution_px", "optimizer", "started_from", "held_out_loss", "versions"),
 )
 """Entries of the run's configuration that the concept's record repeats."""
 
@@ -126,13 +127,15 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
         first = _restore(run, moving, optimizer, plan.steps)
         _check_space(options.run_folder, moving)
         batches = Batches(plan, ranks, first=first)
+        strength = plan.neutral_decay
+        neutral = NeutralDecay(backbone, strength, start_from=plan.start_from) if strength else None
 
         # Loop.
         with backbone.autoencoder_parked():
             speed, unread = Speed(plan.pictures_per_step, backbone.device, backbone.dtype), []
             for index, shards in enumerate(batches, first + 1):
                 with speed.step():
-                    unread.append(_step(batches, shards, moving, optimizer, stops=interrupted()))
+                    unread.append(_step(batches, shards, moving, optimizer, neutral, stops=interrupted()))
                 is_saved = index % options.checkpoint_steps == 0 or index == plan.steps
                 if not (is_saved or plan.reports(index) or (ranks.count == 1 and interrupted())):
                     continue
@@ -161,7 +164,13 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
 
 
 def _step(
-    batches: Batches, shards: Sequence[Batch], moving: Trainable, optimizer: Optimizer, *, stops: bool
+    batches: Batches,
+    shards: Sequence[Batch],
+    moving: Trainable,
+    optimizer: Optimizer,
+    neutral: NeutralDecay | None,
+    *,
+    stops: bool,
 ) -> Float[Tensor, "4"]:
     """Move what is trained by the gradients of all shards of a step, without waiting for the device.
 
@@ -181,6 +190,8 @@ def _step(
     summed = ranks.summed(values)
     moved = optimizer.step(summed[0])
     moving.decay(moved * (plan.learning_rate * plan.method.weight_decay))
+    if neutral:
+        neutral.apply(moving, moved)
     return summed
 
 

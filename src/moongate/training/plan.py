@@ -50,6 +50,9 @@ class TrainOptions:
     token_lr_scale: float | None = None
     """Learning rate of the new tokens, as a multiple of that of the weights; above 0. None takes what suits the
     backbone, which is 1 in the paper."""
+    neutral_decay: float | None = None
+    """Strength of the decay that returns the keys and values of neutral captions to the base's (`NeutralDecay`), 0 or
+    more. None takes what suits the backbone if keys and values alone are trained, else 0; the paper has none."""
     optimizer: OptimizerName = "adamw"
     """adamw8bit keeps its state in 8 bits (needs bitsandbytes)."""
     resolution_px: int | None = None
@@ -100,6 +103,8 @@ class TrainOptions:
                 raise OptionError(f"{name} is {value}; it must be between 0 and 1, such as {usual}.")
         if self.token_lr_scale is not None and not 0 < self.token_lr_scale < math.inf:
             raise OptionError(f"token_lr_scale is {self.token_lr_scale}; it must be above 0, such as 1.")
+        if self.neutral_decay is not None and not 0 <= self.neutral_decay < math.inf:
+            raise OptionError(f"neutral_decay is {self.neutral_decay}; it must be 0 or more, such as 0.003.")
         if self.learning_rate is not None and self.lr_per_picture is not None:
             raise OptionError(
                 f"learning_rate is {self.learning_rate} and lr_per_picture {self.lr_per_picture}, but one of them "
@@ -223,6 +228,13 @@ class Plan:
         """Learning rate of the new tokens, for all pictures of a step together."""
         return self.learning_rate * (self.options.token_lr_scale or self.backbone.settings.token_lr_scale)
 
+    @property
+    def neutral_decay(self) -> float:
+        """Strength of the decay that returns neutral captions to the base; 0 is none."""
+        if self.options.neutral_decay is not None:
+            return self.options.neutral_decay
+        return self.backbone.settings.neutral_decay if self.method.weights == "cross-attention-kv" else 0.0
+
     def keeps(self, step: int) -> bool:
         """Return whether the concept after a step, counted from 1, is kept: every so many, and the last."""
         every = self.options.save_every
@@ -268,7 +280,8 @@ class Plan:
         }
         chosen = {  # entries of options that most runs leave alone, so that runs of earlier versions can be resumed
             "started_from": self.start_from.hash if self.start_from else None,
-            "token_learning_rate": _other(self.token_learning_rate, than=self.learning_rate),
+            "token_learning_rate": self.token_learning_rate if self.token_learning_rate != self.learning_rate else None,
+            "neutral_decay": self.neutral_decay,
             "resolution_px": self.options.resolution_px,
             "initializer_token": list(self.options.initializer_token),
             "optimizer": self.options.optimizer if self.options.optimizer != "adamw" else None,
@@ -276,10 +289,6 @@ class Plan:
             "judged_by": [subject.hash for subject in self.held_out],
         }
         return config | {key: value for key, value in chosen.items() if value}
-
-
-def _other(value: float, *, than: float) -> float | None:
-    return None if value == than else value
 
 
 def _shards(targets_per_step: int, wanted: int | None, backbone: Backbone, processes: int) -> int:
