@@ -1,6 +1,8 @@
+import json
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -130,6 +132,50 @@ def test_tensorboard_gets_the_losses_and_the_validation_pictures(train: Command,
     assert {"loss", "prior_loss", "pictures_per_second"} <= set(events.Tags()["scalars"])
     image = events.Images(events.Tags()["images"][0])[-1]
     assert (image.step, image.width, image.height) == (3, 4 * 64, 64)
+
+
+class Wandb(ModuleType):
+    """Stands in for the library wandb, as far as accelerate's tracker calls it."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.started: list[dict[str, object]] = []
+        self.logged: list[tuple[int, dict[str, object]]] = []
+        self.is_finished = False
+
+    def init(self, **how: object) -> "Wandb":
+        self.started.append(how)
+        return self
+
+    def log(self, values: dict[str, object], step: int) -> None:
+        self.logged.append((step, values))
+
+    def Image(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+def test_wandb_gets_the_losses_and_the_validation_pictures(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run(train.but(tracker="wandb", validate_every=3, holdout=1, save_every=2))
+    assert wandb.started == [{"project": "moongate", "dir": str(tmp_path / "bear.run")}]
+    assert wandb.is_finished
+    losses = [(step, values) for step, values in wandb.logged if "loss" in values]
+    log = [json.loads(line) for line in (tmp_path / "bear.run" / "log.jsonl").read_text().splitlines()]
+    assert [(step, values["target_loss"]) for step, values in losses] == [
+        (each["index"], each["target_loss"]) for each in log
+    ]
+    assert [step for step, values in losses if "held_out_loss" in values] == [2, 3]
+    ((step, shown),) = ((step, values["validation"]) for step, values in wandb.logged if "validation" in values)
+    album = Album(tmp_path / "bear.run")
+    drawn = [album.image(each) for each in album.drawn("validation")]
+    assert step == 3
+    assert all(np.array_equal(one, other) for one, other in zip(shown, drawn, strict=True))
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
