@@ -29,7 +29,7 @@ NETWORK = Network(
 def test_the_page_shows_pictures_photos_and_the_values_of_the_base(tiny: Backbone, tmp_path: Path) -> None:
     concept = make_concept(tiny)
     photos = list(np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8))
-    compared = [Targets(pictures=photos, kind="training")]
+    compared = [Targets(pictures=photos, kind="training"), Targets(pictures=photos[:2], kind="held out")]
     folder = tmp_path / "pictures"
     taught = evaluate(tiny, concept, PROMPTS, [NETWORK], folder=folder, comparisons=compared, options=OPTIONS)
     plain = base_alone(concept)
@@ -42,6 +42,9 @@ def test_the_page_shows_pictures_photos_and_the_values_of_the_base(tiny: Backbon
         taught, tmp_path, drawn=drawn, base=base, base_drawn=base_drawn, photos={"<bear> bear": photos}
     ).read_text()
     assert page.count("<img") == 3 + 2 * len(PROMPTS) * 2
+    for kind in ("training", "held out"):
+        words = f"image alignment with {kind} photos of &lt;bear&gt; bear"
+        assert page.count(words) == len(PROMPTS), "each prompt says with which photos its pictures were compared"
     assert [prompt.drawn for prompt in base.prompts] == ["photo of a bear on the beach", "a red bear"]
     for measure, other in zip(taught.measures, base.measures, strict=True):
         row = next(row for row in re.findall(r"<tr>(.*?)</tr>", page) if f">{measure.value:.4f}<" in row)

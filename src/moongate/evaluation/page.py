@@ -85,10 +85,9 @@ def write_page(
 
 def _add_values(page: Page, evaluation: Evaluation, base: Evaluation | None) -> None:
     head = ("measure", "value", *(("the base alone",) if base else ()), "interval", "compared with", "features")
-    subjects = evaluation.concept.subjects if evaluation.concept else ()
     rows: list[Sequence[str | Cell]] = []
     for measure in evaluation.measures:
-        compared = "" if measure.subject is None else f"{measure.pictures} photos of {subjects[measure.subject]}"
+        compared = _compared_with(measure, evaluation)
         interval = "" if measure.low is None else f"{measure.low:.4f} to {measure.high:.4f}"
         other = _same(measure, base) if base else None
         value: str | Cell = f"{measure.value:.4f}"
@@ -119,8 +118,17 @@ def _is_better(measure: Measure, other: Measure) -> bool:
 
 def _scores(evaluation: Evaluation, index: int) -> str:
     """Return the values of one prompt."""
-    return ", ".join(
-        f"{measure.measure} {measure.by_prompt[index]:.3f} ({measure.features})"
-        for measure in evaluation.measures
-        if measure.by_prompt is not None
-    )
+    parts = []
+    for measure in evaluation.measures:
+        if measure.by_prompt is not None:
+            compared = _compared_with(measure, evaluation)
+            name = f"{measure.measure} with {compared}" if compared else measure.measure
+            parts.append(f"{name} {measure.by_prompt[index]:.3f} ({measure.features})")
+    return ", ".join(parts)
+
+
+def _compared_with(measure: Measure, evaluation: Evaluation) -> str:
+    """Return which photos an image alignment is with; nothing for another measure."""
+    if measure.subject is None or evaluation.concept is None:
+        return ""
+    return f"{measure.pictures} photos of {evaluation.concept.subjects[measure.subject]}"
