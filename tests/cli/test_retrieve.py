@@ -11,6 +11,16 @@ def search(query: str, source: object, **options: object) -> Command:
     return command("retrieve search", query, from_=source, device="cpu", **options)
 
 
+def test_a_collection_is_not_written_among_other_files(
+    captioned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(captioned.iterdir())
+    monkeypatch.setattr("moongate.backbone.Backbone.load", None)  # it is said before a model is loaded
+    message = fails(capsys, command("retrieve index", captioned, out=captioned, device="cpu"))
+    assert "holds other files, such as 0.png, and a collection needs a folder of its own. Choose another" in message
+    assert sorted(captioned.iterdir()) == before
+
+
 def test_retrieve_search_writes_captioned_pictures_that_train_takes(
     collection: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,13 @@ def test_the_training_bar_shows_the_mean_loss_of_each_run_from_its_start() -> No
     assert "loss 1.500" in shown.getvalue()
 
 
+def test_a_training_without_a_step_shows_no_bar() -> None:
+    console, shown = narrow()
+    with training_bar(console):
+        pass
+    assert "Training" not in shown.getvalue()
+
+
 def _step(index: int, loss: float) -> Step:
     return Step(index=index, steps=2, loss=loss, target_loss=loss, prior_loss=0.0, pictures_per_second=8.0)
 

@@ -42,6 +42,7 @@ class RetrieveIndex:
         from moongate.regularization.collection import Collection
         from moongate.regularization.sources import Skipped, read_source
 
+        Collection.check_place(str(self.out))
         encoder = _encoder(self.encoder, self.model)
         skipped = Skipped()
         with progress_bar(console) as progress:
@@ -54,6 +55,7 @@ class RetrieveIndex:
                 with_pictures=self.pictures,
                 on_progress=lambda count: progress.update(task, completed=count),
             )
+            progress.update(task, total=progress.tasks[0].completed)
         say_notes(console, skipped.notes)
         say(console, f"{self.out} holds {len(collection)} captions, embedded by {encoder.name}.")
         return {"out": self.out, "captions": len(collection), "encoder": encoder.name, "notes": list(skipped.notes)}

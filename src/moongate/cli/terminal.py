@@ -116,7 +116,7 @@ def progress_bar(console: Console) -> Progress:
 def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
     """Show a bar while training, and yield the function to call after each step."""
     with progress_bar(console) as progress:
-        task = progress.add_task("Training", total=None, note="")
+        task = progress.add_task("Training", total=None, note="", visible=False)  # a finished run has no step left
         losses: list[tuple[float, float]] = []
 
         def show(step: "Step") -> None:
@@ -129,6 +129,6 @@ def training_bar(console: Console) -> Iterator[Callable[["Step"], None]]:
             note = f"loss {target:.3f}{regularization}  {step.pictures_per_second:.1f} pictures/s"
             if step.utilization is not None:
                 note += f"  MFU {step.utilization:.0%}"
-            progress.update(task, total=step.steps, completed=step.index, note=note)
+            progress.update(task, total=step.steps, completed=step.index, note=note, visible=True)
 
         yield show

@@ -127,10 +127,11 @@ class Collection:
             on_progress: Called with the number of records read so far.
 
         Raises:
-            CollectionError: Another encoder made the collection, nothing could be indexed, or the disk is full.
+            CollectionError: The folder holds other files, another encoder made the collection, nothing could be indexed, or the disk is full.
             OptionError: Another process is indexing into the collection, or pictures cannot be embedded, because `clip`
                 has no image tower.
         """
+        cls.check_place(place)
         rest = iter(records)
         first = next(rest, None)
         if first is None:
@@ -138,6 +139,22 @@ class Collection:
             raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
         with nullcontext() if "://" in place else exclusive(Path(place)):
             return cls._indexed(chain([first], rest), clip, place, skipped, with_pictures, on_progress)
+
+    @staticmethod
+    def check_place(place: str) -> None:
+        """Check, before an encoder is loaded, that a folder is free for a collection or holds one.
+
+        Raises:
+            CollectionError: It holds other files, such as photos, among which the collection's own would be lost.
+        """
+        folder = Path(place)
+        if "://" in place or not folder.is_dir() or (folder / f"{TABLE}.lance").exists():
+            return
+        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
+            raise CollectionError(
+                f"{place} holds other files, such as {others[0]}, and a collection needs a folder of its own. Choose "
+                "another --out."
+            )
 
     @classmethod
     def _indexed(
