@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import command, fails, run
+from command_line import Command, command, fails, run
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 
@@ -62,6 +62,25 @@ def test_evaluate_refuses_before_it_draws(
     assert "Unknown features 'vgg'" in fails(capsys, evaluate.but(features="vgg"))
     assert "Without a concept" in fails(capsys, command("evaluate", out=tmp_path / "evaluation"))
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_the_record_of_another_concept_is_replaced_only_on_request(
+    bear: Path, clip: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
+    prompts.write_text("a {}")
+    options = {"prompts": prompts, "count": 1, "steps": 1, "features": f"clip:{clip}", "out": out, "device": "cpu"}
+    run(command("evaluate", bear, **options))
+    run(train.but(out=tmp_path / "other.safetensors", seed=5))
+    other = command("evaluate", tmp_path / "other.safetensors", **options)
+    before = (out / "record.json").read_bytes()
+    capsys.readouterr()
+    message = fails(capsys, other)
+    assert f"record.json is of {bear}. Choose another --out, or replace it (--overwrite)." in message
+    assert (out / "record.json").read_bytes() == before
+    run(command("evaluate", bear, **options))  # its own record is made anew
+    run(other.but(overwrite=True))
+    assert json.loads((out / "record.json").read_text())["files"][0]["name"] == str(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_an_existing_run_stops_before_regularization_pictures_are_drawn(
 ) -> None:
     bear.unlink()
     no_work(monkeypatch)
-    assert "holds another run" in fails(capsys, train.but(regularization="generated"))
+    assert "holds a run already" in fails(capsys, train.but(regularization="generated"))
 
 
 def test_large_changes_are_cut_to_low_rank_unless_all_energy_is_asked_for(

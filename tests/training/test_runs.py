@@ -56,7 +56,7 @@ def test_a_folder_that_holds_another_run_or_none_is_refused(tmp_path: Path) -> N
         check_free(tmp_path, resume=True, overwrite=False)
     check_free(tmp_path, resume=False, overwrite=False)
     Run.begin(tmp_path, CONFIG, resume=False).save({"step": 1})
-    with pytest.raises(OptionError, match=r"holds another run. Continue it .--resume."):
+    with pytest.raises(OptionError, match=r"holds a run already. Continue it .--resume."):
         check_free(tmp_path, resume=False, overwrite=False)
     check_free(tmp_path, resume=False, overwrite=True)
     check_free(tmp_path, resume=True, overwrite=False)

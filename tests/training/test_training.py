@@ -249,7 +249,7 @@ def test_resuming_other_settings_or_nothing_is_refused(
     taught(tiny, make_subject(), prior, run_folder=tmp_path)
     with pytest.raises(OptionError, match="was started with seed = 0, not 1"):
         taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, seed=1)
-    with pytest.raises(OptionError, match="holds another run. Continue it .--resume."):
+    with pytest.raises(OptionError, match="holds a run already. Continue it .--resume."):
         taught(tiny, make_subject(), prior, run_folder=tmp_path)
     longer = taught(tiny, make_subject(), prior, run_folder=tmp_path, resume=True, steps=6)
     assert longer.hash == taught(tiny, make_subject(), prior, steps=6).hash

@@ -66,6 +66,8 @@ class Evaluate:
     drawing: Drawing = field(default_factory=DrawingOptions)
     out: Path = Path("evaluation")
     """Folder for record.json, index.html and the pictures. Pictures that are already there are not drawn again."""
+    overwrite: Flag = False
+    """Replace the record of another concept in --out."""
     without_base: Flag = False
     """Do not draw and measure the base alone for the page, which takes half of the time."""
     model: Model = field(default_factory=ModelOptions)
@@ -78,6 +80,7 @@ class Evaluate:
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
         self._check()
         backbone, concepts = read_concepts(self.files, self.model, console, dtype=self.dtype)
+        self._check_record(concepts)
         _check_categories(self.files, concepts)
         subjects = [subject for concept in concepts for subject in concept.subjects]
         prompts, training_pictures = self._prompts(backbone, subjects, console)
@@ -145,6 +148,18 @@ class Evaluate:
             read_prompts(self.prompts)
         for name in flat(self.features):
             check_network(name)
+
+    def _check_record(self, concepts: "Sequence[Concept]") -> None:
+        """Raise OptionError if the folder has the record of other concepts; that of these ones is made anew."""
+        record = self.out / "record.json"
+        try:
+            files = json.loads(record.read_text(encoding="utf-8"))["files"]
+            earlier = {str(file["hash"]): str(file["name"]) for file in files}
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        if not self.overwrite and [*earlier] != [concept.hash for concept in concepts]:
+            names = " and ".join(earlier.values()) or "the base alone"
+            raise OptionError(f"{record} is of {names}. Choose another --out, or replace it (--overwrite).")
 
     def _prompts(
         self, backbone: "Backbone", subjects: "Sequence[SubjectRecord]", console: Console

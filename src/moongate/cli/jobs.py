@@ -24,7 +24,7 @@ NOT_OF_A_JOB = (
     *("pictures", "category", "token", "concepts", "subjects"),  # the key `concepts` says them
     *("out", "run", "resume", "overwrite", "on_step", "device", "kept", "json", "quiet"),  # the fleet decides them
 )
-NOT_OF_AN_EVALUATION = ("files", "out", "model", "config", "dtype", "device", "kept", "json", "quiet")
+NOT_OF_AN_EVALUATION = ("files", "out", "overwrite", "model", "config", "dtype", "device", "kept", "json", "quiet")
 OF_BOTH = ("model", "config", "dtype")
 """Options of a job that hold for its training and for its evaluation."""
 NAMES_OR_PATHS = ("model", "collection", "regularization", "prompts", "holdout")
@@ -103,9 +103,11 @@ class FleetJob:
                 files = tuple(_value(tuple[Path, ...], chosen.pop("files"), folder, "files", place))
             else:
                 files = (file,)
-            results = {"out": out / f"{name}.evaluation", "files": files}
+            results = {"out": out / f"{name}.evaluation", "files": files, "overwrite": True}
             _check_keys([*chosen], _settable(Evaluate, NOT_OF_AN_EVALUATION), f"The evaluation of the job {name!r}")
-            evaluate = _options(Evaluate, {**chosen, **model}, ("files", "out"), folder, place, {**results, **given})
+            evaluate = _options(
+                Evaluate, {**chosen, **model}, ("files", "out", "overwrite"), folder, place, {**results, **given}
+            )
             _check_evaluation(evaluate, place, is_made_first=train is not None)
         return cls(train=train, evaluate=evaluate)
 

@@ -127,7 +127,8 @@ class Collection:
             on_progress: Called with the number of records read so far.
 
         Raises:
-            CollectionError: The folder holds other files, another encoder made the collection, nothing could be indexed, or the disk is full.
+            CollectionError: The folder holds other files, another encoder made the collection, nothing could be
+                indexed, or the disk is full.
             OptionError: Another process is indexing into the collection, or pictures cannot be embedded, because `clip`
                 has no image tower.
         """

@@ -183,7 +183,7 @@ class Plan:
 
         Raises:
             OptionError: A number is out of range, the concept to start from does not suit the method, something is
-                missing, or the run folder holds another run.
+                missing, or the run folder holds a run already.
             MissingLibrary: The optimizer is not installed.
             TokenError: A token cannot be used, two subjects have the same name, or a caption is cut before the token.
             BaseMismatchError: The concept to start from was made for another backbone.

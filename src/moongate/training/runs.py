@@ -126,14 +126,14 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
         overwrite: Whether the run may replace another one.
 
     Raises:
-        OptionError: The folder holds another run, or, when resuming, none.
+        OptionError: The folder holds a run already, or, when resuming, none.
     """
     exists = (folder / STATE).exists()
     if resume and not exists:
         raise OptionError(f"{folder} holds no {STATE} to resume from. Start without --resume.")
     if exists and not resume and not overwrite:
         raise OptionError(
-            f"{folder} holds another run. Continue it (--resume), replace it (--overwrite), or choose another folder."
+            f"{folder} holds a run already. Continue it (--resume), replace it (--overwrite), or choose another folder."
         )
 
 
