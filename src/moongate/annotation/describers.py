@@ -146,7 +146,7 @@ def _with_place(sentence: str, category: str) -> str:
     """Return a sentence with `{}` for the subject."""
     named = rf"(?<!\S){re.escape(category)}(?!\S)"
     if re.search(named, sentence):
-        return with_words(sentence, named, lambda _category: "{}", count=1)
+        return with_words(sentence, named, "{}", count=1)
     return f"photo of a {{}}, {sentence}" if sentence else "photo of a {}"
 
 

@@ -28,7 +28,7 @@ class Preset:
         first, *others = subjects or ("",)
         has_article = re.search(r"\ban? {}", self.caption, re.IGNORECASE)
         following = "".join(f" and {with_article(other) if has_article else other}" for other in others)
-        return with_words(self.caption, "{}", lambda _place: first + following)
+        return with_words(self.caption, "{}", first + following)
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -74,24 +74,24 @@ def without_tokens(prompt: str, subjects: Iterable[Named]) -> str:
         if subject.tokens:
             category, (first, *others) = subject.category, subject.tokens
             for words in (subject.words, " ".join(subject.tokens), f"{first} {category}", first):
-                prompt = with_words(prompt, re.escape(words), lambda _words, category=category: category)
+                prompt = with_words(prompt, re.escape(words), category)
             for token in others:
                 prompt = prompt.replace(token, "")
     return " ".join(prompt.split())
 
 
-def with_words(text: str, pattern: str, words: Callable[[re.Match[str]], str], *, count: int = 0) -> str:
+def with_words(text: str, pattern: str, words: str | Callable[[re.Match[str]], str], *, count: int = 0) -> str:
     """Return a text with other words where a pattern matches, and the article before them that fits: "a" or "an".
 
     Args:
         text: The text.
         pattern: A regular expression; its groups have names.
-        words: Returns the words for a match.
+        words: The words, or a function that returns those for a match.
         count: Largest number of matches that are replaced; 0 is all.
     """
 
     def replaced(found: re.Match[str]) -> str:
-        put = words(found)
+        put = words if isinstance(words, str) else words(found)
         return f"{found['article']}{with_article(put)[1:]}" if found["article"] else put
 
     return re.sub(rf"(?:\b(?P<article>[Aa])n? )?{pattern}", replaced, text, count=count)

@@ -143,7 +143,7 @@ def filled(prompt: str, words: Sequence[str]) -> str:
     """
     filled = prompt.replace("{}", "{0}")
     for index, word in enumerate(words):
-        filled = with_words(filled, re.escape(f"{{{index}}}"), lambda _place, word=word: word)
+        filled = with_words(filled, re.escape(f"{{{index}}}"), word)
     if "{" in filled or "}" in filled:
         raise OptionError(f"The prompt {prompt!r} has more places than the {len(words)} subjects that are chosen.")
     return filled
