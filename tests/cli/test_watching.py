@@ -88,7 +88,7 @@ def test_the_page_follows_a_run_and_says_that_it_was_stopped(shown: Command, tmp
 def test_the_row_of_the_base_is_drawn_by_the_base_and_not_again_by_a_resumed_run(
     shown: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(shown.but(steps=2, validate_every=2))
+    run(shown.but(steps=2, validate_every=2, dtype="float32"))
     album = Album(tmp_path / "bear.run")
     own = [album.image(each) for each in album.drawn("validation") if each.step == 0]
     backbone = Backbone.load(str(shown.options["model"]), device="cpu")
@@ -97,7 +97,7 @@ def test_the_row_of_the_base_is_drawn_by_the_base_and_not_again_by_a_resumed_run
     for image, wanted in zip(own, expected, strict=True):
         assert np.array_equal(image, wanted.image)
     capsys.readouterr()
-    run(shown.but(steps=4, validate_every=2, resume=True))
+    run(shown.but(steps=4, validate_every=2, dtype="float32", resume=True))
     assert "of the base model" not in capsys.readouterr().out
     assert len([each for each in album.drawn("validation") if each.step == 0]) == 4
 
