@@ -46,6 +46,14 @@ def test_spectra_are_written_as_json_a_table_and_a_line_for_each(tmp_path: Path)
     assert page.count("<polyline") == 2 * len(("legend", "line", "sparkline"))
 
 
+def test_the_chart_of_spectra_ends_where_all_values_are_next_to_nothing(tmp_path: Path) -> None:
+    low_rank = torch.cat([torch.linspace(1, 0.5, 10), torch.zeros(500)]).double()
+    page = write_spectra({"a": Spectrum(values=low_rank)}, tmp_path).read_text()
+    axis = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", page)]
+    assert max(axis) <= 12
+    assert len(json.loads((tmp_path / "spectrum.json").read_text())["a"]) == 510
+
+
 def test_attention_is_red_where_it_is_high_and_function_words_come_last(tmp_path: Path) -> None:
     picture = Sample(image=np.full((16, 16, 3), 200, dtype=np.uint8), prompt="a <bear>", seed=7)
     left = np.array([[1.0, 0.0], [1.0, 0.0]], dtype=np.float32)

@@ -11,6 +11,7 @@ import pytest
 
 import moongate
 from command_line import Command, command, fails, run
+from moongate.__main__ import main
 from moongate.concept import Concept
 from moongate.run_page import Album
 from original_layout import write_configuration, write_single_file
@@ -121,6 +122,23 @@ def test_bad_usage_is_named(words: list[str], message: str, capsys: pytest.Captu
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     run("--version")
     assert capsys.readouterr().out == f"moongate {moongate.__version__}\n"
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed:
+        """Finds no module, but is interrupted."""
+
+        def find_spec(self, name: str, *_more: object) -> None:
+            if name.startswith("moongate.cli"):
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("moongate.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(moongate, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
 
 
 def modules_after(words: list[str], *, status: int = 0) -> set[str]:
