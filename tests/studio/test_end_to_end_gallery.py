@@ -1,14 +1,19 @@
-"""Gallery and Judge by the keyboard alone, in headless Chromium: slow, and skipped where it is not installed."""
+"""Gallery and Judge by the keyboard alone, and dropped files, in headless Chromium: slow, skipped without it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from moongate import interop
 from moongate.concept import Concept
+from moongate.pocket import example
 from moongate.preference import Study, read_answers
 from moongate.preference.making import make_study
+from moongate.studio.drafts import Draft
 from moongate.studio.pictures import Picture, pictures
 from moongate.studio.places import Places
 from studio.browser import Page, Server, wait_for
@@ -98,4 +103,32 @@ def test_a_study_is_judged_by_the_keyboard_alone(page: Page, server: Server, tmp
     page.press("b", "s", "2")  # back, and another answer to the second question
     page.sees("All questions are answered")
     assert [one.choice for one in read_answers(folder, Study.open(folder))] == ["left", "skip", "right"]
+    assert page.problems() == []
+
+
+def two_of_one_name(folder: Path, *files: Path) -> str:
+    """Copy files into folders of their own under one name, and return their paths as a browser takes them."""
+    for number, file in enumerate(files):
+        (folder / str(number)).mkdir(parents=True)
+        shutil.copyfile(file, folder / str(number) / f"bear{file.suffix}")
+    return "\n".join(str(folder / str(number) / f"bear{file.suffix}") for number, file in enumerate(files))
+
+
+def test_two_dropped_files_of_one_name_both_arrive(page: Page, server: Server, tmp_path: Path) -> None:
+    places = Places.open(server.folder)
+    penguin = Concept.load(places.concepts / "penguin.safetensors")
+    written = interop.write(penguin, tmp_path / "kohya", to="kohya").files
+    page.open(server.address + "/library")
+    field = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "input[type=file]"))
+    field.send_keys(two_of_one_name(tmp_path / "weights", *written))
+    page.sees("bear was imported")
+    both = Concept.load(places.concepts / "bear.safetensors")
+    assert (len(both.tokens), len(both.deltas)) == (1, len(penguin.deltas))
+    draft = Draft.create(places.photos, "dropped")
+    page.open(server.address + "/?draft=dropped")
+    photos = sorted(example("drawn-owl").training.glob("*.webp"))[:2]
+    field = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "input[type=file]"))
+    field.send_keys(two_of_one_name(tmp_path / "photos", *photos))
+    wait_for(lambda: len(draft.photos()) == 2, what="both photos")
+    assert {photo.file.read_bytes() for photo in draft.photos()} == {file.read_bytes() for file in photos}
     assert page.problems() == []
