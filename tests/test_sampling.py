@@ -11,6 +11,7 @@ from PIL import Image
 
 from conftest import make_tiny_model
 from making import invented
+from moongate import sampling
 from moongate.backbone import Backbone
 from moongate.backbone.settings import Settings
 from moongate.errors import MoongateWarning, OptionError, TokenError
@@ -149,6 +150,13 @@ def test_other_sizes_are_drawn_and_odd_ones_refused(tiny: Backbone) -> None:
     assert wide.shape == (64, 96, 3)
     with pytest.raises(OptionError, match="side of 65 px is not a positive multiple of 8 px"):
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(width_px=65))
+
+
+def test_a_picture_too_small_to_show_anything_is_refused(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MAX_ENLARGEMENT", 4)
+    assert drawn(tiny, ["a dog"], [0], SampleOptions(steps=1, width_px=16, height_px=16))[0].shape == (16, 16, 3)
+    with pytest.raises(OptionError, match="A side of 8 px is less than 1/4 of that of the model's pictures, 64 px"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(height_px=8))
 
 
 def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None:
