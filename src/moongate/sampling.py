@@ -60,8 +60,7 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 """Beyond a few dozen pictures are noise; a larger number is a mistake."""
 MAX_ENLARGEMENT = 8
-"""Sides beyond so many times the model's own are refused: memory and time grow with their fourth power. So are those
-of a smaller share of it, which show nothing."""
+"""Sides beyond so many times the model's own (cost grows with their fourth power) or below that share are refused."""
 PAPER_GUIDANCE = 6.0
 """Scale of guidance in the paper's experiments (Sec. 4)."""
 SETTINGS_FILE = "settings.json"
@@ -418,16 +417,11 @@ def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int,
     for side in sides:
         if side < cell or side % cell:
             raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
-        if side > MAX_ENLARGEMENT * backbone.resolution_px:
-            raise OptionError(
-                f"A side of {side} px is more than {MAX_ENLARGEMENT} times that of the model's pictures, "
-                f"{backbone.resolution_px} px, which would take hours or all memory. Draw smaller, and enlarge after."
-            )
-        if side * MAX_ENLARGEMENT < backbone.resolution_px:
-            raise OptionError(
-                f"A side of {side} px is less than 1/{MAX_ENLARGEMENT} of that of the model's pictures, "
-                f"{backbone.resolution_px} px, and would show nothing. Draw larger, and shrink after."
-            )
+        times, own = MAX_ENLARGEMENT, f"that of the model's pictures, {backbone.resolution_px} px, which would"
+        if side > times * backbone.resolution_px:
+            raise OptionError(f"A side of {side} px is more than {times} times {own} take hours. Enlarge after.")
+        if side * times < backbone.resolution_px:
+            raise OptionError(f"A side of {side} px is less than 1/{times} of {own} show nothing. Draw larger.")
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
 
 
