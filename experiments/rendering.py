@@ -39,6 +39,7 @@ NAMES = {
     "custom-diffusion-without-augmentation": "without augmentation",
     "custom-diffusion-without-regularization": "without regularization, half the steps",
     "custom-diffusion-generated-regularization": "generated regularization",
+    "custom-diffusion-without-neutral-decay": "without neutral decay, as in the paper",
     "custom-diffusion-random-token": "V* starts as noise",
     "custom-diffusion-fixed-token": "V* not trained",
     "custom-diffusion-cross-attention": "all of cross-attention",

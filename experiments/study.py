@@ -165,10 +165,13 @@ learning rate, Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and 
 
 IN_FULL = "-in-full"
 """Ending of the name of a method that is to keep the paper's own steps and learning rate."""
+WITHOUT_DECAY = "-without-neutral-decay"
+"""Ending of the name of a method that is to train as the paper does, without pocket's neutral decay."""
 
 
 def for_pocket(name: str) -> Method:
     """Return a method by name with the steps and the learning rate that suit pocket, before its `lr_scale`."""
+    name = name.removesuffix(WITHOUT_DECAY)
     if name.endswith(IN_FULL):
         return METHODS[name.removesuffix(IN_FULL)]
     method, fewer = METHODS[name], FEWER_STEPS.get(name, 2)
@@ -321,6 +324,7 @@ class Study:
     ) -> Concept:
         """Return a concept from the folder, or train it and save it there."""
         method = for_pocket(name)
+        options = dataclasses.replace(options, neutral_decay=self._neutral_decay(name))
         recipe = [list(examples), dataclasses.asdict(method), options.seed, options.steps, options.rare_token]
         recipe += [self.backbone.fingerprint.to_json(), start_from and start_from.hash]
         stem = f"{'-'.join(examples)}-{name}-{options.seed}-{digest(json.dumps(recipe, sort_keys=True), length=10)}"
@@ -335,6 +339,12 @@ class Study:
         concept = dataclasses.replace(concept, record=record)
         concept.save(path, overwrite=True)
         return concept
+
+    def _neutral_decay(self, name: str) -> float:
+        """Return pocket's own strength, multiplied by what the steps are divided by, as the learning rate is."""
+        if name.endswith(WITHOUT_DECAY) or for_pocket(name).weights != "cross-attention-kv":
+            return 0.0
+        return self.backbone.settings.neutral_decay * FEWER_STEPS.get(name, 2)
 
     def _regularization(self, category: str, method: Method) -> Regularization:
         real = self.pool(category).regularization

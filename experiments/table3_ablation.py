@@ -8,12 +8,13 @@ from experiments.rendering import MEASURES, NAMES, complete_seeds, means, over_s
 from experiments.scores import Single
 from experiments.study import SEEDS, SOME
 
-TITLE = "Table 3: without augmentation, without regularization, with generated regularization"
+TITLE = "Table 3: without augmentation, without or with generated regularization, and without neutral decay"
 METHODS = (
     "custom-diffusion",
     "custom-diffusion-without-augmentation",
     "custom-diffusion-without-regularization",
     "custom-diffusion-generated-regularization",
+    "custom-diffusion-without-neutral-decay",
 )
 
 

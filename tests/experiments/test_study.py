@@ -38,6 +38,15 @@ def test_what_is_measured_exists_and_is_of_one_category_each() -> None:
         assert (record.method if isinstance(record, Single) else "custom-diffusion") in METHODS
 
 
+def test_the_decay_of_neutral_captions_follows_the_steps_and_is_for_keys_and_values_alone(tmp_path: Path) -> None:
+    study = Study(folder=tmp_path)
+    own = study.backbone.settings.neutral_decay
+    assert own > 0
+    strengths = {"custom-diffusion": 2 * own, "custom-diffusion-without-neutral-decay": 0.0, "fine-tune-all": 0.0}
+    assert {name: study._neutral_decay(name) for name in strengths} == strengths
+    assert for_pocket("custom-diffusion-without-neutral-decay") == for_pocket("custom-diffusion")
+
+
 def test_no_pair_is_there_twice_or_holds_categories_that_are_alike() -> None:
     pairs = [{pocket.example(example).category for example in pair} for pair in (*PAIRS, *MORE_PAIRS)]
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
