@@ -424,7 +424,7 @@ def test_the_command_offers_the_librarys_options_with_their_types_and_defaults()
     library = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     offered = {field.name: field.default for field in dataclasses.fields(Train)}
     named_otherwise = {"run_folder", "resolution_px", "look_steps", "shards"}  # --run, --validate-every, ...
-    assert set(library) - set(offered) == {"checkpoint_steps", "report_steps", *named_otherwise}
+    assert set(library) - set(offered) == {"cache", "checkpoint_steps", "report_steps", *named_otherwise}
     shared = set(library) & set(offered)
     assert {name: offered[name] for name in shared} == {name: library[name] for name in shared}
     types, expected = get_type_hints(Train), get_type_hints(TrainOptions)

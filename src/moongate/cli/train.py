@@ -26,6 +26,7 @@ from moongate.cli.options import (
     OptionalStr,
     Output,
     OutputOptions,
+    cache_folder,
     check_concept_file,
     read_concepts,
 )
@@ -288,6 +289,7 @@ class Train:
             resolution_px=self.resolution,
             shards=self.accumulate,
             look_steps=self.validate_every,
+            cache=cache_folder(),
             run_folder=run,
         )
 

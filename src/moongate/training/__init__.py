@@ -127,8 +127,7 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
         first = _restore(run, moving, optimizer, plan.steps)
         _check_space(options.run_folder, moving)
         batches = Batches(plan, ranks, first=first)
-        strength = plan.neutral_decay
-        neutral = NeutralDecay(backbone, strength, start_from=plan.start_from) if strength else None
+        neutral = NeutralDecay.of(plan)
 
         # Loop.
         with backbone.autoencoder_parked():

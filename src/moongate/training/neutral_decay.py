@@ -11,6 +11,10 @@ captions differ little from one another, a change stays free; where all captions
 addition to the paper's method, and a strength of 0 leaves it out.
 """
 
+from pathlib import Path
+from typing import Self
+from weakref import WeakKeyDictionary
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,22 +23,38 @@ from moongate.backbone import WEIGHT_SETS, Backbone
 from moongate.concept import Concept
 from moongate.merging.neutral import neutral_captions, regularization_gram
 from moongate.training.method import Trainable
+from moongate.training.plan import Plan
 
 __all__ = ["NeutralDecay"]
+
+_GRAMS: WeakKeyDictionary[Backbone, Float[Tensor, "width width"]] = WeakKeyDictionary()
+"""The Gram matrix of the neutral captions of each model, for the next training in this process."""
 
 
 class NeutralDecay:
     """The decay of one run, with its inverse computed once."""
 
-    def __init__(self, backbone: Backbone, strength: float, *, start_from: Concept | None = None) -> None:
-        """Encode the neutral captions.
+    @classmethod
+    def of(cls, plan: Plan) -> Self | None:
+        """Return the decay of a run, or None if its strength is 0."""
+        if not plan.neutral_decay:
+            return None
+        return cls(plan.backbone, plan.neutral_decay, start_from=plan.start_from, cache=plan.options.cache)
+
+    def __init__(
+        self, backbone: Backbone, strength: float, *, start_from: Concept | None = None, cache: Path | None = None
+    ) -> None:
+        """Encode the neutral captions, or read their Gram matrix.
 
         Args:
             backbone: The model; its text encoder is used.
             strength: s above, over 0.
             start_from: The concept that the training continues. What it changes is not decayed.
+            cache: Folder in which the Gram matrix is kept for each text encoder; not kept when None.
         """
-        gram = regularization_gram(backbone, neutral_captions())
+        if backbone not in _GRAMS:
+            _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache)
+        gram = _GRAMS[backbone]
         mean_eigenvalue = gram.trace() / len(gram)
         shrunk = torch.linalg.inv(torch.eye(len(gram), dtype=gram.dtype) + strength * gram / mean_eigenvalue)
         self.before = {name: change.full() for name, change in (start_from.deltas if start_from else {}).items()}

@@ -68,6 +68,8 @@ class TrainOptions:
     """Equal parts of a step, which the processes that train together share; each computes its own one after the other,
     which saves memory. The same number of shards gives the same concept, however many processes there are. None is the
     number that suits the model on a CPU, or as many as there are processes."""
+    cache: Path | None = None
+    """Folder in which the Gram matrix of neutral captions is kept for the next training; not kept when None."""
     seed: int = 0
     run_folder: Path | None = None
     """Where config.json, log.jsonl and the resumable state.pt are written; None keeps no records."""
