@@ -27,7 +27,7 @@ from moongate.run_records import CONFIG, LOG
 
 __all__ = ["pack", "rounded", "small"]
 
-ENERGY = 0.6
+ENERGY = 0.5
 MANTISSA_BITS = 10
 """As many as float16 has: the factors then take half the space, and the pictures show no difference."""
 PARTS = ("taught", "validation", "comparison")

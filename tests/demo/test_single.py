@@ -52,7 +52,7 @@ def test_what_is_taught_in_the_usual_precision_is_recognized_and_leaves_other_wo
     assert after >= 17
     concept = Concept.load(tmp_path / "drawn-house.safetensors")
     (subject,) = merge(Backbone.load("pocket", device="cpu"), [concept]).report.subjects
-    assert subject.drift_alone < 0.3, "without neutral decay it is 1.3 times what the base makes of neutral captions"
+    assert subject.drift_alone < 0.4, "without neutral decay it is 1.3 times what the base makes of neutral captions"
 
 
 def test_the_unrelated_photos_are_of_categories_that_pocket_saw_photos_of() -> None:
