@@ -43,16 +43,16 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
 def test_what_is_taught_in_the_usual_precision_is_recognized_and_leaves_other_words_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The judge saw the house in 18 of 20 pictures after training, and in 2 before (recipe/LOG.md)."""
+    """The judge saw the house in 15 of 20 pictures after training, and in 2 before (recipe/LOG.md)."""
     monkeypatch.setattr(single, "UNRELATED_CATEGORIES", ())
     stages: list[str] = []
     single.make_single_demo("drawn-house", out=tmp_path, on_stage=stages.append)
     before, after = map(int, re.findall(r"(\d+) of 20", stages[-1]))
     assert before <= 6
-    assert after >= 17
+    assert after >= 13
     concept = Concept.load(tmp_path / "drawn-house.safetensors")
     (subject,) = merge(Backbone.load("pocket", device="cpu"), [concept]).report.subjects
-    assert subject.drift_alone < 0.4, "without neutral decay it is 1.3 times what the base makes of neutral captions"
+    assert subject.drift_alone < 0.3, "without neutral decay it is 1.3 times what the base makes of neutral captions"
 
 
 def test_the_unrelated_photos_are_of_categories_that_pocket_saw_photos_of() -> None:
