@@ -98,6 +98,8 @@ def test_a_folder_without_the_permission_to_write_is_one_sentence_and_nothing_is
         (top / "watched").mkdir()
         parts = {"open": "open", "watched": "open/studio"}.get(closed, "open/studio/gallery")
         (top / parts).mkdir(parents=True)
+        # What is imported on first use may lie where only root can read.
+        fails(capsys, "studio", "--folder", top / "other", "--watch", top / "nothing", "--port", free_port())
         (top / closed).chmod(mode)
         before = sorted(top.rglob("*"))
         try:
