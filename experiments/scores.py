@@ -1,6 +1,5 @@
 """Records of scores: alignments over sets of prompts, KID and FID, and what the recognizer counts."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from experiments.records import Needs, Training
 from experiments.study import Size, Study
 from moongate import METHODS, Concept, compress
-from moongate.data import photo_of, with_article
+from moongate.data import photo_of, with_words
 from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate, read_prompts
 from moongate.evaluation.prompts import PROMPT_SETS, filled
 from moongate.merging import Merged, MergeOptions
@@ -212,12 +211,10 @@ def words_of(concept: Concept | None) -> list[str]:
 
 def worded(prompts: Sequence[str], categories: Sequence[str]) -> list[str]:
     """Return prompts with categories in their places, "an armchair" where "a {}" was."""
-
-    def fill(place: re.Match[str]) -> str:
-        category = categories[int(place[2] or 0)]
-        return with_article(category) if place[1] else category
-
-    return [re.sub(r"(\ba )?\{(\d?)\}", fill, prompt) for prompt in prompts]
+    return [
+        with_words(prompt, r"\{(?P<number>\d?)\}", lambda place: categories[int(place["number"] or 0)])
+        for prompt in prompts
+    ]
 
 
 def _evaluated(

@@ -22,7 +22,7 @@ from moongate.studio.places import Places
 from moongate.studio.state import Studio
 from moongate.studio.worker import answer
 from moongate.studio.worker.bench import Bench, Setup
-from studio.browser import Page, chromium
+from studio.browser import Page, Server, chromium
 
 AT_THE_END = ("reconnect_timeout", "Could not cancel")
 """What NiceGUI logs when the simulation ends while a page is still busy, on a slow computer."""
@@ -120,3 +120,13 @@ def page() -> Iterator[Page]:
     """A browser window that the tests of a module share."""
     with chromium() as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A studio with the demo's concepts, as a process of its own."""
+    server = Server(tmp_path_factory.mktemp("studio"), "--demo")
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -1,7 +1,6 @@
 """Compose and Judge as a person uses them, in headless Chromium: slow, and skipped where Chromium is not installed."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from studio.browser import Page, Server, wait_for
 from studying import make_pictures
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("studio"), "--demo")
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def test_two_concepts_are_merged_and_the_report_is_there_before_a_picture(page: Page, server: Server) -> None:

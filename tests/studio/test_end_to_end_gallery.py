@@ -1,7 +1,6 @@
 """Gallery and Judge by the keyboard alone, and dropped files, in headless Chromium: slow, skipped without it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ from studio_making import make_drawing
 from studying import make_pictures
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("studio"), "--demo")
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
