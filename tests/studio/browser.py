@@ -134,14 +134,16 @@ class Page:
 
         def is_reached() -> bool:
             for _ in range(MOST_TABS):
-                element = self.driver.switch_to.active_element
-                label = element.get_attribute("aria-label") or element.text
-                if " ".join(label.split()).casefold() == name.casefold():
+                if self.focused().casefold() == name.casefold():
                     return True
                 self.press(Keys.TAB)
             return False
 
         wait_for(is_reached, what=f"the focus on {name!r}")
+
+    def focused(self) -> str:
+        """Return the name of what has the focus, as a screen reader says it: without its icon."""
+        return str(self.driver.execute_script(NAME))
 
     def choose(self, label: str, value: str) -> None:
         """Choose an entry of a list."""
@@ -195,6 +197,12 @@ def chromium(*, downloads: Path | None = None) -> Iterator[Page]:
 def _quoted(text: str) -> str:
     return f'"{text}"'
 
+
+NAME = """
+const focused = document.activeElement.cloneNode(true)
+focused.querySelectorAll('[aria-hidden=true]').forEach(each => each.remove())
+return (focused.getAttribute('aria-label') || focused.textContent).trim().replace(/\\s+/g, ' ')
+"""
 
 CONTRAST = """
 function channels(color) {

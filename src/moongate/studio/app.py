@@ -97,7 +97,7 @@ def _framed(studio: Studio, page: ModuleType) -> Callable[[], None]:
     """Return the function that builds a page within the frame of all."""
 
     def build_page() -> None:
-        ui.add_head_html(f"<style>{_style()}</style>")
+        ui.add_head_html(f"<style>{_style()}</style><script>{_own('studio.js')}</script>")
         Words("a", "Skip to the page").props('href="#main"').classes("skip")
         with ui.element("header"), ui.element("nav").props('aria-label="Pages"'):
             Words("span", "Moongate").classes("name")
@@ -113,8 +113,11 @@ def _framed(studio: Studio, page: ModuleType) -> Callable[[], None]:
 
 
 def _style() -> str:
-    own = files("moongate.studio").joinpath("studio.css").read_text(encoding="utf-8")
-    return style("colors", "charts") + own
+    return style("colors", "charts") + _own("studio.css")
+
+
+def _own(name: str) -> str:
+    return files("moongate.studio").joinpath(name).read_text(encoding="utf-8")
 
 
 def _handing_out(studio: Studio) -> Callable[[int, str], Response]:

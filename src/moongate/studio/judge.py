@@ -35,6 +35,7 @@ from moongate.studio.studies import folders_of_photos, folders_of_pictures, make
 from moongate.studio.widgets import (
     Words,
     command_line,
+    drop_zone,
     errors_shown,
     heading,
     live,
@@ -198,15 +199,15 @@ class _Judging:
         with ui.element("p"):
             link = Words("a", f"Download {PAGE}, one file to send to raters")
             link._props.update({"href": self.studio.places.address(self.folder / PAGE), "download": PAGE})
-        upload = ui.upload(
-            label="Drop the files that raters send back",
-            multiple=True,
-            auto_upload=True,
+        zone = drop_zone(
+            "Drop the files that raters send back",
+            choose="Choose files",
+            accept=".json",
             max_file_size=MAX_TEXT_BYTES,
             on_upload=self._take,
             on_rejected=lambda: ui.notify("A file is too large, no JSON, or dropped already.", type="negative"),
         )
-        upload.classes("upload").props('accept=".json" flat bordered').mark("answers")
+        zone.mark("answers")
 
     async def _take(self, event: events.UploadEventArguments) -> None:
         with errors_shown():

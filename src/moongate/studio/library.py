@@ -22,6 +22,7 @@ from moongate.studio.widgets import (
     busy,
     command_line,
     dialog,
+    drop_zone,
     errors_shown,
     heading,
     live,
@@ -194,15 +195,15 @@ class _Import:
             quiet=True,
         )
         with ui.element("div").classes("fields"):
-            name = ui.input("Name (that of the file, if empty)").props("outlined").bind_value_to(self, "name")
-            category = ui.input("Category, if the file has none").props("outlined").bind_value_to(self, "categories")
-            token = ui.input("Another name for its token").props("outlined").bind_value_to(self, "tokens")
+            name = ui.input("Name, if not the file's").props("outlined dense").bind_value_to(self, "name")
+            category = ui.input("Category, if it has none").props("outlined dense").bind_value_to(self, "categories")
+            token = ui.input("Another name of its token").props("outlined dense").bind_value_to(self, "tokens")
             for field, mark in ((name, "import-name"), (category, "import-category"), (token, "import-token")):
                 field.mark(mark)
-        self.upload = ui.upload(
-            label=f"Drop files here, or choose them (up to {MAX_UPLOAD_BYTES // 10**9} GB together)",
-            multiple=True,
-            auto_upload=True,
+        self.upload = drop_zone(
+            f"Drop files here (up to {MAX_UPLOAD_BYTES // 10**9} GB together)",
+            choose="Choose files",
+            accept=",".join(SUFFIXES),
             max_total_size=MAX_UPLOAD_BYTES,
             on_multi_upload=self.take,
             on_rejected=lambda: ui.notify(
@@ -210,7 +211,7 @@ class _Import:
             ),
         )
         self.upload._props[":field-name"] = "file => file.__key"  # by its name, one of two alike would not be received
-        self.upload.classes("upload").props(f'accept="{",".join(SUFFIXES)}" flat bordered').mark("import")
+        self.upload.mark("import")
         self.result = ui.element("div")
 
     async def take(self, event: events.MultiUploadEventArguments) -> None:

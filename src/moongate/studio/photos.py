@@ -13,7 +13,7 @@ from moongate.limits import MAX_DOWNLOAD_BYTES
 from moongate.studio.drafts import Draft, Photo
 from moongate.studio.masks import draw_mask
 from moongate.studio.state import Studio
-from moongate.studio.widgets import errors_shown, live, notice, paragraph, picture, section
+from moongate.studio.widgets import drop_zone, errors_shown, live, notice, paragraph, picture, section
 
 __all__ = ["show_photos"]
 
@@ -24,14 +24,14 @@ def show_photos(studio: Studio, draft: Draft) -> None:
     """Add the photos of a draft, and where more are dropped."""
     with section("Photos"):
         paragraph("Three to ten photos, from different sides and in different places, teach most.", quiet=True)
-        ui.upload(
-            label=f"Drop photos here, or choose them (up to {MAX_DOWNLOAD_BYTES // 10**6} MB each)",
-            multiple=True,
-            auto_upload=True,
+        drop_zone(
+            f"Drop photos here (up to {MAX_DOWNLOAD_BYTES // 10**6} MB each)",
+            choose="Choose photos",
+            accept="image/*,.heic,.heif",
             max_file_size=MAX_DOWNLOAD_BYTES,
             on_upload=partial(_take, studio, draft),
             on_rejected=lambda: ui.notify("A file is too large, no photo, or dropped already.", type="negative"),
-        ).classes("upload").props('accept="image/*,.heic,.heif" flat bordered')
+        )
         live(partial(_known, draft), partial(_show, studio, draft))
 
 
@@ -104,13 +104,15 @@ class _Card:
             self.shown = ui.element("div")
             with self.shown:
                 paragraph("Looking at it.", quiet=True)
-            self.input = ui.input("Caption", value=photo.caption).props("outlined dense").mark(f"caption-{name}")
+            self.input = ui.input("Caption", value=photo.caption).props(
+                f'outlined dense aria-label="Caption of {name}"'
+            )
+            self.input.mark(f"caption-{name}")
             self.input.on("blur", self.keep).on("keydown.enter", self.keep)
             self.reads = paragraph("", quiet=True)
             with ui.element("div").classes("bar"):
-                ui.checkbox("Only to judge", value=photo.is_held_out, on_change=self.hold_out).props("dense").mark(
-                    f"judge-{name}"
-                )
+                box = ui.checkbox("Only to judge", value=photo.is_held_out, on_change=self.hold_out)
+                box.props(f'dense aria-label="Only to judge: {name}"').mark(f"judge-{name}")
                 button = ui.button("Mask", icon="brush", on_click=self.mask).props("outline dense")
                 button.props(f'aria-label="Mask of {name}"').mark(f"mask-{name}")
                 button = ui.button("Remove", icon="delete", on_click=self.remove).props("outline dense")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import html
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ __all__ = [
     "chart",
     "command_line",
     "dialog",
+    "drop_zone",
     "errors_shown",
     "heading",
     "live",
@@ -97,6 +99,27 @@ def command_line(command: Command | Callable[[], Command]) -> ui.element:
     if callable(command):
         ui.timer(LOOK_EVERY_S / 2, show)
     return box
+
+
+def drop_zone(label: str, *, choose: str, accept: str, **options: Any) -> ui.upload:
+    """Add a box into which files are dropped, with a button that opens the list of files.
+
+    Args:
+        label: What may be dropped.
+        choose: The text of the button.
+        accept: The file types that the browser offers, as in HTML.
+        options: What `ui.upload` takes: the sizes, and what is done with the files.
+    """
+    zone = ui.upload(multiple=True, auto_upload=True, **options)
+    zone.classes("upload").props(f'accept="{accept}" flat bordered')
+    zone.add_slot(
+        "header",
+        f"""<div class="row items-center q-pa-sm q-gutter-sm">
+        <div class="col q-uploader__title">{html.escape(label)}</div>
+        <q-btn type="a" icon="add" label="{html.escape(choose)}" aria-label="{html.escape(choose)}"
+        @click="props.pickFiles" dense no-caps><q-uploader-add-trigger /></q-btn></div>""",
+    )
+    return zone
 
 
 @contextlib.contextmanager
