@@ -202,11 +202,17 @@ def free_stem(stem: str, taken: Container[str]) -> str:
 
 
 def _check_place(path: Path, parents: Iterable[Path]) -> None:
+    """Make a file in the nearest folder that exists, and remove it: rights alone do not say that this can be done."""
     place = next(parent for parent in parents if parent.exists())
+    refused = f"{path} cannot be written, because {place} is no folder that you may write into."
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise OptionError(
-            f"{path} cannot be written, because {place} is no folder that you may write into. Choose another path."
-        )
+        raise OptionError(f"{refused} Choose another path.")
+    probe = place / f".moongate-{secrets.token_hex(8)}.partial"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OptionError(f"{refused} {remedy(error)}") from error
 
 
 @contextlib.contextmanager

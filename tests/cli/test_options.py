@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +30,48 @@ def test_a_concept_gets_the_ending_by_which_programs_know_its_format(
 ) -> None:
     message = fails(capsys, *words.split(), "--out", out)
     assert f"A concept is a .safetensors file, but --out is {out}. Give --out {advised}." in message
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make a file")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train photos --category bear --out {}/bear.safetensors",
+        "train photos --category bear --run {}",
+        "generate dog --concept a.safetensors --out {}",
+        "merge a.safetensors --out {}/bear.safetensors",
+        "merge a.safetensors --check --report {}",
+        "compress a.safetensors --out {}/bear.safetensors",
+        "convert a.safetensors --to moongate --out {}/bear.safetensors",
+        "convert a.safetensors --to kohya --out {}",
+        "convert a.safetensors --to adobe --out {}/delta.bin",
+        "evaluate a.safetensors --out {}",
+        "analyze weights a.safetensors --out {}",
+        "edit dog cat --seed 1 --out {}",
+        "fleet jobs.yaml --out {}",
+        "demo --out {}",
+        "demo compose --out {}",
+        "retrieve index photos --out {}",
+        "retrieve search dog --from photos --out {}",
+    ],
+)
+def test_a_place_where_nothing_can_be_made_is_refused_before_anything_is_read(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = fails(capsys, *words.format("/proc/moongate").split())
+    assert "cannot be written, because /proc is no folder that you may write into" in message
+    assert message.count(". ") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("words", ["masks", "captions"])
+def test_photos_beside_which_nothing_can_be_made_are_refused_before_a_model_is_loaded(
+    words: str, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    message = fails(capsys, words, pictures, "--category", "bear", "--model", "a-model-that-is-nowhere")
+    assert "is no folder that you may write into. Choose a path that you may read and write." in message

@@ -59,8 +59,11 @@ class Analyze:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.files import check_folder
+
         if self.file is None and self.what != "attention":
             raise OptionError(f"There is no concept file to show the {self.what} of. Name one.")
+        check_folder(self.out)
         write = {"weights": self._weights, "spectrum": self._spectrum, "attention": self._attention}[self.what]
         page, facts = write(console)
         say(console, f"Wrote {page}.")

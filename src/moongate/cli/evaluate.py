@@ -135,7 +135,9 @@ class Evaluate:
     def _check(self) -> None:
         """Raise OptionError before a model is loaded."""
         from moongate.evaluation import check_network, read_prompts
+        from moongate.files import check_folder
 
+        check_folder(self.out)
         if self.protocol and self.prompts:
             raise OptionError(f"The protocol {self.protocol} has prompts of its own. Leave out --prompts.")
         if self.protocol and not self.files:

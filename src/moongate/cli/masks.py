@@ -41,8 +41,11 @@ class Masks:
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.annotation import write_masks
         from moongate.data.folders import find_pictures
+        from moongate.files import check_folder
 
         photos = find_pictures(self.photos)
+        for folder in {photo.parent for photo in photos}:
+            check_folder(folder)
         segment = self._segmenter()
         with progress_bar(console) as progress:
             task = progress.add_task("Segmenting", total=len(photos), note="")

@@ -43,6 +43,7 @@ class Measure:
         from moongate.data.pictures import read_picture
         from moongate.evaluation.benchmark import DEFAULT_FEATURES
         from moongate.evaluation.networks import check_network, load_network
+        from moongate.files import check_folder
         from moongate.run_page.measures import when_to_stop
         from moongate.run_page.measuring import kept_concepts, measure
         from moongate.run_records import read_config
@@ -50,6 +51,7 @@ class Measure:
         if self.count < 1:
             raise OptionError(f"count is {self.count}; it must be at least 1.")
         config = read_config(self.run)
+        check_folder(self.run)
         if not (self.follow or kept_concepts(self.run)):
             raise OptionError(f"{self.run} has kept no concept to measure. Train with --save-every.")
         if self.features:

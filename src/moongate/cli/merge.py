@@ -79,6 +79,7 @@ class Merge:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.files import check_folder
         from moongate.merging import MergeOptions, merge
         from moongate.merging.page import HEAD, summary_rows, verdict, write_report
 
@@ -86,8 +87,8 @@ class Merge:
             raise OptionError("Give either --out for the merged concept, or --check, which writes none.")
         if self.out:
             check_concept_file(self.out, overwrite=self.overwrite)
-        if self.report and self.report.is_file():
-            raise OptionError(f"{self.report} is a file. Choose a folder for the report.")
+        if self.report:
+            check_folder(self.report)
         if self.draw and not self.report:
             raise OptionError("--draw makes pictures for the report. Say where it goes with --report FOLDER.")
         lines = lines_of(self.captions, "captions") if self.captions else []

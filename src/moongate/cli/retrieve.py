@@ -39,10 +39,13 @@ class RetrieveIndex:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.files import check_folder
         from moongate.regularization.collection import Collection
         from moongate.regularization.sources import Skipped, read_source
 
-        Collection.check_place(str(self.out))
+        Collection.check_place(self.out)
+        if "://" not in self.out:
+            check_folder(Path(self.out))
         encoder = _encoder(self.encoder, self.model)
         skipped = Skipped()
         with progress_bar(console) as progress:
@@ -124,8 +127,10 @@ class RetrieveSearch:
 
     def _check(self) -> None:
         """Raise OptionError before a model is loaded or a folder is replaced."""
+        from moongate.files import check_folder
         from moongate.regularization.retrieval import MANIFEST
 
+        check_folder(self.out)
         if self.out.exists() and not self.overwrite:
             raise OptionError(f"{self.out} exists already. Choose another --out, or allow --overwrite.")
         if self.out.exists() and not (self.out / MANIFEST).is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moongate.concept import Concept
 from moongate.errors import OptionError, listed
-from moongate.files import check_writable, write_atomically
+from moongate.files import check_folder, check_writable, write_atomically
 from moongate.interop.content import SUFFIXES
 from moongate.interop.formats import named_format
 from moongate.interop.formats.contract import WriteOptions
@@ -32,8 +32,8 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
         overwrite: Whether existing files may be replaced.
 
     Raises:
-        OptionError: There is no such format; `out` is a file where a folder is needed, or the reverse; or it exists
-            and may not be replaced.
+        OptionError: There is no such format; `out` is a file where a folder is needed, or the reverse; it exists
+            and may not be replaced; or its folder cannot be written.
     """
     out, form = Path(out), named_format(to)
     if not form.is_folder or is_one_file(out, to=to):
@@ -45,6 +45,8 @@ def check_destination(out: str | Path, *, to: str, overwrite: bool) -> None:
         raise OptionError(f"{to!r} is written into a folder, but {out} is a file. Give another --out.")
     elif out.is_dir() and not overwrite and any(not path.name.startswith(".") for path in out.iterdir()):
         raise OptionError(f"The folder {out} is not empty. Choose another, or allow overwriting (--overwrite).")
+    else:
+        check_folder(out)
 
 
 def is_one_file(out: str | Path, *, to: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from moongate.errors import OptionError, first_line
-from moongate.files import digest, read_regular, write_atomically
+from moongate.files import check_folder, digest, read_regular, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
 from moongate.run_records import CONCEPTS, CONFIG, LOG, STATE
@@ -118,7 +118,7 @@ class Run:
 
 
 def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Check that a run may use the folder; nothing is written.
+    """Check that a run may use the folder; nothing is left in it.
 
     Args:
         folder: The run folder.
@@ -126,8 +126,9 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
         overwrite: Whether the run may replace another one.
 
     Raises:
-        OptionError: The folder holds a run already, or, when resuming, none.
+        OptionError: The folder holds a run already, or, when resuming, none; or it cannot be written.
     """
+    check_folder(folder)
     exists = (folder / STATE).exists()
     if resume and not exists:
         raise OptionError(f"{folder} holds no {STATE} to resume from. Start without --resume.")
