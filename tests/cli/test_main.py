@@ -2,6 +2,7 @@ import errno
 import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 import moongate
 from command_line import Command, command, fails, run
-from moongate.__main__ import main
+from moongate.__main__ import WAITING, main
 from moongate.concept import Concept
 from moongate.run_page import Album
 from original_layout import write_configuration, write_single_file
@@ -136,9 +137,29 @@ def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(monkeypatch: 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(moongate, "cli")
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # which main would leave behind
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WAITING:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["moongate", "--version"])
+    main()
+    assert {name: os.environ[name] for name in WAITING & os.environ.keys()} == (own or {"GOMP_SPINCOUNT": "1000"})
+
+
+def test_the_library_leaves_the_environment_alone() -> None:
+    code = "import os; before = dict(os.environ); import moongate; moongate.Backbone; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def modules_after(words: list[str], *, status: int = 0) -> set[str]:
@@ -175,6 +196,11 @@ def test_info_of_a_concept_file_loads_no_pytorch(bear: Path) -> None:
 def test_converting_to_factors_loads_no_model_libraries(bear: Path, tmp_path: Path) -> None:
     words = ["convert", str(bear), "--to", "kohya", "--out", str(tmp_path / "kohya")]
     assert not {"transformers", "diffusers"} & modules_after(words)
+
+
+def test_a_merge_without_a_report_loads_neither_model_libraries_nor_pillow(tmp_path: Path) -> None:
+    words = ["merge", "--erase", "snowman=>tree", "--out", str(tmp_path / "edit.safetensors")]
+    assert not {"transformers", "diffusers", "PIL"} & modules_after(words)
 
 
 def test_a_reader_that_ends_early_ends_the_program_quietly() -> None:
