@@ -32,3 +32,17 @@ def test_the_notebook_is_kept_without_outputs_and_names_the_model_in_one_line() 
     assert not any(cell.outputs or cell.execution_count for cell in code)
     lines = [line for cell in code for line in cell.source.splitlines()]
     assert [line.split("  #")[0] for line in lines if line.startswith("MODEL")] == ['MODEL = "pocket"']
+
+
+def test_the_notebook_installs_from_its_checkout_or_from_the_folder_that_its_text_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    text, code = (cell.source for cell in notebook.cells[:2])
+    assert "`/content/moongate`" in text
+    monkeypatch.delenv("MOONGATE_CHECKOUT", raising=False)
+    for place, checkout in ((NOTEBOOK.parent, ".."), (tmp_path, "/content/moongate")):
+        monkeypatch.chdir(place)
+        names: dict[str, object] = {}
+        exec(code, names)  # installs nothing, because Moongate is there
+        assert names["CHECKOUT"] == checkout
