@@ -6,12 +6,15 @@ What a merge kept is given in per cent everywhere: 100% is all that the subject'
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moongate.files import write_atomically
 from moongate.merging.edits import ARROW
 from moongate.merging.report import EditFit, MergeReport
-from moongate.pages import Cell, Level, Page
-from moongate.sampling import Sample
+
+if TYPE_CHECKING:  # most merges print sentences alone, and Pillow takes time to import
+    from moongate.pages import Cell, Level, Page
+    from moongate.sampling import Sample
 
 __all__ = ["HEAD", "judged", "judged_rows", "summary_rows", "verdict", "write_report"]
 
@@ -21,7 +24,7 @@ MUCH, HALF = 0.9, 0.5
 
 
 def write_report(
-    report: MergeReport, folder: Path, *, drawn: Mapping[str, Mapping[str, Sequence[Sample]]] | None = None
+    report: MergeReport, folder: Path, *, drawn: "Mapping[str, Mapping[str, Sequence[Sample]]] | None" = None
 ) -> Path:
     """Write `report.json` and the self-contained `index.html` into `folder`, and return the page's path.
 
@@ -33,6 +36,8 @@ def write_report(
     Raises:
         OptionError: A file cannot be written.
     """
+    from moongate.pages import Page
+
     write_atomically(folder / "report.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
     page = Page(title="Moongate: merge")
     page.text(
@@ -66,8 +71,10 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
     ]
 
 
-def judged_rows(report: MergeReport) -> list[Sequence[str | Cell]]:
+def judged_rows(report: MergeReport) -> "list[Sequence[str | Cell]]":
     """Return the rows of `summary_rows` with how good the news of each share is."""
+    from moongate.pages import Cell
+
     rows: list[Sequence[str | Cell]] = []
     for fit, (words, contexts, *shares, drift) in zip(report.subjects, summary_rows(report), strict=True):
         errors = (fit.worst_residual, fit.held_out_error, fit.joint_error)
@@ -81,7 +88,7 @@ def verdict(report: MergeReport) -> list[str]:
     return [text for text, _ in judged(report)] + [_cost(report)]
 
 
-def judged(report: MergeReport) -> list[tuple[str, Level]]:
+def judged(report: MergeReport) -> "list[tuple[str, Level]]":
     """Return the sentences of the verdict with how good the news of each is, bad news first."""
     bad: list[tuple[str, Level]] = [_outlook(report)] if report.predicted_to_lose else []
     bad += [(f"{c.first} and {c.second} conflict (cosine {c.cosine:.3f}). {c.advice}", "bad") for c in report.conflicts]
@@ -107,7 +114,7 @@ def judged(report: MergeReport) -> list[tuple[str, Level]]:
     return [*bad, *good, *fair] if not bad else [*bad, *fair, *good]
 
 
-def _outlook(report: MergeReport) -> tuple[str, Level]:
+def _outlook(report: MergeReport) -> "tuple[str, Level]":
     """Return what will happen to the subjects, in one sentence for a newcomer."""
     worst = min(report.subjects, key=lambda fit: fit.share_kept)
     if report.predicted_to_lose:
@@ -132,7 +139,7 @@ def _outlook(report: MergeReport) -> tuple[str, Level]:
     return text, _level(worst.share_kept)
 
 
-def _of_edit(edit: EditFit) -> tuple[str, Level]:
+def _of_edit(edit: EditFit) -> "tuple[str, Level]":
     share = _kept(edit.held_out_error)
     if edit.is_erased:
         words, _, becomes = edit.name.partition(ARROW)
@@ -145,7 +152,7 @@ def _kept(error: float) -> float:
     return max(0.0, 1 - error)
 
 
-def _level(kept: float) -> Level:
+def _level(kept: float) -> "Level":
     return "good" if kept >= MUCH else "fair" if kept >= HALF else "bad"
 
 
@@ -157,7 +164,7 @@ def _cost(report: MergeReport) -> str:
     )
 
 
-def _add_pictures(page: Page, drawn: Mapping[str, Mapping[str, Sequence[Sample]]]) -> None:
+def _add_pictures(page: "Page", drawn: "Mapping[str, Mapping[str, Sequence[Sample]]]") -> None:
     if drawn:
         page.text("h2", "Before and after, with the same seeds")
     for prompt, by_way in drawn.items():
@@ -166,7 +173,7 @@ def _add_pictures(page: Page, drawn: Mapping[str, Mapping[str, Sequence[Sample]]
             page.row(label, [picture.image for picture in samples])
 
 
-def _add_subjects(page: Page, report: MergeReport) -> None:
+def _add_subjects(page: "Page", report: MergeReport) -> None:
     page.text("h2", "What each subject keeps")
     page.text(
         "p",
@@ -177,7 +184,7 @@ def _add_subjects(page: Page, report: MergeReport) -> None:
     page.table(HEAD, judged_rows(report))
 
 
-def _add_cost(page: Page, report: MergeReport) -> None:
+def _add_cost(page: "Page", report: MergeReport) -> None:
     page.text("h2", "Cost")
     page.table(
         ("measure", "value"),
@@ -191,7 +198,7 @@ def _add_cost(page: Page, report: MergeReport) -> None:
     )
 
 
-def _add_conflicts(page: Page, report: MergeReport) -> None:
+def _add_conflicts(page: "Page", report: MergeReport) -> None:
     if report.conflicts:
         page.text("h2", "Conflicts")
         page.table(
@@ -200,7 +207,7 @@ def _add_conflicts(page: Page, report: MergeReport) -> None:
         )
 
 
-def _add_layers(page: Page, report: MergeReport) -> None:
+def _add_layers(page: "Page", report: MergeReport) -> None:
     page.text("h2", "Error of the constraints by layer, relative to the change")
     layers = report.subjects[0].residual
     rows = [(layer, *(f"{fit.residual[layer]:.1e}" for fit in report.subjects)) for layer in layers]
