@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,12 @@ def test_changes_of_weights_are_written_as_json_a_table_and_a_chart(tmp_path: Pa
     assert [len(row) for row in weights_rows(CHANGES)] == [len(WEIGHTS_HEAD)] * 2
     assert page.count('class="bar"') == 2
     assert "<td>4.000%</td>" in page
+
+
+def test_a_change_larger_than_the_weights_of_a_layer_is_explained(tmp_path: Path) -> None:
+    large = dataclasses.replace(CHANGES[0], mean=0.5, by_layer={"a.to_k": 1.6})
+    assert "A change of more than 100% is usual after a merge." in write_weights([large], tmp_path).read_text()
+    assert "more than 100%" not in write_weights(CHANGES, tmp_path).read_text()
 
 
 def test_spectra_are_written_as_json_a_table_and_a_line_for_each(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -61,3 +62,14 @@ def test_without_a_base_the_page_has_the_values_alone(tiny: Backbone, tmp_path: 
     page = write_page(taught, tmp_path, drawn=drawn).read_text()
     assert "the base alone" not in page
     assert f"<td>{taught.measures[0].value:.4f}</td>" in page
+
+
+def test_the_values_of_several_networks_for_a_prompt_share_one_name(tiny: Backbone, tmp_path: Path) -> None:
+    networks = [NETWORK, dataclasses.replace(NETWORK, name="more colors")]
+    options = dataclasses.replace(OPTIONS, count=1)
+    taught = evaluate(tiny, make_concept(tiny), PROMPTS[:1], networks, folder=tmp_path, options=options)
+    drawn = kept_pictures(tiny, make_concept(tiny), [taught.prompts[0].drawn], taught, tmp_path)
+    page = write_page(taught, tmp_path, drawn=drawn).read_text()
+    first, second = (measure.by_prompt[0] for measure in taught.measures if measure.by_prompt)
+    assert f">text alignment {first:.3f} (colors), {second:.3f} (more colors)<" in page
+    assert "1 prompt with one picture each" in page

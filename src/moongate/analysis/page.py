@@ -59,7 +59,7 @@ def write_weights(changes: Sequence[KindOfChange], folder: Path) -> Path:
     page.text("h1", "Change of weights by kind of layer")
     page.text("p", "Mean of |W - W0| / |W0| over the layers of each kind, including those that did not change.")
     page.chart(bar_chart({c.kind: c.mean for c in changes}, x_label="mean change", number_format=".3%"))
-    if any(c.mean > 1 for c in changes):
+    if any(size > 1 for change in changes for size in change.by_layer.values()):
         page.notice(
             "A change of more than 100% is usual after a merge. It lies in directions that ordinary captions do not "
             "use.",

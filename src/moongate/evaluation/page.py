@@ -64,15 +64,17 @@ def write_page(
     words = ", ".join(evaluation.concept.subjects) if evaluation.concept else evaluation.base.name
     page = Page(title=f"Moongate: evaluation of {words}")
     page.text("h1", f"Evaluation of {words}")
+    noun = "prompt" if len(evaluation.prompts) == 1 else "prompts"
+    pictures = "one picture" if evaluation.count == 1 else f"{evaluation.count} pictures"
     page.text(
         "p",
-        f"{len(evaluation.prompts)} prompts with {evaluation.count} pictures each, drawn by {evaluation.base.name}. "
+        f"{len(evaluation.prompts)} {noun} with {pictures} each, drawn by {evaluation.base.name}. "
         f"Intervals hold for similar prompts at {evaluation.level:.0%}. Values of one network compare with each other "
         "and with no others.",
     )
     _add_values(page, evaluation, base)
-    for name, pictures in (photos or {}).items():
-        page.row(f"photos of {name}", pictures)
+    for name, shown in (photos or {}).items():
+        page.row(f"photos of {name}", shown)
     page.text("h2", "Pictures")
     for index, prompt in enumerate(evaluation.prompts):
         page.text("h3", prompt.drawn)
@@ -117,14 +119,14 @@ def _is_better(measure: Measure, other: Measure) -> bool:
 
 
 def _scores(evaluation: Evaluation, index: int) -> str:
-    """Return the values of one prompt."""
-    parts = []
+    """Return the values of one prompt, those of several networks after one name."""
+    values: dict[str, list[str]] = {}
     for measure in evaluation.measures:
         if measure.by_prompt is not None:
             compared = _compared_with(measure, evaluation)
             name = f"{measure.measure} with {compared}" if compared else measure.measure
-            parts.append(f"{name} {measure.by_prompt[index]:.3f} ({measure.features})")
-    return ", ".join(parts)
+            values.setdefault(name, []).append(f"{measure.by_prompt[index]:.3f} ({measure.features})")
+    return "; ".join(f"{name} {', '.join(of_networks)}" for name, of_networks in values.items())
 
 
 def _compared_with(measure: Measure, evaluation: Evaluation) -> str:

