@@ -151,6 +151,15 @@ class Page:
         path = f"//*[contains(@class, 'q-item')][normalize-space(.)={_quoted(value)}]"
         wait_for(lambda: self.driver.find_element(By.XPATH, path), what=value).click()
 
+    def give(self, paths: str) -> None:
+        """Give files, one path a line, to the page's only drop zone."""
+
+        def given() -> bool:
+            self.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(paths)
+            return True
+
+        wait_for(given, what="the field for files")
+
     def pictures(self) -> list[str]:
         """Return the addresses of the pictures that have been loaded."""
         script = "return [...document.images].filter(i => i.complete && i.naturalWidth > 0).map(i => i.src)"

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from moongate import interop
@@ -109,16 +108,14 @@ def test_two_dropped_files_of_one_name_both_arrive(page: Page, server: Server, t
     penguin = Concept.load(places.concepts / "penguin.safetensors")
     written = interop.write(penguin, tmp_path / "kohya", to="kohya").files
     page.open(server.address + "/library")
-    field = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "input[type=file]"))
-    field.send_keys(two_of_one_name(tmp_path / "weights", *written))
+    page.give(two_of_one_name(tmp_path / "weights", *written))
     page.sees("bear was imported")
     both = Concept.load(places.concepts / "bear.safetensors")
     assert (len(both.tokens), len(both.deltas)) == (1, len(penguin.deltas))
     draft = Draft.create(places.photos, "dropped")
     page.open(server.address + "/?draft=dropped")
     photos = sorted(example("drawn-owl").training.glob("*.webp"))[:2]
-    field = wait_for(lambda: page.driver.find_element(By.CSS_SELECTOR, "input[type=file]"))
-    field.send_keys(two_of_one_name(tmp_path / "photos", *photos))
+    page.give(two_of_one_name(tmp_path / "photos", *photos))
     wait_for(lambda: len(draft.photos()) == 2, what="both photos")
     assert {photo.file.read_bytes() for photo in draft.photos()} == {file.read_bytes() for file in photos}
     assert page.problems() == []
