@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
-from moongate.merging.edits import Edit, edits_of
+from moongate.merging.constraints import value_change
+from moongate.merging.edits import Edit, edits_of, features_of
+from moongate.merging.features import FORMS, fitting
 from moongate.merging.page import verdict, write_report
 
 ONE = MergeOptions(erase=("dog=>red chair",), contexts=1)
@@ -43,6 +46,22 @@ def test_protected_words_keep_their_keys_and_values_beside_an_erased_one(tiny: B
     torch.testing.assert_close(guarded[4:6], before[4:6], rtol=1e-4, atol=1e-4)
     assert (moved[4:6] - before[4:6]).norm() > 10 * (guarded[4:6] - before[4:6]).norm()
     assert [edit.name for edit in merged.report.edits] == ["dog=>red chair", "cat"]
+
+
+def test_an_erased_word_is_read_as_the_other_words_in_further_sentences_too(tiny: Backbone) -> None:
+    """With the soft rows of further contexts more than without, in each kind of sentence."""
+    sentences = fitting(tiny, "red chair", [f"{form} in a forest" for form in FORMS])
+    features, others = features_of(tiny, Edit.named("dog=>red chair"), sentences, with_end=False)
+    missed = {}
+    for elsewhere in (0.0, 300.0, 1e5):
+        changes = merge(tiny, options=replace(ONE, elsewhere=elsewhere)).concept.deltas
+        missed[elsewhere] = torch.zeros(len(sentences)).double()
+        for layer, change in changes.items():
+            wanted = (others - features) @ tiny.parameter(layer).detach().double().T
+            missed[elsewhere] += (value_change(change, features) - wanted).square().sum(1)
+    inexact = missed[0.0] > 1e-6
+    assert (missed[300.0] < missed[0.0])[inexact].all()
+    assert missed[1e5].sum() < 0.3 * missed[0.0].sum()
 
 
 def test_an_edit_is_kept_by_later_merges_and_can_be_taken_out(

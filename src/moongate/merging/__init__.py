@@ -54,7 +54,8 @@ class MergeOptions:
     contexts: int | None = 1
     """Number of contexts in which each subject keeps its values exactly, from 1 to 8; as many as fit when None."""
     elsewhere: float = 300.0
-    """Weight of each subject's values in fifty further contexts, relative to one neutral caption; 0 leaves them out."""
+    """Weight of each subject's and edit's values in many further contexts, relative to one neutral caption; 0 leaves
+    them out."""
     without: tuple[str, ...] = ()
     """Subjects to leave out, by token or by words. This takes a subject out of an earlier merge."""
     erase: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ def merge(backbone: Backbone, concepts: Sequence[Concept] = (), *, options: Merg
     layers = _layers(backbone, subjects, options.only, all_of_them=bool(edits or edited))
     # Solve and report.
     with backbone.tokens(tokens):
-        edited += [rows_of(backbone, edit, layers, contexts=contexts) for edit in edits]
+        edited += [rows_of(backbone, edit, layers, contexts=contexts, elsewhere=options.elsewhere) for edit in edits]
         constraints = Constraints.of(backbone, subjects, edited, layers=layers, elsewhere=options.elsewhere)
         factorized = _factorized(backbone, constraints, captions, fixed, options)
         deltas = {

@@ -39,6 +39,7 @@ from moongate.merging.features import (
 
 __all__ = [
     "CONTEXTS",
+    "SOFT_DIRECTIONS",
     "Constraints",
     "KeptSubject",
     "Rows",
@@ -64,7 +65,7 @@ CONTEXTS = (
 CAPACITY_SHARE = 0.5
 """Share of the free directions of the features that all constraints together may take."""
 SOFT_DIRECTIONS = 24
-"""Largest number of soft rows of a subject."""
+"""Largest number of soft rows of a subject or an edit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,12 +15,24 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.errors import OptionError, TokenError
-from moongate.merging.constraints import CONTEXTS, Rows, single
-from moongate.merging.features import filled, fitting, pieces, word_features
+from moongate.merging.constraints import CONTEXTS, SOFT_DIRECTIONS, Rows, single
+from moongate.merging.features import (
+    ANYWHERE,
+    BESIDE,
+    feature_width,
+    filled,
+    fitting,
+    pieces,
+    stand_ins,
+    word_features,
+)
 
 __all__ = ["ARROW", "Edit", "check_words", "edits_of", "features_of", "rows_of"]
 
 ARROW = "=>"
+ERASING = 3.0
+"""Weight of an erased word's values in further contexts, relative to those of a subject, because it must be gone in all
+of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,31 +112,71 @@ def check_words(backbone: Backbone, edits: Sequence[Edit], subjects: Sequence[st
             )
 
 
-def rows_of(backbone: Backbone, edit: Edit, layers: Sequence[str], *, contexts: int) -> Rows:
-    """Return the rows of an edit in at most so many contexts.
+def rows_of(backbone: Backbone, edit: Edit, layers: Sequence[str], *, contexts: int, elsewhere: float) -> Rows:
+    """Return the rows of an edit: constraints in at most so many contexts, and soft rows for others.
 
     An erased word's pieces get the keys and values that the last piece of the other words has in the same caption, and
     the caption's end those of the other caption's end.
+
+    Args:
+        backbone: The base model.
+        edit: The edit.
+        layers: Names of the matrices that may change.
+        contexts: Largest number of contexts in which the edit is exact.
+        elsewhere: Weight of the edit in further contexts, as soft rows; 0 leaves them out.
     """
-    captions = fitting(backbone, edit.words, CONTEXTS)
-    if edit.becomes is not None:
-        captions = [context for context in captions if context in fitting(backbone, edit.becomes, CONTEXTS)]
-    found, moved = [], []
-    for context in captions[:contexts]:
-        features, wanted = features_of(backbone, edit, context)
-        found.append(features)
-        moved.append(wanted - features)
-    features, change = torch.cat(found), torch.cat(moved)
+    captions = _fitting(backbone, edit, CONTEXTS)[:contexts]
+    features, wanted = features_of(backbone, edit, captions)
+    change = wanted - features
+    soft = features[:0]
+    if elsewhere:
+        weight = elsewhere if edit.becomes is None else ERASING * elsewhere
+        further = [weight**0.5 * rows for rows in _elsewhere(backbone, edit)]
+        soft, change = single(further[0]), torch.cat([change, further[1]])
     values = {layer: single(change @ backbone.parameter(layer).detach().cpu().double().T) for layer in layers}
-    return Rows(words=edit.name, features=features, values=values, counts=tuple(map(len, found)))
+    counts = (len(features) // len(captions),) * len(captions)
+    rows = torch.cat([features, soft])
+    return Rows(words=edit.name, features=rows, values=values, counts=counts, soft=len(soft))
 
 
 def features_of(
-    backbone: Backbone, edit: Edit, context: str
+    backbone: Backbone, edit: Edit, contexts: Sequence[str], *, with_end: bool = True
 ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
-    """Return the features of an edit's words and of the end in a context, and the features whose values they get."""
-    features = word_features(backbone, edit.words, [filled(context, edit.words)], with_end=True)
-    if edit.becomes is None:
-        return features, features
-    others = word_features(backbone, edit.becomes, [filled(context, edit.becomes)], with_end=True)
-    return features, torch.cat([others[-2:-1].expand(len(features) - 1, -1), others[-1:]])
+    """Return the features of an edit's words and of the ends in contexts, and the features whose values they get."""
+    features = word_features(backbone, edit.words, [filled(context, edit.words) for context in contexts], with_end=True)
+    features = features.unflatten(0, (len(contexts), -1))
+    wanted = features
+    if edit.becomes is not None:
+        captions = [filled(context, edit.becomes) for context in contexts]
+        others = word_features(backbone, edit.becomes, captions, with_end=True).unflatten(0, (len(contexts), -1))
+        last = others[:, -2:-1].expand(-1, features.shape[1] - 1, -1)
+        wanted = torch.cat([last, others[:, -1:]], dim=1)
+    kept = slice(None if with_end else -1)
+    return features[:, kept].flatten(0, 1), wanted[:, kept].flatten(0, 1)
+
+
+def _elsewhere(backbone: Backbone, edit: Edit) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
+    """Return few rows for an edit in many contexts: features, and the change of features whose values they get.
+
+    The error of the change that a matrix makes of them is that in all contexts, averaged, up to what no matrix mends:
+    with features F = U S V^T and wanted changes D, the rows are S V^T and U^T D.
+    """
+    parts = []
+    with backbone.tokens(stand_ins(backbone)):
+        for contexts, with_end in ((ANYWHERE, True), (BESIDE, False)):
+            if fit := _fitting(backbone, edit, contexts):
+                features, wanted = features_of(backbone, edit, fit, with_end=with_end)
+                parts.append(torch.stack([features, wanted - features]) / len(fit) ** 0.5)
+    if not parts:
+        nothing = torch.zeros(0, feature_width(backbone)).double()
+        return nothing, nothing
+    features, change = torch.cat(parts, dim=1)
+    left, values, right = torch.linalg.svd(features, full_matrices=False)
+    leading = slice(SOFT_DIRECTIONS)
+    return (values[:, None] * right)[leading], (left.T @ change)[leading]
+
+
+def _fitting(backbone: Backbone, edit: Edit, contexts: Sequence[str]) -> list[str]:
+    """Return the contexts that both the words and those in their place fit into."""
+    fit = fitting(backbone, edit.words, contexts)
+    return fit if edit.becomes is None else [one for one in fitting(backbone, edit.becomes, contexts) if one in fit]

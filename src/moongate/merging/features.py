@@ -16,6 +16,7 @@ from moongate.errors import TokenError
 from moongate.merging.neutral import encoded
 
 __all__ = [
+    "ANYWHERE",
     "BESIDE",
     "ELSEWHERE",
     "feature_width",
@@ -32,6 +33,10 @@ PLACES = ("in a forest", "in a city", "in the mountains", "in the desert", "on a
 NOUNS = ("dog", "tree", "car", "house", "chair", "cup", "ball", "boat")
 ELSEWHERE = tuple(f"{style} {place}" for style in STYLES for place in PLACES)
 """Contexts with a subject alone. None is one in which errors are reported."""
+KINDS = ("photo", "close up photo", "drawing", "painting", "watercolor painting", "sketch", "3d render", "pixel art")
+FORMS = (*(f"{kind} of a {{}}" for kind in KINDS), "a {}", "the {}", "a small {}", "an old {}", "a green {}", "many {}")
+ANYWHERE = tuple(f"{form} {place}".strip() for form in FORMS for place in ("", *PLACES[:2], "on a table"))
+"""Contexts of words of the base, which occur in sentences of any kind; none is one in which errors are reported."""
 STAND_IN = "<stand-in-{}>"
 BESIDE = tuple(
     frame.format(f"{STAND_IN.format(number % 4)} {noun}")

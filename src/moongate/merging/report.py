@@ -214,12 +214,11 @@ def _fit(
 def _edit_fit(backbone: Backbone, constraints: Constraints, deltas: Mapping[str, LowRank], index: int) -> EditFit:
     edit = Edit.named(constraints.blocks[index].words)
     missed = began = 0.0
-    for context in fitting(backbone, edit.words, HELD_OUT_CONTEXTS):
-        features, wanted = features_of(backbone, edit, context)
-        for matrix, change in zip(_weights(backbone, deltas), deltas.values(), strict=True):
-            goal = value_change(matrix, wanted - features)
-            missed += float((value_change(change, features) - goal).square().sum())
-            began += float((value_change(matrix, features) if edit.becomes is None else goal).square().sum())
+    features, wanted = features_of(backbone, edit, fitting(backbone, edit.words, HELD_OUT_CONTEXTS))
+    for matrix, change in zip(_weights(backbone, deltas), deltas.values(), strict=True):
+        goal = value_change(matrix, wanted - features)
+        missed += float((value_change(change, features) - goal).square().sum())
+        began += float((value_change(matrix, features) if edit.becomes is None else goal).square().sum())
     return EditFit(
         name=edit.name,
         is_erased=edit.becomes is not None,
