@@ -8,8 +8,9 @@ in float32, with diffusers' own attention processors for Custom Diffusion, the w
 and one wait for the loss. Its pictures are ready in memory, because the example loads them in other processes.
 
 The sides take turns, round by round, each time in a child process of its own, so that one model is in memory at a time.
-The time of `ours` includes what is computed before the first step, shared out over the steps of the round; it has as
-many regularization pictures for each step as a run of 250 steps with 200 pictures. The first step of each round, which
+The time of `ours` includes what is computed before the first step. What encodes pictures is shared out over the steps
+of the round, which has as many regularization pictures for each step as a run of 250 steps with 200 pictures; what a
+run does once, such as reading neutral captions, is shared out over 250 steps. The first step of each round, which
 prepares kernels, is left out, except of `sd15-random` on a CPU, where a round has one step. Memory is the peak above
 what the child held after loading the model, added up over its processes. Where `ours` computes in float32 anyway,
 `exact` is the same and not run. With --json the last line is one JSON object.
@@ -42,6 +43,7 @@ from moongate.backbone import Backbone, usual_dtype
 from moongate.data import Regularization, Subject, square
 from moongate.pocket import example, pool_folder
 from moongate.training import Plan, TrainOptions, train
+from moongate.training.batches import Batches
 from moongate.training.method import method_for
 from moongate.training.processes import processes_for, together
 from moongate.training.speed import matmul_peak
@@ -72,20 +74,41 @@ class Setup:
     """Whether operations and parts of a step are measured too, after the timed steps."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Time that passed, in seconds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    """Processor time of all processes, which other programs disturb less."""
+
+    @classmethod
+    def so_far(cls) -> "Spent":
+        """Return the time until now; only differences mean anything."""
+        return cls(time.perf_counter(), cpu_seconds())
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.wall - other.wall, self.cpu - other.cpu)
+
+    def __truediv__(self, count: int) -> "Spent":
+        return Spent(self.wall / count, self.cpu / count)
+
+
 @dataclass(kw_only=True)
 class Round:
     """What a child measured."""
 
-    seconds: float = 0.0
-    """Time of a step, without what comes before the first one."""
-    cpu_seconds: float = 0.0
-    """The same in processor time, which other programs disturb less."""
-    preparation_s: float = 0.0
-    """Time before the first step."""
-    preparation_cpu_s: float = 0.0
-    """The same in processor time."""
+    step: Spent = Spent()
+    """A step, without what comes before the first one."""
+    encoding: Spent = Spent()
+    """What encodes pictures before the first step; it grows with the number of steps."""
+    once: Spent = Spent()
+    """All else before the first step, once in a run however long it is."""
     steps: int
-    """Steps that share the preparation."""
+    """Steps whose pictures were encoded."""
     peak_bytes: int = 0
     """Peak above what the child held after loading the model."""
     flops: int = 0
@@ -96,14 +119,9 @@ class Round:
     """Share of each part in a step's time."""
 
     @property
-    def whole_seconds(self) -> float:
-        """Time of a step with its share of the preparation."""
-        return self.seconds + self.preparation_s / self.steps
-
-    @property
-    def whole_cpu_seconds(self) -> float:
-        """The same in processor time."""
-        return self.cpu_seconds + self.preparation_cpu_s / self.steps
+    def whole(self) -> Spent:
+        """A step with its share of what comes before the first one, in a run of the usual length."""
+        return self.step + self.encoding / self.steps + self.once / STEPS
 
 
 Rounds = dict[str, list[Round]]
@@ -152,8 +170,9 @@ def measured(setup: Setup, rounds: int, *, has_parts: bool) -> Rounds:
             process.join()
             found[side].append(one)
             print(
-                f"round {number} {side:6s}{one.whole_seconds:9.3f} s a step ({one.whole_cpu_seconds:.3f} s of the "
-                f"processor; {one.preparation_s:.1f} s before the first), {one.peak_bytes / 1e6:.0f} MB",
+                f"round {number} {side:6s}{one.whole.wall:9.3f} s a step ({one.whole.cpu:.3f} s of the processor; "
+                f"before the first {one.encoding.cpu:.1f} s for pictures and {one.once.cpu:.1f} s once), "
+                f"{one.peak_bytes / 1e6:.0f} MB",
                 flush=True,
             )
     return found if "exact" in found else {"ours": found["ours"], "exact": found["ours"], "plain": found["plain"]}
@@ -161,8 +180,8 @@ def measured(setup: Setup, rounds: int, *, has_parts: bool) -> Rounds:
 
 def figures(found: Rounds) -> dict[str, float]:
     """Return the figures of --json; seconds are medians of the rounds, because other programs disturb some of them."""
-    seconds = {side: statistics.median(one.whole_seconds for one in rounds) for side, rounds in found.items()}
-    cpu = {side: statistics.median(one.whole_cpu_seconds for one in rounds) for side, rounds in found.items()}
+    seconds = {side: statistics.median(one.whole.wall for one in rounds) for side, rounds in found.items()}
+    cpu = {side: statistics.median(one.whole.cpu for one in rounds) for side, rounds in found.items()}
     peaks = {side: max(one.peak_bytes for one in rounds) for side, rounds in found.items()}
     return {
         "seconds_per_step": seconds["ours"],
@@ -181,7 +200,7 @@ def figures(found: Rounds) -> dict[str, float]:
 def show(found: Rounds) -> None:
     """Print the speed of all sides, the parts of each, and the ratios."""
     for side, rounds in found.items():
-        one, seconds = rounds[-1], statistics.median(one.whole_seconds for one in rounds)
+        one, seconds = rounds[-1], statistics.median(one.whole.wall for one in rounds)
         print(f"{side:6s}{seconds:9.4f} s a step, {2 * TARGETS / seconds:.1f} pictures/s", end="")
         if one.parts:
             print(f", {one.flops / seconds / 1e12:.3f} TFLOP/s, MFU {one.flops / seconds / one.matmul_flops:.0%}")
@@ -202,20 +221,20 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
     backbone, report = loaded(setup, exact=side != "ours"), Round(steps=setup.steps + setup.warm)
     work = plain_training if side == "plain" else our_training
     held = memory_held(backbone.device)
-    began, cpu_began = time.perf_counter(), cpu_seconds()
-    marks: dict[int, tuple[float, float]] = {}
+    began = Spent.so_far()
+    marks: dict[int, Spent] = {}
 
     def mark(index: int = 0) -> None:
         """Note the time when the first step begins (0), and after steps."""
         if index in (0, setup.warm, report.steps):
-            marks[index] = time.perf_counter(), cpu_seconds()
+            marks[index] = Spent.so_far()
         if index == report.steps:
             report.peak_bytes = memory_peak(backbone.device, held)
 
-    work(backbone, setup, report.steps, mark, mark)
-    (first, cpu_first), (warm, cpu_warm), (last, cpu_last) = (marks[at] for at in (0, setup.warm, report.steps))
-    report.preparation_s, report.preparation_cpu_s = first - began, cpu_first - cpu_began
-    report.seconds, report.cpu_seconds = (last - warm) / setup.steps, (cpu_last - cpu_warm) / setup.steps
+    with encoding_measured(report):
+        work(backbone, setup, report.steps, mark, mark)
+    report.once = marks[0] - began - report.encoding
+    report.step = (marks[report.steps] - marks[setup.warm]) / setup.steps
     if setup.has_parts:
         whole = plain_training if side == "plain" else partial(our_training, processes=1)
         trace(report, backbone, partial(whole, backbone, setup))
@@ -256,6 +275,23 @@ def our_training(
     work = partial(train, backbone, [subject], [pool], method, options=options)
     with called_first(backbone, "predict", on_first):
         together(partial(work, on_step=lambda step: on_step(step.index)), processes=count)
+
+
+@contextlib.contextmanager
+def encoding_measured(report: Round) -> Iterator[None]:
+    """Add to a round the time in which `Batches` encodes pictures."""
+    made = Batches.__init__
+
+    def timed_making(*arguments: Any, **named: Any) -> None:
+        began = Spent.so_far()
+        made(*arguments, **named)
+        report.encoding += Spent.so_far() - began
+
+    Batches.__init__ = timed_making  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Batches.__init__ = made  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
