@@ -32,8 +32,8 @@ from moongate.texts import parse_json
 __all__ = ["READ_AT_ONCE", "Collection", "Hit", "nearest"]
 
 TABLE = "captions"
-CAPTIONS_AT_ONCE = 1024
-"""Records that are added at once."""
+CAPTIONS_AT_ONCE = 4096
+"""Records that are added at once. Each addition looks through all earlier ones, so that few are faster than many."""
 PICTURES_AT_ONCE = 64
 """Records that are added at once if their pictures are embedded too, because pictures fill the memory."""
 READ_AT_ONCE = 16
