@@ -21,7 +21,7 @@ def test_each_hint_leads_to_an_option_and_is_none_itself() -> None:
         (["train", "photos", "--gradient_checkpointing"], "it is called --recompute."),
         (["train", "photos", "--trigger-word", "rex"], "it is called --token."),
         (["train", "--instance_data_dir", "photos"], "Name the folder of pictures without an option"),
-        (["train", "photos", "--guidance_scale", "7"], "it is called --guidance, but not an option of this command."),
+        (["train", "photos", "--guidance_scale", "7"], "it is called --guidance, which this command does not have."),
         (["convert", "a", "--base", "b"], "it is called --model."),
         (["retrieve", "search", "a dog", "--num_images", "3"], "it is called --count."),
         (["demo", "--output-dir", "here"], "it is called --out."),

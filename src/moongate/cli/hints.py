@@ -98,7 +98,7 @@ def check_options(command: Any, words: Sequence[str]) -> None:
         if name in _INSTEAD:
             raise OptionError(f"There is no option --{name}. {_INSTEAD[name]}")
         if ours := OTHER_NAMES.get(name):
-            elsewhere = "" if ours[2:] in known else ", but not an option of this command"
+            elsewhere = "" if ours[2:] in known else ", which this command does not have"
             raise OptionError(f"There is no option --{name}. In Moongate it is called {ours}{elsewhere}.")
 
 
