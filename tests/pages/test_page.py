@@ -64,5 +64,5 @@ def test_names_of_weights_break_behind_their_dots_and_numbers_nowhere(tmp_path: 
     page = Page(title="table")
     page.table(("weight", "largest"), [("up_blocks.0.attn2.to_k", "1.25"), ("A. B. C.", "1e-3")])
     content = saved(page, tmp_path)
-    assert "<td>up_blocks.<wbr>0.<wbr>attn2.<wbr>to_k</td><td>1.25</td>" in content
+    assert '<td><span class="dotted">up_blocks.<wbr>0.<wbr>attn2.<wbr>to_k</span></td><td>1.25</td>' in content
     assert "<td>A. B. C.</td>" in content

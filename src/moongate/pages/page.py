@@ -116,7 +116,9 @@ def _cell(cell: str | Cell | Chart) -> str:
 def _breakable(text: str) -> str:
     """Return a text in HTML whose dotted names, such as those of weights, break behind their dots and nowhere else."""
     escaped = html.escape(text)
-    return escaped if " " in text or text.count(".") < 2 else escaped.replace(".", ".<wbr>")
+    if " " in text or text.count(".") < 2:
+        return escaped
+    return f'<span class="dotted">{escaped.replace(".", ".<wbr>")}</span>'
 
 
 def _alt(label: str, caption: str, number: int, count: int) -> str:
