@@ -59,6 +59,15 @@ def test_only_the_page_of_a_running_training_is_loaded_again_and_none_loads_anyt
         assert all('alt="' in image for image in re.findall("<img[^>]*>", page))
 
 
+def test_after_the_last_step_the_page_says_what_the_training_does_then(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "steps": 11}))
+    assert "Running: step 10 of 11" in html(tmp_path, "running")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "steps": 10}))
+    assert "All 10 steps are done. Pictures of base and concept are being drawn." in html(tmp_path, "running")
+
+
 def test_a_line_of_the_log_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, steps=10)
     with (tmp_path / "log.jsonl").open("a") as log:

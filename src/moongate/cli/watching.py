@@ -123,6 +123,7 @@ class Watch:
         """
         if not self.has_page:
             return
+        self.write("running")  # its last step, while pictures are drawn
         try:
             self._compare(concept, pairs)
         finally:

@@ -70,6 +70,8 @@ def _say_status(page: Page, steps: Sequence[dict[str, Any]], config: dict[str, A
         page.notice(f"Finished after {done} steps.", level="good")
     elif status == "stopped":
         page.notice(f"Stopped after step {done} of {total}. The same command with --resume continues.", level="fair")
+    elif done == total:
+        page.notice(f"All {total} steps are done. Pictures of base and concept are being drawn.", level="good")
     else:
         left = f", about {duration((total - done) * pictures / speed)} left" if speed else ""
         page.notice(f"Running: step {done} of {total}, {speed:.1f} pictures a second{left}.", level="good")
