@@ -75,3 +75,8 @@ def test_photos_beside_which_nothing_can_be_made_are_refused_before_a_model_is_l
     monkeypatch.setattr(Path, "touch", refused)
     message = fails(capsys, words, pictures, "--category", "bear", "--model", "a-model-that-is-nowhere")
     assert "is no folder that you may write into. Choose a path that you may read and write." in message
+
+
+def test_a_threshold_of_masks_is_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "masks", "nowhere", "--category", "bear", "--threshold", "3", "--model", "nowhere-either")
+    assert "The threshold is 3.0; it must be between 0 and 1" in message

@@ -24,7 +24,7 @@ from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pages import png_bytes
 
-__all__ = ["Mask", "Segmenter", "attention_segmenter", "binary", "write_masks"]
+__all__ = ["Mask", "Segmenter", "attention_segmenter", "binary", "check_threshold", "write_masks"]
 
 Segmenter = Callable[[UInt8[np.ndarray, "height width 3"]], Float[np.ndarray, "rows columns"]]
 """Takes a picture and returns a map of any size over all of it, higher where the subject is."""
@@ -47,6 +47,12 @@ class Mask:
     """Share of the photo that the mask covers."""
     written: bool
     """Whether the file was written; False if the photo has a mask already."""
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise OptionError if a threshold is given that is not between 0 and 1."""
+    if threshold is not None and not 0 < threshold < 1:
+        raise OptionError(f"The threshold is {threshold}; it must be between 0 and 1, such as 0.5.")
 
 
 def write_masks(
@@ -73,8 +79,7 @@ def write_masks(
         PictureError: A photo cannot be read.
         OptionError: The threshold is not between 0 and 1, or a file cannot be written.
     """
-    if threshold is not None and not 0 < threshold < 1:
-        raise OptionError(f"The threshold is {threshold}; it must be between 0 and 1, such as 0.5.")
+    check_threshold(threshold)
     masks = []
     for number, photo in enumerate(photos, start=1):
         existing = masks_beside(photo)

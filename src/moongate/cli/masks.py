@@ -40,9 +40,11 @@ class Masks:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.annotation import write_masks
+        from moongate.annotation.masks import check_threshold
         from moongate.data.folders import find_pictures
         from moongate.files import check_folder
 
+        check_threshold(self.threshold)
         photos = find_pictures(self.photos)
         for folder in {photo.parent for photo in photos}:
             check_folder(folder)
