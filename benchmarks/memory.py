@@ -1,15 +1,22 @@
 """Derive the memory and the time of training Stable Diffusion on a GPU from the models' configurations; none is needed.
 
-    python benchmarks/memory.py [--teraflops 12] [--model "SDXL, 1024 px"]
+    python benchmarks/memory.py [--teraflops 12] [--model "SDXL, 1024 px"] [--peak]
 
 Memory is what `moongate train` computes before it begins (`moongate.training.memory`), for models of full size whose
 weights have a place and no values. Not counted are what kernels take and what CUDA's allocator wastes, about 1 GB.
 Minutes are those of 250 steps at a sustained speed, by default about half of what an RTX 3060 does in half precision:
 the operations of the denoiser's forward and backward pass are counted on PyTorch's meta device.
+
+With --peak one step of Stable Diffusion 1.5 with random weights is taken on the processor, in float32, with and without
+--recompute, each in a process of its own (on Linux), and what was computed is compared with the peak of the tensors
+that were alive and with that of the process.
 """
 
+import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +29,15 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from full_size import AUTOENCODER, SCHEDULE, TEXT, UNET, tokenizer
+from full_size import AUTOENCODER, SCHEDULE, TEXT, UNET, full_size_backbone, tokenizer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from moongate.backbone import Backbone
 from moongate.data import Subject
-from moongate.training import Plan, TrainOptions
-from moongate.training.memory import Setting, needed
+from moongate.training import Plan, TrainOptions, train
+from moongate.training.memory import Setting, _Live, needed
 from moongate.training.method import METHODS
 
 SDXL = {
@@ -164,14 +171,55 @@ def operations(unet: Mapping[str, Any], run: Run) -> float:
     return float(counter.get_total_flops())
 
 
-def main(*, teraflops: float = 12.0, model: str | None = None) -> None:
+def compare_peaks(side_px: int) -> None:
+    """Print what a step adds to the model at its peak beside what was computed, with and without `--recompute`."""
+    for recompute in (False, True):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=peak, args=(side_px, recompute, theirs))
+        process.start()
+        theirs.close()
+        computed, tensors, real = (number / GB for number in ours.recv())
+        process.join()
+        name = "--recompute" if recompute else "(none)"
+        print(f"{name:12s}computed {computed:.2f} GB, tensors {tensors:.2f} GB, process {real:.2f} GB", flush=True)
+
+
+def peak(side_px: int, recompute: bool, pipe: Connection) -> None:
+    """Take one step of two pictures; send the bytes beside the model as computed, of tensors, and of the process."""
+    torch.set_num_threads(1)
+    backbone = full_size_backbone(side_px=side_px)
+    picture = np.zeros((side_px, side_px, 3), dtype=np.uint8)
+    subject = Subject(pictures=(picture,), captions=("photo of a <bear> bear",), category="bear", token="<bear>")
+    method = METHODS["custom-diffusion-without-regularization"]
+    options = TrainOptions(steps=1, batch=2, recompute=recompute)
+    need = needed(Plan.of(backbone, [subject], [], method, options=options))
+    modules = (backbone.unet, backbone.vae, backbone.text_encoder)
+    model = sum(weight.nbytes for module in modules for weight in module.parameters())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    held = _status_bytes("VmRSS")
+    with _Live() as live:
+        train(backbone, [subject], [], method, options=options)
+    pipe.send((need.tensors - model, live.peak, _status_bytes("VmHWM") - held))
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def main(*, teraflops: float = 12.0, model: str | None = None, peak: bool = False, side_px: int = 256) -> None:
     """Derive and print.
 
     Args:
         teraflops: Sustained speed of the GPU in half precision, in 10^12 floating-point operations per second. In
             float32 half of it is assumed.
         model: One of the models; both by default.
+        peak: Compare what is computed with the real peak of a step on the processor, and do nothing else.
+        side_px: Side of the pictures of that step.
     """
+    if peak:
+        compare_peaks(side_px)
+        return
     print(f"{'':18s}{'options':46s}{'GB':>6}{'minutes':>9}")
     for name, unet in MODELS.items():
         if model not in (None, name):
