@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,18 +73,6 @@ def test_commands_that_take_turns_run_one_after_another_whatever_becomes_of_the_
         wait_for(lambda: states() == ["failed", "stopped", "running"])
         assert later.stop(names[2])
         wait_for(lambda: states() == ["failed", "stopped", "stopped"])
-
-
-def test_what_is_started_gives_its_cores_away_soon_unless_the_user_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: seen.append(env["GOMP_SPINCOUNT"]))
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    Commands(folder=tmp_path).start(Command(("--version",)), name="version")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    Commands(folder=tmp_path).start(Command(("--version",)), name="version")
-    assert seen == ["10000", "7"]
 
 
 def test_two_commands_of_one_name_are_kept_apart(commands: Commands) -> None:

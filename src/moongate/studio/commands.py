@@ -20,7 +20,7 @@ from typing import Any, Literal
 from moongate.files import file_name, free_path, try_lock, write_atomically
 from moongate.texts import parse_json, read_text
 
-__all__ = ["SHARING", "Command", "Commands", "Started"]
+__all__ = ["Command", "Commands", "Started"]
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ALIVE = ("waiting", "running")
@@ -30,9 +30,6 @@ STARTING_S = 30
 """A process has this long to take its lock; a loaded computer takes seconds to start Python."""
 INTERRUPTED = 130
 """Exit status of a command that was stopped and has saved its state."""
-SHARING = {"GOMP_SPINCOUNT": "10000"}
-"""Lets waiting threads of OpenMP give their core away soon: a training, drawings and the desk share the cores.
-On two busy cores a drawing by two threads took 82 seconds without it, and 19 with it."""
 LAST_BYTES = 20_000
 """What is read of the end of a log."""
 
@@ -116,7 +113,7 @@ class Commands:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**SHARING, **os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
+                env={**os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
             )
         return self.look(place.stem)
 

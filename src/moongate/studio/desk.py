@@ -15,7 +15,6 @@ from typing import Any
 
 from moongate import errors
 from moongate.errors import MoongateError, StudioError
-from moongate.studio.commands import SHARING
 
 __all__ = ["Desk"]
 
@@ -116,7 +115,7 @@ class Desk:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=MAX_ANSWER_BYTES,
-                env={**SHARING, **os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         return self._process
 
