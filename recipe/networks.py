@@ -20,6 +20,8 @@ __all__ = [
     "LATENT_CHANNELS",
     "LATENT_PX",
     "TEXT_WIDTH",
+    "grown",
+    "load_autoencoder",
     "load_into",
     "make_autoencoder",
     "make_denoiser",
@@ -32,12 +34,13 @@ TEXT_WIDTH = 256
 LATENT_CHANNELS, LATENT_PX = 8, 16
 AUTOENCODER: dict[str, Any] = {
     "encoder_block_out_channels": (48, 48, 48, 48),
-    "decoder_block_out_channels": (48, 48, 48, 48),
+    "decoder_block_out_channels": (64, 64, 64, 64),
     "num_encoder_blocks": (0, 1, 2, 3),
-    "num_decoder_blocks": (3, 2, 1, 0),
+    "num_decoder_blocks": (3, 3, 2, 1),
     "latent_channels": LATENT_CHANNELS,
     "scaling_factor": 1.0,
 }
+"""The decoder is larger than the encoder, and has a block at full resolution: it must invent what latents lack."""
 DENOISER: dict[str, Any] = {
     "sample_size": LATENT_PX,
     "in_channels": LATENT_CHANNELS,
@@ -66,6 +69,67 @@ SCHEDULE: dict[str, Any] = {
 def make_autoencoder() -> AutoencoderTiny:
     """Return an autoencoder with random weights: 128 px pictures to latents [n, 8, 16, 16] and back."""
     return AutoencoderTiny(**AUTOENCODER)
+
+
+def load_autoencoder(path: Path) -> AutoencoderTiny:
+    """Return an autoencoder with the weights of a file, which may be those of a smaller one (`grown`).
+
+    Raises:
+        OptionError: the file cannot be read, or its weights are those of another network.
+    """
+    model = make_autoencoder()
+    weights, _ = read_weights(path)
+    try:
+        model.load_state_dict(grown(weights, model.state_dict()))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"{path} holds no autoencoder of at most this size. Give the file that a stage of the recipe writes."
+        ) from error
+    return model
+
+
+def grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of an autoencoder that begins as a smaller one.
+
+    That one may have fewer latent channels, narrower layers in its decoder, and fewer blocks there. What its channels
+    read from new ones begins at zero, and so does what a new block adds.
+
+    Args:
+        weights: the smaller autoencoder's.
+        own: the larger one's, for what is new.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: the weights are those of another network, or of a larger one.
+    """
+    sources = {name: name for name in own if not name.startswith("decoder.") or name.startswith("decoder.layers.0.")}
+    result = {name: weight.clone() for name, weight in own.items()}
+    for (blocks, last), (own_blocks, own_last) in zip(_levels(weights), _levels(own), strict=True):
+        pairs = [*zip(own_blocks, blocks, strict=False), (own_last, last)]
+        for place, source in pairs:
+            sources |= {name: source + name.removeprefix(place) for name in own if name.startswith(place)}
+        for added in own_blocks[len(blocks) :]:
+            result[f"{added}conv.4.weight"].zero_()
+            result[f"{added}conv.4.bias"].zero_()
+    for name, source in sources.items():
+        old, new = weights[source], result[name]
+        if new.ndim > 1:
+            new[: old.shape[0], old.shape[1] :] = 0
+        new[tuple(slice(size) for size in old.shape)] = old
+    return result
+
+
+def _levels(weights: Mapping[str, Tensor]) -> list[tuple[list[str], str]]:
+    """Return the beginnings of the names of each level of a decoder: those of its blocks, and of the kernel behind."""
+    levels: list[tuple[list[str], str]] = []
+    blocks: list[str] = []
+    for number in sorted({int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers.")})[1:]:
+        place = f"decoder.layers.{number}."
+        if f"{place}weight" in weights:
+            levels.append((blocks, place))
+            blocks = []
+        else:
+            blocks.append(place)
+    return levels
 
 
 def make_denoiser() -> UNet2DConditionModel:

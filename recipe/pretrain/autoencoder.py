@@ -2,7 +2,7 @@
 
 It has 8 latent channels. In a third of the steps a latent is turned by quarters and scaled, and must decode to the
 picture turned and scaled alike (Kouzelis et al., "EQ-VAE", 2025), which makes latents easier to denoise. It begins with
-an earlier autoencoder, whose latent channels may be fewer. Writes `weights.safetensors`; the command resumes.
+an earlier autoencoder, which may be smaller. Writes `weights.safetensors`; the command resumes.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from moongate.pocket import weights_folder
 from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Cosine, Stage, fit, hidden_weights, native_autocast
-from recipe.networks import make_autoencoder, read_weights, write_weights
+from recipe.networks import load_autoencoder, make_autoencoder, write_weights
 from recipe.team import Team, run_in_team
 
 __all__ = ["AutoencoderOptions", "picture_loss", "psnr_db", "train_autoencoder"]
@@ -72,10 +72,7 @@ def train_autoencoder(options: AutoencoderOptions, team: Team) -> None:
     """
     corpus = Corpus(options.corpus)
     torch.manual_seed(options.seed)
-    model = make_autoencoder()
-    if options.start_from is not None:
-        weights, _ = read_weights(options.start_from)
-        model.load_state_dict(_widened(weights, model.state_dict()))
+    model = make_autoencoder() if options.start_from is None else load_autoencoder(options.start_from)
     model.to(options.device, memory_format=torch.channels_last)
 
     def losses(generator: torch.Generator, step: int) -> dict[str, Tensor]:
@@ -125,19 +122,6 @@ def psnr_db(model: Any, corpus: Corpus, count: int, *, device: str = "cpu") -> f
         decoded = model.decoder(model.encoder(images)).clamp(-1, 1)
         ratios.append(10 * torch.log10(4 / (decoded - images).square().mean((1, 2, 3)).clamp(min=1e-10)))
     return torch.cat(ratios).mean().item()
-
-
-def _widened(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put weights of fewer latent channels before random ones; what the decoder reads from new channels is halved."""
-    widened = {name: weight.clone() for name, weight in own.items()}
-    for name, weight in weights.items():
-        if own[name].shape != weight.shape:
-            if name == "decoder.layers.0.weight":
-                widened[name] *= 0.5
-            widened[name][tuple(slice(size) for size in weight.shape)] = weight
-        else:
-            widened[name] = weight
-    return widened
 
 
 def _crops(corpus: Corpus, count: int, generator: torch.Generator) -> Float[Tensor, "n 3 crop crop"]:

@@ -31,7 +31,7 @@ from moongate.pocket import weights_folder
 from recipe.command import command
 from recipe.corpus import SCENES_FILE, Corpus
 from recipe.fitting import native_autocast
-from recipe.networks import load_into, make_autoencoder
+from recipe.networks import load_autoencoder
 
 __all__ = ["Parts", "PrepareOptions", "Prepared", "prepare"]
 
@@ -233,8 +233,7 @@ def _encoder(kind: str, options: PrepareOptions) -> Encoder:
 
 
 def _latent_encoder(options: PrepareOptions) -> Encoder:
-    model = make_autoencoder()
-    load_into(model, options.autoencoder)
+    model = load_autoencoder(options.autoencoder)
     encoder = model.encoder.to(options.device, memory_format=torch.channels_last).eval()
 
     def encode(images: Tensor) -> Tensor:

@@ -6,7 +6,16 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 
 from moongate.errors import OptionError
-from recipe.networks import AUTOENCODER, DENOISER, load_into, make_schedule, read_weights, write_weights
+from recipe.networks import (
+    AUTOENCODER,
+    DENOISER,
+    grown,
+    load_autoencoder,
+    load_into,
+    make_schedule,
+    read_weights,
+    write_weights,
+)
 
 
 def test_the_denoiser_has_cross_attention_at_both_levels_and_the_stated_size() -> None:
@@ -20,6 +29,27 @@ def test_the_autoencoder_has_latents_of_eight_channels_and_eight_times_smaller()
     latents = model.encoder(torch.zeros(1, 3, 64, 64))
     assert latents.shape == (1, 8, 8, 8)
     assert model.decoder(latents).shape == (1, 3, 64, 64)
+
+
+def test_an_autoencoder_begins_as_a_smaller_one() -> None:
+    """With fewer latent channels, a narrower decoder and fewer blocks; none are added where there were none."""
+    torch.manual_seed(0)
+    more = {"num_decoder_blocks": (2, 3, 2, 1), "decoder_block_out_channels": (12,) * 4}
+    fewer = {"num_decoder_blocks": (2, 2, 1, 1), "decoder_block_out_channels": (8,) * 4, "latent_channels": 4}
+    sizes = AUTOENCODER | {"encoder_block_out_channels": (8,) * 4}
+    large, small = AutoencoderTiny(**(sizes | more)), AutoencoderTiny(**(sizes | fewer))
+    large.load_state_dict(grown(small.state_dict(), large.state_dict()))
+    images, latents = torch.randn(1, 3, 64, 64), torch.randn(1, 8, 8, 8)
+    torch.testing.assert_close(large.encoder(images)[:, :4], small.encoder(images))
+    torch.testing.assert_close(large.decoder(latents), small.decoder(latents[:, :4]))
+
+
+def test_an_autoencoder_does_not_begin_as_a_larger_or_another_network(tmp_path: Path) -> None:
+    larger = AutoencoderTiny(**(AUTOENCODER | {"decoder_block_out_channels": (72,) * 4}))
+    for name, weights in (("larger", larger.state_dict()), ("other", nn.Linear(2, 3).state_dict())):
+        write_weights(tmp_path / name, weights)
+        with pytest.raises(OptionError, match=f"{name} holds no autoencoder of at most this size"):
+            load_autoencoder(tmp_path / name)
 
 
 def test_nothing_of_a_picture_is_left_at_the_last_time() -> None:

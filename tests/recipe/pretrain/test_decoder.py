@@ -1,12 +1,33 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
 
 from moongate.errors import OptionError
-from recipe.networks import read_weights
+from recipe import networks
+from recipe.networks import read_weights, write_weights
 from recipe.pretrain import decoder as module
 from recipe.pretrain.decoder import DecoderOptions, train_decoder
+from recipe.pretrain.perception import DEPTHS
+
+
+class Fixed(nn.Module):
+    """Fixed random kernels in place of EfficientNet-Lite1, which gives features of the same shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.ModuleList(nn.Conv2d(3, channels, 8, stride=8) for channels in DEPTHS).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [kernel(images.float()) for kernel in self.kernels]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_perception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Perception", Fixed)
 
 
 @pytest.fixture
@@ -41,5 +62,32 @@ def test_the_last_decoder_that_keeps_the_psnr_is_written(
 
 
 def test_a_critic_that_is_too_strong_is_named(options: DecoderOptions) -> None:
-    with pytest.raises(OptionError, match=r"below 99\. Lower --critic-weight \(0\.05\)"):
+    with pytest.raises(OptionError, match=r"below 99\. Lower --critic-weight \(0\.1\)"):
         train_decoder(DecoderOptions(**(vars(options) | {"least_psnr_db": 99})))
+
+
+def test_a_larger_decoder_begins_as_the_autoencoders_own(options: DecoderOptions, tmp_path: Path) -> None:
+    small = AutoencoderTiny(**(networks.AUTOENCODER | {"num_decoder_blocks": (3, 2, 1, 0)}))
+    write_weights(tmp_path / "small.safetensors", small.state_dict())
+    train_decoder(replace(options, autoencoder=tmp_path / "small.safetensors"))
+    weights = read_weights(options.out / "weights.safetensors")[0]
+    networks.make_autoencoder().load_state_dict(weights)
+    torch.testing.assert_close(weights["encoder.layers.0.weight"], small.state_dict()["encoder.layers.0.weight"])
+
+
+def test_a_run_that_was_stopped_gives_the_decoder_of_an_uninterrupted_one(
+    options: DecoderOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train_decoder(options)
+    stopped = replace(options, out=tmp_path / "stopped")
+
+    def interrupted(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "psnr_db", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_decoder(stopped)
+    train_decoder(stopped)
+    whole, resumed = (read_weights(each.out / "weights.safetensors")[0] for each in (options, stopped))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

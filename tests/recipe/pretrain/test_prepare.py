@@ -77,7 +77,7 @@ def test_parts_of_unknown_origin_are_kept_only_when_they_agree(options: PrepareO
     assert (options.out / "prepared.json").exists()
     (options.out / "prepared.json").unlink()
     latents = torch.load(options.out / "latents_0.pt", weights_only=True)
-    torch.save(latents.flip(0), options.out / "latents_0.pt")
+    torch.save(latents.flip(1), options.out / "latents_0.pt")
     with pytest.raises(CorpusError, match=r"latents_0\.pt does not belong to this corpus and these networks"):
         prepare(options)
 
