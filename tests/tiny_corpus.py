@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recipe import networks
 from recipe.corpus.catalog import Object
 from recipe.corpus.scenes import make_scene
+from recipe.pretrain.perception import DEPTHS
 
 TRAINING, HELD_OUT = 24, 8
 COLORS = {"ball": (220, 20, 20, 255), "chair": (30, 90, 220, 255)}
@@ -48,3 +49,14 @@ def fixed_features(device: str) -> Callable[[Tensor], Tensor]:
     """Return a stand-in for EfficientNet-Lite0: a fixed random kernel with the same shape of output."""
     torch.manual_seed(7)
     return nn.Conv2d(3, 112, 16, stride=16).requires_grad_(False)
+
+
+class FixedPerception(nn.Module):
+    """Fixed random kernels in place of EfficientNet-Lite1, which gives features of the same shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.ModuleList(nn.Conv2d(3, channels, 8, stride=8) for channels in DEPTHS).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [kernel(images.float()) for kernel in self.kernels]

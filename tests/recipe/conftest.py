@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from recipe import networks
+from recipe.pretrain import decoder
 from recipe.pretrain import prepare as preparing
 from recipe.pretrain.autoencoder import AutoencoderOptions, train_autoencoder
 from recipe.pretrain.prepare import PrepareOptions, prepare
 from recipe.report import make_prompts
 from recipe.team import Team
-from tiny_corpus import AUTOENCODER, DENOISER, fixed_features, make_corpus
+from tiny_corpus import AUTOENCODER, DENOISER, FixedPerception, fixed_features, make_corpus
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +46,12 @@ def prepared_folder(corpus_folder: Path, autoencoder_file: Path) -> Path:
         patch.setattr(preparing, "_repa_encoder", fixed_features)
         prepare(PrepareOptions(corpus=corpus_folder, autoencoder=autoencoder_file, out=out, workers=1))
     return out
+
+
+@pytest.fixture
+def fixed_perception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`FixedPerception` in place of EfficientNet-Lite1, which the extra "corpus" alone installs."""
+    monkeypatch.setattr(decoder, "Perception", FixedPerception)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from moongate.backbone import Backbone
 from moongate.evaluation.networks.clip import Clip
 from moongate.sampling import SampleOptions, sample
@@ -14,6 +16,7 @@ from recipe.team import Team
 from recipe.yardstick import YardstickOptions, measure
 
 
+@pytest.mark.usefixtures("fixed_perception")
 def test_every_stage_takes_what_the_stage_before_wrote(
     corpus_folder: Path, autoencoder_file: Path, prepared_folder: Path, tmp_path: Path
 ) -> None:

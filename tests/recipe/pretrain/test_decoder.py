@@ -4,30 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from torch import Tensor, nn
 
 from moongate.errors import OptionError
 from recipe import networks
 from recipe.networks import read_weights, write_weights
 from recipe.pretrain import decoder as module
 from recipe.pretrain.decoder import DecoderOptions, train_decoder
-from recipe.pretrain.perception import DEPTHS
 
-
-class Fixed(nn.Module):
-    """Fixed random kernels in place of EfficientNet-Lite1, which gives features of the same shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = nn.ModuleList(nn.Conv2d(3, channels, 8, stride=8) for channels in DEPTHS).requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [kernel(images.float()) for kernel in self.kernels]
-
-
-@pytest.fixture(autouse=True)
-def _fixed_perception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Perception", Fixed)
+pytestmark = pytest.mark.usefixtures("fixed_perception")
 
 
 @pytest.fixture
