@@ -177,9 +177,10 @@ class _Losses:
             with torch.no_grad():
                 seen = self.perception(images[inside])
             decoded_seen = self.perception(decoded[inside])
-            critic = self._critic_loss(images[inside], seen, decoded.detach()[inside], decoded_seen)
+            real_scores, real_features = self.critics["pixels"](images[inside])
+            critic = self._critic_loss(real_scores, seen, decoded.detach()[inside], decoded_seen)
             self.critics.requires_grad_(False)  # the decoder's part of the loss must not train the critics
-            adversarial = self._adversarial_loss(images[inside], decoded[inside], decoded_seen)
+            adversarial = self._adversarial_loss(real_features, decoded[inside], decoded_seen)
             self.critics.requires_grad_(True)
         rise = min(1.0, max(0, step - CRITIC_ALONE_STEPS) / CRITIC_RISE_STEPS)
         return {
@@ -189,18 +190,19 @@ class _Losses:
             "critic": critic,
         }
 
-    def _critic_loss(self, images: Tensor, seen: list[Tensor], decoded: Tensor, decoded_seen: list[Tensor]) -> Tensor:
+    def _critic_loss(
+        self, real_scores: Tensor, seen: list[Tensor], decoded: Tensor, decoded_seen: list[Tensor]
+    ) -> Tensor:
         """Return how often the critics are wrong, as hinge losses; those of the depths are averaged."""
-        loss = _hinge(self.critics["pixels"](images)[0], self.critics["pixels"](decoded)[0])
+        loss = _hinge(real_scores, self.critics["pixels"](decoded)[0])
         depths = zip(cast(nn.ModuleList, self.critics["depths"]), seen, decoded_seen, strict=True)
         return loss + torch.stack([_hinge(critic(a), critic(b.detach())) for critic, a, b in depths]).mean()
 
-    def _adversarial_loss(self, images: Tensor, decoded: Tensor, decoded_seen: list[Tensor]) -> Tensor:
+    def _adversarial_loss(self, real_features: list[Tensor], decoded: Tensor, decoded_seen: list[Tensor]) -> Tensor:
         """Return how little decoded crops deceive the critics, and how far the critic's features are from real ones."""
         scores, features = self.critics["pixels"](decoded)
-        with torch.no_grad():
-            _, real_features = self.critics["pixels"](images)
-        matched = [F.l1_loss(own.float(), real.float()) for own, real in zip(features, real_features, strict=True)]
+        pairs = zip(features, real_features, strict=True)
+        matched = [F.l1_loss(own.float(), real.detach().float()) for own, real in pairs]
         depths = zip(cast(nn.ModuleList, self.critics["depths"]), decoded_seen, strict=True)
         perceived = torch.stack([critic(each).float().mean() for critic, each in depths]).mean()
         return FEATURES_WEIGHT * torch.stack(matched).sum() - scores.float().mean() - DEPTHS_WEIGHT * perceived
