@@ -39,13 +39,10 @@ class RetrieveIndex:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.files import check_folder
         from moongate.regularization.collection import Collection
         from moongate.regularization.sources import Skipped, read_source
 
         Collection.check_place(self.out)
-        if "://" not in self.out:
-            check_folder(Path(self.out))
         encoder = _encoder(self.encoder, self.model)
         skipped = Skipped()
         with progress_bar(console) as progress:

@@ -24,7 +24,7 @@ from moongate.data.pictures import read_picture
 from moongate.errors import CollectionError, PictureError, first_line
 from moongate.evaluation.networks.clip import Clip
 from moongate.extras import library
-from moongate.files import exclusive
+from moongate.files import check_folder, exclusive
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped
 from moongate.texts import parse_json
@@ -147,15 +147,19 @@ class Collection:
 
         Raises:
             CollectionError: It holds other files, such as photos, among which the collection's own would be lost.
+            OptionError: It is a file, or it cannot be written.
         """
-        folder = Path(place)
-        if "://" in place or not folder.is_dir() or (folder / f"{TABLE}.lance").exists():
+        if "://" in place:
             return
-        if others := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
+        folder, others = Path(place), list[str]()
+        if folder.is_dir() and not (folder / f"{TABLE}.lance").exists():
+            others = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        if others:
             raise CollectionError(
                 f"{place} holds other files, such as {others[0]}, and a collection needs a folder of its own. Choose "
                 "another --out."
             )
+        check_folder(folder)
 
     @classmethod
     def _indexed(
