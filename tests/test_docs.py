@@ -8,10 +8,14 @@ from pkgutil import resolve_name
 
 import pytest
 
-from moongate import cli
+import moongate
+from making import invented
+from moongate import cli, errors
+from moongate.backbone import Backbone
 from moongate.cli.jobs import FleetJob, read_entries
 from moongate.cli.subjects import subjects_from_file
 from moongate.concept import Concept
+from moongate.merging.neutral import neutral_captions
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -32,6 +36,32 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(example.replace("steps=250", "steps=2"), "README.md", "exec"), {})
     assert Concept.load("bear.safetensors").subjects[0].token == "<bear>"
     assert (tmp_path / "bears.png").stat().st_size > 10_000
+
+
+def test_the_example_of_the_api_reference_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer neutral captions and drawing steps, which take most of the time."""
+    (example,) = blocks(PAGES["docs/api/index.md"], "python")
+    assert "seeds=[0]" in example
+    example = example.replace("seeds=[0]", "seeds=[0], options=moongate.SampleOptions(steps=2)")
+    (tmp_path / "few.txt").write_text("\n".join(neutral_captions()[:50]))
+    monkeypatch.setattr("moongate.merging.neutral.CAPTIONS_FILE", tmp_path / "few.txt")
+    monkeypatch.chdir(tmp_path)
+    pocket = Backbone.load("pocket", device="cpu")
+    invented(pocket, ("<bear>", "teddy bear")).save("bear.safetensors")
+    invented(pocket, ("<chair>", "armchair"), seed=1).save("chair.safetensors")
+    exec(compile(example, "docs/api/index.md", "exec"), {})
+    assert Concept.load("both.safetensors").subjects[1].token == "<chair>"
+    assert (tmp_path / "both-lora" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    described = {name for page in PAGES.values() for name in re.findall(r"^::: (\S+)", page, flags=re.MULTILINE)}
+    assert "moongate.errors" in described
+    for name in described:
+        assert resolve_name(name) is not None
+    objects = [resolve_name(name) for name in described]
+    names = [name for name in moongate.__all__ if not hasattr(errors, name)]
+    assert [name for name in names if not any(getattr(moongate, name) is each for each in objects)] == []
 
 
 @pytest.mark.parametrize("page", [name for name in PAGES if "moongate " in "".join(blocks(PAGES[name], "console"))])
