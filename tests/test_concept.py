@@ -286,7 +286,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_spoil_pictures(
 
 def test_a_path_that_cannot_be_written_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OptionError, match=r"file/bear.safetensors cannot be written, because .*file is no folder"):
+    with pytest.raises(OptionError, match=r"file/bear.safetensors cannot be written, because .*file is not a folder"):
         make_concept().save(tmp_path / "file" / "bear.safetensors")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -224,7 +224,7 @@ def test_only_a_full_disk_is_asked_to_be_freed(number: int, sentence: str) -> No
 
 def test_a_place_that_is_no_folder_is_refused_before_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="is no folder that you may write into"):
+    with pytest.raises(OptionError, match="is not a folder that you may write into"):
         check_writable(tmp_path / "file" / "below" / "bear.safetensors", overwrite=False)
 
 
@@ -235,7 +235,7 @@ def test_a_regular_file_is_read_and_nothing_else(tmp_path: Path) -> None:
         read_regular(tmp_path / "a", at_most=3)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             read_regular(path, at_most=4)
 
 

@@ -18,7 +18,7 @@ def test_other_encodings_devices_and_files_without_end_are_value_errors(tmp_path
         read_text(tmp_path / "latin")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             read_text(path)
     with (tmp_path / "long").open("wb") as file:
         file.truncate(50 * 2**30)  # takes no room on the disk

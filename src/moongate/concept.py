@@ -192,7 +192,7 @@ class Concept:
             tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
             kept = {name.removeprefix(KEPT): tensors.pop(name) for name in list(tensors) if name.startswith(KEPT)}
             if any(row.ndim != 1 or not row.is_floating_point() for row in tokens.values()):
-                raise ValueError("the row of a token is no vector")
+                raise ValueError("the row of a token is not a vector")
             concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens, kept=kept)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ConceptFileError(

@@ -204,7 +204,7 @@ def free_stem(stem: str, taken: Container[str]) -> str:
 def _check_place(path: Path, parents: Iterable[Path]) -> None:
     """Make a file in the nearest folder that exists, and remove it: rights alone do not say that this can be done."""
     place = next(parent for parent in parents if parent.exists())
-    refused = f"{path} cannot be written, because {place} is no folder that you may write into."
+    refused = f"{path} cannot be written, because {place} is not a folder that you may write into."
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise OptionError(f"{refused} Choose another path.")
     probe = place / f".moongate-{secrets.token_hex(8)}.partial"
@@ -236,11 +236,11 @@ def read_regular(path: Path, *, at_most: int) -> bytes:
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file, or too large.
+        ValueError: It is not a regular file, or too large.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > at_most:
         raise ValueError(f"it has {status.st_size / 1e6:.0f} MB; at most {at_most / 1e6:.0f} are read")
     return path.read_bytes()

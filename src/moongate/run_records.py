@@ -40,7 +40,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((run_folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise TypeError("it is no JSON object")
+            raise TypeError("it is not a JSON object")
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(run_folder, error) from error
     return config

@@ -19,7 +19,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is no regular file, has more than `MAX_TEXT_BYTES`, or is not in UTF-8.
+        ValueError: It is not a regular file, has more than `MAX_TEXT_BYTES`, or is not in UTF-8.
     """
     content = read_regular(path, at_most=MAX_TEXT_BYTES)
     try:
@@ -46,8 +46,8 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: The text is no JSON, is longer than `MAX_TEXT_BYTES` or deeper than `MAX_DEPTH`, or holds characters
-            that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
+        ValueError: The text is not JSON, is longer than `MAX_TEXT_BYTES` or deeper than `MAX_DEPTH`, or holds
+            characters that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
     """
     _check_length(text, MAX_TEXT_BYTES)
     try:

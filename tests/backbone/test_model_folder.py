@@ -63,7 +63,7 @@ def test_the_layout_is_not_built_from_such_a_model_either(folder: Path) -> None:
 
 def test_a_configuration_that_is_a_name_is_refused_and_not_looked_up_in_the_hub(folder: Path) -> None:
     (folder / "unet" / "config.json").write_text('"someone/model"')
-    with pytest.raises(BackboneError, match=r"unet/config.json cannot be read \(it is no JSON object\)"):
+    with pytest.raises(BackboneError, match=r"unet/config.json cannot be read \(it is not a JSON object\)"):
         Backbone.load(folder, device="cpu")
 
 

@@ -171,7 +171,7 @@ def test_compress_and_analyze_read_foreign_files(
     assert [word["word"] for word in words] == ["photo", "of", "a", "<bear>"]
 
 
-def test_a_file_without_class_words_is_not_judged(
+def test_a_file_without_categories_is_not_judged(
     concept: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_compressed(concept, tmp_path / "delta.bin")

@@ -105,7 +105,7 @@ def test_bad_input_to_generate_is_named(
     assert not out.exists()
     (tmp_path / "file").touch()
     assert "file is a file. Give the name of a folder" in fails(capsys, draw.but(out=tmp_path / "file"))
-    assert "is no folder that you may write into" in fails(capsys, draw.but(out=tmp_path / "file" / "in"))
+    assert "is not a folder that you may write into" in fails(capsys, draw.but(out=tmp_path / "file" / "in"))
     foreign = draw.but(concept=bear, model=other_folder)
     assert f"Name its own: --model {tiny_folder}" in fails(capsys, foreign)
     misplaced = fails(capsys, draw.but(model=bear))

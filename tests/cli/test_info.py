@@ -13,7 +13,7 @@ def test_info_prints_what_is_in_the_file(bear: Path, capsys: pytest.CaptureFixtu
     facts = json.loads(capsys.readouterr().out)
     assert facts["format"] == FORMATS["moongate"].title
     assert facts["tokens"] == ["<bear>"]
-    assert facts["class_words"] == ["teddy bear"]
+    assert facts["categories"] == ["teddy bear"]
     assert facts["prompts"] == ["photo of a <bear> teddy bear"]
     assert facts["method"] == "custom-diffusion"
     assert (facts["changed_weights"], facts["low_rank"], facts["largest_rank"]) == (14, 0, None)

@@ -60,7 +60,7 @@ def test_a_place_where_nothing_can_be_made_is_refused_before_anything_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = fails(capsys, *words.format("/proc/moongate").split())
-    assert "cannot be written, because /proc is no folder that you may write into" in message
+    assert "cannot be written, because /proc is not a folder that you may write into" in message
     assert message.count(". ") == 1
     assert not [*tmp_path.iterdir()]
 
@@ -74,7 +74,7 @@ def test_photos_beside_which_nothing_can_be_made_are_refused_before_a_model_is_l
 
     monkeypatch.setattr(Path, "touch", refused)
     message = fails(capsys, words, pictures, "--category", "bear", "--model", "a-model-that-is-nowhere")
-    assert "is no folder that you may write into. Choose a path that you may read and write." in message
+    assert "is not a folder that you may write into. Choose a path that you may read and write." in message
 
 
 def test_a_threshold_of_masks_is_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None
     [
         (b"", "neither a safetensors file nor a whole pickle|pickle that would run code"),
         (b"PK\x03\x04 cut off", "neither a safetensors file nor a whole pickle"),
-        (b"hello, this is no file of weights", "refused|neither"),
+        (b"hello, this is not a file of weights", "refused|neither"),
         (b"\x10\0\0\0\0\0\0\0{ this is cut", "is damaged"),
     ],
 )

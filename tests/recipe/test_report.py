@@ -185,7 +185,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     with pytest.raises(CorpusError, match=r"has no scenes\.jsonl"):
         report(replace(options, corpus=tmp_path / "nowhere"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="is no folder that you may write into"):
+    with pytest.raises(OptionError, match="is not a folder that you may write into"):
         report(replace(options, out=tmp_path / "file"))
     (options.weights / "training.json").unlink()
     with pytest.raises(BackboneError, match=r"no training\.json.*pictures_seen"):

@@ -139,7 +139,7 @@ def test_a_parquet_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
 def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path)):
-        with pytest.raises(PictureError, match="is no regular file"):
+        with pytest.raises(PictureError, match="is not a regular file"):
             read_bytes(place)
 
 

@@ -27,7 +27,7 @@ def test_a_taken_port_is_one_sentence_and_so_is_one_that_does_not_exist() -> Non
     finally:
         first.close()
     for port in (0, 70_000, -1):
-        with pytest.raises(OptionError, match=f"--port {port} is no port"):
+        with pytest.raises(OptionError, match=f"--port {port} is not a port"):
             listen("127.0.0.1", port)
     with pytest.raises(OptionError, match="cannot listen on no.such.host.invalid"):
         listen("no.such.host.invalid", 8080)

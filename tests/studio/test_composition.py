@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_is_named(places: Places, pair: Composition) -> Non
         Composition(prompt="a").drawing([], places)
     with pytest.raises(OptionError, match="No way is chosen"):
         replace(pair, ways=()).drawing(WORDS, places)
-    with pytest.raises(OptionError, match="more places than the 2 subjects"):
+    with pytest.raises(OptionError, match="more subjects than the 2"):
         replace(pair, prompt="a {2}").drawing(WORDS, places)
 
 

@@ -54,7 +54,7 @@ def test_a_picture_is_drawn_again_and_edited_by_the_keyboard_alone(page: Page, s
     (again,) = wait_for(lambda: made(server, "again-"), what="the picture drawn again")
     assert (again.prompt, again.seed, again.steps) == (drawn.prompt, 31, 2)
     assert again.concepts[0].hash == drawn.concepts[0].hash
-    page.tab_to("Prompt as it shall be")
+    page.tab_to("Changed prompt")
     page.press(Keys.END, *[Keys.BACKSPACE] * len("zebra-land"), "the snow")
     page.tab_to("Edit")
     page.press(Keys.ENTER)

@@ -107,7 +107,7 @@ def test_what_is_no_concept_is_refused_and_leaves_nothing(studio: Studio, visit:
     async def look(user: User) -> None:
         await user.open("/library")
         await upload(user, ("page.html", b"<script>alert(1)</script>"))
-        await until(lambda: any("is no file of weights" in message for message in user.notify.messages))
+        await until(lambda: any("is not a file of weights" in message for message in user.notify.messages))
         await upload(user, ("../../evil.safetensors", b"nonsense"))
         await until(lambda: len(user.notify.messages) == 2)
         assert "evil" in user.notify.messages[1]

@@ -127,7 +127,7 @@ def test_only_concepts_of_the_studio_are_changed(places: Places, tmp_path: Path)
     for file in (watched, places.concepts / "link.safetensors", places.root / ".." / "outside.safetensors"):
         with pytest.raises(OptionError, match="is not in"):
             delete(places, file)
-    with pytest.raises(OptionError, match="no concept file"):
+    with pytest.raises(OptionError, match="not a concept file"):
         delete(places, places.concepts)
     with pytest.raises(OptionError, match="not in the trash"):
         restore(places, places.concepts)

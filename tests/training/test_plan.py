@@ -235,7 +235,7 @@ def test_words_that_captions_lose_and_unknown_tokens_in_them_are_said(
     with pytest.warns(MoongateWarning, match="1 regularization captions are longer .* this end has no effect: 'cat'"):
         Plan.of(tiny, [subject], [long], still)
     other = replace(subject, captions=("a <bear> bear on a <cat>",) * 3)
-    with pytest.warns(MoongateWarning, match="'<cat>' in the caption 'a <bear> bear on a <cat>' is no token"):
+    with pytest.warns(MoongateWarning, match="'<cat>' in the caption 'a <bear> bear on a <cat>' is not a trained"):
         Plan.of(tiny, [other], [prior], still)
 
 

@@ -166,7 +166,7 @@ def edit_maps(
     Args:
         backbone: The model, with no concept applied.
         source: Prompt of the pictures as they are.
-        target: Their prompt as they shall be.
+        target: Their changed prompt.
         concept: The concept of the edit, if there is one.
         picture: A photo, which the source prompt describes; drawn from the seeds when None.
         seeds: One for each picture.

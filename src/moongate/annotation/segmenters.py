@@ -61,7 +61,7 @@ def onnx_segmenter(file: Path) -> Segmenter:
 
 
 def _load_errors() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises for a file that is no model; its errors have no class of their own in common."""
+    """Return what onnxruntime raises for a file that is not a model; its errors have no common class of their own."""
     states = library("onnxruntime.capi.onnxruntime_pybind11_state")
     return (states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NotImplemented)
 

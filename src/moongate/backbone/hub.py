@@ -76,7 +76,7 @@ def must_stay_offline(model: str, index: str) -> bool:
         index: The file that each model has; a model whose index is in the cache was downloaded before.
 
     Raises:
-        BackboneError: `model` is no model id, the hub has no such model or does not let the user have it, or the hub
+        BackboneError: `model` is not a model id, the hub has no such model or does not let the user have it, or the hub
             cannot be reached and there is no copy.
     """
     if not MODEL_ID.fullmatch(model):

@@ -133,8 +133,8 @@ def _configuration(file: Path, config: Path | None) -> str:
         ) from error
     if not any(name.startswith(AUTOENCODER) for name in weights):
         raise BackboneError(
-            f"{file} is no whole model: it has no autoencoder. Give the folder of the model, or one file with all of "
-            "its parts."
+            f"{file} is not a whole model: it has no autoencoder. Give the folder of the model, or one file with all "
+            "of its parts."
         )
     return fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
 

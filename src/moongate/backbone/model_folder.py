@@ -84,7 +84,7 @@ def check_folder(folder: Path) -> None:
         try:
             config = parse_json(read_text(file))
             if not isinstance(config, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
         except (OSError, ValueError) as error:
             raise BackboneError(f"{file} cannot be read ({error}). Copy or download the model again.") from error
         for key, value in _numbers(config):

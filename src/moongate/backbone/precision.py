@@ -1,4 +1,4 @@
-"""Which precision, layout and attention suit the processor of a model; measured by `benchmarks/one_concept.py`.
+"""Which precision, layout and attention suit the device of a model; measured by `benchmarks/one_concept.py`.
 
 On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Of the
 CPUs that have vector instructions alone for it, some take half the time (AMD Zen 5), others more time than in float32;

@@ -136,13 +136,13 @@ class Analyze:
 
         if self.source and Path(self.source).is_file():
             raise OptionError(
-                f"--source {self.source} is a file, but it is the prompt of the picture as it is. Give the file with "
+                f"--source {self.source} is a file, but it must be the prompt of the picture. Give the file with "
                 "--photo, and say with --source what it shows."
             )
         if self.photo is None:
             return None
         if not self.source:
-            raise OptionError(f"--photo {self.photo} needs --source, the prompt that describes it as it is.")
+            raise OptionError(f"--photo {self.photo} needs --source, a prompt that describes it.")
         if self.count > 1:
             raise OptionError(f"--count is {self.count}, but there is one photo to edit. Leave it out.")
         return read_picture(self.photo)

@@ -26,7 +26,7 @@ def write_comparison(
     sheet: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Draw the prompts without the concept and at several strengths, and write one labelled sheet.
+    """Draw the prompts without the concept and at several strengths, and write one labeled sheet.
 
     Args:
         backbone: The base model, with no concept applied.

@@ -49,7 +49,7 @@ class Convert:
     token: Texts = ()
     """New names for the tokens, in the order of the file."""
     category: Texts = ()
-    """Class words of the subjects, in the order of the file. Most formats do not keep them; merging needs them."""
+    """Categories of the subjects, in the order of the file. Most formats do not keep them; merging needs them."""
     license: str = "other"
     """License to name in the model card."""
     pictures: int = 4

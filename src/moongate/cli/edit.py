@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Edit"]
 
 FILES = ("source.png", "edit.png", "sheet.png", "edit.json")
-FORM = 'Write: moongate edit [PICTURE] "prompt of the picture as it is" "prompt as it shall be".'
+FORM = 'Write: moongate edit [PICTURE] "prompt of the picture" "changed prompt".'
 SCHEDULERS = {"direct": "ddim", "edit-friendly": "ddpm"}
 """The schedulers for which the two inversions were made."""
 
@@ -46,7 +46,7 @@ class Edit:
     """Edit a photo or a drawn picture by the words of its prompt."""
 
     words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE] SOURCE TARGET")]
-    """A photo, if one is to be edited, the prompt of the picture as it is, and the prompt as it shall be."""
+    """A photo, if one is to be edited; the prompt of the picture; and the changed prompt."""
     concept: OptionalPath = None
     """Concept file of any format. It acts on the edit alone, unless the source prompt has its token."""
     strength: float = 1.0
@@ -65,8 +65,8 @@ class Edit:
     """Share of the steps in which parts of the picture relate to one another as in the source."""
     inversion: Literal["direct", "edit-friendly"] = "direct"
     """How a photo is turned into noise.
-    direct: DDIM backwards, put right in each step.
-    edit-friendly: noise of its own at each step of DDPM, which keeps more of the photo."""
+    direct: DDIM backwards, corrected in each step.
+    edit-friendly: separate noise for each step of DDPM, which keeps more of the photo."""
     skip: float = 0.36
     """For edit-friendly, the share of the steps left out at the beginning. More keeps more of the photo."""
     steps: int = 50
@@ -81,7 +81,7 @@ class Edit:
     width: OptionalInt = None
     """Width in pixels of a drawn picture. Default: the model's own."""
     height: OptionalInt = None
-    """Height in pixels, likewise."""
+    """Height in pixels of a drawn picture. Default: the model's own."""
     out: Path = Path("edited")
     """Folder for source.png, edit.png, sheet.png with both, and edit.json with how they were made."""
     overwrite: Flag = False

@@ -218,7 +218,7 @@ def _check_categories(files: Sequence[Path], concepts: "Sequence[Concept]") -> N
     for file, concept in zip(files, concepts, strict=True):
         if not concept.subjects or not all(subject.category for subject in concept.subjects):
             raise OptionError(
-                f"{file} does not name the categories of its subjects, which the prompts need. Give it class words "
+                f"{file} does not name the categories of its subjects, which the prompts need. Give it some "
                 "with `moongate convert FILE --to moongate --category WORD`."
             )
 

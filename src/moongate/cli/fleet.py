@@ -39,7 +39,7 @@ class Fleet:
     workers: OptionalInt = None
     """Jobs at the same time. Default: one for each device."""
     device: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, WITHOUT_DEFAULT] = ()
-    """Device to compute on, such as cuda:1; may be repeated. Default: all GPUs, or the processor if there is none."""
+    """Device to compute on, such as cuda:1; may be repeated. Default: all GPUs, or the CPU if there is none."""
     ray: OptionalStr = None
     """Address of a Ray cluster to work on, such as 10.0.0.1:6379, or auto. All its computers must see --out."""
     output: Output = field(default_factory=OutputOptions)

@@ -61,7 +61,7 @@ class Generate:
     together: Literal["merge", "add", "refuse"] = "merge"
     """How to combine several concepts: merge them in memory, add their changes, or refuse."""
     compare: Flag = False
-    """Draw each picture without the concepts and at strengths 0.4 to 1.2 of all of them, on one labelled sheet."""
+    """Draw each picture without the concepts and at strengths 0.4 to 1.2 of all of them, on one labeled sheet."""
     count: int = 8
     """Pictures for each prompt. Their seeds are --seed, --seed + 1, and so on."""
     seed: int = 0

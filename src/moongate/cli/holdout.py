@@ -41,7 +41,7 @@ def holdouts(values: Sequence[str], subjects: int, *, are_judging: bool) -> list
         are_judging: Whether concepts are kept, which the pictures of a folder could judge.
 
     Raises:
-        OptionError: The number of values does not fit, or a value is no number and no folder that judges something.
+        OptionError: The number of values does not fit, or a value is neither a number nor a folder that can judge.
     """
     if len(values) not in (0, 1, subjects) or (len(values) == 1 < subjects and not values[0].isdigit()):
         raise OptionError(

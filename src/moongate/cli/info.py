@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Info"]
 
 TITLES = {
-    "class_words": "class words",
     "changed_weights": "changed weights",
     "changed_numbers": "changed numbers",
     "low_rank": "of low rank",
@@ -87,7 +86,7 @@ def _facts(summary: "Summary", file: Path) -> dict[str, Any]:
         "fingerprint": summary.fingerprint.short,
         "hash": summary.hash,
         "tokens": list(facts["tokens"]),
-        "class_words": [subject["category"] for subject in facts["subjects"]],
+        "categories": [subject["category"] for subject in facts["subjects"]],
         "prompts": [prompt for subject in facts["subjects"] for prompt in subject["prompts"]],
         "method": facts["method"],
         "changed_weights": len(summary.shapes),

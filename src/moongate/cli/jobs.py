@@ -38,7 +38,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     """Read the list of jobs in a YAML or JSON file; only the names are checked to be there.
 
     Raises:
-        OptionError: The file is missing or cannot be parsed, or an entry is no mapping with a name.
+        OptionError: The file is missing or cannot be parsed, or an entry is not a mapping with a name.
     """
     from moongate.texts import parse_json, parse_yaml
 

@@ -32,7 +32,7 @@ class Masks:
     """A local model to use instead of the base model: an ONNX file from [1, 3, side, side] to one mask, such as
     U2Net's, or the folder of a CLIPSeg model of transformers."""
     threshold: OptionalFloat = None
-    """Where the map, stretched to 0..1, is divided. Default: Otsu's threshold."""
+    """Value of the map, scaled to 0..1, above which the mask is white. Default: Otsu's threshold."""
     overwrite: Flag = False
     """Replace existing masks."""
     model: Model = field(default_factory=ModelOptions)

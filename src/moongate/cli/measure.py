@@ -23,7 +23,7 @@ LOOK_EVERY_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Measure what a training has kept, and say when to stop."""
+    """Measure the kept concepts of a training, and say when to stop."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of a training with --save-every, finished or not."""

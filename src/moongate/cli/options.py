@@ -304,7 +304,7 @@ def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) 
 
 
 def split_strength(text: str) -> tuple[Path, float]:
-    """Read FILE or FILE:STRENGTH. Raises OptionError for a strength that is no finite number."""
+    """Read FILE or FILE:STRENGTH. Raises OptionError for a strength that is not a finite number."""
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return Path(text), 1.0

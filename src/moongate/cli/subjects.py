@@ -63,7 +63,7 @@ class SubjectOptions:
             place: The entry's name in error messages.
 
         Raises:
-            OptionError: The entry is no mapping, has an unknown key, or a value that is not text.
+            OptionError: The entry is not a mapping, has an unknown key, or a value that is not text.
         """
         if not isinstance(entry, dict):
             raise OptionError(f"{place} is {entry!r}. Write it as a mapping with the keys {', '.join(EXAMPLES)}.")

@@ -129,7 +129,7 @@ class Train:
     recompute: Flag = False
     """Recompute activations in the backward pass: less memory, more time, the same concept."""
     ignore_memory: Flag = False
-    """Train even if the memory does not suffice by what is computed beforehand."""
+    """Train even if the memory, as computed before the training, does not suffice."""
     flips: Flag = False
     """Mirror target pictures at random."""
     seed: int = 0

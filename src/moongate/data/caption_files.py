@@ -170,7 +170,7 @@ def _add_rows_from_above(folder: Path, files: CaptionFiles, rows: dict[Path, lis
 
 
 def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-    """Yield the number of each line of a `.jsonl` or `.csv` listing and its row; None for one that is no row.
+    """Yield the number of each line of a `.jsonl` or `.csv` listing and its row; None for one that is not a row.
 
     Args:
         listing: The file.

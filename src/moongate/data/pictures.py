@@ -245,7 +245,7 @@ def _opened(file: Path | bytes, name: str) -> Image.Image:
     """Read the header of a picture of a known format; the pixels are not decoded yet."""
     if isinstance(file, Path):
         if not file.is_file():
-            raise PictureError(f"There is no picture {name}, or it is no regular file. Check the path.")
+            raise PictureError(f"There is no picture {name}, or it is not a regular file. Check the path.")
         if file.stat().st_size > MAX_PICTURE_BYTES:
             raise PictureError(f"{name} has more than {MAX_PICTURE_BYTES // 10**6} MB. Shrink it, or save it as JPEG.")
         file = file.read_bytes()

@@ -27,9 +27,9 @@ class Edit:
     """One picture to edit: a photo, or the one that the source prompt and the seed draw."""
 
     source: str
-    """Prompt of the picture as it is."""
+    """Prompt of the picture before the edit."""
     target: str
-    """Prompt of the picture as it shall be."""
+    """The changed prompt."""
     seed: int = 0
     """Seed of the noise."""
     picture: UInt8[np.ndarray, "height width 3"] | None = None

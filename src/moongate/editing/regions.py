@@ -344,7 +344,7 @@ def box_weights(
 ) -> Float[Tensor, "height width"]:
     """Return the weight of each position of a layer: 1 inside a rectangle, 0 outside, soft at its edges.
 
-    An edge of the picture is no edge of the rectangle.
+    An edge of the picture is not an edge of the rectangle.
 
     Args:
         box: Left, top, right and bottom, as shares of the picture's sides.

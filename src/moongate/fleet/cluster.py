@@ -69,7 +69,7 @@ class Cluster:
     names: Collection[str]
 
     def start(self, name: str, device: str) -> Worker:
-        """Start an actor on a computer with a free processor, and for `cuda` with a free GPU."""
+        """Start an actor on a computer with a free CPU, and for `cuda` with a free GPU."""
         resources = {"num_cpus": 1, "num_gpus": 1 if device.startswith("cuda") else 0}
         actor = library("ray").remote(**resources)(_Actor).remote()
         ending = actor.serve.remote(self.queue, self.work, self.names, name, device)

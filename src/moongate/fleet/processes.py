@@ -52,10 +52,10 @@ class Processes:
     work: Work
     names: Collection[str]
     threads: int | None
-    """Threads of each worker on the processor; None leaves them to the environment."""
+    """Threads of each worker on the CPU; None leaves them to the environment."""
 
     def start(self, name: str, device: str) -> Worker:
-        """Start a worker. It is no daemon, because its training may need further processes."""
+        """Start a worker. It is not a daemon, because its training may need further processes."""
         process = multiprocessing.get_context("spawn").Process(
             target=_serve, args=(self.queue, self.work, self.names, name, device, self.threads)
         )

@@ -78,7 +78,7 @@ class Status:
 
 
 def check_names(jobs: Iterable[Job]) -> None:
-    """Raise OptionError for a name that is no file name, or that two jobs have."""
+    """Raise OptionError for a name that is not a file name, or that two jobs have."""
     seen = dict[str, str]()
     for job in jobs:
         if not re.fullmatch(r"\w[\w.-]*", job.name) or len(job.name.encode()) > NAME_BYTES:

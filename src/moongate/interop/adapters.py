@@ -65,7 +65,7 @@ def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int | No
             which is None where the file does not show it.
 
     Raises:
-        ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is no number.
+        ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is not a number.
     """
     per_level = inferred_blocks_per_level(map(str, values))
     layers: dict[str, dict[str, Any]] = {}

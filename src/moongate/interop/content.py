@@ -112,7 +112,7 @@ def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object in `text`; `path` is named in errors.
 
     Raises:
-        ConceptFileError: The text is no JSON, or JSON of something else than an object.
+        ConceptFileError: The text is not a JSON, or JSON of something else than an object.
     """
     try:
         value = parse_json(text)
@@ -158,7 +158,7 @@ def _unpickled(path: Path) -> Mapping[Any, Any]:
         values = read_pickle(path)
     except pickle.UnpicklingError as error:
         raise ConceptFileError(
-            f"{path} is refused: it is no plain file of tensors, but a pickle that would run code when opened, or "
+            f"{path} is refused: it is not a plain file of tensors, but a pickle that would run code when opened, or "
             f"something else ({_reason(error)}). Ask its author for a safetensors file."
         ) from error
     except UNREADABLE as error:

@@ -79,7 +79,7 @@ def check_login(repo: str) -> None:
         repo: The repository, as OWNER/NAME.
 
     Raises:
-        PublishError: The hub cannot be reached, nobody is logged in, or `repo` is no valid name.
+        PublishError: The hub cannot be reached, nobody is logged in, or `repo` is not a valid name.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version

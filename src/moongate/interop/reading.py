@@ -58,13 +58,13 @@ def read(
         path: The file or folder.
         base: The base model; see `Recognized.concept`.
         tokens: New names for the tokens, in the file's order.
-        categories: Class words of the subjects, in the file's order.
+        categories: Categories of the subjects, in the file's order.
 
     Raises:
         ConceptFileError: The file cannot be read, holds code, is of no known format, or would change nothing.
         OptionError: The file holds full weights and there is no base, or names are given that do not fit.
         BaseMismatchError: The concept does not fit the base.
-        TokenError: A new name is no token.
+        TokenError: A new name is not a token.
     """
     return recognize(path).concept(base=base, tokens=tokens, categories=categories)
 
@@ -142,13 +142,13 @@ class Recognized:
             base: The base model. The concept is checked against it, and takes its fingerprint when the file has none.
                 Without a base only names and shapes can be checked, when the concept is applied.
             tokens: New names for the tokens, in the file's order.
-            categories: Class words of the subjects, in the file's order.
+            categories: Categories of the subjects, in the file's order.
 
         Raises:
             ConceptFileError: Nothing would change, or a number is not finite.
             OptionError: The file holds full weights and there is no base, or the number of names does not fit.
             BaseMismatchError: The concept does not fit the base; the message lists what differs.
-            TokenError: A new name is no token.
+            TokenError: A new name is not a token.
         """
         changes_of_full_weights, notes = self._changes_of_full_weights(base)
         changes = {**self._changes(base), **changes_of_full_weights}
@@ -270,8 +270,8 @@ def _check_no_model(path: Path) -> None:
         raise _is_a_model(path)
     if MODEL_ID.fullmatch(named) and not path.suffix and not path.exists():
         raise ConceptFileError(
-            f"There is no concept file {path}. Check the path; if it is a model of the hub, a concept is no model, and "
-            f"you draw with it by: moongate generate 'photo of a dog' --model {path}"
+            f"There is no concept file {path}. Check the path. If it is a model of the hub and not a concept, draw "
+            f"with it: moongate generate 'photo of a dog' --model {path}"
         )
 
 
@@ -379,7 +379,7 @@ def _with_tokens(concept: Concept, names: Sequence[str]) -> Concept:
 
 
 def _with_categories(concept: Concept, categories: Sequence[str]) -> Concept:
-    """Return the concept with these class words for its subjects, in order; none keeps what the file says."""
+    """Return the concept with these categories for its subjects, in order; none keeps what the file says."""
     if not categories:
         return concept
     subjects = concept.subjects or tuple(SubjectRecord(category=category) for category in categories)

@@ -74,8 +74,8 @@ def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
         words: Pairs of a word's name and its values by key; the keys are those of `FIELDS`.
 
     Raises:
-        ConceptFileError: A key is not known, a value is no tensor of rows, or the text encoders have different numbers
-            of rows.
+        ConceptFileError: A key is not known, a value is not a tensor of rows, or the text encoders have different
+            numbers of rows.
     """
     rows: dict[str, tuple[Tensor, ...]] = {}
     further: dict[str, tuple[str, ...]] = {}
@@ -155,7 +155,7 @@ def rows_of(vector: Any) -> Float[Tensor, "n width"]:
     """Return one row, or several, as a matrix in float32.
 
     Raises:
-        ConceptFileError: The value is no tensor of one or two dimensions.
+        ConceptFileError: The value is not a tensor of one or two dimensions.
     """
     if not (isinstance(vector, Tensor) and vector.is_floating_point() and vector.ndim in (1, 2) and vector.numel()):
         what = f"of the shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else f"a {type(vector).__name__}"

@@ -111,7 +111,7 @@ class Study:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, OptionError):
                 raise
-            raise OptionError(f"{path} is no study that can be read: {error}. Make it again.") from error
+            raise OptionError(f"{path} is not a study that can be read: {error}. Make it again.") from error
 
     @cached_property
     def id(self) -> str:
@@ -175,14 +175,14 @@ def check_rater(name: str) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r:.80} is no text")
+        raise ValueError(f"{value!r:.80} is not text")
     return value
 
 
 def _file(value: Any) -> str:
     """Return the name of a picture, which leads nowhere else."""
     if not re.fullmatch(r"[0-9a-f]{16}\.png", _text(value)):
-        raise ValueError(f"{value!r:.80} is no name of a picture")
+        raise ValueError(f"{value!r:.80} is not a name of a picture")
     return str(value)
 
 

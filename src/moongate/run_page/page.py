@@ -75,7 +75,7 @@ def _say_status(page: Page, steps: Sequence[dict[str, Any]], config: dict[str, A
     else:
         left = f", about {duration((total - done) * pictures / speed)} left" if speed else ""
         page.notice(f"Running: step {done} of {total}, {speed:.1f} pictures a second{left}.", level="good")
-        page.text("p", "This page is written anew while the training runs, and your browser follows.")
+        page.text("p", "This page is updated while the training runs, and your browser follows.")
     skipped = steps[-1].get("skipped_steps", 0) if steps else 0
     if skipped:
         page.text("p", f"{skipped} steps changed nothing, because their gradients overflowed float16.")
@@ -99,7 +99,7 @@ def _add_validation(page: Page, album: Album) -> None:
     drawn = album.drawn("validation")
     if not drawn:
         return
-    page.text("h2", "On the way")
+    page.text("h2", "During the training")
     for step in sorted({each.step for each in drawn}):
         here = [each for each in drawn if each.step == step]
         label = f"step {step}: {here[0].prompt}" if step else f"base model: {here[0].prompt}"

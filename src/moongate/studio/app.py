@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
         OptionError: The port is taken or not allowed, or this computer does not have the address.
     """
     if not 1 <= port <= 65535:
-        raise OptionError(f"--port {port} is no port. Give a number from 1 to 65535, such as 8080.")
+        raise OptionError(f"--port {port} is not a port. Give a number from 1 to 65535, such as 8080.")
     listening = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

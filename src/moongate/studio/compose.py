@@ -256,7 +256,7 @@ class _Compose:
                 box.mark(f"way-{way}")
         if "joint" in self.known.ways and not self.known.joint_file(self.studio.places).exists():
             with ui.element("div").classes("bar"):
-                paragraph("Teaching jointly is a training on all photos, which must be done first.", quiet=True)
+                paragraph("To teach jointly, train on all photos first.", quiet=True)
                 ui.button("Teach jointly", on_click=self._teach).props("outline").mark("teach-jointly")
 
     def _choose(self, way: str, event: events.ValueChangeEventArguments[Any]) -> None:

@@ -145,7 +145,7 @@ def filled(prompt: str, words: Sequence[str]) -> str:
     for index, word in enumerate(words):
         filled = with_words(filled, re.escape(f"{{{index}}}"), word)
     if "{" in filled or "}" in filled:
-        raise OptionError(f"The prompt {prompt!r} has more places than the {len(words)} subjects that are chosen.")
+        raise OptionError(f"The prompt {prompt!r} names more subjects than the {len(words)} that are chosen.")
     return filled
 
 

@@ -105,7 +105,7 @@ class Desk:
         status = await process.wait()
         raise StudioError(
             f"The process that computes for the studio ended before it answered (exit status {status}), perhaps "
-            "because memory ran out. Try again: it is started anew."
+            "because memory ran out. Try again: it starts again."
         )
 
     async def _running(self) -> asyncio.subprocess.Process:

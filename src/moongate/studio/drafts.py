@@ -1,4 +1,4 @@
-"""Drafts: the photos of a thing to teach, with captions, masks and settings, as a folder in `photos`.
+"""Drafts: the photos of a subject to teach, with captions, masks and settings, as a folder in `photos`.
 
 ```
 NAME/teach/      photos to learn from, each with its caption (photo.txt) and its mask (photo.mask.png), if it has them
@@ -25,7 +25,7 @@ __all__ = ["Draft", "Photo", "Settings", "drafts", "looks_every"]
 TEACH, HELD_OUT, SETTINGS = "teach", "held-out", "draft.json"
 MASK, CAPTION = ".mask.png", ".txt"
 MAX_PHOTOS = 500
-"""More photos of one thing are refused: the page shows all of them."""
+"""More photos of one subject are refused: the page shows all of them."""
 LOOKS, LEAST_STEPS = 10, 10
 """How often a training is looked at on its way, and the steps that there are at least between two looks."""
 
@@ -44,7 +44,7 @@ class Settings:
 
     @property
     def words(self) -> str:
-        """The words of the thing in a caption."""
+        """The words of the subject in a caption."""
         return " ".join(filter(None, (self.token.strip(), self.category.strip())))
 
 
@@ -55,7 +55,7 @@ class Photo:
     file: Path
     is_held_out: bool
     caption: str
-    """Its caption with `{}` for the words of the thing; empty if it has none of its own."""
+    """Its caption with `{}` for the words of the subject; empty if it has none of its own."""
     mask: Path | None
     changed: int
     """Changes when the photo, its caption or its mask does."""
@@ -79,7 +79,7 @@ class Draft:
             OptionError: The name is empty, or the folder cannot be written.
         """
         if not name.strip():
-            raise OptionError("The name is empty. Give the thing a name, such as bear.")
+            raise OptionError("The name is empty. Give the subject a name, such as bear.")
         folder = free_path(photos / file_name(name))
         draft = cls(folder=folder)
         draft.write(Settings())

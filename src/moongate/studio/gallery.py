@@ -153,7 +153,7 @@ class _Gallery:
             facts += [("steps", str(each.steps or "")), ("scheduler", each.scheduler), ("edited from", each.source)]
             table(("", ""), [[(name, ""), (value, "")] for name, value in facts if value])
             with ui.element("p"):
-                link = Words("a", "Download it with what it says of itself")
+                link = Words("a", "Download it with its metadata")
                 link._props.update({"href": self.studio.places.address(each.file), "download": each.file.name})
             self._offer_redrawing(each)
             self._offer_editing(each)
@@ -170,8 +170,8 @@ class _Gallery:
         ui.button("Draw again", on_click=lambda: self._start(command, f"redraw-{each.seed}")).mark("redraw")
 
     def _offer_editing(self, each: Picture) -> None:
-        heading("Edit it by its words", level=3)
-        target = ui.input("Prompt as it shall be", value=each.prompt).props("outlined").classes("wide").mark("target")
+        heading("Edit it by its prompt", level=3)
+        target = ui.input("Changed prompt", value=each.prompt).props("outlined").classes("wide").mark("target")
 
         def command() -> Command:
             try:

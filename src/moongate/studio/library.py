@@ -178,7 +178,7 @@ class _Library:
     def _restore(self, one: Deleted) -> None:
         with errors_shown():
             file = restore(self.studio.places, one.folder)
-            ui.notify(f"{file.stem} is back.")
+            ui.notify(f"{file.stem} is restored.")
 
 
 class _Import:
@@ -197,7 +197,7 @@ class _Import:
         with ui.element("div").classes("fields"):
             name = ui.input("Name, if not the file's").props("outlined dense").bind_value_to(self, "name")
             category = ui.input("Category, if it has none").props("outlined dense").bind_value_to(self, "categories")
-            token = ui.input("Another name of its token").props("outlined dense").bind_value_to(self, "tokens")
+            token = ui.input("New name for its token").props("outlined dense").bind_value_to(self, "tokens")
             for field, mark in ((name, "import-name"), (category, "import-category"), (token, "import-token")):
                 field.mark(mark)
         self.upload = drop_zone(
@@ -226,7 +226,7 @@ class _Import:
     async def _imported(self, event: events.MultiUploadEventArguments) -> None:
         wrong = [file.name for file in event.files if Path(file.name).suffix.lower() not in SUFFIXES]
         if wrong:
-            raise ConceptFileError(f"{wrong[0]} is no file of weights. Endings of those: {', '.join(SUFFIXES)}.")
+            raise ConceptFileError(f"{wrong[0]} is not a file of weights. These end in: {', '.join(SUFFIXES)}.")
         if sum(file.size() for file in event.files) > MAX_UPLOAD_BYTES:
             raise OptionError(f"The files have more than {MAX_UPLOAD_BYTES // 10**9} GB together.")
         out = free_name(self.studio.places, self.name or Path(event.files[0].name).stem)

@@ -95,7 +95,7 @@ class _Brush:
         with Image.open(self.shown) as image:
             self.size_px = image.size
         heading(f"Mask of {self.photo.file.name}")
-        paragraph("Paint what is to be learned. Without a mask all of the photo is.", quiet=True)
+        paragraph("Paint what is to be learned. Without a mask, all of the photo is learned.", quiet=True)
         self.image = ui.interactive_image(
             self.studio.places.address(self.shown),
             on_mouse=self.move,

@@ -140,7 +140,7 @@ class _Card:
             self.kept = " ".join((self.input.value or "").split())
 
     def sync(self, caption: str) -> None:
-        """Show a caption that was changed elsewhere, and how it reads with the words of the thing."""
+        """Show a caption that was changed elsewhere, and how it reads with the words of the subject."""
         if caption != self.kept:
             self.kept = caption
             self.input.set_value(caption)

@@ -57,7 +57,7 @@ class Places:
 
     @property
     def photos(self) -> Path:
-        """A folder of photos with captions and masks for each thing that is taught here."""
+        """A folder of photos with captions and masks for each subject that is taught here."""
         return self.root / "photos"
 
     @property

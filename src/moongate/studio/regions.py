@@ -39,7 +39,7 @@ class RegionEditor:
         """Add the part to the page."""
         with ui.expansion("Regions: where each belongs", value=bool(self.regions)).classes("regions").mark("regions"):
             paragraph(
-                "Choose a subject and draw its rectangle, or type the edges in per cent. A subject without a region "
+                "Choose a subject and draw its rectangle, or type the edges in percent. A subject without a region "
                 "may be anywhere.",
                 quiet=True,
             )

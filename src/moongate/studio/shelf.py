@@ -176,7 +176,7 @@ def _own(places: Places, file: Path) -> Path:
     """Return the path of a concept file that may be changed."""
     found = places.inside(file, to_write=True)
     if found.suffix != CONCEPT or not found.is_file() or found.is_relative_to(places.trash):
-        raise OptionError(f"{found.name} is no concept file, or it has been moved.")
+        raise OptionError(f"{found.name} is not a concept file, or it has been moved.")
     if run_of(found).is_dir():
         lock = try_lock(run_of(found) / ".lock")
         if lock is None:

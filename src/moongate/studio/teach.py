@@ -1,4 +1,4 @@
-"""The page Teach: photos, captions and settings of a thing, what its training takes, and the queue of trainings."""
+"""The page Teach: photos, captions and settings of a subject, what its training takes, and the queue of trainings."""
 
 import asyncio
 from functools import partial
@@ -63,7 +63,7 @@ def _show_choice(studio: Studio, chosen: Draft | None) -> None:
                 value=chosen.name if chosen else None,
                 on_change=lambda event: _go(str(event.value)),
             ).props("outlined dense").classes("field").mark("drafts")
-        new = ui.input("A new thing, by name").props("outlined dense").classes("field").mark("new-name")
+        new = ui.input("Name of a new subject").props("outlined dense").classes("field").mark("new-name")
         ui.button("Begin", on_click=lambda: _begin(studio, new.value or "")).mark("begin")
         known = ui.select([*examples()], label="An example of pocket").props("outlined dense").classes("field")
         known.mark("example")
@@ -107,7 +107,7 @@ class _Form:
 
     def __init__(self, studio: Studio, draft: Draft) -> None:
         self.studio, self.draft, self.seen = studio, draft, draft.settings
-        with section("The thing and its training"):
+        with section("The subject and its training"):
             with ui.element("div").classes("fields"):
                 self.fields = self._fields(draft.settings)
             self.checked = ui.element("div")
@@ -121,8 +121,8 @@ class _Form:
     def _fields(self, chosen: Settings) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "category": ui.input("Category: what it is, in a word or two", value=chosen.category),
-            "token": ui.input("Token: its new word, such as <bear>", value=chosen.token),
-            "preset": ui.select([*PRESETS], label="Kind of thing", value=chosen.preset),
+            "token": ui.input("Token: the new word, such as <bear>", value=chosen.token),
+            "preset": ui.select([*PRESETS], label="Kind of subject", value=chosen.preset),
             "steps": ui.number("Steps", value=chosen.steps, min=1, max=100_000, precision=0),
             "regularization": ui.select(REGULARIZATION, label="Regularization", value=chosen.regularization),
             "rare_token": ui.number("Rare token (differs for each)", value=chosen.rare_token, min=0, precision=0),

@@ -144,7 +144,7 @@ def _show_status(seen: Seen) -> None:
 
 def _show_rows(studio: Studio, run: Path, drawn: list[Drawn]) -> None:
     """Show a row for each step, with the base's own picture of the same seeds in the row below the heading."""
-    with section("On the way, with the same seeds"):
+    with section("During the training, with the same seeds"):
         for step in sorted({each.step for each in drawn}):
             here = sorted((each for each in drawn if each.step == step), key=lambda each: each.seed)
             label = f"Step {step}" if step else "The base model"

@@ -360,7 +360,7 @@ def _check_captions(
                         f"with {name!r} would be cut off and not be learned. Shorten it, or begin it with {name!r}."
                     )
             if unknown := backbone.unknown_tokens(caption):
-                warn(f"{unknown[0]!r} in the caption {caption!r} is no token of this training; it is read as letters.")
+                warn(f"{unknown[0]!r} in the caption {caption!r} is not a trained token; it is read as letters.")
     _warn_of_cut_captions(backbone, "", [caption for subject in subjects for caption in subject.captions])
     _warn_of_cut_captions(backbone, "regularization ", [text for prior in regularization for text in prior.captions])
 

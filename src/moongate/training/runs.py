@@ -150,7 +150,7 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
     try:
         before = parse_json(read_text(folder / CONFIG))
         if not isinstance(before, dict):
-            raise TypeError("it is no JSON object")
+            raise TypeError("it is not a JSON object")
     except (OSError, ValueError, TypeError) as error:
         raise OptionError(f"{folder / CONFIG} cannot be read ({error}). Start again with --overwrite.") from error
     now = json.loads(json.dumps(config))

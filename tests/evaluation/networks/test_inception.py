@@ -45,7 +45,7 @@ def test_another_file_is_refused_before_anything_is_drawn(tmp_path: Path) -> Non
     with pytest.raises(BackboneError, match="need a file; '.' is none. Give inception:FILE"):
         load_network("inception")
     (tmp_path / "other.pt").write_text("no archive")
-    with pytest.raises(BackboneError, match="is no TorchScript file"):
+    with pytest.raises(BackboneError, match="is not a TorchScript file"):
         load_network(f"inception:{tmp_path / 'other.pt'}")
     with pytest.raises(BackboneError, match="cannot be called like Inception"):
         load_network(f"inception:{saved(Other(), tmp_path / 'call.pt')}")

@@ -29,7 +29,7 @@ def inception_features(
     One picture is tried at once, so that another file is refused before pictures are drawn.
 
     Raises:
-        BackboneError: The file is missing, is no TorchScript file, or does not give 2048 features.
+        BackboneError: The file is missing, is not a TorchScript file, or does not give 2048 features.
     """
     if not file.is_file():
         raise BackboneError(f"The features 'inception' need a file; {str(file)!r} is none. {REMEDY}")
@@ -38,7 +38,7 @@ def inception_features(
             warnings.simplefilter("ignore", DeprecationWarning)  # the file exists in no other format
             model = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
-        raise BackboneError(f"{file} is no TorchScript file. {REMEDY}") from error
+        raise BackboneError(f"{file} is not a TorchScript file. {REMEDY}") from error
 
     @torch.no_grad()
     def features(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:

@@ -56,7 +56,7 @@ def _numbered(content: Content, rows: Any, width: int) -> dict[str, tuple[Float[
     keys and values read.
     """
     if not isinstance(rows, Tensor) or not width or rows.numel() % width:
-        raise ConceptFileError(f"{content.path}: {ROWS!r} is no multiple of the {width} numbers of a token's row.")
+        raise ConceptFileError(f"{content.path}: {ROWS!r} is not a multiple of the {width} numbers of a token's row.")
     return {f"<new{number}>": (row,) for number, row in enumerate(rows_of(rows.reshape(-1, width)), start=1)}
 
 

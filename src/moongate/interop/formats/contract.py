@@ -96,7 +96,7 @@ class Format:
     keeps_names: bool = True
     """Whether the names of the tokens are read again; every format keeps their rows."""
     keeps_provenance: bool = False
-    """Whether class words, prompts, base, fingerprint and record are read again."""
+    """Whether categories, prompts, base, fingerprint and record are read again."""
     usage: str = ""
     """Python code that loads the weights in `folder` into a diffusers `pipeline`, for the model card."""
 

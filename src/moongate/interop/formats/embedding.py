@@ -65,7 +65,7 @@ def _recognizes(content: Content) -> bool:
 
 
 def _parse(content: Content) -> Parts:
-    """Read the rows of a word. A key that is no field of a trainer's layout is the word itself (diffusers)."""
+    """Read the rows of a word. A key that is not a field of a trainer's layout is the word itself (diffusers)."""
     values, name = content.values, content.header.get("name") or content.path.stem
     if A1111_KEY in values:
         name = values["name"] if isinstance(values.get("name"), str) and values["name"] else name

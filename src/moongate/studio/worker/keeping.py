@@ -19,7 +19,7 @@ def import_concept(
         source: The file, or the folder of files that belong together.
         out: The concept file to write.
         tokens: New names for the tokens, in the file's order.
-        categories: Class words of the subjects, in the file's order.
+        categories: Categories of the subjects, in the file's order.
 
     Returns:
         `format`, its title, and `notes`, what of the file the concept does not hold.
