@@ -21,6 +21,11 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 AUTOENCODER = "first_stage_model."
 """How the names of the autoencoder's weights begin in a single file, which no concept has."""
 MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
+KNOWN = (
+    f"pocket, a folder in diffusers' layout (with {INDEX}), a single file (.safetensors, .ckpt), or a model id of the "
+    "hub such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+)
+"""What names a model."""
 TIMEOUT_S = 10
 """Longest wait for the hub's answer."""
 
@@ -66,7 +71,7 @@ def snapshot(model: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def must_stay_offline(model: str, index: str) -> bool:
+def must_stay_offline(model: str, index: str, *, known: str = KNOWN) -> bool:
     """Ask the hub once whether it has a model, and return whether the copy on this machine must do.
 
     The libraries retry for half a minute for each of a model's files when the hub cannot be reached.
@@ -74,16 +79,14 @@ def must_stay_offline(model: str, index: str) -> bool:
     Args:
         model: What should be a model id.
         index: The file that each model has; a model whose index is in the cache was downloaded before.
+        known: What may be given, for the message that `model` is nothing of it.
 
     Raises:
         BackboneError: `model` is not a model id, the hub has no such model or does not let the user have it, or the hub
             cannot be reached and there is no copy.
     """
     if not MODEL_ID.fullmatch(model):
-        raise BackboneError(
-            f"There is no model {model!r} here. Give pocket, a folder in diffusers' layout (with {index}), a single "
-            "file (.safetensors, .ckpt), or a model id of the hub such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-        )
+        raise BackboneError(f"There is no model {model!r} here. Give {known}.")
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
         GatedRepoError,

@@ -25,7 +25,7 @@ from moongate.backbone.loading import LOADING_ERRORS
 from moongate.data.pictures import as_tensor
 from moongate.errors import BackboneError, OptionError, first_line
 from moongate.evaluation.networks.preprocessing import central_square, normalized
-from moongate.evaluation.networks.pretrained import pretrained
+from moongate.evaluation.networks.pretrained import fetches, pretrained
 from moongate.pocket import weights_folder
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Clip:
         return cls(
             name=str(source),
             threshold=Settings().retrieval_threshold,
-            tokenizer=_tokenizer(source, downloads=downloads),
+            tokenizer=_tokenizer(source, downloads=fetches(source, downloads=downloads)),
             text_encoder=model.text_model,
             text_projection=model.text_projection.weight,
             image_tower=ImageTower(model=model.vision_model, projection=model.visual_projection, side_px=side_px),

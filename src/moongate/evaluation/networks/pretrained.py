@@ -7,10 +7,25 @@ from typing import Any
 
 import torch
 
+from moongate.backbone.devices import available_device
+from moongate.backbone.hub import must_stay_offline
 from moongate.backbone.loading import LOADING_ERRORS, quiet
 from moongate.errors import BackboneError, first_line, listed
 
-__all__ = ["pretrained"]
+__all__ = ["fetches", "pretrained"]
+
+KNOWN = "a folder in transformers' layout, or a model id of the hub such as openai/clip-vit-base-patch32"
+
+
+def fetches(source: str | Path, *, downloads: bool) -> bool:
+    """Return whether files of a model may be fetched: not while the hub is out of reach.
+
+    Raises:
+        BackboneError: The model may be fetched, but is nothing that is here or on the hub.
+    """
+    if not downloads or Path(source).exists():
+        return False
+    return not must_stay_offline(str(source), "config.json", known=KNOWN)
 
 
 def pretrained(
@@ -29,7 +44,10 @@ def pretrained(
 
     Raises:
         BackboneError: The model cannot be found or read, or lacks weights.
+        OptionError: There is no such device.
     """
+    device = str(available_device(device))
+    may_fetch = fetches(source, downloads=downloads)
     try:
         with quiet():
             model, report = kind.from_pretrained(
@@ -38,7 +56,7 @@ def pretrained(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
-                local_files_only=not downloads,
+                local_files_only=not may_fetch,
             )
     except LOADING_ERRORS as error:
         if not (downloads or Path(source).exists()):
