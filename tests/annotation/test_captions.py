@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moongate.annotation import template_describer, write_captions
+from moongate.annotation import photos_to_annotate, template_describer, write_captions
 from moongate.data import Subject
 from moongate.data.folders import find_pictures
-from moongate.errors import OptionError
+from moongate.errors import OptionError, PictureError
 
 
 @pytest.fixture
@@ -38,3 +38,28 @@ def test_a_photo_that_has_a_caption_keeps_it(photos: list[Path], tmp_path: Path)
 def test_a_template_without_a_place_for_the_subject_is_refused() -> None:
     with pytest.raises(OptionError, match="has no place for the subject"):
         template_describer("photo of a dog")
+
+
+def test_a_caption_in_a_listing_is_one_and_is_shown_as_it_is(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,mine {}\n")
+    (tmp_path / "b.txt").write_text(" \n")
+    stubs = write_captions(photos, template_describer("photo of a {} at night"))
+    assert [stub.written for stub in stubs] == [False, True, True], "an empty text is no caption"
+    assert [stub.description.caption for stub in stubs] == ["mine {}", *["photo of a {} at night"] * 2]
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_caption_that_is_no_text_is_named_before_a_photo_is_described(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes("K\u00f6ln".encode("latin-1"))
+    with pytest.raises(PictureError, match=r"c.txt cannot be read: it is not text in UTF-8"):
+        write_captions(photos, template_describer())
+    assert not (tmp_path / "a.txt").exists()
+    assert all(stub.written for stub in write_captions(photos, template_describer(), overwrite=True))
+
+
+@pytest.mark.parametrize(
+    ("category", "message"), [(" ", "The category is empty"), ("<hoot> owl", "'<hoot> owl' holds the token '<hoot>'")]
+)
+def test_a_category_is_words_that_the_model_knows(category: str, message: str, photos: list[Path]) -> None:
+    with pytest.raises(OptionError, match=message):
+        photos_to_annotate(photos[0].parent, category)

@@ -9,7 +9,7 @@ from moongate.annotation import attention_segmenter, binary, write_masks
 from moongate.backbone import Backbone
 from moongate.data.folders import find_pictures
 from moongate.data.pictures import read_mask_beside
-from moongate.errors import OptionError
+from moongate.errors import OptionError, PictureError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -42,6 +42,22 @@ def test_a_mask_is_replaced_on_request_under_the_name_it_has(tmp_path: Path) -> 
         read = read_mask_beside(tmp_path / "a.png")
         assert read is not None
         assert read.min() == lowest
+
+
+def test_a_mask_that_is_kept_is_measured_and_not_made_again(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    half = np.zeros((48, 64), dtype=np.uint8)
+    half[:24] = 255
+    Image.fromarray(half).save(tmp_path / "a.mask.png")
+
+    def segment(_: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+    (mask,) = write_masks([tmp_path / "a.png"], segment)
+    assert (mask.written, mask.share) == (False, 0.5)
+    (tmp_path / "a.mask.png").write_text("no picture")
+    with pytest.raises(PictureError, match=r"a.mask.png is not a picture that can be read"):
+        write_masks([tmp_path / "a.png"], segment)
 
 
 def test_the_default_threshold_leaves_the_least_variance_within_the_two_parts() -> None:
@@ -77,3 +93,10 @@ def test_the_map_depends_on_the_category_and_repeats_exactly(tiny: Backbone) -> 
     first, again, other = (attention_segmenter(tiny, word)(PICTURE) for word in ("dog", "dog", "house"))
     assert np.array_equal(first, again)
     assert not np.allclose(first, other)
+
+
+@pytest.mark.parametrize("category", ["House", "rocking-horse", "bear's", "\u623f\u5b50", "very " * 90 + "old dog"])
+def test_any_category_is_looked_for_at_its_own_places(category: str, tiny: Backbone) -> None:
+    soft = attention_segmenter(tiny, category)(PICTURE)
+    assert np.isfinite(soft).all()
+    assert soft.max() > soft.min()

@@ -17,6 +17,9 @@ def test_captions_are_written_beside_photos_and_listed(pictures: Path, capsys: p
     run(captions.but(json=True))
     found = json.loads(capsys.readouterr().out)["captions"]
     assert [entry["written"] for entry in found] == [False] * len(texts)
+    assert [entry["caption"] for entry in found] == [text.strip() for text in texts]
+    run(captions.but(json=True, overwrite=True))
+    found = json.loads(capsys.readouterr().out)["captions"]
     assert {*found[0]["found"]} == {"place", "style", "color"}
 
 
@@ -31,4 +34,22 @@ def test_a_model_without_an_image_tower_gives_the_template(
 def test_a_captioner_that_is_no_blip_is_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = fails(capsys, command("captions", pictures, category="dog", captioner=pictures))
     assert "of a blip model" in error
+    assert not list(pictures.glob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "There is no device 'gpu'. Known: cpu"),
+        (
+            {"model": "nothing"},
+            "There is no model 'nothing' here. Give a folder in transformers' layout, or a model id",
+        ),
+        ({"category": ""}, "The category is empty."),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_message(
+    options: dict[str, str], message: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, command("captions", pictures, category="dog").but(**options))
     assert not list(pictures.glob("*.txt"))

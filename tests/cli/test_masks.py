@@ -24,3 +24,9 @@ def test_masks_are_written_beside_photos_and_listed(
 def test_a_segmenter_that_is_no_model_is_refused(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "There is no file" in fails(capsys, command("masks", pictures, category="dog", segmenter="none.onnx"))
     assert "of a clipseg model" in fails(capsys, command("masks", pictures, category="dog", segmenter=pictures))
+
+
+def test_an_empty_category_is_refused_before_a_model_is_loaded(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "The category is empty" in fails(capsys, command("masks", pictures, category="", model="nothing"))

@@ -5,10 +5,15 @@ photo is a function that is passed in: the base model itself (`attention_segment
 local model (`blip_describer`, `clipseg_segmenter`, `onnx_segmenter`).
 """
 
+from pathlib import Path
+
 from moongate.annotation.captions import Stub, template_describer, write_captions
 from moongate.annotation.describers import Description, blip_describer, clip_describer
 from moongate.annotation.masks import Mask, attention_segmenter, binary, write_masks
 from moongate.annotation.segmenters import clipseg_segmenter, onnx_segmenter
+from moongate.data.captions import check_category
+from moongate.data.folders import find_pictures
+from moongate.files import check_folder
 
 __all__ = [
     "Description",
@@ -20,7 +25,22 @@ __all__ = [
     "clip_describer",
     "clipseg_segmenter",
     "onnx_segmenter",
+    "photos_to_annotate",
     "template_describer",
     "write_captions",
     "write_masks",
 ]
+
+
+def photos_to_annotate(place: Path, category: str) -> list[Path]:
+    """Return a photo, or those of a folder, after checking what can be checked before a model is loaded.
+
+    Raises:
+        PictureError: There is no photo.
+        OptionError: The category is no word, or no file can be written beside the photos.
+    """
+    check_category(category)
+    photos = find_pictures(place)
+    for folder in {photo.parent for photo in photos}:
+        check_folder(folder)
+    return photos

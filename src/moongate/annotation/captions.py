@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moongate.annotation.describers import Describer, Description
-from moongate.data.caption_files import CaptionFiles
+from moongate.data.caption_files import read_captions
 from moongate.data.folders import CAPTION_SUFFIXES
 from moongate.data.pictures import read_picture
 from moongate.errors import OptionError
@@ -21,6 +21,7 @@ class Stub:
     photo: Path
     file: Path
     description: Description
+    """What was written, or the caption that the photo has already."""
     written: bool
     """Whether the file was written; False if the photo has a caption already."""
 
@@ -45,22 +46,24 @@ def write_captions(photos: Sequence[Path], describe: Describer, *, overwrite: bo
     Args:
         photos: Photos, as `moongate.data.folders.find_pictures` returns them.
         describe: Gives a description of each picture.
-        overwrite: Whether to replace text files; otherwise a photo with a caption keeps it.
+        overwrite: Whether to replace text files; otherwise a photo with a caption, also one in a listing, keeps it.
 
     Returns:
         One stub for each photo, in order.
 
     Raises:
-        PictureError: A photo cannot be read.
+        PictureError: A photo or a caption cannot be read.
         OptionError: A file cannot be written.
     """
-    descriptions = describe([read_picture(photo) for photo in photos])
-    known = CaptionFiles()
+    captions = [""] * len(photos) if overwrite else read_captions(photos)
+    without = [photo for photo, caption in zip(photos, captions, strict=True) if not caption]
+    pictures = [read_picture(photo) for photo in without]
+    described = dict(zip(without, describe(pictures) if pictures else (), strict=True))
     stubs = []
-    for photo, description in zip(photos, descriptions, strict=True):
+    for photo, caption in zip(photos, captions, strict=True):
         file = photo.with_suffix(CAPTION_SUFFIXES[0])
-        written = overwrite or not (file.exists() or known.caption(photo))
-        if written:
+        description = described.get(photo, Description(caption=caption))
+        if photo in described:
             write_atomically(file, f"{description.caption}\n".encode())
-        stubs.append(Stub(photo=photo, file=file, description=description, written=written))
+        stubs.append(Stub(photo=photo, file=file, description=description, written=photo in described))
     return stubs

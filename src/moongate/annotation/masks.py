@@ -19,7 +19,7 @@ from moongate.backbone import Backbone
 from moongate.backbone.attention import recorded
 from moongate.data.captions import photo_of
 from moongate.data.folders import masks_beside
-from moongate.data.pictures import read_picture
+from moongate.data.pictures import read_mask_beside, read_picture
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pages import png_bytes
@@ -76,24 +76,31 @@ def write_masks(
         One mask for each photo, in order.
 
     Raises:
-        PictureError: A photo cannot be read.
+        PictureError: A photo, or a mask that is kept, cannot be read.
         OptionError: The threshold is not between 0 and 1, or a file cannot be written.
     """
     check_threshold(threshold)
+    shares = {} if overwrite else _shares_of_masks(photos)
     masks = []
     for number, photo in enumerate(photos, start=1):
-        existing = masks_beside(photo)
+        existing, share = masks_beside(photo), shares.get(photo)
         file = existing[0] if existing else photo.with_name(f"{photo.stem}.mask.png")
-        picture = read_picture(photo)
-        inside = binary(segment(picture), picture.shape[:2], threshold=threshold)
-        written = overwrite or not existing
-        if written:
-            mask = Image.fromarray((inside * 255).astype(np.uint8))
-            write_atomically(file, png_bytes(mask))
-        masks.append(Mask(photo=photo, file=file, share=float(inside.mean()), written=written))
+        if share is not None:
+            masks.append(Mask(photo=photo, file=file, share=share, written=False))
+        else:
+            picture = read_picture(photo)
+            inside = binary(segment(picture), picture.shape[:2], threshold=threshold)
+            write_atomically(file, png_bytes(Image.fromarray((inside * 255).astype(np.uint8))))
+            masks.append(Mask(photo=photo, file=file, share=float(inside.mean()), written=True))
         if on_photo:
             on_photo(number, len(photos))
     return masks
+
+
+def _shares_of_masks(photos: Sequence[Path]) -> dict[Path, float]:
+    """Return for each photo with a mask the share that is white in it. Raises PictureError for one to be corrected."""
+    masks = ((photo, read_mask_beside(photo)) for photo in photos)
+    return {photo: float((mask >= 128).mean()) for photo, mask in masks if mask is not None}
 
 
 def attention_segmenter(backbone: Backbone, category: str) -> Segmenter:
@@ -101,11 +108,11 @@ def attention_segmenter(backbone: Backbone, category: str) -> Segmenter:
 
     Args:
         backbone: The base model, with no concept applied.
-        category: The word for what the subject is.
+        category: The word for what the subject is, which may be several words or pieces to the tokenizer.
     """
     caption = photo_of(category)
-    words = dict(backbone.words(caption))
-    positions = [position for word in category.split() for position in words[word]]
+    before = len(photo_of("").split())
+    positions = [position for _, own in backbone.words(caption)[before:] for position in own]
 
     def segment(picture: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "rows columns"]:
         latents = backbone.encode_images(resized(picture, backbone.resolution_px))

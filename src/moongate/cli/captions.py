@@ -40,13 +40,9 @@ class Captions:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.annotation import write_captions
-        from moongate.data.folders import find_pictures
-        from moongate.files import check_folder
+        from moongate.annotation import photos_to_annotate, write_captions
 
-        photos = find_pictures(self.photos)
-        for folder in {photo.parent for photo in photos}:
-            check_folder(folder)
+        photos = photos_to_annotate(self.photos, self.category)
         stubs = write_captions(photos, self._describer(console), overwrite=self.overwrite)
         rows = [
             (stub.photo.name, stub.description.caption, stub.description.found.get("color", ""), _state(stub.written))

@@ -39,15 +39,12 @@ class Masks:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.annotation import write_masks
+        from moongate.annotation import photos_to_annotate, write_masks
         from moongate.annotation.masks import check_threshold
-        from moongate.data.folders import find_pictures
-        from moongate.files import check_folder
 
         check_threshold(self.threshold)
-        photos = find_pictures(self.photos)
-        for folder in {photo.parent for photo in photos}:
-            check_folder(folder)
+        self.model.check()
+        photos = photos_to_annotate(self.photos, self.category)
         segment = self._segmenter()
         with progress_bar(console) as progress:
             task = progress.add_task("Segmenting", total=len(photos), note="")
@@ -80,5 +77,5 @@ class Masks:
         if self.segmenter is None:
             return attention_segmenter(self.model.load(), self.category)
         if self.segmenter.is_dir():
-            return clipseg_segmenter(self.segmenter, self.category)
+            return clipseg_segmenter(self.segmenter, self.category, device=self.model.device or "cpu")
         return onnx_segmenter(self.segmenter)

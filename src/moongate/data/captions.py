@@ -1,4 +1,4 @@
-"""Captions of training pictures: templates by kind of subject, and the article that fits a word.
+"""Captions of training pictures: templates by kind of subject, and the words that are put into them.
 
 The module knows nothing of pictures and files.
 """
@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["PRESETS", "Named", "Preset", "photo_of", "with_article", "with_words", "without_tokens"]
+from moongate.errors import OptionError
+
+__all__ = [
+    "PRESETS",
+    "Named",
+    "Preset",
+    "check_category",
+    "photo_of",
+    "with_article",
+    "with_words",
+    "without_tokens",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,17 @@ PRESETS: Mapping[str, Preset] = {
     "face": Preset(caption="photo of a {}", method="custom-diffusion-faces"),
 }
 """What users teach (paper, Sec. 4 and App. D)."""
+
+
+def check_category(category: str) -> None:
+    """Raise OptionError for a category that is no word that a model knows: an empty one, or one with a token in it."""
+    if not category.strip():
+        raise OptionError("The category is empty. Say what the pictures show, such as 'teddy bear' or 'dog'.")
+    if token := re.search(r"<[^<>\s]+>", category):
+        raise OptionError(
+            f"The category {category!r} holds the token {token[0]!r}. Give the words that the model knows alone, such "
+            "as 'teddy bear' or 'dog', and the token as the token."
+        )
 
 
 def photo_of(*subjects: str) -> str:

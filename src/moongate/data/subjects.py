@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from moongate.data.caption_files import read_captions
-from moongate.data.captions import PRESETS, Preset, photo_of
+from moongate.data.captions import PRESETS, Preset, check_category, photo_of
 from moongate.data.folders import gather
 from moongate.data.pictures import read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
@@ -33,7 +33,7 @@ class Subject:
     """A subject to teach: its pictures with a caption each, its category, and its new token if it has one.
 
     Raises:
-        OptionError: The category is empty.
+        OptionError: The category is empty, or holds a token.
         PictureError: There are no pictures, the masks do not fit them, or a caption is too long.
         TokenError: A caption lacks the token.
     """
@@ -54,8 +54,7 @@ class Subject:
     """File names of further pictures of the subject, which are kept for evaluation."""
 
     def __post_init__(self) -> None:
-        if not self.category.strip():
-            raise OptionError("The category is empty. Say what the pictures show, such as 'teddy bear' or 'dog'.")
+        check_category(self.category)
         if not self.pictures:
             raise PictureError(f"No pictures of the {self.category} were given. Three to ten are usual.")
         if self.masks and len(self.masks) != len(self.pictures):
