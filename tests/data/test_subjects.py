@@ -110,6 +110,19 @@ def test_masks_beside_pictures_and_alpha_on_request_come_with_the_subject(pictur
     assert [mask is None for mask in subject.masks] == [True, False, False]
 
 
+def test_captions_and_masks_that_do_not_fit_the_pictures_are_refused_each_with_its_reason(pictures: Path) -> None:
+    subject = Subject.load(pictures, category="bear")
+    with pytest.raises(PictureError, match="3 pictures and 1 captions were given. Give each picture a caption."):
+        replace(subject, captions=("photo of a bear",))
+    with pytest.raises(PictureError, match="3 pictures and 0 captions"):
+        Regularization(pictures=subject.pictures, captions=())
+    with pytest.raises(PictureError, match="Mask 3 hides the whole picture. Paint what is to be learned white"):
+        replace(subject, masks=(None, None, np.full((80, 100), 127, dtype=np.uint8)))
+    with pytest.raises(PictureError, match="Mask 2 has 80 x 100 pixels and its picture 100 x 80"):
+        replace(subject, masks=(None, np.full((100, 80), 255, dtype=np.uint8), None))
+    assert replace(subject, masks=(np.full((27, 33), 255, dtype=np.uint8), None, None)).masks  # a third of the size
+
+
 def test_regularization_takes_the_pictures_that_name_the_category(tmp_path: Path) -> None:
     captions = ["photo of a horse", "two horses", "photo of a seahorse", "a cat"]
     lines = []

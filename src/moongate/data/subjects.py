@@ -34,7 +34,7 @@ class Subject:
 
     Raises:
         OptionError: The category is empty, or holds a token.
-        PictureError: There are no pictures, the masks do not fit them, or a caption is too long.
+        PictureError: There are no pictures, the captions or masks do not fit them, or a caption is too long.
         TokenError: A caption lacks the token.
     """
 
@@ -61,7 +61,10 @@ class Subject:
             raise PictureError(
                 f"{len(self.pictures)} pictures and {len(self.masks)} masks were given. Give each picture a mask."
             )
-        _check_lengths(self.captions)
+        for number, mask in enumerate(self.masks):
+            if mask is not None:
+                _check_mask(mask, self.pictures[number], number + 1)
+        _check_captions(self.captions, len(self.pictures))
         for caption in self.captions:
             if self.token and not re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", caption):
                 raise TokenError(
@@ -147,7 +150,7 @@ class Regularization:
     """Captioned pictures of the same category, which keep the model's knowledge of it (paper, Sec. 3.2).
 
     Raises:
-        PictureError: There are no pictures, or a caption is too long.
+        PictureError: There are no pictures, the captions do not fit them, or one is too long.
     """
 
     pictures: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
@@ -160,7 +163,7 @@ class Regularization:
     def __post_init__(self) -> None:
         if not self.pictures:
             raise PictureError("There are no regularization pictures. Give a folder that has some, or 'generated'.")
-        _check_lengths(self.captions)
+        _check_captions(self.captions, len(self.pictures))
 
     @classmethod
     def load(
@@ -209,7 +212,20 @@ def _words(token: str | None, category: str) -> str:
     return f"{token} {category}" if token else category
 
 
-def _check_lengths(captions: Sequence[str]) -> None:
+def _check_mask(mask: UInt8[np.ndarray, "_ _"], picture: UInt8[np.ndarray, "_ _ 3"], number: int) -> None:
+    (rows, columns), (height, width) = mask.shape, picture.shape[:2]
+    if abs(columns * height - rows * width) > 2 * max(rows, columns, height, width):  # rounded when they were shrunk
+        raise PictureError(
+            f"Mask {number} has {columns} x {rows} pixels and its picture {width} x {height}. Give it the size of its "
+            "picture."
+        )
+    if mask.max() < 128:
+        raise PictureError(f"Mask {number} hides the whole picture. Paint what is to be learned white (255).")
+
+
+def _check_captions(captions: Sequence[str], pictures: int) -> None:
+    if len(captions) != pictures:
+        raise PictureError(f"{pictures} pictures and {len(captions)} captions were given. Give each picture a caption.")
     longest = max(map(len, captions), default=0)
     if longest > MAX_CAPTION_CHARACTERS:
         raise PictureError(
