@@ -211,6 +211,23 @@ def test_a_doubled_collection_is_mended_by_the_next_run(encoder: Clip, place: st
     assert sorted(rows) == sorted(record.key for record in given)
 
 
+def test_an_addition_leaves_one_version_on_the_disk_and_earlier_readers_read_it(
+    encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_HITS", 3)
+    given = records(30)
+    build(given[:20], encoder, place)
+    reader = Collection.open(place)
+    query = encoder.captions(["red dog"])[0]
+    begun = reader.search(query)
+    first = next(begun)
+    collection = build(given, encoder, place)
+    assert len(collection._table.list_versions()) == 1
+    assert len(list(Path(place).rglob("data/*.lance"))) == 1
+    assert len({first.record.key, *keys(begun)}) >= 20
+    assert sorted(keys(reader.search(query))) == sorted(record.key for record in given)
+
+
 def test_a_full_disk_while_indexing_is_said_and_the_next_run_continues(
     encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ large data set to use 200 of it.
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -92,11 +94,11 @@ class Collection:
             CollectionError: There is no collection.
             MissingLibrary: LanceDB is not installed.
         """
-        lancedb = library("lancedb")
+        library("lancedb")
         try:
             if "://" not in place and not Path(place).is_dir():  # LanceDB would create it
                 raise FileNotFoundError(place)
-            return cls(place, lancedb.connect(place).open_table(TABLE))
+            return cls(place, _connected(place).open_table(TABLE))
         except (ValueError, OSError, RuntimeError) as error:
             raise CollectionError(
                 f"There is no collection in {place}. Make one with `moongate retrieve index SOURCE --out {place}`."
@@ -261,7 +263,7 @@ class Collection:
         columns += [("picture_vector", vector)] if with_pictures else []
         facts = {"encoder": clip.name, "clip": not clip.is_backbone, "probe": probe, "pictures": with_pictures}
         schema = arrow.schema(columns, metadata={"moongate": json.dumps(facts)})
-        return cls(place, library("lancedb").connect(place).create_table(TABLE, schema=schema))
+        return cls(place, _connected(place).create_table(TABLE, schema=schema))
 
     def _add(self, batch: list[Record], clip: Clip, skipped: Skipped) -> None:
         """Embed and store the records of a batch that the table does not have."""
@@ -290,12 +292,23 @@ class Collection:
             self._table.add(library("pyarrow").table(columns, schema=self._table.schema))
 
     def _finish(self) -> None:
-        """Compact the table, and build vector indices if it is large."""
+        """Compact the table, build vector indices if it is large, and remove what only earlier versions need.
+
+        LanceDB would keep those for a week: several times the size of the table after a few additions.
+        """
         self._table.optimize()
         if len(self) >= VECTOR_INDEX_FROM:
             config = library("lancedb.index").IvfPq(distance_type="cosine")
             for column in ("vector", "picture_vector") if self.has_pictures else ("vector",):
                 self._table.create_index(column, config=config, replace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of readers of earlier versions: `_connected` makes none
+            self._table.optimize(cleanup_older_than=timedelta(0))
+
+
+def _connected(place: str) -> Any:
+    """Return the database in a place. Its tables are read in their latest version: earlier ones may be gone."""
+    return library("lancedb").connect(place, read_consistency_interval=timedelta(0))
 
 
 def _picture(record: Record) -> UInt8[np.ndarray, "height width 3"] | PictureError:
