@@ -158,6 +158,21 @@ def test_real_pictures_give_distances_from_what_their_captions_draw(
     assert evaluation.references[0].pictures == 3
 
 
+def test_one_prompt_gives_values_without_intervals(tiny: Backbone, concept: Concept, tmp_path: Path) -> None:
+    alike = Reference(pictures=noise(2), captions=["a bear"] * 2)
+    evaluation = evaluate(
+        tiny,
+        concept,
+        PROMPTS[:1],
+        [Reader().network],
+        folder=tmp_path,
+        comparisons=[Targets(pictures=noise(1)), alike],
+        options=OPTIONS,
+    )
+    assert [measure.measure for measure in evaluation.measures] == ["text alignment", "image alignment", "KID", "FID"]
+    assert all(measure.low is measure.high is None for measure in evaluation.measures)
+
+
 def test_textual_inversion_is_called_by_its_token_alone(
     tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
 ) -> None:
@@ -183,6 +198,12 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
         refused(["a {}"], blind)
     with pytest.raises(OptionError, match="Pictures of subject 2 were given, but the concept has 1"):
         refused(["a {}"], reader, comparisons=[Targets(pictures=noise(1), subject=1)])
+    with pytest.raises(OptionError, match="Pictures of subject 0 were given"):
+        refused(["a {}"], reader, comparisons=[Targets(pictures=noise(1), subject=-1)])
+    with pytest.raises(OptionError, match="There are no target pictures"):
+        refused(["a {}"], reader, comparisons=[Targets(pictures=[])])
+    with pytest.raises(OptionError, match="There is no feature network"):
+        refused(["a {}"], comparisons=[Targets(pictures=noise(1))])
     with pytest.raises(OptionError, match="at least two real pictures"):
         refused(["a {}"], reader, comparisons=[Reference(pictures=noise(1), captions=["a bear"])])
     with pytest.raises(OptionError, match="2 real pictures have 1 captions"):

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from making import make_concept
-from moongate.backbone import Backbone
-from moongate.errors import OptionError, TokenError
-from moongate.evaluation import Way, compare, comparison_sheet, ways_of
+from moongate.backbone import Backbone, Fingerprint
+from moongate.errors import BaseMismatchError, OptionError, TokenError
+from moongate.evaluation import Way, compare, comparison, comparison_sheet, ways_of
 from moongate.sampling import SampleOptions, sample
 
 OPTIONS = SampleOptions(steps=2, guidance=1.0)
@@ -39,14 +41,23 @@ def test_where_a_concept_lacks_a_token_the_category_stands(tiny: Backbone) -> No
     assert [by_way[label][0].prompt for label in by_way] == ["a <bear> bear and a bear", "a bear and a <cat>"]
 
 
-def test_an_unknown_token_and_what_is_given_twice_are_refused_before_drawing(tiny: Backbone) -> None:
+def test_an_unknown_token_and_what_is_given_twice_are_refused_before_drawing(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "sample", None)
     ways = ways_of(make_concept(tiny))
+    other = replace(make_concept(tiny), base="other", fingerprint=Fingerprint(layout="other", norms=(1.0,)))
     with pytest.raises(TokenError, match="unknown token '<cat>'"):
         compare(tiny, ["a <cat>"], ways, seeds=[0], options=OPTIONS)
     with pytest.raises(OptionError, match="The seed 1 is given twice"):
         compare(tiny, [PROMPT], ways, seeds=[1, 1], options=OPTIONS)
     with pytest.raises(OptionError, match="no prompt to compare"):
         compare(tiny, [], ways, seeds=[1], options=OPTIONS)
+    with pytest.raises(BaseMismatchError, match="made for another model"):
+        compare(tiny, [PROMPT], [*ways, Way(label="other", concept=other)], seeds=[1], options=OPTIONS)
+    last = Way(label="last", concept=make_concept(tiny), prompts=("a <cat>",))
+    with pytest.raises(TokenError, match="unknown token '<cat>'"):
+        compare(tiny, [PROMPT, "a <cat>"], [Way(label="first", prompts=(PROMPT,)), last], seeds=[1], options=OPTIONS)
 
 
 def test_the_sheet_has_a_column_for_each_way_and_a_row_for_each_seed(tiny: Backbone) -> None:

@@ -98,8 +98,8 @@ def evaluate(
 ) -> Evaluation:
     """Draw pictures of a concept, measure them, and return one record of every setting and value.
 
-    Each network gives the alignment with the text (V* removed) if it reads text, the alignment with each of the
-    `Targets`, and KID and FID to each `Reference`, whose captions are drawn too. Intervals hold for similar prompts.
+    Each network gives the alignment with the text (V* removed) if it reads text, that with each of the `Targets`, and
+    KID and FID to each `Reference`, whose captions are drawn too. Intervals hold for similar prompts; one gives none.
 
     Args:
         backbone: The base model, with no concept applied.
@@ -182,7 +182,9 @@ def _check(
         raise OptionError(f"The prompt {twice!r} is given twice. Remove one.")
     subjects = len(concept.subjects) if concept else 0
     for comparison in comparisons:
-        if isinstance(comparison, Targets) and comparison.subject >= subjects:
+        if isinstance(comparison, Targets) and not comparison.pictures:
+            raise OptionError("There are no target pictures to compare with. Give some, or leave the targets out.")
+        if isinstance(comparison, Targets) and not 0 <= comparison.subject < subjects:
             raise OptionError(
                 f"Pictures of subject {comparison.subject + 1} were given, but the concept has {subjects}. Leave them "
                 "out."
@@ -193,6 +195,8 @@ def _check(
             raise OptionError(
                 f"{len(comparison.pictures)} real pictures have {len(comparison.captions)} captions. Give each one."
             )
+    if not networks:
+        raise OptionError("There is no feature network to measure with. Name one, or leave them to the model.")
     if not comparisons and not any(network.caption_features for network in networks):
         raise OptionError(
             f"Nothing can be measured: {', '.join(network.name for network in networks)} reads no text and there are "
@@ -216,12 +220,13 @@ def _alignments(
         interval = mean_interval(
             values, prompts, generator=_generator(options), resamples=options.resamples, level=options.level
         )
+        has_interval = len(wordings) > 1  # one prompt says nothing of others
         return Measure(
             measure=name,
             features=network.name,
             value=interval.value,
-            low=interval.low,
-            high=interval.high,
+            low=interval.low if has_interval else None,
+            high=interval.high if has_interval else None,
             by_prompt=tuple(float(values[prompts == prompt].mean()) for prompt in range(len(wordings))),
             pictures=part.kind if part else None,
             subject=part.subject if part else None,
@@ -253,7 +258,14 @@ def _distances(
         resamples=options.resamples,
         level=options.level,
     )
-    yield Measure(measure="KID", features=network.name, value=interval.value, low=interval.low, high=interval.high)
+    has_interval = len(set(reference.captions)) > 1
+    yield Measure(
+        measure="KID",
+        features=network.name,
+        value=interval.value,
+        low=interval.low if has_interval else None,
+        high=interval.high if has_interval else None,
+    )
     yield Measure(measure="FID", features=network.name, value=fid(drawn, real))
 
 

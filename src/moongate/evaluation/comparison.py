@@ -15,7 +15,7 @@ from moongate.concept import Concept, SubjectRecord
 from moongate.data import without_tokens
 from moongate.errors import OptionError
 from moongate.pages import SheetGroup, grouped_sheet
-from moongate.sampling import Sample, SampleOptions, sample
+from moongate.sampling import Sample, SampleOptions, check_prompt, sample
 
 __all__ = ["STRENGTHS", "Way", "compare", "comparison_sheet", "ways_of"]
 
@@ -66,8 +66,8 @@ def compare(
 
     Raises:
         OptionError: There is no prompt, way or seed, two are the same, or the options do not fit.
-        TokenError: A prompt has a `<token>` that none of the concepts provides. Raised before any drawing.
-        BaseMismatchError: A concept is for another base.
+        TokenError: A prompt has a `<token>` that none of the concepts provides.
+        BaseMismatchError: A concept is for another base. All are raised before any drawing.
     """
     labels = [way.label for way in ways]
     for name, values in (("prompt", prompts), ("way", labels), ("seed", seeds)):
@@ -82,11 +82,11 @@ def compare(
     drawn: dict[str, dict[str, list[Sample]]] = {
         prompt: {label: [] for label in labels if prompt in chosen[label]} for prompt in prompts
     }
+    worded = {way.label: _checked(backbone, chosen[way.label], way.concept, subjects) for way in ways}
     for way in ways:
         with way.concept.applied(backbone, strength=way.strength) if way.concept else contextlib.nullcontext():
-            missing = [subject for subject in subjects if subject.tokens[0] not in backbone.known_tokens]
-            worded = [_worded(prompt, way.concept, missing) for prompt in chosen[way.label]]
-            pairs = [(p, text, seed) for p, text in zip(chosen[way.label], worded, strict=True) for seed in seeds]
+            both = zip(chosen[way.label], worded[way.label], strict=True)
+            pairs = [(prompt, text, seed) for prompt, text in both for seed in seeds]
             texts, all_seeds = [text for _, text, _ in pairs], [seed for _, _, seed in pairs]
             pictures = sample(backbone, texts, seeds=all_seeds, options=options)
             for (prompt, _, _), picture in zip(pairs, pictures, strict=True):
@@ -120,6 +120,20 @@ def _subjects(concept: Concept) -> list[SubjectRecord]:
     subjects = [subject for subject in concept.subjects if subject.tokens]
     own = {token for subject in subjects for token in subject.tokens}
     return [*subjects, *(SubjectRecord(category="", token=token) for token in concept.tokens if token not in own)]
+
+
+def _checked(
+    backbone: Backbone, prompts: Sequence[str], concept: Concept | None, subjects: Sequence[SubjectRecord]
+) -> list[str]:
+    """Return prompts in the words that a way knows. Raises errors as `compare` does."""
+    if concept:
+        concept.check_base(backbone)
+    with backbone.tokens(concept.tokens if concept else {}):
+        missing = [subject for subject in subjects if subject.tokens[0] not in backbone.known_tokens]
+        worded = [_worded(prompt, concept, missing) for prompt in prompts]
+        for text in worded:
+            check_prompt(backbone, text)
+    return worded
 
 
 def _worded(prompt: str, concept: Concept | None, missing: Sequence[SubjectRecord]) -> str:
