@@ -147,6 +147,16 @@ def test_schedulers_of_other_scales_find_photos_as_well(tiny: Backbone, schedule
         assert np.abs(edited.image.astype(int) - decoded(tiny, photo_of_blocks())).max() <= 1
 
 
+def test_edit_friendly_ddpm_edits_in_one_step_at_least_however_much_it_skips(tiny: Backbone) -> None:
+    one = Edit(source=SOURCE, target=TARGET, picture=photo_of_blocks())
+    for steps, skip in ((2, 0.5), (3, 0.99), (1, 0.8)):
+        count: list[None] = []
+        sampling = replace(SAMPLING, scheduler="ddpm", steps=steps)
+        options = EditOptions(inversion="edit-friendly", skip=skip)
+        list(edit(tiny, [one], options=options, sampling=sampling, on_step=lambda count=count: count.append(None)))
+        assert len(count) == 1
+
+
 def test_an_edited_photo_keeps_its_own_pixels_outside_the_mask(tiny: Backbone) -> None:
     photo, mask = photo_of_blocks(), np.zeros((64, 64), np.uint8)
     mask[16:40, 8:32] = 255

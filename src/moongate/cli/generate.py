@@ -123,7 +123,7 @@ class Generate:
             for prompt in prompts:
                 _check_brackets(prompt, applied)
             spelled = [_spelled(prompt, applied) for prompt, _ in jobs]
-            subjects = [subject.words for concept in applied for subject in concept.subjects if subject.words]
+            subjects = [subject.words for concept in applied for subject in concept.subjects]
             samples = sample_in_regions(
                 backbone,
                 spelled,

@@ -120,7 +120,8 @@ class _Batch:
         clean = self.backbone.encode_images(as_tensor(np.stack(pictures))).float()
         if self.options.inversion == "edit-friendly":
             path = noised_path(clean, scheduler=scheduler, generators=self._generators())
-            return path[round(self.options.skip * (len(path) - 1)) :]
+            steps = len(path) - 1
+            return path[min(round(self.options.skip * steps), steps - 1) :]  # one step at least
         described = self.texts[0][slice(-len(self.plans), None)]
         with self.backbone.weights_replaced(self.weights[0]):
             return ddim_path(self.backbone, clean, described, scheduler=scheduler)

@@ -123,10 +123,11 @@ def of_subjects(regions: Sequence[Region], subjects: Sequence[str], prompts: Seq
 
     Args:
         regions: Regions of words, such as "<bear>".
-        subjects: The words of taught subjects, such as "<bear> teddy bear".
+        subjects: The words of taught subjects, such as "<bear> teddy bear"; those without words have no region.
         prompts: The prompts to draw.
     """
-    words = {subject.split()[0]: subject for subject in subjects if all(subject in prompt for prompt in prompts)}
+    named = [subject for subject in subjects if subject.strip() and all(subject in prompt for prompt in prompts)]
+    words = {subject.split()[0]: subject for subject in named}
     return [replace(region, words=words.get(region.words, region.words)) for region in regions]
 
 
