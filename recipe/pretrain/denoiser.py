@@ -10,7 +10,6 @@ resumes.
 
 import math
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,9 +52,9 @@ class DenoiserOptions:
     """What a new run begins with: the state of another run (its optimizers go on), or weights in a safetensors file
     (with `head.safetensors` in the same folder, if it is there). None begins at random."""
     pictures_before: int | None = None
-    """Pictures that `start_from` has seen, if it does not say so itself."""
+    """Pictures that the weights in `start_from` have seen, if the file does not say it."""
     pictures: int = 4_000_000
-    """Stop when so many pictures have been seen, including those before."""
+    """Stop when the model has seen this many pictures, including those before."""
     minutes: float = math.inf
     """Stop after this time of training, over all restarts."""
     decay_pictures: int = 0
@@ -151,7 +150,7 @@ def read_average(unet: nn.Module, path: Path) -> int | None:
     prefix = "unet."
     weights = {name.removeprefix(prefix): value for name, value in state["average"].items() if name.startswith(prefix)}
     unet.load_state_dict(weights)
-    seen: int | None = state["position"].get("pictures")
+    seen: int = state["position"]["pictures"]
     return seen
 
 
@@ -223,7 +222,7 @@ def _read_start(model: nn.ModuleDict, path: Path, pictures_before: int | None) -
         state: dict[str, Any] = {"model": weights, "average": weights, "optimizers": [], "position": {}}
     else:
         state = _read_state(path)
-        seen = state["position"].get("pictures", pictures_before)
+        seen = state["position"]["pictures"]
     if seen is None:
         raise OptionError(f"{path} does not say how many pictures it has seen. Give --pictures-before.")
     return state | {"position": {**state["position"], "pictures": int(seen), "seconds": 0.0}}
@@ -236,22 +235,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise OptionError(f"{path} is not the state of a run ({first_line(error)}). Give a state.pt.") from error
-    if "m" in state:
-        return _pilot_state(state)
     if not {"model", "average", "optimizers", "position"} <= state.keys():
         raise OptionError(f"{path} is not the state of a run. Give a state.pt, or a safetensors file.")
     return state
-
-
-def _pilot_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the state of the script with which the recipe was piloted; it counts steps and no pictures."""
-    head = {f"head.{name}": weight for name, weight in state["head"].items()}
-    return {
-        "model": {f"unet.{name}": weight for name, weight in state["m"].items()} | head,
-        "average": {f"unet.{name}": weight for name, weight in state["ema"].items()} | head,
-        "optimizers": state["opts"],
-        "position": {"step": state["step"]},
-    }
 
 
 if __name__ == "__main__":
