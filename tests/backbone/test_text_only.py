@@ -37,6 +37,20 @@ def test_text_is_read_as_by_the_whole_model(each: Backbone, family_folder: Path)
         torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("text_only", [False, True])
+def test_without_the_padding_the_features_up_to_the_end_are_the_same(
+    each: Backbone, family_folder: Path, text_only: bool
+) -> None:
+    backbone = Backbone.load(family_folder, text_only=True) if text_only else each
+    with torch.no_grad():
+        short, padded = (backbone.encode_text(["a dog", "a small bear", ""], padded=way) for way in (False, True))
+    length = len(backbone.tokenizer("a small bear").input_ids)
+    assert short.features.shape[1] == length < padded.features.shape[1]
+    torch.testing.assert_close(short.features, padded.features[:, :length], atol=1e-5, rtol=1e-5)
+    if padded.pooled is not None:
+        torch.testing.assert_close(short.pooled, padded.pooled, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_the_tokenizer_reads_like_transformers_own(tiny: Backbone, tiny_folder: Path, caption: str) -> None:
     ours = FileTokenizer(tiny_folder / "tokenizer")

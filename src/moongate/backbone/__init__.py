@@ -362,12 +362,17 @@ class Backbone:
         """Return the token ids of captions, padded or cut to the context of the text encoder."""
         return self.encoders[0].token_ids(captions)
 
-    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+    def encode_text(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Return the conditioning of captions; gradients reach the rows of tokens in use.
 
         The features of several text encoders are side by side, and the last one gives the pooled vector, as in SDXL.
+
+        Args:
+            captions: The captions.
+            padded: Whether the features of the padding are wanted, which the denoiser reads. Without them, which costs
+                less, the features stop at the end token of the longest caption.
         """
-        parts = [encoder.encode(captions) for encoder in self.encoders]
+        parts = [encoder.encode(captions, padded=padded) for encoder in self.encoders]
         return Conditioning(features=torch.cat([part.features for part in parts], -1), pooled=parts[-1].pooled)
 
     def encode_negative(self, prompt: str, count: int) -> Conditioning:

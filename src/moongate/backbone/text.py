@@ -218,20 +218,24 @@ class TextEncoder:
                 first = position + 1
         return words
 
-    def encode(self, captions: Sequence[str]) -> Conditioning:
+    def encode(self, captions: Sequence[str], *, padded: bool = True) -> Conditioning:
         """Return the features of captions and, if the model has a projection for it, their pooled vector.
+
+        No token reads a later one. So without the padding, the features up to the end tokens are the same.
 
         The pooled vector is taken at the end token. With a configuration as old as SDXL's, transformers takes it at the
         highest id, which is that of a new token. So plain diffusers with a textual inversion pools at the new token
         unless `text_encoder_2.config.eos_token_id` is corrected; other programs take the end token.
         """
         ids = self.token_ids(captions)
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(1)
+        if not padded:
+            ids = ids[:, : int(ends.max()) + 1]
         output = self.model(ids, output_hidden_states=self.reads_penultimate)
         features = output.hidden_states[-2] if self.reads_penultimate else output.last_hidden_state
         project = getattr(self.model, "text_projection", None)
         if project is None:
             return Conditioning(features=features)
-        ends = (ids == self.tokenizer.eos_token_id).int().argmax(1)
         rows = torch.arange(len(ids), device=ids.device)
         return Conditioning(features=features, pooled=project(output.last_hidden_state[rows, ends]))
 

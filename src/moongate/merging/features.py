@@ -105,7 +105,7 @@ def word_features(
     wanted = pieces(backbone, words)
     longer = [other for other in (pieces(backbone, other) for other in others) if len(other) > len(wanted)]
     rows = []
-    read = [caption for batch in encoded(backbone, captions) for caption in zip(*batch, strict=True)]
+    read = [caption for batch in encoded(backbone, captions, padded=False) for caption in zip(*batch, strict=True)]
     for caption, (features, ids, end) in zip(captions, read, strict=True):
         until_end = ids[: int(end)].tolist()
         of_others = {position for other in longer for position in _occurrences(until_end, other)}

@@ -46,9 +46,14 @@ def neutral_captions(further: Sequence[str] = ()) -> list[str]:
 
 @torch.no_grad()
 def encoded(
-    backbone: Backbone, captions: Sequence[str]
+    backbone: Backbone, captions: Sequence[str], *, padded: bool = True
 ) -> Iterator[tuple[Float[Tensor, "captions tokens width"], Int[Tensor, "captions tokens"], Int[Tensor, " captions"]]]:
     """Encode captions in batches.
+
+    Args:
+        backbone: The base model.
+        captions: The captions.
+        padded: Whether the features of the padding are wanted (`Backbone.encode_text`).
 
     Yields:
         For each batch, on the CPU: text features in float64, token ids, and the position of each caption's end token.
@@ -57,7 +62,7 @@ def encoded(
         batch = captions[begin : begin + ENCODE_AT_ONCE]
         ids = backbone.token_ids(batch).cpu()
         ends = (ids == backbone.tokenizer.eos_token_id).int().argmax(1)
-        yield backbone.encode_text(batch).features.cpu().double(), ids, ends
+        yield backbone.encode_text(batch, padded=padded).features.cpu().double(), ids, ends
 
 
 def held_out_features(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "features width"]:
@@ -65,7 +70,7 @@ def held_out_features(backbone: Backbone, captions: Sequence[str]) -> Float[Tens
     return torch.cat(
         [
             features[: end + 1]
-            for batch, _, ends in encoded(backbone, captions[::HELD_OUT_EVERY])
+            for batch, _, ends in encoded(backbone, captions[::HELD_OUT_EVERY], padded=False)
             for features, end in zip(batch, ends, strict=True)
         ]
     )

@@ -157,7 +157,8 @@ def measure(
         captions: All neutral captions; drift is measured on those that the cost leaves out.
         renamed: Tokens that were renamed, for the report.
     """
-    neutral = held_out_features(backbone, captions)
+    # Sums of squares need the Gram matrix alone, and the factor R of a QR decomposition has that with fewer rows.
+    neutral = torch.linalg.qr(held_out_features(backbone, captions), mode="r").R
     size = _squares(_weights(backbone, deltas), neutral)
     drift_alone = [(_squares(kept.concept.deltas.values(), neutral) / size) ** 0.5 for kept in constraints.subjects]
     empty = empty_prompt_features(backbone)
