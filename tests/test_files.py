@@ -3,11 +3,13 @@ import hashlib
 import multiprocessing
 import os
 import stat
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from moongate.errors import OptionError
 from moongate.files import (
@@ -17,6 +19,7 @@ from moongate.files import (
     exclusive,
     exists,
     file_name,
+    is_held,
     leads_out,
     locked,
     read_regular,
@@ -207,6 +210,19 @@ def test_a_folder_in_use_names_the_process_that_uses_it(tmp_path: Path) -> None:
         pass
     with exclusive(tmp_path / "run"):
         pass
+
+
+def test_looking_whether_a_folder_is_held_does_not_keep_another_from_holding_it(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with exclusive(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    looking = FileLock(tmp_path / ".lock", thread_local=False)
+    looking.acquire()
+    threading.Timer(0.05, looking.release).start()
+    with exclusive(tmp_path):
+        assert is_held(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ __all__ = [
     "file_name",
     "free_path",
     "free_stem",
+    "is_held",
     "leads_out",
     "locked",
     "read_regular",
@@ -43,6 +44,8 @@ __all__ = [
 
 NAME_BYTES = 120
 """Longest name that `file_name` gives: file systems allow 255 bytes, and callers add endings and numbers to it."""
+LOOK_S = 0.5
+"""How long `exclusive` waits for a lock, because `is_held` takes it for a moment."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -306,11 +309,12 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def try_lock(path: Path) -> FileLock | None:
-    """Take a lock without waiting. The system frees it when the process ends, however that happens.
+def try_lock(path: Path, *, wait_s: float = 0.0) -> FileLock | None:
+    """Take a lock if it is free. The system frees it when the process ends, however that happens.
 
     Args:
         path: The lock file; its folder is created if there is none.
+        wait_s: How long to wait until it is free.
 
     Returns:
         The lock, to be released with `release()`; None while another process holds it.
@@ -321,7 +325,7 @@ def try_lock(path: Path) -> FileLock | None:
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         return None
     except OSError as error:
@@ -339,7 +343,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         OptionError: Another process holds the folder (the message names it), or the lock cannot be created.
     """
-    lock, holder = try_lock(folder / ".lock"), folder / ".lock-holder"
+    lock, holder = try_lock(folder / ".lock", wait_s=LOOK_S), folder / ".lock-holder"
     if lock is None:
         name = "another process"
         with contextlib.suppress(OSError):
@@ -353,3 +357,13 @@ def exclusive(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds a folder by `exclusive`; nothing is written into a folder that none ever held."""
+    if not (folder / ".lock").exists():
+        return False
+    if (lock := try_lock(folder / ".lock")) is None:
+        return True
+    lock.release()
+    return False

@@ -43,7 +43,7 @@ class Measure:
         from moongate.data.pictures import read_picture
         from moongate.evaluation.benchmark import DEFAULT_FEATURES
         from moongate.evaluation.networks import check_network, load_network
-        from moongate.files import check_folder
+        from moongate.files import check_folder, is_held
         from moongate.run_page.measures import when_to_stop
         from moongate.run_page.measuring import kept_concepts, measure
         from moongate.run_records import read_config
@@ -62,7 +62,7 @@ class Measure:
         network = load_network(name, device=str(backbone.device))
         measures = list[Any]()
         while True:
-            is_running = self.follow and _is_held(self.run)
+            is_running = self.follow and is_held(self.run)
             if kept_concepts(self.run):
                 measures = measure(
                     *(backbone, self.run, photos, network),
@@ -81,16 +81,6 @@ class Measure:
         print_table(console, ["step", "image alignment", "drift"], rows)
         say(console, stop_said(stop))
         return {"run": str(self.run), "stop": stop, "measures": [asdict(each) for each in measures]}
-
-
-def _is_held(run: Path) -> bool:
-    """Return whether a training holds its folder."""
-    from moongate.files import try_lock
-
-    if (lock := try_lock(run / ".lock")) is None:
-        return True
-    lock.release()
-    return False
 
 
 def _text(measured: "Measured") -> str:

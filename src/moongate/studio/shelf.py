@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from moongate.errors import MoongateError, OptionError
-from moongate.files import file_name, free_path, try_lock, write_atomically
+from moongate.files import file_name, free_path, is_held, write_atomically
 from moongate.run_page import Album
 from moongate.studio.pictures import pictures
 from moongate.studio.places import CONCEPT, Places
@@ -177,11 +177,8 @@ def _own(places: Places, file: Path) -> Path:
     found = places.inside(file, to_write=True)
     if found.suffix != CONCEPT or not found.is_file() or found.is_relative_to(places.trash):
         raise OptionError(f"{found.name} is not a concept file, or it has been moved.")
-    if run_of(found).is_dir():
-        lock = try_lock(run_of(found) / ".lock")
-        if lock is None:
-            raise OptionError(f"{found.stem} is being trained. Wait until it has finished, or cancel the training.")
-        lock.release()
+    if is_held(run_of(found)):
+        raise OptionError(f"{found.stem} is being trained. Wait until it has finished, or cancel the training.")
     return found
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from moongate.errors import OptionError
+from moongate.files import is_held
 from moongate.fleet import Queue
 from moongate.run_page import Album, Drawn, duration
 from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
@@ -82,23 +83,11 @@ def _seen(run: Path) -> Seen:
     return Seen(
         words=words_of(read_config(run)),
         progress=read_progress(run),
-        is_running=_is_held(run),
+        is_running=is_held(run),
         lines=read_steps(run),
         drawn=album.drawn(),
         measures=read_measures(run),
     )
-
-
-def _is_held(run: Path) -> bool:
-    """Return whether a training holds the folder; nothing is written into folders that are only watched."""
-    from moongate.files import try_lock
-
-    if not (run / ".lock").exists():
-        return False
-    if (lock := try_lock(run / ".lock")) is None:
-        return True
-    lock.release()
-    return False
 
 
 def _show(studio: Studio, run: Path, seen: Seen) -> None:
@@ -211,7 +200,7 @@ async def _measure(studio: Studio, run: Path, folder: str, button: ui.button) ->
         place = studio.places.inside(folder)
         if not folder or not place.is_dir():
             raise OptionError(f"There is no folder {folder!r} of photos. Check the path.")
-        if not any((run / CONCEPTS).glob("*.safetensors")) and not _is_held(run):
+        if not any((run / CONCEPTS).glob("*.safetensors")) and not is_held(run):
             raise OptionError(f"{run.name} has kept no concept to measure. Train with --save-every.")
         studio.places.inside(run, to_write=True)
         command = _command(studio, run, str(place))
