@@ -225,7 +225,7 @@ def test_a_caption_that_is_cut_before_its_token_is_refused_before_any_work(
 
 @pytest.mark.usefixtures("no_work")
 def test_words_that_captions_lose_and_unknown_tokens_in_them_are_said(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
     subject, still = make_subject(), METHODS["custom-diffusion-without-augmentation"]
     longer = replace(subject, captions=(f"{FITTING} in drawing", FITTING, FITTING))
@@ -237,6 +237,9 @@ def test_words_that_captions_lose_and_unknown_tokens_in_them_are_said(
     other = replace(subject, captions=("a <bear> bear on a <cat>",) * 3)
     with pytest.warns(MoongateWarning, match="'<cat>' in the caption 'a <bear> bear on a <cat>' is not a trained"):
         Plan.of(tiny, [other], [prior], still)
+    judging = TrainOptions(save_every=1, run_folder=tmp_path / "run")
+    with pytest.warns(MoongateWarning, match="'<cat>' in the caption 'a <bear> bear on a <cat>' is not a trained"):
+        Plan.of(tiny, [subject], [prior], still, options=judging, held_out=[other])
 
 
 @pytest.mark.usefixtures("no_work")

@@ -91,14 +91,16 @@ def test_the_best_step_becomes_the_result_when_asked(
     options = {"keep_best": True, "save_every": 1}
     run(tiny, make_subject(), prior, tmp_path, others, steps=2, **options)
     best, _ = run(tiny, make_subject(), prior, tmp_path, others, steps=4, resume=True, **options)
-    assert best_step(tmp_path / "log.jsonl") == 2, "the first of equals"
+    assert best_step(tmp_path) == 2, "the first of equals"
     assert best.hash == Concept.load(kept_file(tmp_path, 2)).hash
     assert (best.record["steps"], best.record["held_out_loss"]) == (2, 0.1)
+    kept_file(tmp_path, 2).unlink()
+    assert best_step(tmp_path) == 4, "the best of those that are still there"
 
 
 def test_a_log_without_scores_has_no_best_step(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"index": 1, "loss": 1.0}\n{"index": 2, "held_out_loss": null}\n')
-    assert best_step(tmp_path / "log.jsonl") is None
+    assert best_step(tmp_path) is None
 
 
 def test_a_run_that_replaces_another_removes_its_kept_concepts(

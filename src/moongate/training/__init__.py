@@ -22,7 +22,6 @@ from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
-from moongate.run_records import LOG
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.neutral_decay import NeutralDecay
@@ -156,7 +155,7 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
 
         # Concept.
         ranks.wait()  # until the first one has written the log
-        best = best_step(options.run_folder / LOG) if options.keep_best and options.run_folder else None
+        best = best_step(options.run_folder) if options.keep_best and options.run_folder else None
         if best and options.run_folder:
             return Concept.load(kept_file(options.run_folder, best))
         return _concept(plan, moving, plan.steps)

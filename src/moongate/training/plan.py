@@ -196,16 +196,16 @@ class Plan:
         first_rows = _first_rows(backbone, subjects, method, options, rare_token := _rare_token(options, start_from))
         if regularization is not None:
             _check_regularization(subjects, regularization, method)
-        worded = tuple(_worded(subject, method) for subject in subjects)
+        worded, judges = (tuple(_worded(subject, method) for subject in some) for some in (subjects, held_out))
         with backbone.tokens({**(start_from.tokens if start_from else {}), **first_rows}):
-            _check_captions(backbone, worded, regularization or (), method)
+            _check_captions(backbone, (*worded, *judges), regularization or (), method)
         targets_per_step = options.batch or method.targets_per_step
         plan = cls(
             backbone=backbone,
             subjects=worded,
             regularization=tuple(regularization or ()),
             method=method,
-            held_out=tuple(_worded(subject, method) for subject in held_out),
+            held_out=judges,
             start_from=start_from,
             options=options,
             first_rows=first_rows,

@@ -13,7 +13,7 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.data import Subject, augment, square
-from moongate.run_records import CONCEPTS
+from moongate.run_records import CONCEPTS, LOG
 from moongate.training.runs import seeded
 
 __all__ = ["Judge", "best_step", "kept_file", "scores"]
@@ -68,9 +68,12 @@ def kept_file(run_folder: Path, step: int) -> Path:
     return run_folder / CONCEPTS / f"{step:06d}.safetensors"
 
 
-def best_step(log: Path) -> int | None:
-    """Return the step with the lowest held-out loss in a run's log, the first of equals; None if there is no score."""
-    found = scores(log)
+def best_step(run_folder: Path) -> int | None:
+    """Return the step with the lowest held-out loss of those whose concepts are still kept, the first of equals.
+
+    None if there is no score.
+    """
+    found = {step: loss for step, loss in scores(run_folder / LOG).items() if kept_file(run_folder, step).exists()}
     return min(found, key=lambda step: (found[step], step), default=None)
 
 
