@@ -24,7 +24,7 @@ class Speed:
         self, pictures_per_step: int, device: torch.device, dtype: torch.dtype, *, counts: bool | None = None
     ) -> None:
         self._pictures_per_step = pictures_per_step
-        self._began = time.monotonic()
+        self._began = time.perf_counter()
         self._steps = 0
         self._operations = 0
         self._counts = device.type == "cuda" if counts is None else counts
@@ -41,7 +41,7 @@ class Speed:
             yield
         self._steps += 1
         if self._steps == 1:
-            self._first_s, self._began = time.monotonic() - self._began, time.monotonic()
+            self._first_s, self._began = time.perf_counter() - self._began, time.perf_counter()
 
     @property
     def pictures_per_second(self) -> float:
@@ -57,7 +57,7 @@ class Speed:
     def _steps_per_second(self) -> float:
         if self._steps == 1:
             return 1 / self._first_s
-        return (self._steps - 1) / (time.monotonic() - self._began)
+        return (self._steps - 1) / (time.perf_counter() - self._began)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.5) -> float:
