@@ -42,6 +42,20 @@ def test_the_oldest_job_is_claimed_first_and_each_once(queue: Queue) -> None:
     assert (done.done, done.total, done.result) == (1, 4, {"concept": "first.safetensors"})
 
 
+def test_a_claim_that_cannot_be_written_leaves_the_job_to_others(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_queue: Queue, _status: Status) -> None:
+        raise OptionError("No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "write", full)
+        with pytest.raises(OptionError, match="No space left"):
+            queue.claim({"first"}, worker="a")
+    assert queue.is_abandoned("first")
+    claim = queue.claim({"first"}, worker="b")
+    assert claim
+    claim.lock.release()
+
+
 def test_only_the_jobs_that_are_named_are_claimed(queue: Queue) -> None:
     claim = queue.claim({"second", "other"}, worker="a")
     assert claim is not None

@@ -153,8 +153,10 @@ class Queue:
                 try:
                     self.move(name, state, "running")
                     return Claim(queue=self, lock=lock, name=name, worker=worker)
-                except FileNotFoundError:  # another worker was faster
+                except BaseException as error:  # the lock would be held as long as this process lives
                     lock.release()
+                    if not isinstance(error, FileNotFoundError):  # which says that another worker was faster
+                        raise
         return None
 
     def is_abandoned(self, name: str) -> bool:
