@@ -34,6 +34,16 @@ def test_answers_are_read_as_they_were_given(tmp_path: Path) -> None:
     assert [one.preferred for one in given] == ["ours", None, "ours"]
 
 
+def test_ends_of_lines_in_the_name_of_a_method_cost_no_answer(tmp_path: Path) -> None:
+    plain = bare_study()
+    pictures = tuple(replace(item, pictures={"our\u2028s": "a.png", "their\x85s": "b.png"}) for item in plain.items)
+    study = replace(plain, methods=("our\u2028s", "their\x85s"), items=pictures)
+    given = [Answer.now("anna", trial, "left") for trial in study.trials("anna")]
+    for one in given:
+        answer(tmp_path, study, one)
+    assert read_answers(tmp_path, study) == given
+
+
 def test_a_rater_may_change_an_answer(tmp_path: Path) -> None:
     study = bare_study()
     trial = study.trials("anna")[0]

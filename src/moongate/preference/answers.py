@@ -57,11 +57,13 @@ def read_answers(folder: Path, study: Study) -> list[Answer]:
     if not path.exists():
         return []
     try:
-        lines = path.read_bytes().decode(errors="replace").splitlines()
+        lines = path.read_bytes().decode(errors="replace").split("\n")  # other ends of lines may be in a name
     except OSError as error:
         raise OptionError(f"{path} cannot be read ({error.strerror}). Check that you may read it.") from error
     found: list[Answer] = []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue  # behind the last end of a line
         try:
             facts = parse_json(line)
             if facts.pop("study") != study.id:
