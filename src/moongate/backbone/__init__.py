@@ -366,11 +366,7 @@ class Backbone:
         """Return the conditioning of captions; gradients reach the rows of tokens in use.
 
         The features of several text encoders are side by side, and the last one gives the pooled vector, as in SDXL.
-
-        Args:
-            captions: The captions.
-            padded: Whether the features of the padding are wanted, which the denoiser reads. Without them, which costs
-                less, the features stop at the end token of the longest caption.
+        Without the padding, which only the denoiser reads, they stop at the end token of the longest caption.
         """
         parts = [encoder.encode(captions, padded=padded) for encoder in self.encoders]
         return Conditioning(features=torch.cat([part.features for part in parts], -1), pooled=parts[-1].pooled)
