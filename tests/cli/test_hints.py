@@ -31,3 +31,25 @@ def test_an_option_of_another_program_is_answered_with_its_name_here(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["generate", "a dog", "--prompts-file", "a", "--prompts-file=b"], "--prompts-file"),
+        (["train", "photos", "--lr_per_picture", "1e-5", "--lr-per-picture", "1e-6"], "--lr-per-picture"),
+        (["demo", "--seed", "1", "--seed", "2"], "--seed"),
+        (["tokens", "suggest", "a", "--occurrences", "1", "2", "--occurrences", "1", "3"], "--occurrences"),
+    ],
+)
+def test_an_option_of_one_value_is_not_given_twice(
+    words: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{name} is given 2 times, but counts once." in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("twice", [["--concept", "a", "--concept", "b"], ["--overwrite", "--overwrite"]])
+def test_options_that_collect_values_and_flags_may_be_given_twice(
+    twice: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "steps is 0" in fails(capsys, "generate", "a dog", "--steps", "0", *twice)

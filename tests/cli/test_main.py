@@ -110,7 +110,7 @@ def test_two_word_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         (["retrieve", "photo of a dog"], "There is no command 'retrieve photo of a dog'. Known: index, search."),
         (["demo", "copmose"], "There is no command 'demo copmose'. Did you mean 'compose'?"),
         (["train", "--setps", "3"], "Perhaps you meant: --steps INT"),
-        (["train", "--steps", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["train", "--steps", "many"], "--steps: 'many' is no whole number."),
         (["compress", "bear.safetensors"], "Missing from moongate compress: --out PATH"),
     ],
 )
@@ -291,3 +291,12 @@ def test_a_single_file_with_its_configuration_goes_through_the_commands(
     run(train.but(steps=1, batch=1, out=out, **loading))
     run(command("generate", "a <bear> bear", concept=out, count=1, steps=1, out=drawn, **loading))
     assert (drawn / "a-bear-bear-0.png").is_file()
+
+
+@pytest.mark.parametrize("form", [["--out", "~/a.bin"], ["--out=~/a.bin"]])
+def test_the_tilde_is_the_home_folder_also_where_the_shell_leaves_it(
+    form: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert f"--out is {tmp_path / 'a.bin'}" in fails(capsys, "train", "photos", "--category", "dog", *form)

@@ -80,3 +80,23 @@ def test_photos_beside_which_nothing_can_be_made_are_refused_before_a_model_is_l
 def test_a_threshold_of_masks_is_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "masks", "nowhere", "--category", "bear", "--threshold", "3", "--model", "nowhere-either")
     assert "The threshold is 3.0; it must be between 0 and 1" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "photos", "--steps", "1e3"], "--steps: '1e3' is no whole number. Write it with digits alone"),
+        (["generate", "dog", "--count", "1.5"], "--count: '1.5' is no whole number."),
+        (["generate", "dog", "--guidance", "much"], "--guidance: 'much' is no number. Write it as 0.5 or 1e-5."),
+        (["compress", "a", "--out", "b", "--energy", "60%"], "--energy: '60%' is no number."),
+        (["generate", "dog", "--out", ""], "--out: it is empty. Give a value, or leave the option out"),
+        (["generate", "dog", "--model", " "], "--model: it is empty."),
+        (["generate", "dog", "--concept", ""], "The name of a concept file is empty."),
+        (["info", ""], "FILE: it is empty."),
+        (["retrieve", "index", "", "--out", "a"], "SOURCE: it is empty."),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named_with_the_option_and_what_to_write(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, *words).replace("\u2502 ", "")

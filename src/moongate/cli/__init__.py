@@ -9,9 +9,11 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import tyro
@@ -34,6 +36,7 @@ from moongate.cli.judge import JudgeAdd, JudgeMake, JudgeResults
 from moongate.cli.masks import Masks
 from moongate.cli.measure import Measure
 from moongate.cli.merge import Merge
+from moongate.cli.options import READERS
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.studio import Studio
 from moongate.cli.terminal import say
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after `moongate`; those of the process when None.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     with _errors_printed():
         if words == ["--version"]:
             print(f"moongate {__version__}")
@@ -134,6 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(report))
 
 
+def _at_home(word: str) -> str:
+    """Return a word with the home folder for its tilde, which shells leave behind an equals sign and in quotes."""
+    found = re.fullmatch(r"(--[\w-]+=)?(~(?:[/\\].*)?)", word, re.DOTALL)
+    return f"{found[1] or ''}{Path(found[2]).expanduser()}" if found else word
+
+
 def _parsed(words: Sequence[str]) -> Any:
     """Return the command with its options. Only the parser of the command that is named is built, which is quick."""
     config = (
@@ -143,11 +152,11 @@ def _parsed(words: Sequence[str]) -> Any:
     )
     command = COMMANDS.get(words[0]) if words else None
     if command is None:
-        return _app().cli(prog="moongate", description=DESCRIPTION, args=words, config=config)
+        return _app().cli(prog="moongate", description=DESCRIPTION, args=words, config=config, registry=READERS)
     prog, args = f"moongate {words[0]}", words[1:]
     if isinstance(command, Mapping):
-        return _group(words[0]).cli(prog=prog, description=GROUPS[words[0]], args=args, config=config)
-    return tyro.cli(command, prog=prog, args=args, config=config)
+        return _group(words[0]).cli(prog=prog, description=GROUPS[words[0]], args=args, config=config, registry=READERS)
+    return tyro.cli(command, prog=prog, args=args, config=config, registry=READERS)
 
 
 def _app() -> SubcommandApp:
@@ -169,7 +178,7 @@ def _group(name: str) -> SubcommandApp:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Raise OptionError for a word that names no command, is an option of another program, or is not UTF-8."""
+    """Raise OptionError for a word that names no command, is not UTF-8, or is an option of another program or twice."""
     for word in words:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
             raise OptionError(f"The argument {word!r} is not text in UTF-8. Type it again, or rename the file.")
@@ -179,7 +188,7 @@ def _check_words(words: Sequence[str]) -> None:
         if word.startswith("-"):
             break
         if word not in known:
-            similar = difflib.get_close_matches(word, known, n=1)
+            similar = difflib.get_close_matches(word.lower(), known, n=1)
             meant = f"Did you mean {similar[0]!r}?" if similar else f"Known: {', '.join(known)}."
             raise OptionError(f"There is no command {' '.join(words[: position + 1])!r}. {meant}")
         command = known[word]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, OptionalPath, OptionalStr, Output, OutputOptions
+from moongate.cli.options import Flag, Name, OptionalPath, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import print_table, say
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ class Captions:
     """Name the color of the subject too. What a caption says, the new word does not learn."""
     captioner: OptionalPath = None
     """Folder of a BLIP model of transformers (BlipForConditionalGeneration), which then writes the captions."""
-    model: str = "pocket"
+    model: Name = "pocket"
     """Where place, style and color are looked up: pocket, or another CLIP model.
     A model without an image tower gives all photos one caption."""
-    device: str = "cpu"
+    device: Name = "cpu"
     """Device to compute on, such as cpu or cuda."""
     overwrite: Flag = False
     """Replace existing text files."""

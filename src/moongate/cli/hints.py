@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import tyro
+
 from moongate.errors import OptionError
 
 __all__ = ["OTHER_NAMES", "check_options", "option_names"]
@@ -81,19 +83,23 @@ _INSTEAD = {name: text for names, text in _EXPLAINED.items() for name in names.s
 
 
 def check_options(command: Any, words: Sequence[str]) -> None:
-    """Check the options of a command line for names of other programs; unknown names are left to the parser.
+    """Check the options of a command line for names of other programs, and for one that is given twice.
+
+    Unknown names are left to the parser.
 
     Args:
         command: The class of options.
         words: The words after `moongate`.
 
     Raises:
-        OptionError: It says what the option is called here.
+        OptionError: It says what the option is called here, or that it is given twice.
     """
-    known = set(option_names(command))
-    for word in words:
-        name = word.partition("=")[0].lstrip("-").replace("_", "-")
-        if not word.startswith("--") or name in known:
+    known = {option.name.replace("_", "-"): option for option in _options(command)}
+    given = [word.partition("=")[0].lstrip("-").replace("_", "-") for word in words if word.startswith("--")]
+    for name in given:
+        if name in known:
+            if given.count(name) > 1 and not _may_repeat(known[name]):
+                raise OptionError(f"--{name} is given {given.count(name)} times, but counts once. Leave one.")
             continue
         if name in _INSTEAD:
             raise OptionError(f"There is no option --{name}. {_INSTEAD[name]}")
@@ -104,8 +110,18 @@ def check_options(command: Any, words: Sequence[str]) -> None:
 
 def option_names(command: Any) -> Iterator[str]:
     """Return the names of a command's options, without their hyphens."""
+    return (option.name.replace("_", "-") for option in _options(command))
+
+
+def _options(command: Any) -> Iterator[dataclasses.Field[Any]]:
     for option in dataclasses.fields(command):
         if dataclasses.is_dataclass(option.default_factory):
-            yield from option_names(option.default_factory)
+            yield from _options(option.default_factory)
         else:
-            yield option.name.replace("_", "-")
+            yield option
+
+
+def _may_repeat(option: dataclasses.Field[Any]) -> bool:
+    """Return whether an option may be given several times: it collects its values, or has none that could differ."""
+    is_flag, marks = option.default is False, getattr(option.type, "__metadata__", ())
+    return is_flag or tyro.conf.UseAppendAction in marks

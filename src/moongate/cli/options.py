@@ -7,14 +7,14 @@ Each shared option and its help text stand here once. A command takes a group as
 import math
 import os
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from moongate.cli.terminal import say
 from moongate.errors import BaseMismatchError, OptionError
@@ -35,6 +35,7 @@ __all__ = [
     "LoadingOptions",
     "Model",
     "ModelOptions",
+    "Name",
     "OptionalFloat",
     "OptionalInt",
     "OptionalPath",
@@ -42,6 +43,7 @@ __all__ = [
     "Output",
     "OutputOptions",
     "Paths",
+    "READERS",
     "Texts",
     "WITHOUT_DEFAULT",
     "cache_folder",
@@ -63,21 +65,62 @@ CONCEPT, OTHER_WEIGHTS = ".safetensors", (".ckpt", ".pt", ".pth", ".bin", ".safe
 _T = TypeVar("_T")
 
 
-def _optional(read: type[_T], metavar: str) -> PrimitiveConstructorSpec[_T | None]:
-    """Return how an option that may be missing is read: as its type alone, so that help and errors omit "None"."""
+def _given(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty. Give a value, or leave the option out; a variable that is not set is empty too.")
+    return text
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no whole number. Write it with digits alone, such as 250.") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no number. Write it as 0.5 or 1e-5.") from error
+
+
+def _path(text: str) -> Path:
+    return Path(_given(text))
+
+
+_READ: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    int: (_whole, "INT"),
+    float: (_number, "FLOAT"),
+    Path: (_path, "PATH"),
+}
+"""How values are read whose type alone would end in an error of Python, or read nothing as the current folder."""
+READERS = ConstructorRegistry()
+"""Tells the parser how values of these types are read."""
+
+
+@READERS.primitive_rule
+def _rule(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    return _value(*_READ[kind.type]) if kind.type in _READ else None
+
+
+def _value(read: Callable[[str], _T], metavar: str) -> PrimitiveConstructorSpec[_T]:
+    """Return how an option with one value is read; one that may be missing is shown without "None"."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),  # type: ignore[call-arg]
-        is_instance=lambda value: value is None or isinstance(value, read),
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda _: True,
         str_from_instance=lambda value: [str(value)],
     )
 
 
-OptionalStr = Annotated[str | None, _optional(str, "STR"), WITHOUT_DEFAULT]
-OptionalInt = Annotated[int | None, _optional(int, "INT"), WITHOUT_DEFAULT]
-OptionalFloat = Annotated[float | None, _optional(float, "FLOAT"), WITHOUT_DEFAULT]
-OptionalPath = Annotated[Path | None, _optional(Path, "PATH"), WITHOUT_DEFAULT]
+OptionalStr = Annotated[str | None, _value(_given, "STR"), WITHOUT_DEFAULT]
+OptionalInt = Annotated[int | None, _value(_whole, "INT"), WITHOUT_DEFAULT]
+OptionalFloat = Annotated[float | None, _value(_number, "FLOAT"), WITHOUT_DEFAULT]
+OptionalPath = Annotated[Path | None, _value(_path, "PATH"), WITHOUT_DEFAULT]
+Name = Annotated[str, _value(_given, "STR")]
+"""A path, or the name of something that is not on this machine."""
 Flag = Annotated[bool, WITHOUT_DEFAULT]
 Texts = Annotated[
     tuple[tuple[str, ...], ...],
@@ -305,6 +348,8 @@ def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) 
 
 def split_strength(text: str) -> tuple[Path, float]:
     """Read FILE or FILE:STRENGTH. Raises OptionError for a strength that is not a finite number."""
+    if not text.strip():
+        raise OptionError("The name of a concept file is empty. Give a file; a variable that is not set is empty too.")
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return Path(text), 1.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Flag, Model, ModelOptions, OptionalFloat, OptionalStr, Output, OutputOptions
+from moongate.cli.options import Flag, Model, ModelOptions, Name, OptionalFloat, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import progress_bar, say, say_notes
 from moongate.errors import BackboneError, OptionError
 from moongate.pocket import POOL
@@ -25,10 +25,10 @@ __all__ = ["RetrieveIndex", "RetrieveSearch"]
 class RetrieveIndex:
     """Index captioned pictures, so that they can be searched."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[Name, tyro.conf.Positional]
     """Captioned pictures: a folder, one metadata.jsonl, metadata.csv, .tar or .parquet file, or a data set of the hub.
     A folder holds such files, at any depth, or pictures that each have a .txt file next to them."""
-    out: str
+    out: Name
     """Folder of the collection, or an address in object storage such as s3://bucket/collection.
     An index that was interrupted there is continued."""
     encoder: OptionalStr = None
@@ -67,7 +67,7 @@ class RetrieveSearch:
 
     query: Annotated[str, tyro.conf.Positional]
     """What the captions should say, such as "photo of a teddy bear"."""
-    source: Annotated[str, tyro.conf.arg(name="from")] = POOL
+    source: Annotated[Name, tyro.conf.arg(name="from")] = POOL
     """Collection made by `moongate retrieve index`, or pool: the pictures that come with pocket."""
     out: Path
     """Folder for the pictures, metadata.jsonl and retrieval.json; `moongate train --regularization` takes it."""

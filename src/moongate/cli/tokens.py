@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import Model, ModelOptions, Output, OutputOptions
+from moongate.cli.options import Model, ModelOptions, Name, Output, OutputOptions
 from moongate.cli.terminal import print_table, say, say_notes
 from moongate.errors import OptionError
 
@@ -17,7 +17,7 @@ __all__ = ["TokensSuggest"]
 class TokensSuggest:
     """List rare tokens of a model, from which new words can start."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[Name, tyro.conf.Positional]
     """Captions to count in: any source of `moongate retrieve index`, or a .txt file with one caption per line."""
     occurrences: tuple[int, int] = (5, 10)
     """Minimum and maximum number of occurrences of a token (paper, App. D)."""
