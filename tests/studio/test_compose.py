@@ -9,6 +9,7 @@ from nicegui.testing import User
 from making import invented
 from moongate.backbone import Backbone
 from moongate.concept import Concept
+from moongate.studio.commands import Command
 from moongate.studio.composition import Composition
 from moongate.studio.drafts import Draft
 from moongate.studio.pictures import pictures
@@ -162,6 +163,23 @@ def test_regions_are_typed_and_drawn(
 
     visit(look)
     assert Composition.read(studio.places).regions == {}
+
+
+def test_drawings_that_wait_for_one_another_take_a_folder_each(
+    studio: Studio, files: list[Path], visit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_nothing(studio, monkeypatch)
+    started: list[Command] = []
+    monkeypatch.setattr(studio.commands, "start", lambda command, **_: started.append(command))
+
+    async def look(user: User) -> None:
+        await choose_both(user)
+        for number in (1, 2):
+            user.find(marker="draw").click()
+            await until(lambda number=number: len(started) == number)
+
+    visit(look)
+    assert len({command.words[-1] for command in started}) == 2
 
 
 def answer_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,9 +90,11 @@ def test_a_picture_is_drawn_again_with_the_concept_of_its_hash(
         user.find(marker="look-snow-2").click()
         await user.should_see("moongate generate", retries=100)
         user.find(marker="redraw").click()
+        user.find(marker="redraw").click()
 
     visit(look)
-    (command,) = started
+    command, again = started
+    assert command.words[-1] != again.words[-1], "each draws into a folder of its own, also while the first one waits"
     assert f"--concept {studio.places.concepts / 'renamed-since.safetensors'}" in command.line
     assert "--seed 2" in command.line
     assert str(studio.places.gallery / "again-") in command.line

@@ -284,6 +284,7 @@ class _Compose:
             folder, found = self.known.drawing(self.words, self.studio.places)
             if "joint" in found and not self.known.joint_file(self.studio.places).exists():
                 raise OptionError("The joint concept is not taught yet. Teach it first, or leave it out.")
+            folder.mkdir(parents=True)  # or the next drawing would take it, if this one still waits for its turn
             for way, command in found.items():
                 self.studio.commands.start(command, name=f"draw-{folder.name}-{way}", takes_turns=True)
             self._change(replace(self.known, drawn=folder.name))

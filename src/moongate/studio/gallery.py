@@ -1,5 +1,6 @@
 """The page Gallery: what was drawn; filter, compare two, draw again, edit by words, download."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,8 @@ class _Gallery:
             notice(str(error), level="fair")
             return
         command_line(command)
-        ui.button("Draw again", on_click=lambda: self._start(command, f"redraw-{each.seed}")).mark("redraw")
+        again = partial(self._start, partial(self._redrawing, each), f"redraw-{each.seed}")
+        ui.button("Draw again", on_click=again).mark("redraw")
 
     def _offer_editing(self, each: Picture) -> None:
         heading("Edit it by its prompt", level=3)
@@ -181,10 +183,7 @@ class _Gallery:
 
         command_line(command)
 
-        def edit() -> None:
-            with errors_shown():
-                self._start(self._editing(each, target.value or ""), f"edit-{each.seed}")
-
+        edit = partial(self._start, lambda: self._editing(each, target.value or ""), f"edit-{each.seed}")
         ui.button("Edit", on_click=edit).mark("edit")
 
     def _redrawing(self, each: Picture) -> Command:
@@ -207,7 +206,9 @@ class _Gallery:
             )
         return [Chosen(file=known[used.hash], strength=used.strength) for used in each.concepts]
 
-    def _start(self, command: Command, name: str) -> None:
+    def _start(self, made: Callable[[], Command], name: str) -> None:
         with errors_shown():
+            command = made()  # now, so that it draws into a folder that is still free
+            Path(command.words[-1]).mkdir(parents=True)
             self.studio.commands.start(command, name=name, takes_turns=True)
             ui.notify("It is being drawn, and will appear at the top.")
