@@ -57,6 +57,17 @@ def test_there_are_photos_to_teach_and_pictures_in_the_gallery(places: Places) -
     assert len(list(places.gallery.glob("*.png"))) >= 4
 
 
+def test_a_demo_that_was_stopped_while_it_was_unpacked_is_completed(places: Places) -> None:
+    (draft,) = drafts(places.photos)
+    before = [photo.file for photo in draft.photos()]
+    before[-1].unlink()
+    (draft.folder / "draft.json").unlink()
+    fill(places)
+    assert [each.name for each in drafts(places.photos)] == ["penguin"]
+    assert [photo.file for photo in draft.photos()] == before
+    assert draft.settings.category == "penguin"
+
+
 def test_what_was_changed_in_a_demo_stays(places: Places) -> None:
     (draft,) = drafts(places.photos)
     draft.choose(token="<mine>")

@@ -145,6 +145,20 @@ def test_a_photo_that_judges_is_not_taught_and_a_removed_one_is_in_the_trash(
     visit(look)
 
 
+def test_a_photo_that_judges_replaces_none_of_its_name(draft: Draft) -> None:
+    for place, content in ((draft.teach, b"taught"), (draft.held_out, b"judging")):
+        place.mkdir(exist_ok=True)
+        (place / "same.png").write_bytes(content)
+        (place / "same.txt").write_bytes(content)
+        (place / "same.mask.png").write_bytes(content)
+    draft.hold_out(draft.teach / "same.png", is_held_out=True)
+    for name, content in (("same", b"judging"), ("same-2", b"taught")):
+        for ending in (".png", ".txt", ".mask.png"):
+            assert (draft.held_out / f"{name}{ending}").read_bytes() == content
+    draft.hold_out(draft.held_out / "same.png", is_held_out=True)
+    assert (draft.held_out / "same.png").exists(), "it is there already"
+
+
 def test_the_page_says_what_it_would_run_and_queues_it_once(
     studio: Studio, draft: Draft, visit: Callable[..., None]
 ) -> None:

@@ -12,7 +12,7 @@ from moongate.files import write_atomically
 from moongate.pocket import example, taught_folder
 from moongate.run_page import Album, Drawn
 from moongate.run_records import LOG
-from moongate.studio.drafts import Draft, Settings
+from moongate.studio.drafts import Draft, Settings, drafts
 from moongate.studio.places import CONCEPT, Places
 
 __all__ = ["RUN", "fill"]
@@ -38,7 +38,7 @@ def fill(places: Places) -> None:
         _unpack(places.gallery / drawn.name, drawn.read_bytes())
     if not (places.concepts / f"{RUN}.run" / LOG).exists():
         _unpack_run(source / "run", places.concepts / f"{RUN}.run")
-    if not (places.photos / RUN).exists():
+    if not any(draft.name == RUN for draft in drafts(places.photos)):
         _bring_photos(places)
 
 
@@ -61,8 +61,8 @@ def _unpack_run(source: Path, run: Path) -> None:
 
 
 def _bring_photos(places: Places) -> None:
-    chosen = example(EXAMPLE)
-    draft = Draft.create(places.photos, RUN)
+    """Write a draft; its settings come last, because they are what makes the folder a draft."""
+    chosen, draft = example(EXAMPLE), Draft(folder=places.photos / RUN)
     for place, folder, count in ((draft.teach, chosen.training, None), (draft.held_out, chosen.evaluation, JUDGES)):
         for photo in sorted(folder.glob("*.webp"))[:count]:
             name = photo.stem if count is None else f"judge-{photo.stem}"

@@ -169,11 +169,17 @@ class Draft:
             file.unlink(missing_ok=True)
 
     def hold_out(self, photo: Path, *, is_held_out: bool) -> None:
-        """Let a photo judge what was learned, or be learned from; its caption and mask go with it."""
+        """Let a photo judge what was learned, or be learned from; its caption and mask go with it.
+
+        Where there is another photo of its name, as somebody may have copied one there, it gets a free one.
+        """
         place = self.held_out if is_held_out else self.teach
+        if photo.parent == place:
+            return
         place.mkdir(exist_ok=True)
+        stem = free_stem(photo.stem, {each.file.stem for each in self.photos() if each.is_held_out == is_held_out})
         for file in _with_companions(photo):
-            file.rename(place / file.name)
+            file.rename(place / f"{stem}{file.name.removeprefix(photo.stem)}")
 
     def remove(self, photo: Path, trash: Path) -> None:
         """Move a photo with its caption and mask to the trash."""

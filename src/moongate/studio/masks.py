@@ -1,5 +1,6 @@
 """Masks of photos: drawn with a brush, or loaded. White is what is learned, as in `photo.mask.png`."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,7 @@ class _Brush:
 
     async def keep(self) -> None:
         async with busy(self.save):
-            drawn = self.studio.places.previews / f".{self.photo.file.stem}.mask.png"
+            drawn = self._arriving()
             write_atomically(drawn, png_bytes(painted(self.strokes, self.size_px)))
             await self._take(drawn)
 
@@ -144,7 +145,7 @@ class _Brush:
         async with busy(self.save):
             if event.file.size() > MAX_DOWNLOAD_BYTES:
                 raise PictureError(f"{event.file.name} has more than {MAX_DOWNLOAD_BYTES // 10**6} MB. Shrink it.")
-            loaded = self.studio.places.previews / f".{self.photo.file.stem}.loaded"
+            loaded = self._arriving()
             await event.file.save(loaded)
             await self._take(loaded)
 
@@ -153,6 +154,10 @@ class _Brush:
             if self.photo.mask:
                 self.photo.mask.unlink(missing_ok=True)
             self.dialog.close()
+
+    def _arriving(self) -> Path:
+        """Return a file of its own for a mask: of another thing a photo of the same name may get one now."""
+        return self.studio.places.previews / f".arriving-{secrets.token_hex(8)}"
 
     async def _take(self, file: Path) -> None:
         try:

@@ -1,6 +1,5 @@
 """Answers for the page Teach: what a model needs, what photos are like, and whether words can be used."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> li
         stem = free_stem(f"{prefix}{photo.stem}", taken)  # two folders may have photos of one name
         taken.add(stem)
         copy = place / f"{stem}{photo.suffix}"
-        shutil.copyfile(photo, copy)
+        write_atomically(copy, photo.read_bytes())
         if caption:
             write_atomically(copy.with_suffix(".txt"), f"{caption}\n".encode())
         for mask in masks_beside(photo)[:1]:
