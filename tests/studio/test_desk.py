@@ -56,5 +56,6 @@ def test_a_later_question_of_one_name_takes_the_place_of_those_that_wait(tmp_pat
         assert [type(each) for each in replaced] == [asyncio.CancelledError] * 2
         assert "'kind 3'" in str(last)
         assert isinstance(first, asyncio.CancelledError | OptionError)
+        assert not desk._latest
 
     at_desk(tmp_path, visit)

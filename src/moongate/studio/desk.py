@@ -62,8 +62,10 @@ class Desk:
 
         async def answer() -> Any:
             async with self._turn:
-                if replaces is not None and self._latest.get(replaces) is not me:
-                    raise asyncio.CancelledError
+                if replaces is not None:
+                    if self._latest.get(replaces) is not me:
+                        raise asyncio.CancelledError
+                    del self._latest[replaces]  # it begins; pages that are gone leave nothing here
                 return await self._exchange(question, on_progress)
 
         answering = asyncio.create_task(answer())
