@@ -1,6 +1,6 @@
 """Measure the memory of an edit beside that of drawing, with pocket at a size where attention maps are large.
 
-    python benchmarks/editing.py [--json]
+    python -m benchmarks.editing [--json]
 
 Each figure is the growth of the peak memory of a process of its own while it draws. `edit_mb` should not grow with the
 steps (`edit_mb_more_steps`), and its distance from `draw_mb` should be about `kept_mb`, the queries and keys of one

@@ -1,6 +1,6 @@
 """Time one training step and one denoising step of Stable Diffusion 1.5 in full size, with random weights on the CPU.
 
-    python benchmarks/full_size.py [--json]
+    python -m benchmarks.full_size [--json]
 
 The denoiser and the text encoder have the true shapes. The autoencoder is a tiny one and the vocabulary is made up, so
 that nothing must be downloaded. A step takes one picture of 512 pixels. Memory is the peak of the process so far.

@@ -1,6 +1,6 @@
 """Derive the memory and the time of training Stable Diffusion on a GPU from the models' configurations; none is needed.
 
-    python benchmarks/memory.py [--teraflops 12] [--model "SDXL, 1024 px"] [--peak]
+    python -m benchmarks.memory [--teraflops 12] [--model "SDXL, 1024 px"] [--peak]
 
 Memory is what `moongate train` computes before it begins (`moongate.training.memory`), for models of full size whose
 weights have a place and no values. Not counted are what kernels take and what CUDA's allocator wastes, about 1 GB.

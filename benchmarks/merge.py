@@ -1,6 +1,6 @@
 """Time the closed-form merge on Stable Diffusion 1.5's shapes, and for comparison Eq. 5 as written, in float32.
 
-    python benchmarks/merge.py [--json]
+    python -m benchmarks.merge [--json]
 
 32 matrices take text features of width 768, and 77 features of an empty prompt do not move. Every concept prescribes
 four features in two contexts, or three in one where there are too many concepts. The features are random, with the

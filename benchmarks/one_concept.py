@@ -1,6 +1,6 @@
 """Time the training of one concept, beside a plain loop that works as the public diffusers example does.
 
-    python benchmarks/one_concept.py [--model FOLDER | --model sd15-random] [--json]
+    python -m benchmarks.one_concept [--model FOLDER | --model sd15-random] [--json]
 
 Three sides train with eight pictures a step: `ours` as `moongate train` does by default, `exact` the same in float32,
 and `plain`. The plain loop runs the autoencoder, the text encoder and the denoiser on all eight pictures in every step,

@@ -1,6 +1,6 @@
 """Measure retrieval: precision on pocket's pool, whose categories are known, and speed on many synthetic captions.
 
-    python benchmarks/retrieval.py [--captions 100000] [--json]
+    python -m benchmarks.retrieval [--captions 100000] [--json]
 
 For each of ten categories, of which n pictures of the pool show it: the share of the n nearest captions whose picture
 shows it, the same share for captions that contain the word, and for captions above the threshold in use. Then the time

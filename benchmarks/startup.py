@@ -1,6 +1,6 @@
 """Measure what a command line costs before and after its work: processor seconds, beside those of importing PyTorch.
 
-    python benchmarks/startup.py [--runs 3]
+    python -m benchmarks.startup [--runs 3]
 
 Each command runs in a process of its own, on a concept of pocket's layers that holds random numbers, and keeps the
 bytecode of our modules, as an installed package does. Processor time hardly depends on what else the machine does, and

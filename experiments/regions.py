@@ -1,6 +1,6 @@
 """Regions against bleeding: how often both subjects of a pair are recognized, with and without regions.
 
-    python experiments/regions.py [--pairs 0 1] [--count 20] [--ways base joint merge sequential]
+    python -m experiments.regions [--pairs 0 1] [--count 20] [--ways base joint merge sequential]
 
 For each of `PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in
 the three ways of the paper (joint, merged, sequential): without regions; with a half of the picture for each in the

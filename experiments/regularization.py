@@ -1,6 +1,6 @@
 """The paper's ablation of regularization in small (Fig. 5, Table 3): none, generated, retrieved, or by the word.
 
-    python experiments/regularization.py [--examples bulldog sneakers] [--out docs/results/regularization.json]
+    python -m experiments.regularization [--examples bulldog sneakers] [--out docs/results/regularization.json]
 
 Each example of pocket is taught in every way, with the same seed and the same number of target pictures in all. Then
 pictures are drawn for the category word alone. Each row is kept in a file of its own, so that an interrupted run

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -105,6 +106,17 @@ def test_the_make_targets_that_are_named_exist() -> None:
     targets = {name for page in PAGES.values() for name in named.findall(page)}
     assert {"demo", "test"} <= targets
     assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, flags=re.MULTILINE)] == []
+
+
+def test_the_programs_that_are_named_are_modules_of_the_checkout() -> None:
+    """Run by its path, such as `python experiments/regions.py`, a program would not find the others of its folder."""
+    files = [path for folder in ("benchmarks", "experiments", "recipe") for path in (ROOT / folder).rglob("*.[mp][dy]")]
+    texts = [*PAGES.values(), *(path.read_text(encoding="utf-8") for path in files)]
+    module = re.compile(r"python\s+-m\s+((?:benchmarks|experiments|recipe)[.\w]*\b)")
+    named = {name for text in texts for name in module.findall(text)}
+    assert {"benchmarks.memory", "experiments.regions", "recipe.report"} <= named
+    assert [name for name in sorted(named) if find_spec(name) is None] == []
+    assert [path for path in files if re.search(r"python (benchmarks|experiments|recipe)/", path.read_text())] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
