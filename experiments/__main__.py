@@ -56,7 +56,7 @@ EXPERIMENTS = (
 )
 """In the order in which they run; later ones use the concepts that earlier ones have trained."""
 ON_REQUEST = ("paper_steps",)
-"""Experiments that take hours for what they tell; they run when they are named."""
+"""Experiments that take hours; they run only when they are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _run(names: Sequence[str], options: Options) -> list[Status]:
         def show(statuses: Sequence[Status]) -> None:
             progress.update(task, completed=sum(status.state in ("done", "failed") for status in statuses))
 
-        # Which records are missing, the results say; the jobs of an earlier run say nothing.
+        # The results say which records are missing; the jobs of an earlier run do not.
         shutil.rmtree(options.folder / "jobs", ignore_errors=True)
         devices = ["cpu"] * options.workers
         statuses = run(options.folder / "jobs", jobs, measuring, devices=devices, on_change=show)

@@ -44,8 +44,8 @@ def known_mask(photo: Picture, place: str) -> Mask:
     """Return where a photo differs from its background, which is drawn again; `place` is a key of `PROCEDURAL`."""
     target = photo.astype(np.float32) / 255
     side = len(target)
-    stage = min(_views(place, side), key=lambda view: _likeness(target, view))
-    view = min((stage * brightness for brightness in BRIGHTNESS), key=lambda view: _likeness(target, view))
+    stage = min(_views(place, side), key=lambda view: _mismatch(target, view))
+    view = min((stage * brightness for brightness in BRIGHTNESS), key=lambda view: _mismatch(target, view))
     found = _distances(target, view)
     different = Image.fromarray((found > DIFFERENT).astype(np.uint8) * 255)
     return np.asarray(different.filter(ImageFilter.MedianFilter(3))) > 0
@@ -82,8 +82,8 @@ def _views(place: str, side: int) -> list[Float[np.ndarray, "side side 3"]]:
     return [*stages, *(stage[:, ::-1] for stage in stages)]
 
 
-def _likeness(photo: Float[np.ndarray, "h w 3"], background: Float[np.ndarray, "h w 3"]) -> float:
-    """Return a distance that does not depend on the part of the photo that the object may hide."""
+def _mismatch(photo: Float[np.ndarray, "h w 3"], background: Float[np.ndarray, "h w 3"]) -> float:
+    """Return a difference that hardly depends on the object: a quantile over pixels, most of which it does not hide."""
     return float(np.quantile(np.abs(photo - background.clip(0, 1)).max(-1), 0.6))
 
 

@@ -1,10 +1,11 @@
-"""What the subjects and pairs of `study.py` are chosen by, measured and printed.
+"""Measure and print by what the subjects and pairs of `study.py` are chosen.
 
     python -m experiments.choosing [--count 1] [--least 14]
 
-For each subject: in how many of its held-out pictures the recognizer tells the category. Then for each pair of those
-that it tells in at least `--least` of them, but not of categories that are alike: in how many pictures that pocket drew
-of both categories it sees both. The prompts are every second one of `pocket-pair` that names nothing else.
+For each subject, the recognizer counts the held-out pictures in which it sees the category. Subjects with at least
+`--least` such pictures form pairs, unless their categories are alike. For each pair, pocket draws both categories, and
+the recognizer counts the pictures in which it sees both. The prompts are every second one of `pocket-pair` that names
+nothing else.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from moongate.sampling import SampleOptions
 __all__ = ["ALIKE", "Options", "chosen_by"]
 
 ALIKE = ({"chair", "sofa"}, {"chair", "armchair"}, {"armchair", "sofa"}, {"plant", "flower"})
-"""Categories that are too much alike for one picture; such pairs are in Fig. 11."""
+"""Categories that are too similar for one picture; such pairs are in Fig. 11."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Options:
     count: int = 1
     """Pictures of each of the five prompts for a pair."""
     least: int = 14
-    """In how many of its twenty held-out pictures a subject has to be told."""
+    """Minimum number of its twenty held-out pictures in which a subject must be recognized."""
     folder: Path = Path("runs/choosing")
     """Folder of the pictures."""
     examples: tuple[str, ...] = EXAMPLES
@@ -44,19 +45,19 @@ class Options:
 
 
 def chosen_by(study: Study, options: Options) -> tuple[dict[str, int], dict[tuple[str, str], tuple[int, int]]]:
-    """Measure, and return how often each subject is told, and for each pair how often both are seen in how many."""
-    told = {}
+    """Return the number of recognized pictures of each subject, and for each pair of those with both and of all."""
+    recognized = {}
     for example in options.examples:
         pictures, category = np.stack(study.held_out(example).pictures), pocket.example(example).category
-        told[example] = int(study.recognizer.sees(pictures, [category]).sum())
+        recognized[example] = int(study.recognizer.sees(pictures, [category]).sum())
     pairs = {}
-    for pair in combinations([example for example, count in told.items() if count >= options.least], 2):
+    for pair in combinations([example for example, count in recognized.items() if count >= options.least], 2):
         categories = [pocket.example(example).category for example in pair]
         if set(categories) not in ALIKE:
             prompts = worded(prompts_for(2, others=False)[::2], categories)
             pictures = study.drawn(None, prompts, seed=0, count=options.count)
             pairs[pair] = int(study.recognizer.sees(pictures, categories).all(1).sum()), len(pictures)
-    return told, pairs
+    return recognized, pairs
 
 
 def main() -> None:
@@ -64,8 +65,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{pocket.weights_digest()}-{options.size.dtype}", size=options.size)
-    told, pairs = chosen_by(study, options)
-    for example, count in sorted(told.items(), key=lambda item: -item[1]):
+    recognized, pairs = chosen_by(study, options)
+    for example, count in sorted(recognized.items(), key=lambda item: -item[1]):
         print(f"{count:3} of {len(study.held_out(example).pictures)}  {example} ({pocket.example(example).category})")
     for pair, (both, of) in sorted(pairs.items(), key=lambda item: -item[1][0]):
         print(f"{both:3} of {of}  {' + '.join(pair)}")

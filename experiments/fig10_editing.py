@@ -5,12 +5,10 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import torch
 
 from experiments.edits import MEASURES, PLACE, STYLE, WAYS, EditRecord
 from experiments.records import Record, Results
-from experiments.rendering import table
-from moongate.evaluation.metrics import mean_interval
+from experiments.rendering import interval, table
 from moongate.pages import contact_sheet
 
 TITLE = "Fig. 10: edits by prompt-to-prompt"
@@ -37,18 +35,18 @@ def edits() -> Iterator[EditRecord]:
             yield EditRecord(
                 SUBJECT, f"photo of a {category} {place}", f"photo of a {words} {place}", example, None, noise
             )
-    things = ("car", "teapot", "horse", "backpack", "lamp", "vase", "teddy bear", "house", "penguin", "chair")
-    for noise, thing in enumerate(things):
+    categories = ("car", "teapot", "horse", "backpack", "lamp", "vase", "teddy bear", "house", "penguin", "chair")
+    for noise, category in enumerate(categories):
         before, after = PLACES[noise % 5], PLACES[(noise + 1) % 5]
-        yield EditRecord(PLACE, f"photo of a {thing} {before}", f"photo of a {thing} {after}", noise=noise)
-    for noise, thing in enumerate(things):
+        yield EditRecord(PLACE, f"photo of a {category} {before}", f"photo of a {category} {after}", noise=noise)
+    for noise, category in enumerate(categories):
         style = ("watercolor painting", "drawing", "pixel art", "3d render")[noise % 4]
         place = PLACES[noise % 5]
-        yield EditRecord(STYLE, f"photo of a {thing} {place}", f"{style} of a {thing} {place}", noise=100 + noise)
-    for noise, thing in enumerate(things):
+        yield EditRecord(STYLE, f"photo of a {category} {place}", f"{style} of a {category} {place}", noise=100 + noise)
+    for noise, category in enumerate(categories):
         color, place = ("red", "blue", "green", "yellow")[noise % 4], PLACES[noise % 5]
-        target = f"photo of a {color} {thing} {place}"
-        yield EditRecord(COLOR, f"photo of a {thing} {place}", target, None, (color, STRENGTH), 200 + noise)
+        target = f"photo of a {color} {category} {place}"
+        yield EditRecord(COLOR, f"photo of a {category} {place}", target, None, (color, STRENGTH), 200 + noise)
 
 
 def report(results: Results, out: Path) -> str:
@@ -79,8 +77,4 @@ def _mean(results: Results, same: list[EditRecord], way: str, name: str) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "-"
-    interval = mean_interval(
-        torch.tensor(values), torch.arange(len(values)), generator=torch.Generator().manual_seed(0)
-    )
-    digits = 1 if mean(values) > 1 else 3
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+    return interval([[value] for value in values], digits=1 if mean(values) > 1 else 3)

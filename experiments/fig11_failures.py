@@ -12,7 +12,7 @@ from experiments.study import SEEDS
 TITLE = "Fig. 11: pairs that fail"
 FIGURE = "fig11"
 PAIRS = (("bulldog", "siameseCat"), ("chairWithCushion", "winchesterArmchair"))
-"""The paper's: a dog and a cat, and two things of similar categories."""
+"""The paper's: a dog and a cat, and two objects of similar categories."""
 WAYS = (BASE, "joint", "merge")
 PROMPTS = ("photo of a {0} and a {1}", "photo of a {0} and a {1} on the beach", "photo of a {0} and a {1} in a garden")
 
@@ -31,8 +31,8 @@ def report(results: Results, out: Path) -> str:
         cells = [recognized(results, [r for r in some if not results.absent([r])]) for some in there.values()]
         rows.append((" + ".join(pair), *cells))
     text = (
-        "In how many pictures the recognizer sees both categories. It tells that of the bulldog, of the cat and of the "
-        "armchair in few of their real pictures, so only pocket's own count says what is drawn.\n\n"
+        "The number of pictures in which the recognizer sees both categories. It sees the bulldog, the cat and the "
+        "armchair in few of their real pictures, so only the count of pocket itself says what is drawn.\n\n"
     ) + table(("pair", *(NAMES[way] for way in WAYS)), rows)
     for pair in PAIRS:
         shown = {NAMES[way]: results.picture(Row(pair, way, PROMPTS, FIGURE, count=2)) for way in WAYS}

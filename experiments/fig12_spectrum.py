@@ -28,7 +28,7 @@ def report(results: Results, out: Path) -> str:
                 curves[f"{kind}, {width} wide"] = [(i + 1, mean(v)) for i, v in enumerate(zip(*some, strict=True))]
     ranks = [rank for spectrum in spectra for rank in spectrum["rank_at_60"].values()]
     widths = [len(values) for spectrum in spectra for values in spectrum["values"].values()]
-    figure = plot(curves, x="number of the singular value", y="relative to the largest", joined=True)
+    figure = plot(curves, x="index of the singular value", y="relative to the largest", joined=True)
     return (
         f"Means over {len(SOME)} subjects, Custom Diffusion, seed 0. 60 % of the sum of the singular values is in "
         f"the largest {mean(ranks):.1f} of {mean(widths):.0f} on average.\n\n" + save(figure, out / "fig12.png")

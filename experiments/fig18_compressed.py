@@ -1,4 +1,4 @@
-"""Fig. 18: compression looked at."""
+"""Fig. 18: pictures of compressed concepts."""
 
 from collections.abc import Iterator
 from pathlib import Path

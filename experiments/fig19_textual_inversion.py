@@ -1,4 +1,4 @@
-"""Fig. 19: pairs of Textual Inversion, beside pocket itself and joint training."""
+"""Fig. 19: pairs of Textual Inversion, next to pocket itself and joint training."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -30,7 +30,7 @@ def records() -> Iterator[Record]:
 
 
 def report(results: Results, out: Path) -> str:
-    """Return the likeness to the subject, and the pictures."""
+    """Return the image alignment with the subject, and the pictures."""
     rows = []
     for example in LONG:
         values = {kind: results[_word(example, kind)] for kind in KINDS}

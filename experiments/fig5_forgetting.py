@@ -44,12 +44,12 @@ def compared(results: Results, out: Path, figure: str, prompt: str, methods: Seq
             )
         )
     text = (
-        f'The prompt is "{prompt.format("[category]")}", without the token. Likeness is the image alignment with '
+        f'The prompt is "{prompt.format("[category]")}", without the token. Image alignment is measured with '
         "held-out pictures of the subject: above that of pocket itself, the subject has leaked into the word. "
         "Diversity is the mean of 1 - cosine over pairs of pictures (Lite0). Means over "
         f"{len(FEW)} subjects with 95 % intervals over them, seed 0.\n\n"
     )
-    head = ("method", "likeness", "likeness (Lite0)", "diversity", "category recognized")
+    head = ("method", "image alignment", "image alignment (Lite0)", "diversity", "category recognized")
     text += table(head, rows)
     for example in FEW:
         shown = {NAMES[method]: results.picture(Word(example, method, prompt, figure)) for method in methods}

@@ -33,7 +33,7 @@ def report(results: Results, out: Path) -> str:
     """Return the pictures of each style, and how near they are to held-out ones."""
     text = (
         "The styles are made by code (`experiments/styles.py`) from 14 photos, and captioned like "
-        '"<woodcut> drawing of a car in a room". Likeness is the image alignment with pictures in the style that no '
+        '"<woodcut> drawing of a car in a room". Image alignment is measured with pictures in the style that no '
         "training saw.\n\n"
     )
     rows = []
@@ -41,7 +41,7 @@ def report(results: Results, out: Path) -> str:
         for part, name in (("token", "token alone"), ("whole", "token and weights")):
             values = results[Part(style, part)]["image"]
             rows.append((style, name, *(f"{values[network]:.3f}" for network in values)))
-    text += table(("style", "applied", "likeness", "likeness (Lite0)"), rows)
+    text += table(("style", "applied", "image alignment", "image alignment (Lite0)"), rows)
     for style, subject in zip(STYLES, SUBJECTS, strict=True):
         shown = {
             "taught pictures": Image.fromarray(np.concatenate(style_pictures(style).training[:4], axis=1)),

@@ -13,7 +13,7 @@ from experiments.styles import STYLES
 
 TITLE = "Keys and values, and what each level carries"
 COLUMNS = {
-    "image": "likeness",
+    "image": "image alignment",
     "shape": "shape: category recognized",
     "color": "color: distance",
     "style": "style: that of the prompt",
@@ -32,16 +32,16 @@ def report(results: Results, out: Path) -> str:
     styles = [(part, *(_cell(results, tuple(STYLES), part, column) for column in ("image", "color"))) for part in PARTS]
     return (
         "Of finished concepts of our method (seed 0) only a part is applied: keys or values alone, all but one level "
-        "of the denoiser, or one level alone; the token stays. Likeness is Lite0's alignment with held-out pictures. "
-        "Shape is the share of pictures in which the recognizer tells the category, color the distance of the "
-        "object's mean color from that of the held-out pictures (RGB in 0..1), style the share of pictures in which "
-        "the recognizer tells the style that the prompt asks for. A part carries what it brings alone, and what is "
-        "lost without it.\n\n"
+        "of the denoiser, or one level alone; the token stays. Image alignment is measured with held-out pictures, in "
+        "features of EfficientNet-Lite0. Shape is the share of pictures in which the recognizer sees the category, "
+        "color the distance of the object's mean color from that of the held-out pictures (RGB in 0..1), style the "
+        "share of pictures in which the recognizer sees the style of the prompt. A part carries what it brings alone, "
+        "and what is lost without it.\n\n"
         f"{_changes(results, out)}\n"
         f"**{len(FEW)} subjects**, with 95 % intervals over them\n\n"
         + table(("applied", *COLUMNS.values()), rows)
         + f"\n**{len(STYLES)} styles**\n\n"
-        + table(("applied", "likeness to the style", "distance of the mean color"), styles)
+        + table(("applied", "image alignment", "distance of the mean color"), styles)
         + "\n"
         + save(_figure(results), out / "fig_layers.png")
     )

@@ -83,9 +83,9 @@ class Spectrum:
 class Part:
     """What a part of a finished concept draws.
 
-    Shape is what the recognizer tells of the category; color is the distance of the mean color of the object from that
-    of the held-out pictures, in RGB of 0..1; style is in how many pictures the recognizer tells the style that the
-    prompt asks for. Of a taught style only alignment and the color of whole pictures are measured.
+    Shape is the share of pictures in which the recognizer sees the category, and style the share in which it sees the
+    style of the prompt. Color is the distance of the object's mean color from that of the held-out pictures, in RGB of
+    0..1. For a taught style, only alignment and the color of whole pictures are measured.
     """
 
     example: str
@@ -117,7 +117,8 @@ class Part:
             seen = study.recognizer.sees(pictures, [whole.subjects[0].category])
             values["shape"] = float(seen.double().mean())
             asked = pictures[len(PLACED) * count :]
-            values["style"] = _told(study.recognizer, asked, [style for style in STYLED for _ in range(count)])
+            styles = [style for style in STYLED for _ in range(count)]
+            values["style"] = _in_style(study.recognizer, asked, styles)
         if self.part == "whole":
             values["changes"] = _changes(study, whole)
         return values
@@ -157,8 +158,8 @@ def _distance(colors: Float[np.ndarray, "n 3"], wanted: Float[np.ndarray, "m 3"]
     return float(np.linalg.norm(colors - wanted.mean(0), axis=1).mean())
 
 
-def _told(recognizer: Recognizer, pictures: UInt8[np.ndarray, "n height width 3"], styles: Sequence[str]) -> float:
-    """Return the share of pictures in which the recognizer tells the style that was asked for."""
+def _in_style(recognizer: Recognizer, pictures: UInt8[np.ndarray, "n height width 3"], styles: Sequence[str]) -> float:
+    """Return the share of pictures in which the recognizer sees the style that was asked for."""
     names = recognizer.classes.styles
     best = recognizer.scores(pictures)[:, -len(names) :].argmax(1)
     return float((best == torch.tensor([names.index(style) for style in styles])).double().mean())

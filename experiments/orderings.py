@@ -98,8 +98,8 @@ def report(results: Results, _out: Path) -> str:
         rows.append((name, paper, difference, str(number), _needed(mean(differences), error, number), verdict))
     note = (
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
-        "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Needed is how "
-        f"many subjects or pairs would decide it if it is the true one. Means over {len(SEEDS)} seeds.\n\n"
+        "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Needed is the "
+        f"number of subjects or pairs that would decide it if it is the true one. Means over {len(SEEDS)} seeds.\n\n"
     )
     decided = sum(row[-1] in DECIDED for row in rows)
     text = note + table(("in the paper", "paper's values", "difference here", "number", "needed", "here"), rows)

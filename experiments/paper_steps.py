@@ -1,4 +1,4 @@
-"""DreamBooth and fine-tuning all weights with the paper's own steps and learning rates, beside those of the tables.
+"""DreamBooth and fine-tuning all weights with the paper's own steps and learning rates, next to those of the tables.
 
 It runs when it is named (`python -m experiments paper_steps`): DreamBooth's 2,500 steps take a quarter of an hour each.
 """

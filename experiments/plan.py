@@ -24,7 +24,7 @@ class Speeds:
     """What one step and one picture take on one core, in seconds."""
 
     steps: Mapping[str, float]
-    """By method, as far as it was measured."""
+    """By method, for those that were measured."""
     picture: float
 
     def training(self, training: Training) -> float:
@@ -53,7 +53,7 @@ class Speeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one experiment still needs beside those before it."""
+    """What one experiment still needs in addition to those before it."""
 
     records: int
     trainings: int

@@ -76,7 +76,7 @@ def means(results: Results, by_seed: Sequence[Sequence[Record]], column: str) ->
 
 
 def counted(results: Results, records: Sequence[Record]) -> tuple[int, int]:
-    """Return in how many of the pictures of all records the recognizer sees the categories of all, and how many."""
+    """Return the number of pictures in which the recognizer sees the categories of all subjects, and of all."""
     counts = [results[record]["recognized"] for record in records]
     return sum(count["all"] for count in counts), sum(count["pictures"] for count in counts)
 

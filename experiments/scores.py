@@ -95,8 +95,8 @@ class Base:
 class Several:
     """Two, three or four subjects in one picture, composed in one of the ways.
 
-    The recognizer counts in how many pictures it sees the categories of all; prompts that name a further object do not
-    count, because it would be among the categories that score highest.
+    The recognizer counts the pictures in which it sees the categories of all subjects. Prompts that name a further
+    object do not count, because its category would be among those that score highest.
     """
 
     examples: tuple[str, ...]

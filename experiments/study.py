@@ -69,7 +69,7 @@ EXAMPLES = (
     "winchesterArmchair",
 )
 """Twenty subjects that pocket has not seen, one of each category. Left out are the second cat, flower and teapot, and
-the sunglasses, of which the pool has fewer than 60 pictures: half of them are too few for KID. The recognizer tells the
+the sunglasses, of which the pool has fewer than 60 pictures: half of them are too few for KID. The recognizer sees the
 category of the first eight in at least 14 of their 20 real pictures (20 for the chair, the owl, the penguin, the
 snowman and the sofa; 18 for the flower, 16 for the plant, 14 for the lamp), and of the others in at most 10."""
 RECOGNIZED = EXAMPLES[:8]
@@ -87,11 +87,11 @@ PAIRS = (
     ("chairWithCushion", "drawn-snowman-without-snow"),
     ("spider_plant", "drawn-snowman-without-snow"),
 )
-"""Pairs as the paper chose them: things that the base itself can draw together. Both members are of `RECOGNIZED`, their
+"""Pairs as the paper chose them: categories that the base itself can draw together. Both are of `RECOGNIZED`, their
 categories are not alike (no chair with a sofa, no plant with a flower), and of five pictures that pocket drew of both
 categories (every second prompt of `pocket-pair` that names nothing else, 12 steps, guidance 4) the recognizer saw both
 in at least three. `experiments.choosing` measures this for all pairs that may be chosen, and `Several(pair, "base")`
-for those that are, beside what was taught."""
+for those that are, next to what was taught."""
 MORE_PAIRS = (
     ("chairWithCushion", "drawn-owl"),
     ("chairWithCushion", "tulips"),
@@ -102,8 +102,8 @@ MORE_PAIRS = (
     ("winchesterSofa", "spider_plant"),
     ("winchesterSofa", "desk_lamp2"),
 )
-"""The pairs of which the recognizer saw both in two of the five pictures. They are measured only in the ways whose
-image alignments are near to one another: joint, merged and sequential."""
+"""The pairs that the recognizer saw in two of the five pictures. They are measured only in the ways with similar image
+alignments: joint, merged and sequential."""
 TRIPLES = (
     ("chairWithCushion", "drawn-penguin", "spider_plant"),
     ("chairWithCushion", "drawn-snowman-without-snow", "spider_plant"),
@@ -146,7 +146,7 @@ measured, and e = s / n^(1/2) is an upper bound. In units of the column (KID: x 
 | text: V* starts as noise before ours              | -0.047 | 0.037 |     - |        3 |     12 |    0.021 |
 
 So ten are decided if the differences are as they were. The other nine were nearer to zero than any affordable number
-of subjects can tell. Where the paper's own difference is above `2 e here` it would be decided: the text and the image
+of subjects can decide. Where the paper's own difference is above `2 e here` it would be decided: the text and the image
 alignment of Textual Inversion (0.125 and 0.052) and the image alignment without training V* (0.041). For sixteen, three
 more must differ by `2 e here` on the present weights, such as the merge, whose 0.025 is just below. `orderings` shows
 with each verdict how many subjects it would have needed."""

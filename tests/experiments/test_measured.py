@@ -111,10 +111,10 @@ def test_pocket_itself_is_asked_for_an_armchair_in_words(tmp_path: Path, monkeyp
     assert not [prompt for prompt in asked if "a armchair" in prompt]
 
 
-def test_pairs_are_chosen_among_subjects_that_are_told_and_not_alike(study: Study) -> None:
+def test_pairs_are_chosen_among_subjects_that_are_recognized_and_not_alike(study: Study) -> None:
     options = Options(examples=("chairWithCushion", "winchesterSofa", "drawn-owl", "jar"))
-    told, pairs = chosen_by(study, options)
-    assert set(told) == set(options.examples)
-    assert told["jar"] < options.least  # so it is in no pair
+    recognized, pairs = chosen_by(study, options)
+    assert set(recognized) == set(options.examples)
+    assert recognized["jar"] < options.least  # so it is in no pair
     assert set(pairs) == {("chairWithCushion", "drawn-owl"), ("winchesterSofa", "drawn-owl")}
     assert all(0 <= both <= of == 5 for both, of in pairs.values())
