@@ -249,8 +249,23 @@ def test_a_full_disk_while_indexing_is_said_and_the_next_run_continues(
 
 
 @pytest.mark.parametrize("facts", [b"", b"{}", b"[1]", b'{"encoder": "x", "clip": 1, "pictures": 0, "probe": "x"}'])
-def test_a_table_with_other_facts_is_no_collection(facts: bytes, place: str) -> None:
+def test_a_table_with_other_facts_is_no_collection(facts: bytes, encoder: Clip, place: str) -> None:
     schema = pa.schema([("key", pa.string())], metadata={"moongate": facts})
     lancedb.connect(place).create_table("captions", schema=schema)
     with pytest.raises(CollectionError, match="was not made by `moongate retrieve index`"):
         Collection.open(place)
+    with pytest.raises(CollectionError, match="was not made by `moongate retrieve index`"):
+        build(records(4), encoder, place)
+
+
+@pytest.mark.parametrize("part", ["_versions", "data"])
+def test_a_damaged_collection_is_said_by_all_that_read_it(part: str, encoder: Clip, place: str) -> None:
+    build(records(4), encoder, place)
+    for file in (Path(place) / "captions.lance" / part).iterdir():
+        file.write_bytes(b"damaged")
+    for read in (
+        lambda: list(Collection.open(place).search(encoder.captions(["dog"])[0])),
+        lambda: build(records(8), encoder, place),
+    ):
+        with pytest.raises(CollectionError, match=r"collection cannot be read|collection could not be written after 0"):
+            read()

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -80,7 +80,7 @@ class Collection:
             self._probe = [float(value) for value in facts["probe"]]
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise CollectionError(
-                f"The table in {place} was not made by `moongate retrieve index`. Index its source."
+                f"The table in {place} was not made by `moongate retrieve index`. Index its source into another folder."
             ) from error
 
     @classmethod
@@ -91,18 +91,15 @@ class Collection:
             place: A folder, or an address in object storage such as `s3://bucket/path`.
 
         Raises:
-            CollectionError: There is no collection.
+            CollectionError: There is no collection, it is damaged, or it was not made here.
             MissingLibrary: LanceDB is not installed.
         """
-        library("lancedb")
-        try:
-            if "://" not in place and not Path(place).is_dir():  # LanceDB would create it
-                raise FileNotFoundError(place)
-            return cls(place, _connected(place).open_table(TABLE))
-        except (ValueError, OSError, RuntimeError) as error:
+        table = _table(place)
+        if table is None:
             raise CollectionError(
                 f"There is no collection in {place}. Make one with `moongate retrieve index SOURCE --out {place}`."
-            ) from error
+            )
+        return cls(place, table)
 
     @classmethod
     def index(
@@ -211,7 +208,7 @@ class Collection:
             by: What of the records is compared with it.
 
         Raises:
-            CollectionError: The pictures were not indexed.
+            CollectionError: The pictures were not indexed, or the collection is damaged.
         """
         column = {"captions": "vector", "pictures": "picture_vector"}[by]
         if by == "pictures" and not self.has_pictures:
@@ -222,7 +219,8 @@ class Collection:
         while len(yielded) < total:
             search = self._table.search(query.numpy(), vector_column_name=column).distance_type("cosine")
             search = search.nprobes(PROBES).refine_factor(REFINED).select(columns).limit(limit)
-            rows = search.to_arrow().to_pylist()
+            with _damage_explained(self.place):
+                rows = search.to_arrow().to_pylist()
             for row in rows:
                 if row["key"] not in yielded:
                     yielded.add(row["key"])
@@ -233,10 +231,16 @@ class Collection:
             limit *= 8
 
     def read(self, record: Record) -> bytes:
-        """Return the bytes of a record's picture. Raises PictureError when it cannot be read."""
+        """Return the bytes of a record's picture.
+
+        Raises:
+            PictureError: It cannot be read.
+            CollectionError: It is in the collection, which is damaged.
+        """
         if not record.picture.startswith("hub:"):
             return read_bytes(record.picture)
-        rows = self._table.search().where(f"key = '{record.key}'").select(["data"]).limit(1).to_arrow()
+        with _damage_explained(self.place):
+            rows = self._table.search().where(f"key = '{record.key}'").select(["data"]).limit(1).to_arrow()
         return rows["data"][0].as_py()
 
     @classmethod
@@ -244,10 +248,10 @@ class Collection:
         """Open or create the collection that `clip` indexes into."""
         if with_pictures:
             clip.check_pictures()
-        try:
-            collection = cls.open(place)
-        except CollectionError:
+        table = _table(place)
+        if table is None:
             return cls._new(place, clip, with_pictures)
+        collection = cls(place, table)
         collection.check(clip)
         if with_pictures and not collection.has_pictures:
             raise CollectionError(f"The collection {place} was created without pictures. Index into another folder.")
@@ -304,6 +308,30 @@ class Collection:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of readers of earlier versions: `_connected` makes none
             self._table.optimize(cleanup_older_than=timedelta(0))
+
+
+def _table(place: str) -> Any | None:
+    """Return the table of a collection; None if there is none. Raises CollectionError if it is damaged."""
+    library("lancedb")
+    if "://" not in place and not (Path(place) / f"{TABLE}.lance").is_dir():  # LanceDB would create the folder
+        return None
+    with _damage_explained(place):
+        try:
+            return _connected(place).open_table(TABLE)
+        except ValueError as error:
+            if "not found" in str(error):
+                return None
+            raise
+
+
+@contextmanager
+def _damage_explained(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:  # as LanceDB reports what is missing or damaged
+        raise CollectionError(
+            f"The collection in {place} cannot be read: {first_line(error)} Index its source again into another folder."
+        ) from error
 
 
 def _connected(place: str) -> Any:
