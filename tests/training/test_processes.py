@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_processes_give_the_concept_of_one_and_leave_nothing_behind(
     assert Ranks.current() == Ranks()
     assert torch.get_num_threads() == 2
     assert multiprocessing.active_children() == []
+
+
+def test_processes_meet_below_any_folder_for_temporary_files(
+    tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "with a ?, a # and a %20"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    assert together(lambda: float(Ranks.current().summed([torch.ones(1)])), processes=2) == 2
+    assert list(tmp_path.iterdir()) == [odd]
+    assert list(odd.iterdir()) == []
 
 
 def test_a_model_that_sets_shards_is_shared_by_as_many_threads_as_there_are(
