@@ -40,6 +40,7 @@ __all__ = [
     "first_noise",
     "guided_prediction",
     "is_guided",
+    "latent_shape",
     "make_scheduler",
     "prompted",
     "sample",
@@ -154,7 +155,7 @@ def sample(
             )
     check_seeds(seeds)
     make_scheduler(backbone, options.scheduler)
-    _latent_shape(backbone, options)
+    latent_shape(backbone, options)
     return _drawn(backbone, prompts, seeds, options, on_step)
 
 
@@ -350,12 +351,8 @@ def _denoised(
 def first_noise(
     backbone: Backbone, generators: Sequence[torch.Generator], options: SampleOptions
 ) -> Float[Tensor, "pictures channels height width"]:
-    """Return the noise that each picture begins with, from its own generator.
-
-    Raises:
-        OptionError: A side does not fit.
-    """
-    shape = _latent_shape(backbone, options)
+    """Return the noise that each picture begins with, from its own generator; raises errors as `latent_shape`."""
+    shape = latent_shape(backbone, options)
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(backbone.device)
 
 
@@ -410,8 +407,8 @@ def _why_unguided(backbone: Backbone, options: SampleOptions) -> str:
     return f"guidance is {options.guidance}, and starts above 1"
 
 
-def _latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:
-    """Return channels, height and width of a picture's latents."""
+def latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:
+    """Return channels, height and width of a picture's latents. Raises OptionError when a side does not fit."""
     cell = backbone.latent_scale
     sides = [side or backbone.resolution_px for side in (options.height_px, options.width_px)]
     for side in sides:

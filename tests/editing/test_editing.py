@@ -201,6 +201,14 @@ def test_what_cannot_be_edited_is_refused_before_anything_is_drawn(tiny: Backbon
             mask=np.ones((8, 8), np.uint8))  # fmt: skip
     refused(OptionError, "mask has 8 x 8 pixels, and the picture is drawn", mask=np.ones((8, 8), np.uint8))
     refused(OptionError, "mask is black", picture=photo_of_blocks(), mask=np.zeros((64, 64), np.uint8))
+    refused(OptionError, "mask is black", mask=np.full((64, 64), 127, np.uint8))
+    refused(OptionError, "seed 36893488147419103232 is out of range", seed=2**65)
+    for sampling, error, match in (
+        (SampleOptions(width_px=65), OptionError, "side of 65 px is not a positive multiple"),
+        (SampleOptions(negative_prompt="a <rex>"), TokenError, "negative prompt 'a <rex>' uses the unknown token"),
+    ):
+        with pytest.raises(error, match=match):
+            edit(tiny, [Edit(source=SOURCE, target=TARGET)], sampling=sampling)
     with pytest.raises(OptionError, match="Unknown scheduler"):
         edit(tiny, [Edit(source=SOURCE, target=TARGET)], sampling=SampleOptions(scheduler="none"))
     other = Backbone.load(str(other_folder), device="cpu")

@@ -14,7 +14,7 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.editing.drawing import all_edited, applied
 from moongate.editing.plan import Edit, Edited, EditOptions, planned
-from moongate.sampling import SampleOptions, make_scheduler
+from moongate.sampling import SampleOptions, check_prompt, check_seeds, make_scheduler
 
 __all__ = ["Edit", "EditOptions", "Edited", "edit"]
 
@@ -48,15 +48,17 @@ def edit(
         function returns.
 
     Raises:
-        TokenError: A prompt has a `<token>` that neither the backbone nor the concept provides.
+        TokenError: A prompt, also the negative one, has a `<token>` that neither the backbone nor the concept provides.
         OptionError: Two prompts have no word in common, a word of `reweight` or `blend` is in no prompt, a mask does
-            not fit its picture, or an option is out of range.
+            not fit its picture, or a seed, a side or another option is out of range.
         BaseMismatchError: The concept is for another base.
     """
     options = options or EditOptions()
     default = SampleOptions(scheduler="ddpm" if options.inversion == "edit-friendly" else "ddim")
     sampling = (sampling or default).for_model(backbone)
     make_scheduler(backbone, sampling.scheduler)
+    check_seeds(item.seed for item in edits)
     with applied(concept, backbone):
+        check_prompt(backbone, sampling.negative_prompt, kind="negative prompt")
         plans = [planned(backbone, item, sampling, concept) for item in edits]
     return all_edited(backbone, plans, concept, options, sampling, on_step)

@@ -49,17 +49,14 @@ def fitted_mask(
     """Return a mask resized and cropped as `fitted` does with its photo.
 
     Raises:
-        OptionError: The mask has another size than the photo, or is black all over.
+        OptionError: The mask has another size than the photo.
     """
     if mask.shape != of.shape[:2]:
         raise OptionError(
             f"The mask has {mask.shape[1]} x {mask.shape[0]} pixels, and the picture {of.shape[1]} x {of.shape[0]}. "
             "Give the mask the size of its picture."
         )
-    result = _cut(mask, *_sizes(backbone, *mask.shape))
-    if not result.any():
-        raise OptionError("The mask is black where the picture is used, so nothing may change. Paint the place white.")
-    return result
+    return _cut(mask, *_sizes(backbone, *mask.shape))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from moongate.editing.alignment import Alignment, Word, align, positions_of, spe
 from moongate.editing.control import WordMap
 from moongate.editing.photos import fitted, fitted_mask
 from moongate.errors import OptionError
-from moongate.sampling import SampleOptions, check_prompt
+from moongate.sampling import SampleOptions, check_prompt, latent_shape
 
 __all__ = ["Edit", "EditOptions", "Edited", "Plan", "planned"]
 
@@ -139,11 +139,15 @@ def planned(backbone: Backbone, item: Edit, sampling: SampleOptions, concept: Co
         picture = fitted(backbone, item.picture)
         mask = None if item.mask is None else fitted_mask(backbone, item.mask, of=item.picture)
         item = dataclasses.replace(item, picture=picture, mask=mask)
-    elif item.mask is not None and item.mask.shape != own_size_px:
-        raise OptionError(
-            f"The mask has {item.mask.shape[1]} x {item.mask.shape[0]} pixels, and the picture is drawn with "
-            f"{own_size_px[1]} x {own_size_px[0]}. Give the mask that size."
-        )
+    else:
+        latent_shape(backbone, sampling)
+        if item.mask is not None and item.mask.shape != own_size_px:
+            raise OptionError(
+                f"The mask has {item.mask.shape[1]} x {item.mask.shape[0]} pixels, and the picture is drawn with "
+                f"{own_size_px[1]} x {own_size_px[0]}. Give the mask that size."
+            )
+    if item.mask is not None and item.mask.max() < 128:
+        raise OptionError("The mask is black where the picture is used, so nothing may change. Paint the place white.")
     return Plan(
         edit=item,
         words=words,
