@@ -111,6 +111,7 @@ def test_a_folder_is_taken_whole_and_none_gives_nothing(tiny: Backbone, captione
     [
         ({"count": 0}, OptionError, "regularization-count is 0"),
         ({"choice": "nowhere"}, OptionError, f"no picture or folder nowhere .* Give one, or {', '.join(CHOICES)}"),
+        ({"choice": ""}, OptionError, "no picture or folder '' to regularize with"),
         ({"choice": "retrieved"}, CollectionError, "no collection to retrieve from"),
         ({"choice": "pool", "threshold": 0.5}, OptionError, r"threshold 0.5 would be ignored.*\(pool\)"),
         ({"choice": "generated", "collection": "x"}, OptionError, "collection x would be ignored"),

@@ -19,7 +19,7 @@ from moongate.data import PRESETS, Preset, Regularization
 from moongate.data.pictures import read_picture
 from moongate.errors import BackboneError, CollectionError, OptionError
 from moongate.evaluation.networks.clip import Clip
-from moongate.files import file_name, write_atomically
+from moongate.files import exists, file_name, write_atomically
 from moongate.pocket import POOL
 from moongate.regularization.collection import Collection
 from moongate.regularization.retrieval import RetrieveOptions, already_retrieved, retrieve
@@ -48,9 +48,10 @@ class RegularizationOptions:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise OptionError(f"regularization-count is {self.count}; it must be at least 1.")
-        if self.choice not in CHOICES and not Path(self.choice).exists():
+        if self.choice not in CHOICES and not (self.choice and exists(Path(self.choice))):
             raise OptionError(
-                f"There is no picture or folder {self.choice} to regularize with. Give one, or {', '.join(CHOICES)}."
+                f"There is no picture or folder {self.choice or repr('')} to regularize with. Give one, or "
+                f"{', '.join(CHOICES)}."
             )
 
     @property
