@@ -1,6 +1,6 @@
 """Measure what cleaning a concept keeps and what it restores, on one of pocket's examples.
 
-    python -m benchmarks.cleaning [--example teddyBear] [--concept FILE] [--steps N] [--count N] [--json]
+    python benchmarks/cleaning.py [--example teddyBear] [--concept FILE] [--steps N] [--count N] [--json]
 
 A concept is trained on the example (or read from a file) and cleaned, that is, merged alone. The same prompts and seeds
 are drawn before and after. Image alignment is the mean cosine between EfficientNet-Lite0 features of the drawn pictures

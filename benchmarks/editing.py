@@ -1,8 +1,8 @@
-"""Measure the memory of an edit beside that of drawing, with pocket at a size where attention maps are large.
+"""Compare the memory of an edit with that of drawing, with pocket at a size where attention maps are large.
 
-    python -m benchmarks.editing [--json]
+    python benchmarks/editing.py [--json]
 
-Each figure is the growth of the peak memory of a process of its own while it draws. `edit_mb` should not grow with the
+Each figure is the growth of the peak memory of a separate process while it draws. `edit_mb` should not grow with the
 steps (`edit_mb_more_steps`), and its distance from `draw_mb` should be about `kept_mb`, the queries and keys of one
 step. `maps_mb` is what the attention maps of one step would take instead, and an implementation that keeps those of all
 steps would take that many times as much. On two cores at 256 px: draw_mb 102, edit_mb 127, edit_mb_more_steps 141,

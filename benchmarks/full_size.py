@@ -1,6 +1,6 @@
 """Time one training step and one denoising step of Stable Diffusion 1.5 in full size, with random weights on the CPU.
 
-    python -m benchmarks.full_size [--json]
+    python benchmarks/full_size.py [--json]
 
 The denoiser and the text encoder have the true shapes. The autoencoder is a tiny one and the vocabulary is made up, so
 that nothing must be downloaded. A step takes one picture of 512 pixels. Memory is the peak of the process so far.
@@ -97,7 +97,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def timed(work: Callable[[], object]) -> dict[str, float]:
-    """Do some work and return its wall-clock time, its processor time, and the peak of memory so far."""
+    """Do some work and return its wall-clock time, its CPU time, and the peak of memory so far."""
     began, cpu = time.perf_counter(), time.process_time()
     work()
     return {

@@ -1,15 +1,15 @@
-"""Derive the memory and the time of training Stable Diffusion on a GPU from the models' configurations; none is needed.
+"""Compute the memory and the time of training Stable Diffusion on a GPU, without a GPU and without weights.
 
-    python -m benchmarks.memory [--teraflops 12] [--model "SDXL, 1024 px"] [--peak]
+    python benchmarks/memory.py [--teraflops 12] [--model "SDXL, 1024 px"] [--peak]
 
 Memory is what `moongate train` computes before it begins (`moongate.training.memory`), for models of full size whose
-weights have a place and no values. Not counted are what kernels take and what CUDA's allocator wastes, about 1 GB.
+weights have no values. It does not count what kernels take and what CUDA's allocator wastes, about 1 GB.
 Minutes are those of 250 steps at a sustained speed, by default about half of what an RTX 3060 does in half precision:
 the operations of the denoiser's forward and backward pass are counted on PyTorch's meta device.
 
-With --peak one step of Stable Diffusion 1.5 with random weights is taken on the processor, in float32, with and without
---recompute, each in a process of its own (on Linux), and what was computed is compared with the peak of the tensors
-that were alive and with that of the process.
+With --peak, one step of Stable Diffusion 1.5 with random weights is computed on the CPU in float32, with and without
+--recompute, each in a separate process (on Linux). The computed memory is compared with the peak of the live tensors
+and with that of the process.
 """
 
 import multiprocessing
@@ -172,7 +172,7 @@ def operations(unet: Mapping[str, Any], run: Run) -> float:
 
 
 def compare_peaks(side_px: int) -> None:
-    """Print what a step adds to the model at its peak beside what was computed, with and without `--recompute`."""
+    """Print what a step adds to the model at its peak, and what was computed, with and without `--recompute`."""
     for recompute in (False, True):
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(target=peak, args=(side_px, recompute, theirs))
@@ -185,7 +185,7 @@ def compare_peaks(side_px: int) -> None:
 
 
 def peak(side_px: int, recompute: bool, pipe: Connection) -> None:
-    """Take one step of two pictures; send the bytes beside the model as computed, of tensors, and of the process."""
+    """Take one step of two pictures; send the bytes that it adds: as computed, of tensors, and of the process."""
     torch.set_num_threads(1)
     backbone = full_size_backbone(side_px=side_px)
     picture = np.zeros((side_px, side_px, 3), dtype=np.uint8)
@@ -195,7 +195,7 @@ def peak(side_px: int, recompute: bool, pipe: Connection) -> None:
     need = needed(Plan.of(backbone, [subject], [], method, options=options))
     modules = (backbone.unet, backbone.vae, backbone.text_encoder)
     model = sum(weight.nbytes for module in modules for weight in module.parameters())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     held = _status_bytes("VmRSS")
     with _Live() as live:
         train(backbone, [subject], [], method, options=options)
@@ -214,7 +214,7 @@ def main(*, teraflops: float = 12.0, model: str | None = None, peak: bool = Fals
         teraflops: Sustained speed of the GPU in half precision, in 10^12 floating-point operations per second. In
             float32 half of it is assumed.
         model: One of the models; both by default.
-        peak: Compare what is computed with the real peak of a step on the processor, and do nothing else.
+        peak: Compare what is computed with the real peak of a step on the CPU, and do nothing else.
         side_px: Side of the pictures of that step.
     """
     if peak:

@@ -1,11 +1,11 @@
 """Time the closed-form merge on Stable Diffusion 1.5's shapes, and for comparison Eq. 5 as written, in float32.
 
-    python -m benchmarks.merge [--json]
+    python benchmarks/merge.py [--json]
 
 32 matrices take text features of width 768, and 77 features of an empty prompt do not move. Every concept prescribes
 four features in two contexts, or three in one where there are too many concepts. The features are random, with the
-spectrum of text features (a few strong directions, a long tail), so that no model is needed. Seconds are those of the
-processor, which other programs disturb less. `ratio` is the time of the formula with explicit inverses in float32,
+spectrum of text features (a few strong directions, a long tail), so that no model is needed. Seconds are CPU
+seconds, which other programs disturb less. `ratio` is the time of the formula with explicit inverses in float32,
 without the fixed features, over ours in the same run.
 """
 

@@ -1,16 +1,16 @@
-"""Time the training of one concept, beside a plain loop that works as the public diffusers example does.
+"""Compare the time to train one concept with that of a plain loop that works as the public diffusers example does.
 
-    python -m benchmarks.one_concept [--model FOLDER | --model sd15-random] [--json]
+    python benchmarks/one_concept.py [--model FOLDER | --model sd15-random] [--json]
 
 Three sides train with eight pictures a step: `ours` as `moongate train` does by default, `exact` the same in float32,
 and `plain`. The plain loop runs the autoencoder, the text encoder and the denoiser on all eight pictures in every step,
 in float32, with diffusers' own attention processors for Custom Diffusion, the whole embedding table in the optimizer,
 and one wait for the loss. Its pictures are ready in memory, because the example loads them in other processes.
 
-The sides take turns, round by round, each time in a child process of its own, so that one model is in memory at a time.
-The time of `ours` includes what is computed before the first step. What encodes pictures is shared out over the steps
-of the round, which has as many regularization pictures for each step as a run of 250 steps with 200 pictures; what a
-run does once, such as reading neutral captions, is shared out over 250 steps. The first step of each round, which
+The sides take turns, round by round, each time in a separate child process, so that one model is in memory at a time.
+The time of `ours` includes what is computed before the first step. The time to encode pictures is divided by the steps
+of the round, which has as many regularization pictures for each step as a run of 250 steps with 200 pictures. The time
+of what a run does once, such as reading neutral captions, is divided by 250 steps. The first step of each round, which
 prepares kernels, is left out, except of `sd15-random` on a CPU, where a round has one step. Memory is the peak above
 what the child held after loading the model, added up over its processes. Where `ours` computes in float32 anyway,
 `exact` is the same and not run. With --json the last line is one JSON object.
@@ -80,7 +80,7 @@ class Spent:
 
     wall: float = 0.0
     cpu: float = 0.0
-    """Processor time of all processes, which other programs disturb less."""
+    """CPU time of all processes, which other programs disturb less."""
 
     @classmethod
     def so_far(cls) -> "Spent":
@@ -495,7 +495,7 @@ def memory_peak(device: torch.device, held: int) -> int:
 
 
 def cpu_seconds() -> float:
-    """Return the processor time of this process and of those forked from it so far."""
+    """Return the CPU time of this process and of those forked from it so far."""
     ticks = 0
     for process in family():
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

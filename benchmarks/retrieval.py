@@ -1,11 +1,11 @@
 """Measure retrieval: precision on pocket's pool, whose categories are known, and speed on many synthetic captions.
 
-    python -m benchmarks.retrieval [--captions 100000] [--json]
+    python benchmarks/retrieval.py [--captions 100000] [--json]
 
-For each of ten categories, of which n pictures of the pool show it: the share of the n nearest captions whose picture
-shows it, the same share for captions that contain the word, and for captions above the threshold in use. Then the time
-and the memory that a collection of many captions takes, and how many of the exactly nearest 200 its vector index finds
-(recall).
+For each of ten categories, which n pictures of the pool show: the share of the n nearest captions whose pictures show
+it, and the same share for captions that contain the word and for captions above the threshold in use. Then the time and
+the memory that a collection of many captions takes, and the share of the exactly nearest 200 that its vector index
+finds (recall).
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ PARTS = (
 """Kinds of pictures, colors, subjects and places of synthetic captions."""
 FURTHER_WORDS = ("of", "a", "and")
 PLACES = 16
-"""Most words of a synthetic caption."""
+"""Maximum number of words of a synthetic caption."""
 
 
 def precision(clip: Clip) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling [merge] [evaluate] [retrieve] [train] [--captions 10000 100000] [--json]
 
-Each size is measured on the processor in a process of its own, with one thread (on Linux). Memory is what it added at
-its peak. The merge has the shapes of Stable Diffusion 1.5; the others run on pocket. An index of a million captions is
-extrapolated, in a straight line through the two largest sizes, unless it is one of them. Ranks share the steps of one
-training, whose concept is the same for every number of them.
+Each size is measured on the CPU in a separate process with one thread (on Linux). Memory is what it added at its peak.
+The merge has the shapes of Stable Diffusion 1.5; the others run on pocket. The figures for a million captions are
+extrapolated, in a straight line through the two largest sizes, unless a million is one of them. Ranks share the steps
+of one training, whose concept is the same for every number of ranks.
 """
 
 import json
@@ -97,8 +97,8 @@ def train(ranks: int) -> Point:
 
 
 def timed(work: Callable[[], Point]) -> Point:
-    """Do some work and return its seconds, those of the processor, and its memory, with what it returned."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Do some work and return its seconds, its CPU seconds, and its memory, with what it returned."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
     before, began, cpu = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()
     figures = work()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -113,7 +113,7 @@ def _memory_mb(entry: str) -> int:
 
 
 def measured(work: Callable[[int], Point], sizes: Sequence[int]) -> list[Point]:
-    """Measure each size in a process of its own."""
+    """Measure each size in a separate process."""
     points = []
     for size in sizes:
         ours, theirs = multiprocessing.Pipe(duplex=False)

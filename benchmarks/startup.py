@@ -1,10 +1,10 @@
-"""Measure what a command line costs before and after its work: processor seconds, beside those of importing PyTorch.
+"""Measure what a command costs before and after its work: CPU seconds, compared with those of importing PyTorch.
 
-    python -m benchmarks.startup [--runs 3]
+    python benchmarks/startup.py [--runs 3]
 
-Each command runs in a process of its own, on a concept of pocket's layers that holds random numbers, and keeps the
-bytecode of our modules, as an installed package does. Processor time hardly depends on what else the machine does, and
-its ratio to the import of PyTorch hardly on the machine.
+Each command runs in a separate process, on a concept of pocket's layers with random numbers, and keeps the bytecode of
+our modules, as an installed package does. CPU time hardly depends on what else the computer does, and its ratio to the
+import of PyTorch hardly on the computer.
 """
 
 import os
@@ -38,7 +38,7 @@ def random_concept(backbone: Backbone, word: str, seed: int) -> Concept:
 
 
 def cpu_seconds(words: list[str]) -> float:
-    """Run a program and return the processor time that it and its threads took."""
+    """Run a program and return the CPU time that it and its threads took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([sys.executable, *words], check=False, capture_output=True, env=environment)

@@ -108,15 +108,22 @@ def test_the_make_targets_that_are_named_exist() -> None:
     assert [name for name in sorted(targets) if not re.search(rf"^{name}:", makefile, flags=re.MULTILINE)] == []
 
 
-def test_the_programs_that_are_named_are_modules_of_the_checkout() -> None:
-    """Run by its path, such as `python experiments/regions.py`, a program would not find the others of its folder."""
-    files = [path for folder in ("benchmarks", "experiments", "recipe") for path in (ROOT / folder).rglob("*.[mp][dy]")]
-    texts = [*PAGES.values(), *(path.read_text(encoding="utf-8") for path in files)]
-    module = re.compile(r"python\s+-m\s+((?:benchmarks|experiments|recipe)[.\w]*\b)")
-    named = {name for text in texts for name in module.findall(text)}
-    assert {"benchmarks.memory", "experiments.regions", "recipe.report"} <= named
-    assert [name for name in sorted(named) if find_spec(name) is None] == []
-    assert [path for path in files if re.search(r"python (benchmarks|experiments|recipe)/", path.read_text())] == []
+def test_the_programs_of_the_checkout_are_named_as_they_can_be_run() -> None:
+    """By its path, a program finds the others of its folder by their bare names; as a module, by their package's."""
+    folders = ("benchmarks", "experiments", "recipe")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.[mp][dy]")]
+    texts = [text for page, text in PAGES.items() if not page.startswith("docs/results")]
+    text = "\n".join([*texts, *(path.read_text(encoding="utf-8") for path in files)])
+    modules = set(re.findall(r"python\s+-m\s+((?:benchmarks|experiments|recipe)\.[.\w]*\b)", text))
+    paths = set(re.findall(r"python\s+((?:benchmarks|experiments|recipe)/\S+?\.py)", text))
+    assert {"experiments.regions", "recipe.report"} <= modules
+    assert "benchmarks/memory.py" in paths
+    assert [name for name in modules if find_spec(name) is None] == []
+    bare = {path.stem for path in files}
+    for program in [*modules, *paths]:
+        source = (ROOT / (program if program in paths else program.replace(".", "/") + ".py")).read_text()
+        imported = set(re.findall(r"^(?:from|import) (\w+)", source, flags=re.MULTILINE))
+        assert not imported & (set(folders) if program in paths else bare - set(folders)), program
 
 
 @pytest.mark.parametrize("page", PAGES)
