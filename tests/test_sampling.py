@@ -166,6 +166,24 @@ def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None
         sample(tiny, ["photo of a <bear> bear on the <cat>'s chair"], seeds=[0])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [
+        ("red " * 13 + "extraordinarily blue", "extraordinarily blue"),
+        ("\u732b" * 40, None),
+    ],
+)
+def test_the_end_that_is_not_read_begins_with_a_whole_word(prompt: str, end: str | None, tiny: Backbone) -> None:
+    lost = tiny.cut_off(prompt)
+    assert lost == end if end else 0 < len(lost) < len(prompt), "of a single word a part is read"
+
+
+def test_a_long_prompt_is_shortened_in_messages(tiny: Backbone) -> None:
+    with pytest.warns(MoongateWarning, match=r"no effect: 'red .* \.\.\.'") as caught:
+        drawn(tiny, ["red " * 2000], [0], SampleOptions(steps=1))
+    assert len(str(caught[0].message)) < 350
+
+
 def test_an_unknown_token_in_the_negative_prompt_is_refused(tiny: Backbone) -> None:
     for guidance in (6.0, 1.0):
         options = SampleOptions(steps=1, guidance=guidance, negative_prompt="<easynegative>, small")

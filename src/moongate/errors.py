@@ -45,6 +45,7 @@ __all__ = [
     "TrainingDiverged",
     "first_line",
     "listed",
+    "shortened",
     "warn",
 ]
 
@@ -133,6 +134,11 @@ def listed(items: Sequence[str], *, at_most: int = 8) -> str:
     """Join items for a message; items beyond the first `at_most` are only counted."""
     more = len(items) - at_most
     return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
+
+
+def shortened(text: str, *, at_most: int = 100) -> str:
+    """Return a text for a message; of a longer one its beginning, up to a word, and "..."."""
+    return text if len(text) <= at_most else f"{text[:at_most].rsplit(maxsplit=1)[0]} ..."
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,13 @@
-"""The limits on what is read from files and from the network, each with its reason."""
+"""The limits on what is asked for, and on what is read from files and from the network, each with its reason."""
+
+from moongate.errors import OptionError
 
 __all__ = [
     "CONCEPT_VERSION",
+    "MAX_BATCH",
     "MAX_CAPTION_CHARACTERS",
     "MAX_COLUMNS",
+    "MAX_COUNT",
     "MAX_DEPTH",
     "MAX_DOWNLOAD_BYTES",
     "MAX_DOWNLOAD_S",
@@ -32,7 +36,13 @@ __all__ = [
     "MAX_WEIGHTS_BYTES",
     "MAX_YAML_CHARACTERS",
     "MIN_SIDE_PX",
+    "check_count",
 ]
+
+MAX_COUNT = 1_000_000
+"""More pictures, steps or the like are refused: a list of them would fill the memory, and drawing them take months."""
+MAX_BATCH = 4096
+"""More pictures in a step of training are refused: the paper takes eight, and no GPU has room for a thousand."""
 
 CONCEPT_VERSION = 1
 """Newest version of the concept file that is read, and the one that is written: a later version may mean other things
@@ -112,3 +122,11 @@ MAX_DOWNLOAD_S = 60
 """Longest time for a whole picture, so that a server that sends byte by byte does not hold its reader."""
 MAX_REDIRECTS = 5
 """An address that leads on more often is not followed; shops and data sets need one or two."""
+
+
+def check_count(name: str, count: int | None, *, at_most: int = MAX_COUNT) -> None:
+    """Raise OptionError if a number of pictures, steps or the like is given that is not from 1 to `at_most`."""
+    if count is not None and count < 1:
+        raise OptionError(f"{name} is {count}; it must be at least 1.")
+    if count is not None and count > at_most:
+        raise OptionError(f"{name} is {count}; it is at most {at_most}.")

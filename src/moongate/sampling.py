@@ -22,9 +22,9 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
-from moongate.errors import OptionError, TokenError, warn
+from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.files import digest, file_name, write_atomically
-from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DRAWN_PX
+from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DRAWN_PX, check_count
 from moongate.pages import png_bytes
 
 __all__ = [
@@ -88,9 +88,8 @@ class SampleOptions:
     """Number of pictures drawn at once."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("steps", "batch", "width_px", "height_px"):
+            check_count(name, getattr(self, name))
         if self.steps > MAX_STEPS:
             raise OptionError(f"steps is {self.steps}; models have {MAX_STEPS} noise levels, so it is at most that.")
         if (side := max(self.width_px or 1, self.height_px or 1)) > MAX_DRAWN_PX:
@@ -236,18 +235,20 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
     unknown = backbone.unknown_tokens(prompt)
     if unknown:
         known = ", ".join(backbone.known_tokens) or "none; give --concept"
-        raise TokenError(f"The {kind} {prompt!r} uses the unknown token {unknown[0]!r}. Known tokens: {known}.")
+        raise TokenError(
+            f"The {kind} {shortened(prompt)!r} uses the unknown token {unknown[0]!r}. Known tokens: {known}."
+        )
     lost = backbone.cut_off(prompt)
     if not lost:
         return
-    read = prompt.removesuffix(lost)
+    read, said = prompt.removesuffix(lost), f"{kind} {shortened(prompt)!r} is longer than the text encoder reads"
     for token in backbone.known_tokens:
         if token in prompt and token not in read:
             raise TokenError(
-                f"The {kind} {prompt!r} is longer than the text encoder reads, and its end {lost!r} with the token "
-                f"{token!r} would be cut off. Shorten it, or move the token to its beginning."
+                f"The {said}, and its end {shortened(lost)!r} with the token {token!r} would be cut off. Shorten it, "
+                "or move the token to its beginning."
             )
-    warn(f"The {kind} {prompt!r} is longer than the text encoder reads. This end has no effect: {lost!r}.")
+    warn(f"The {said}. This end has no effect: {shortened(lost)!r}.")
 
 
 def check_seeds(seeds: Iterable[int]) -> None:

@@ -225,3 +225,27 @@ def test_compare_writes_one_sheet_with_and_without_the_concept(
     with Image.open(found["sheet"]) as sheet:
         assert sheet.width == 6 * (64 + 4) + 4
     assert "--compare needs one concept" in fails(capsys, draw.without("concept"))
+
+
+def test_an_empty_prompt_is_refused_and_single_words_are_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate = command("generate", model="nothing", out=tmp_path)
+    assert "A prompt is empty. Say what to draw" in fails(capsys, generate.but("a dog", " "))
+    asked = "Each of the words a, dog, outside is drawn as a prompt of its own. If they are one, put quotation marks"
+    assert asked in fails(capsys, generate.but("a", "dog", "outside"))
+    assert "of its own" not in fails(capsys, generate.but("a dog", "outside"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 10**9}, "count is 1000000000; it is at most 1000000."),
+        ({"width": 0}, "width_px is 0; it must be at least 1."),
+        ({"height": -8}, "height_px is -8; it must be at least 1."),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_at_once(
+    options: dict[str, int], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, command("generate", "a dog", model="nothing", **options))

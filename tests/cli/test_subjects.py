@@ -26,9 +26,27 @@ def test_one_category_takes_all_pictures_and_several_take_a_folder_each() -> Non
     ("pictures", "categories", "tokens", "regularization", "message"),
     [
         (1, [], [], [], 'Say what the pictures show, such as --category "teddy bear"'),
-        (3, ["cat", "dog"], [], [], "2 categories need 2 folders of pictures in the same order, but 3 were given"),
-        (2, ["cat", "dog"], ["<cat>"], [], "2 --category need as many --token or none, but 1 were given"),
-        (3, ["a", "b", "c"], [], ["pool"] * 2, "3 --category need as many --regularization, or one for all, but 2"),
+        (
+            3,
+            ["cat", "dog"],
+            [],
+            [],
+            "--category is given 2 times, but a folder 3 times. Give one folder of pictures for each",
+        ),
+        (
+            2,
+            ["cat", "dog"],
+            ["<cat>"],
+            [],
+            "--category is given 2 times and --token once. Give a token for each category",
+        ),
+        (
+            3,
+            ["a", "b", "c"],
+            [],
+            ["pool"] * 2,
+            "--category is given 3 times and --regularization 2 times. Give one for each category",
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(

@@ -468,3 +468,19 @@ def test_a_token_that_could_not_be_read_back_is_refused_before_any_work(
 ) -> None:
     no_work(monkeypatch)
     assert "could not be read back from a file" in fails(capsys, train.but(token=token))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 10**9}, "batch is 1000000000; it is at most 4096."),
+        ({"threshold": "nan", "regularization": "retrieved"}, "threshold is nan; a similarity is between -1 and 1"),
+        ({"validation_prompt": "a dog"}, "--validation-prompt would be ignored. Say with --validate-every how often"),
+        ({"category": "<rex> dog", "token": "<rex>"}, "The category '<rex> dog' holds the token '<rex>'."),
+    ],
+)
+def test_options_are_checked_before_a_model_is_loaded(
+    options: dict[str, object], message: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = command("train", pictures, category="dog", model="nothing")
+    assert message in fails(capsys, train.but(**options))

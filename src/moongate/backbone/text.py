@@ -200,11 +200,18 @@ class TextEncoder:
         return torch.stack([self._ids[caption] for caption in captions])
 
     def cut_off(self, caption: str) -> str:
-        """Return the end of a caption that does not fit into the model; empty where all of it fits."""
+        """Return the end of a caption that does not fit into the model; empty where all of it fits.
+
+        It begins with a whole word, unless all of the caption is one.
+        """
         pieces = self.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
         fitting = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) - 2  # start and end
         offsets = pieces.offset_mapping
-        return caption[offsets[fitting][0] :] if len(offsets) > fitting else ""
+        if len(offsets) <= fitting:
+            return ""
+        read = caption[: offsets[fitting][0]]
+        cut_word = read.split()[-1] if read and not read[-1].isspace() else ""
+        return caption[(len(read) - len(cut_word)) or len(read) :]
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
         """Return the words of a caption, each with the positions of its pieces; position 0 is the start token."""

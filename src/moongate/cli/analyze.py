@@ -20,6 +20,7 @@ from moongate.cli.options import (
 )
 from moongate.cli.terminal import layer_name, print_table, say
 from moongate.errors import OptionError
+from moongate.limits import check_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +105,7 @@ class Analyze:
         from moongate.data import photo_of
         from moongate.sampling import SampleOptions
 
-        if self.count < 1:
-            raise OptionError(f"count is {self.count}; it must be at least 1.")
+        check_count("count", self.count)
         if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
         photo = self._photo()

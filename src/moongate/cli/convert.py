@@ -97,6 +97,8 @@ class Convert:
         from moongate import interop
 
         target = interop.named_format(self.to)
+        if self.pictures < 0:
+            raise OptionError(f"pictures is {self.pictures}; it must be at least 0, which draws none.")
         interop.check_destination(self.out, to=self.to, overwrite=self.overwrite)
         if self.rank is not None and target.keeps_changes != "factors":
             cut = ", ".join(name for name, known in interop.FORMATS.items() if known.keeps_changes == "factors")

@@ -10,6 +10,7 @@ from rich.console import Console
 from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt, Output, OutputOptions
 from moongate.cli.terminal import print_table, say, training_bar
 from moongate.errors import OptionError
+from moongate.limits import check_count
 
 __all__ = ["Demo", "DemoCompose"]
 
@@ -94,5 +95,4 @@ def _check(steps: int | None, count: int, seed: int, out: Path) -> None:
     TrainOptions(steps=steps, seed=seed)
     check_seeds([seed])
     check_folder(out)
-    if count < 1:
-        raise OptionError(f"count is {count}; it must be at least 1.")
+    check_count("count", count)

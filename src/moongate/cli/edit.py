@@ -96,6 +96,8 @@ class Edit:
         options = EditOptions(
             cross_share=self.cross_share, self_share=self.self_share, inversion=self.inversion, skip=self.skip
         )
+        if not math.isfinite(self.strength):
+            raise OptionError(f"strength is {self.strength}. Give a number such as 0.8.")
         one, sampling = self._edit(), self._sampling()
         self._check_out()
         backbone, concepts = read_concepts(
@@ -127,6 +129,8 @@ class Edit:
         if not 2 <= len(self.words) <= 3:
             raise OptionError(f"{len(self.words)} arguments were given, where two or three are needed. {FORM}")
         *picture, source, target = self.words
+        if not (source.strip() and target.strip()):
+            raise OptionError(f"A prompt is empty. {FORM}")
         if not picture and self.seed is None:
             if Path(source).is_file():
                 raise OptionError(f"A picture and one prompt were given, but an edit has two prompts. {FORM}")

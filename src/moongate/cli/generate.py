@@ -32,6 +32,7 @@ from moongate.cli.options import (
 )
 from moongate.cli.terminal import progress_bar, say
 from moongate.errors import OptionError, warn
+from moongate.limits import check_count
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -93,8 +94,7 @@ class Generate:
 
         files, misplaced = self._split_concepts()
         prompts = self._all_prompts(misplaced)
-        if self.count < 1:
-            raise OptionError(f"count is {self.count}; it must be at least 1.")
+        check_count("count", self.count)
         options = self.drawing.sample_options(
             negative_prompt=self.negative_prompt, width_px=self.width, height_px=self.height
         )
@@ -189,6 +189,13 @@ class Generate:
             prompts += lines_of(self.prompts_file, "prompts")
         if not prompts:
             raise OptionError("There is no prompt. Give one in quotation marks, or a file with --prompts-file.")
+        if not all(prompt.strip() for prompt in prompts):
+            raise OptionError('A prompt is empty. Say what to draw, such as "photo of a dog on the beach".')
+        if len(self.prompts) > 1 and not any(" " in prompt for prompt in self.prompts):
+            warn(
+                f"Each of the words {', '.join(self.prompts)} is drawn as a prompt of its own. If they are one, put "
+                "quotation marks around them."
+            )
         if twice := [prompt for prompt in dict.fromkeys(prompts) if prompts.count(prompt) > 1]:
             warn(
                 f"The prompt {twice[0]!r} was given {prompts.count(twice[0])} times; it is drawn once. For more "

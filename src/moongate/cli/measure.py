@@ -12,6 +12,7 @@ from rich.console import Console
 from moongate.cli.options import Flag, Model, ModelOptions, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import print_table, say
 from moongate.errors import OptionError
+from moongate.limits import check_count
 
 if TYPE_CHECKING:
     from moongate.run_page.measures import Measured
@@ -48,8 +49,7 @@ class Measure:
         from moongate.run_page.measuring import kept_concepts, measure
         from moongate.run_records import read_config
 
-        if self.count < 1:
-            raise OptionError(f"count is {self.count}; it must be at least 1.")
+        check_count("count", self.count)
         config = read_config(self.run)
         check_folder(self.run)
         if not (self.follow or kept_concepts(self.run)):

@@ -181,17 +181,18 @@ def subjects_from_options(
     folders = [tuple(pictures)] if count == 1 else [(path,) for path in pictures]
     if len(folders) != count:
         raise OptionError(
-            f"{count} categories need {count} folders of pictures in the same order, but {len(folders)} were given. "
-            "Give one folder for each --category."
+            f"--category is given {_times(count)}, but a folder {_times(len(folders))}. Give one folder of pictures "
+            "for each category, in the same order."
         )
     if len(tokens) not in (0, count):
         raise OptionError(
-            f"{count} --category need as many --token or none, but {len(tokens)} were given. Write --token none for "
-            "a subject without one."
+            f"--category is given {_times(count)} and --token {_times(len(tokens))}. Give a token for each category, "
+            "or none at all; --token none stands for a subject without one."
         )
     if len(regularization) not in (0, 1, count):
         raise OptionError(
-            f"{count} --category need as many --regularization, or one for all, but {len(regularization)} were given."
+            f"--category is given {_times(count)} and --regularization {_times(len(regularization))}. Give one for "
+            "each category, or one for all."
         )
     if "" in tokens:
         raise OptionError("A --token is empty. Leave it out to teach the category's own words.")
@@ -206,6 +207,10 @@ def subjects_from_options(
         SubjectOptions(pictures=paths, category=category, token=token, regularization=source)
         for paths, category, token, source in zip(folders, categories, named, sources, strict=True)
     ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def subjects_from_file(path: Path) -> list[SubjectOptions]:

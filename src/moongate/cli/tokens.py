@@ -9,6 +9,7 @@ from rich.console import Console
 from moongate.cli.options import Model, ModelOptions, Name, Output, OutputOptions
 from moongate.cli.terminal import print_table, say, say_notes
 from moongate.errors import OptionError
+from moongate.limits import check_count
 
 __all__ = ["TokensSuggest"]
 
@@ -33,6 +34,7 @@ class TokensSuggest:
         low, high = self.occurrences
         if not 1 <= low <= high:
             raise OptionError(f"occurrences is {low} {high}; give the minimum first, at least 1, then the maximum.")
+        check_count("limit", self.limit)
         skipped = Skipped()
         tokens = suggest(self.model.load(), read_captions(self.source, skipped), occurrences=self.occurrences)
         say_notes(console, skipped.notes)

@@ -34,6 +34,7 @@ from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_f
 from moongate.cli.terminal import bytes_of, plain, progress_bar, readable, say, say_notes, size_of, training_bar
 from moongate.cli.watching import Watch, interruption_explained, say_best, say_memory
 from moongate.errors import OptionError, warn
+from moongate.limits import check_count
 
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
@@ -178,13 +179,13 @@ class Train:
 
         # Load the model, and check the plan before regularization pictures are drawn.
         backbone, concepts = read_concepts([*filter(None, [self.start_from])], self.model, console, dtype=self.dtype)
-        _warn_of_sizes(subjects, self.resolution or backbone.resolution_px)
         method = self._method(backbone, preset.method, chosen)
         wanted = [self._wanted(subject, method) for subject in chosen]
         self._check_retrieval(wanted, method)
         earlier = concepts[0] if concepts else None
         common: dict[str, Any] = {"options": options, "start_from": earlier, "held_out": held_out}
         plan = Plan.of(backbone, subjects, None, method, processes=self.processes, **common)
+        _warn_of_sizes(subjects, plan.resolution_px)
         processes = processes_for(plan, self.processes)
         opening = caption_template(subjects) if method.names_category else None
         wording = replace(preset, caption=opening) if opening else preset
@@ -230,15 +231,19 @@ class Train:
         """
         from moongate.compression import check_energy
         from moongate.extras import library
+        from moongate.regularization.retrieval import check_threshold
 
         if self.energy is not None:
             check_energy(self.energy)
         if self.tracker:
             library(self.tracker)
-        for name, least in (("accumulate", 1), ("processes", 1), ("validate_every", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name} is {value}; it must be at least {least}.")
+        for name in ("accumulate", "processes"):
+            check_count(name, getattr(self, name))
+        if self.validate_every < 0:
+            raise OptionError(f"validate_every is {self.validate_every}; it must be at least 0.")
+        if self.validation_prompt and not self.validate_every:
+            raise OptionError("--validation-prompt would be ignored. Say with --validate-every how often it is drawn.")
+        check_threshold(self.threshold)
         chosen = self.subjects or self._chosen_subjects()
         self.model.check()
         out, run = self._paths(chosen)

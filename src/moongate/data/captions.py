@@ -57,8 +57,8 @@ def check_category(category: str) -> None:
         raise OptionError("The category is empty. Say what the pictures show, such as 'teddy bear' or 'dog'.")
     if token := re.search(r"<[^<>\s]+>", category):
         raise OptionError(
-            f"The category {category!r} holds the token {token[0]!r}. Give the words that the model knows alone, such "
-            "as 'teddy bear' or 'dog', and the token as the token."
+            f"The category {category!r} holds the token {token[0]!r}. Give only words that the model knows, such as "
+            "'teddy bear' or 'dog', and the token apart from them."
         )
 
 

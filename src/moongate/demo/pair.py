@@ -28,6 +28,7 @@ from moongate.demo.recognizer import Recognizer
 from moongate.demo.single import Picture, as_trained, draw
 from moongate.errors import OptionError
 from moongate.files import write_atomically
+from moongate.limits import check_count
 from moongate.merging import Merged, merge
 from moongate.merging.page import verdict
 from moongate.pages import Page, contact_sheet, png_bytes
@@ -136,8 +137,7 @@ def make_pair_demo(
         OptionError: The examples do not fit, `count` is less than 1, or there is no recognizer. Raised before any work.
     """
     pair = _pair(names)
-    if count < 1:
-        raise OptionError(f"count is {count}; it must be at least 1.")
+    check_count("count", count)
     recognizer = Recognizer.load()
     categories = [chosen.category for chosen in pair]
     recognizer.numbers(categories)

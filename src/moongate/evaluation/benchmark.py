@@ -33,6 +33,7 @@ from moongate.evaluation.record import (
 )
 from moongate.extras import versions
 from moongate.files import digest
+from moongate.limits import check_count
 from moongate.sampling import SampleOptions, draw_missing
 from moongate.training.method import METHODS
 
@@ -60,8 +61,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         for name in ("count", "resamples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            check_count(name, getattr(self, name))
         if not 0 < self.level < 1:
             raise OptionError(f"The level is {self.level}; it must be between 0 and 1, such as 0.95.")
 

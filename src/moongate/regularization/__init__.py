@@ -20,9 +20,10 @@ from moongate.data.pictures import read_picture
 from moongate.errors import BackboneError, CollectionError, OptionError
 from moongate.evaluation.networks.clip import Clip
 from moongate.files import exists, file_name, write_atomically
+from moongate.limits import check_count
 from moongate.pocket import POOL
 from moongate.regularization.collection import Collection
-from moongate.regularization.retrieval import RetrieveOptions, already_retrieved, retrieve
+from moongate.regularization.retrieval import RetrieveOptions, already_retrieved, check_threshold, retrieve
 from moongate.sampling import draw_missing
 from moongate.training.method import Method
 
@@ -46,8 +47,8 @@ class RegularizationOptions:
     """Least similarity of a caption that is retrieved; by default what suits the text encoder."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise OptionError(f"regularization-count is {self.count}; it must be at least 1.")
+        check_count("regularization-count", self.count)
+        check_threshold(self.threshold)
         if self.choice not in CHOICES and not (self.choice and exists(Path(self.choice))):
             raise OptionError(
                 f"There is no picture or folder {self.choice or repr('')} to regularize with. Give one, or "

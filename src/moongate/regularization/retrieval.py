@@ -22,17 +22,31 @@ from moongate.data.pictures import SAME_ABOVE, appearance, read_picture
 from moongate.errors import CollectionError, OptionError, PictureError
 from moongate.evaluation.networks.clip import Clip
 from moongate.files import replace_folder, write_atomically
-from moongate.limits import MAX_CAPTION_CHARACTERS, MIN_SIDE_PX
+from moongate.limits import MAX_CAPTION_CHARACTERS, MIN_SIDE_PX, check_count
 from moongate.pages import png_bytes
 from moongate.regularization.collection import READ_AT_ONCE, Collection, Hit, nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
 from moongate.texts import parse_json, read_text
 
-__all__ = ["MANIFEST", "RetrieveOptions", "Retrieved", "already_retrieved", "retrieve", "write_nearest"]
+__all__ = [
+    "MANIFEST",
+    "RetrieveOptions",
+    "Retrieved",
+    "already_retrieved",
+    "check_threshold",
+    "retrieve",
+    "write_nearest",
+]
 
 MANIFEST = "retrieval.json"
 """File that says what was searched for, where, with which options, and what was skipped."""
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise OptionError if a least similarity is given that is not between -1 and 1."""
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise OptionError(f"threshold is {threshold}; a similarity is between -1 and 1, such as 0.85.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +65,10 @@ class RetrieveOptions:
     """What of the collection is compared with the query."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise OptionError(f"count is {self.count}; it must be at least 1.")
+        check_count("count", self.count)
         if self.side_px < MIN_SIDE_PX:
             raise OptionError(f"side_px is {self.side_px}; a picture has at least {MIN_SIDE_PX} pixels a side.")
-        if not -1 <= self.threshold <= 1:
-            raise OptionError(f"threshold is {self.threshold}; a similarity is between -1 and 1, such as 0.85.")
+        check_threshold(self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

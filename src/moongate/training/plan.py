@@ -21,8 +21,9 @@ from moongate.backbone.text import folded
 from moongate.concept import Concept
 from moongate.data import Regularization, Subject
 from moongate.data.augmentation import PHRASES
-from moongate.errors import OptionError, TokenError, warn
+from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.extras import versions
+from moongate.limits import MAX_BATCH, check_count
 from moongate.training.method import Method, initial_rows
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
 from moongate.training.ranks import Ranks
@@ -93,10 +94,9 @@ class TrainOptions:
     """Whether another run in `run_folder` may be replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_steps", "save_every", "resolution_px", "shards", "report_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}; it must be at least 1.")
+        for name in ("steps", "checkpoint_steps", "save_every", "resolution_px", "shards", "report_steps"):
+            check_count(name, getattr(self, name))
+        check_count("batch", self.batch, at_most=MAX_BATCH)
         if self.rare_token is not None and self.rare_token < 0:
             raise OptionError(f"rare_token is {self.rare_token}; it must be at least 0.")
         for name, usual in (("lr_per_picture", "1e-5"), ("learning_rate", "8e-5")):
@@ -356,7 +356,7 @@ def _check_captions(
                 if lost and name.lower() in longer.lower() and name.lower() not in longer.removesuffix(lost).lower():
                     before = f" with {phrase!r} before it" if phrase else ""
                     raise TokenError(
-                        f"The caption {caption!r}{before} is longer than the text encoder reads, and its end {lost!r} "
+                        f"The caption {shortened(caption)!r}{before} is longer than the text encoder reads. Its end "
                         f"with {name!r} would be cut off and not be learned. Shorten it, or begin it with {name!r}."
                     )
             if unknown := backbone.unknown_tokens(caption):
@@ -372,8 +372,8 @@ def _warn_of_cut_captions(backbone: Backbone, kind: str, captions: Sequence[str]
     if cut:
         first = next(iter(cut))
         warn(
-            f"{len(cut)} {kind}captions are longer than the text encoder reads. Of {first!r} this end has no effect: "
-            f"{cut[first]!r}."
+            f"{len(cut)} {kind}captions are longer than the text encoder reads. Of {shortened(first)!r} this end has "
+            f"no effect: {shortened(cut[first])!r}."
         )
 
 
