@@ -117,7 +117,8 @@ def _follow(work: Callable[[], object], place: Path, index: int, count: int) -> 
 @contextlib.contextmanager
 def _joined(place: Path, index: int, count: int) -> Iterator[None]:
     """Join the processes that meet in a file, as rank `index` of `count`."""
-    store = distributed.FileStore(str(place), count)  # an address file://... would end at a "?" or "#" of the path
+    # An address file://... would end at a "?" or "#" of the path.
+    store = distributed.FileStore(str(place), count)  # type: ignore[attr-defined]
     store.set_timeout(PATIENCE)
     with _on_loopback():
         distributed.init_process_group("gloo", store=store, rank=index, world_size=count, timeout=PATIENCE)
