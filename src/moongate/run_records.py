@@ -1,4 +1,4 @@
-"""The records of a run in its folder, and how they are read; without PyTorch, for whoever only shows a run."""
+"""The records of a run in its folder, and how they are read; without PyTorch, for programs that only show a run."""
 
 import json
 from dataclasses import dataclass

@@ -61,7 +61,8 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100
 """Beyond a few dozen pictures are noise; a larger number is a mistake."""
 MAX_ENLARGEMENT = 8
-"""Sides beyond so many times the model's own (cost grows with their fourth power) or below that share are refused."""
+"""Sides of more than this multiple of the model's own (cost grows with their fourth power), or less than its inverse,
+are refused."""
 PAPER_GUIDANCE = 6.0
 """Scale of guidance in the paper's experiments (Sec. 4)."""
 SETTINGS_FILE = "settings.json"
@@ -81,9 +82,9 @@ class SampleOptions:
     negative_prompt: str = ""
     """What guidance leads away from; without guidance it has no effect."""
     width_px: int | None = None
-    """Width, a multiple of a latent cell; the side that the backbone was trained on when None."""
+    """Width in pixels, a multiple of a latent cell; None is the model's own."""
     height_px: int | None = None
-    """Height, likewise."""
+    """Height in pixels; None is the model's own."""
     batch: int = 8
     """Number of pictures drawn at once."""
 

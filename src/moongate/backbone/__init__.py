@@ -162,7 +162,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return cast(torch.dtype, next(self.unet.parameters()).dtype)  # likewise
+        return cast(torch.dtype, next(self.unet.parameters()).dtype)  # as in `device`
 
     @cached_property
     def schedule(self) -> "DDPMScheduler":
@@ -325,7 +325,7 @@ class Backbone:
     def check_token(self, token: str) -> None:
         """Raise TokenError unless `token` can be added as one new word.
 
-        Angle brackets are required, so that an unknown token in a prompt can be told from a word.
+        Angle brackets are required, so that an unknown token in a prompt differs from a word.
         """
         check_token(token, self.tokenizer.get_vocab())
 
@@ -428,7 +428,7 @@ class Backbone:
     def _added(self, noisy: Float[Tensor, "n c lh lw"], text: Conditioning) -> dict[str, Tensor] | None:
         """Return SDXL's further inputs: the pooled text, and that the picture is not cropped and has its own size.
 
-        Training says the same of a subject that was shrunk or enlarged, because whole pictures shall be drawn later.
+        Training says the same of a subject that was shrunk or enlarged, because whole pictures are to be drawn later.
         """
         if text.pooled is None:
             return None

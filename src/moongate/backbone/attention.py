@@ -122,7 +122,7 @@ def layer_size(positions: int, size: tuple[int, int]) -> tuple[int, int]:
         size: Height and width of the latents.
 
     Raises:
-        OptionError: The latents cannot be halved to so many positions.
+        OptionError: The latents cannot be halved to this number of positions.
     """
     height, width = size
     while height * width > positions:

@@ -76,7 +76,7 @@ def check_token(token: str, vocabulary: Collection[str]) -> None:
         raise TokenError(f"The token {token!r} has nothing inside its brackets. Use a word such as '<bear>'.")
     if not (token.startswith("<") and token.endswith(">")):
         raise TokenError(
-            f"The token {token!r} has no angle brackets, so that it could not be told from a word in a prompt. "
+            f"The token {token!r} has no angle brackets, so that it would look like a word in a prompt. "
             f"Use '<{token.strip('<>')}>'."
         )
     inner = token[1:-1]
@@ -88,7 +88,7 @@ def check_token(token: str, vocabulary: Collection[str]) -> None:
 
 
 def check_distinct(tokens: Iterable[str], used: Iterable[str]) -> None:
-    """Check that the tokenizer tells new tokens from one another and from those in use.
+    """Check that the tokenizer distinguishes new tokens from one another and from those in use.
 
     Raises:
         TokenError: Two are equal, or differ in upper and lower case alone.

@@ -152,7 +152,7 @@ class Evaluate:
             check_network(name)
 
     def _check_record(self, concepts: "Sequence[Concept]") -> None:
-        """Raise OptionError if the folder has the record of other concepts; that of these ones is made anew."""
+        """Raise OptionError if the folder has the record of other concepts; the record of these is made again."""
         record = self.out / "record.json"
         try:
             files = json.loads(record.read_text(encoding="utf-8"))["files"]

@@ -1,4 +1,4 @@
-"""Options by the names that other programs give them: whoever types one learns what it is called here.
+"""Options by the names that other programs give them: a user who types one learns our name.
 
 The names are those of kohya's scripts, the training scripts of diffusers, ai-toolkit, OneTrainer, A1111 and ComfyUI.
 They are no second names for our options: one thing has one name.

@@ -131,7 +131,7 @@ class Watch:
                 say(self.console, f"Wrote {self.run / 'index.html'}.")
 
     def write(self, status: "Status") -> bool:
-        """Write the page anew, and return whether it was written; one that cannot be written ends no training."""
+        """Write the page again, and return whether it was written; if it cannot be, the training goes on."""
         from moongate.run_page import PAGE, page_of
 
         if not self.has_page:

@@ -1,6 +1,6 @@
 """Training data: subjects, regularization pictures, captions, augmentation and picture files.
 
-Whoever needs the wording of captions alone gets it without PyTorch: the other modules are imported when they are first
+The wording of captions can be imported without PyTorch: the other modules are imported when they are first
 used.
 """
 

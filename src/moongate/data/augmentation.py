@@ -51,9 +51,9 @@ class Framing:
     picture_px: int
     """Side to which the picture is resized."""
     top: int
-    """Where the training picture begins in an enlarged picture, or a shrunk one on the canvas, in pixels."""
+    """Top edge of the training picture in an enlarged picture, or of a shrunk picture on the canvas, in pixels."""
     left: int
-    """Likewise."""
+    """Left edge of the same."""
     phrase: str
     """As in `Augmented`."""
 

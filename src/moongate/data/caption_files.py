@@ -1,4 +1,4 @@
-"""Captions that lie beside pictures: text files, and rows of a folder's listing. The one reader for all of them.
+"""Captions next to pictures: text files, and rows of a folder's listing. The only reader for all of them.
 
 The caption of `photo.jpg` is the text of `photo.txt`, else of `photo.caption`, else its row in `metadata.jsonl` or
 `metadata.csv` of its folder (or of the folder above, where the row names both). Names may begin with `./`, have

@@ -1,6 +1,6 @@
 """A folder of pictures as users and other trainers leave it: photos, masks, captions, companions, and the rest.
 
-Files are told apart by name alone, and none is opened. What is passed over is reported as a `MoongateWarning`, because
+Files are distinguished by name only, and none is opened. What is ignored is reported as a `MoongateWarning`, because
 a photo that is not read and a mask that is taught as a photo are mistakes that nobody sees later.
 """
 
@@ -75,7 +75,7 @@ class Contents:
     photos: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
     companions: tuple[Path, ...] = ()
-    """Pictures that belong to a photo and are none: control pictures of other trainers."""
+    """Pictures that belong to a photo and are not photos: control pictures of other trainers."""
     captions: tuple[Path, ...] = ()
     """Text files with one of `CAPTION_SUFFIXES`."""
     listings: tuple[Path, ...] = ()
@@ -194,7 +194,7 @@ def _is_passed_over(path: Path) -> bool:
 
 
 def _mask_base(path: Path) -> str:
-    """Return the photo's name in a mask's name; empty if the name is none of a mask."""
+    """Return the photo's name in a mask's name; empty if it is not the name of a mask."""
     ending = next((ending for ending in MASK_ENDINGS if path.stem.lower().endswith(ending)), None)
     return path.stem[: -len(ending)] if ending else ""
 
@@ -254,7 +254,7 @@ def _check_masks(masks: Sequence[Path], photos: Sequence[Path]) -> None:
     stems = {(photo.parent, photo.stem.casefold()) for photo in photos}
     lost = [mask for mask in masks if (mask.parent, _mask_base(mask).casefold()) not in stems]
     if lost:
-        raise PictureError(f"The mask {lost[0]} has no picture of its name beside it. Rename it or remove it.")
+        raise PictureError(f"The mask {lost[0]} has no picture of its name next to it. Rename it or remove it.")
 
 
 def _report(folders: Sequence[Contents], companions: Sequence[Path]) -> None:

@@ -116,7 +116,7 @@ def make_single_demo(
 
 
 def _fill(demo: _Demo, plan: Plan, *, on_step: Callable[[Step], None], on_stage: Callable[[str], None]) -> Concept:
-    """Draw, train and draw, in one or several processes, of which the first alone says how far it is."""
+    """Draw, train and draw, in one or several processes, of which only the first reports progress."""
     backbone, is_first = plan.backbone, Ranks.current().is_first
 
     def say(text: str) -> None:
@@ -179,7 +179,7 @@ def as_trained(subject: Subject, backbone: Backbone) -> list[Picture]:
 
 
 def _verdict(demo: _Demo, chosen: Example, pool: Regularization) -> str:
-    """Say in how many pictures the judge sees the subject, before and after."""
+    """Say how many pictures show the subject to the judge, before and after."""
     clip = Clip.load(POCKET)
     judge = example_judge(chosen, pool, clip)
     if judge is None:

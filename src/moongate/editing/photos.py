@@ -21,7 +21,7 @@ from moongate.errors import OptionError, warn
 __all__ = ["ddim_path", "fitted", "fitted_mask", "noised_path"]
 
 RESIZED_BEYOND = 2.0
-"""A photo with more than so many times the pixels that the model was trained on, or fewer than the inverse of that, is
+"""A photo with more than this multiple of the pixels that the model was trained on, or fewer than its inverse, is
 resized to their number: models draw sizes that are far from theirs badly."""
 
 

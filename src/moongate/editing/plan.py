@@ -78,12 +78,12 @@ class Edited:
     source: UInt8[np.ndarray, "height width 3"]
     """The picture as it was: drawn, or the photo in the size that was edited."""
     image: UInt8[np.ndarray, "height width 3"]
-    """The picture as it is now."""
+    """The picture before the edit."""
     edit: Edit
     source_maps: tuple[WordMap, ...] = ()
     """Each word of the source prompt with its map, if `EditOptions.keeps_maps`."""
     target_maps: tuple[WordMap, ...] = ()
-    """Each word of the target prompt, likewise."""
+    """The same for each word of the target prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -225,16 +225,16 @@ class _InRegions:
     steps: int
     """Number of denoising steps of one batch."""
     held_steps: int
-    """In so many of them, from the first, regions hold."""
+    """Number of steps, from the first, in which regions act."""
     apart_steps: int
-    """In so many of them, from the first, positions of different regions do not attend to one another."""
+    """Number of steps, from the first, in which positions of different regions do not attend to one another."""
     is_guided: bool
     """Whether the first half of each batch belongs to guidance."""
     _done: int = 0
     _weights: dict[int, Tensor] = field(default_factory=dict)
-    """The weights of the texts in a layer with so many positions."""
+    """The weights of the texts in a layer, by its number of positions."""
     _visible: dict[int, Tensor] = field(default_factory=dict)
-    """Which positions see which, in a layer with so many."""
+    """Which positions see which in a layer, by its number of positions."""
 
     @classmethod
     def of(
@@ -272,7 +272,7 @@ class _InRegions:
         return dict(self.backbone.cross_attentions())
 
     def step_done(self) -> None:
-        """Count a denoising step; the next batch begins anew."""
+        """Count a denoising step; the next batch begins again at the first."""
         self._done = (self._done + 1) % self.steps
 
     def __call__(

@@ -91,7 +91,7 @@ def kid_interval(
     A picture that is in a resample twice makes no pair with itself; otherwise every resample would look too distant.
 
     Args:
-        drawn: Features of drawn pictures, of which the prompts are resampled.
+        drawn: Features of drawn pictures; their prompts are resampled.
         real: Features of real pictures, which stay the same.
         prompts: Index of the prompt of each drawn picture.
         generator: Draws the resamples.

@@ -303,7 +303,7 @@ def _format_of(content: Content) -> Format | None:
 
 
 def _format_of_weights(formats: Iterable[Format]) -> Format:
-    """Return the first format that keeps changes, or the first of all when there is none."""
+    """Return the first format that keeps changes, or the first of all if none does."""
     return min(formats, key=lambda form: form.keeps_changes == "no")
 
 

@@ -45,7 +45,7 @@ class Page:
 
     title: str
     refresh_s: int | None = None
-    """Seconds after which a browser loads the page again, for one that is written anew; None for a finished page."""
+    """Seconds after which a browser loads the page again, for one that still changes; None for a finished page."""
     _parts: list[str] = field(default_factory=list, init=False, repr=False)
 
     def text(self, tag: str, text: str) -> None:

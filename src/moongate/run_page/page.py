@@ -16,7 +16,7 @@ __all__ = ["PAGE", "REFRESH_S", "Status", "duration", "page_of", "words_of"]
 PAGE = "index.html"
 Status = Literal["running", "stopped", "finished"]
 REFRESH_S = 10
-"""Seconds after which a browser shows the page of a running training anew."""
+"""Seconds after which a browser loads the page of a running training again."""
 
 
 def page_of(run_folder: Path, status: Status) -> Page:

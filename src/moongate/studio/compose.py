@@ -61,7 +61,7 @@ class _Compose:
     # --- what is chosen -----------------------------------------------------------------------------------------------
 
     def _change(self, composition: Composition, *, anew: bool = True) -> None:
-        """Keep a change, and build the page anew unless only a value of it changed."""
+        """Keep a change, and build the page again unless only a value of it changed."""
         with errors_shown():
             composition.write(self.studio.places)
             self.known = composition

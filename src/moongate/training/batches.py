@@ -153,7 +153,7 @@ class Batches:
         return _shuffled(count, self.plan.options.seed, *label, passes)[index]
 
     def _encode(self, on_encoded: Callable[[int, int], None]) -> None:
-        """Encode the different target pictures of the steps to come, as many at once as a step has.
+        """Encode the different target pictures of the next steps, as many at once as a step has.
 
         A chunk has the same pictures in every run, however long or interrupted it is and whoever computes it, and is
         filled up by repetition, so that its latents have the same last bits.

@@ -238,7 +238,7 @@ class Plan:
         return self.backbone.settings.neutral_decay if self.method.weights == "cross-attention-kv" else 0.0
 
     def keeps(self, step: int) -> bool:
-        """Return whether the concept after a step, counted from 1, is kept: every so many, and the last."""
+        """Return whether the concept after a step, counted from 1, is kept: every `save_every` steps, and the last."""
         every = self.options.save_every
         return every is not None and (step % every == 0 or step == self.steps)
 
@@ -419,7 +419,7 @@ def _check_options(options: TrainOptions, held_out: Sequence[Subject]) -> None:
 
 
 def _learning_rate(options: TrainOptions, method: Method, backbone: Backbone, pictures: int) -> float:
-    """Return the rate of a whole step of so many pictures."""
+    """Return the learning rate of a whole step with this number of pictures."""
     if options.learning_rate is not None:
         return options.learning_rate
     return (options.lr_per_picture or method.lr_per_picture * backbone.settings.lr_scale) * pictures

@@ -42,7 +42,7 @@ def test_inception_is_a_torchscript_file_that_gets_0_to_255(tmp_path: Path) -> N
 
 
 def test_another_file_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="need a file; '.' is none. Give inception:FILE"):
+    with pytest.raises(BackboneError, match="need a file, which '.' is not. Give inception:FILE"):
         load_network("inception")
     (tmp_path / "other.pt").write_text("no archive")
     with pytest.raises(BackboneError, match="is not a TorchScript file"):

@@ -32,7 +32,7 @@ def inception_features(
         BackboneError: The file is missing, is not a TorchScript file, or does not give 2048 features.
     """
     if not file.is_file():
-        raise BackboneError(f"The features 'inception' need a file; {str(file)!r} is none. {REMEDY}")
+        raise BackboneError(f"The features 'inception' need a file, which {str(file)!r} is not. {REMEDY}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the file exists in no other format
