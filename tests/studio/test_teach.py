@@ -169,7 +169,7 @@ def test_the_page_says_what_it_would_run_and_queues_it_once(
         user.find(marker="start").click()
         await until(lambda: studio.trainings.queue.state("bear") == "queued")
         await user.should_see("bear waits", retries=100)
-        await user.should_see("bear is in the queue already", retries=100)
+        await user.should_see("'bear' is in the queue already", retries=100)
         await user.open("/")  # another browser sees the same
         await user.should_see("bear waits", retries=100)
         user.find(marker="pause-bear").click()

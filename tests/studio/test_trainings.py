@@ -63,7 +63,7 @@ def test_a_training_is_done_though_its_fleet_is_killed(trainings: Trainings, tin
     assert len(started) >= 2
     for child in trainings.commands._children.values():
         child.wait()
-    with pytest.raises(OptionError, match="already a concept or a training called 'bear'"):
+    with pytest.raises(OptionError, match="already a concept called 'bear'"):
         trainings.add(entry(trainings, tiny_folder))
 
 
@@ -99,6 +99,20 @@ def test_a_job_that_the_fleet_refuses_fails_with_its_message_and_is_not_started_
     assert len(trainings.commands.all()) == 1
     for child in trainings.commands._children.values():
         child.wait()
+
+
+def test_the_name_of_a_concept_is_free_again_when_it_was_deleted(trainings: Trainings, tiny_folder: Path) -> None:
+    trainings.add(entry(trainings, tiny_folder))
+    with pytest.raises(OptionError, match="'bear' is in the queue already"):
+        trainings.add(entry(trainings, tiny_folder))
+    trainings.queue.move("bear", "queued", "done")
+    concept = trainings.places.concepts / "bear.safetensors"
+    concept.touch()
+    with pytest.raises(OptionError, match="already a concept called 'bear'"):
+        trainings.add(entry(trainings, tiny_folder, steps=5))
+    concept.unlink()
+    trainings.add(entry(trainings, tiny_folder, steps=5))
+    assert trainings.queue.states() == {"bear": "queued"}
 
 
 def test_names_that_are_no_file_names_are_refused(trainings: Trainings, tiny_folder: Path) -> None:

@@ -10,13 +10,12 @@ from nicegui import ui
 
 from moongate.data.captions import PRESETS
 from moongate.errors import MoongateError, OptionError
-from moongate.fleet import Job, Queue, check_names
+from moongate.fleet import Job, check_names
 from moongate.pocket import example, examples
 from moongate.run_page import duration
 from moongate.studio.drafts import Draft, Settings, drafts, looks_every
 from moongate.studio.estimate import Facts, estimated, measured_speed, size
 from moongate.studio.photos import show_photos
-from moongate.studio.places import CONCEPT
 from moongate.studio.queue import show_queue
 from moongate.studio.state import Studio
 from moongate.studio.widgets import busy, command_line, errors_shown, live, notice, paragraph, section
@@ -175,14 +174,7 @@ class _Form:
             check_names([Job(name=entry["name"], settings={})])
         except MoongateError as error:
             return None, str(error)
-        return entry, self._obstacle(entry["name"])
-
-    def _obstacle(self, name: str) -> str:
-        state = Queue(self.studio.places.fleet).state(name) if name else None
-        if state in ("queued", "running", "paused"):
-            return f"{name} is in the queue already."
-        is_there = (self.studio.places.concepts / f"{name}{CONCEPT}").exists()
-        return f"There is already a concept {name}. Choose another name." if is_there or state == "done" else ""
+        return entry, self.studio.trainings.obstacle(entry["name"])
 
     async def _takes(self) -> str:
         """Return what the training takes, as a sentence."""

@@ -57,14 +57,23 @@ class Trainings:
             entry: A job as in the file of `moongate fleet`: its name, concepts, and options of `train`.
 
         Raises:
-            OptionError: The name cannot be used, or a concept or a job has it already.
+            OptionError: The name cannot be used, or a concept or a job that is not done has it already.
         """
         name = entry["name"]
         job = Job(name=name, settings={"job": dict(entry), "folder": os.path.relpath(self._lists, self.places.fleet)})
         check_names([job])
-        if self.queue.state(name) not in (None, "failed") or (self.places.concepts / f"{name}{CONCEPT}").exists():
-            raise OptionError(f"There is already a concept or a training called {name!r}. Choose another name.")
+        if obstacle := self.obstacle(name):
+            raise OptionError(obstacle)
+        (self.places.fleet / "done" / f"{name}.json").unlink(missing_ok=True)  # its concept was deleted or renamed
         self.queue.add(job)
+
+    def obstacle(self, name: str) -> str:
+        """Return why no training can be added under a name; empty if one can."""
+        if self.queue.state(name) in ("queued", "running", "paused"):
+            return f"A training called {name!r} is in the queue already. Choose another name, or cancel it."
+        if (self.places.concepts / f"{name}{CONCEPT}").exists():
+            return f"There is already a concept called {name!r}. Choose another name."
+        return ""
 
     def pause(self, name: str) -> None:
         """Let a job save its state and stop, or keep it from beginning."""
