@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from moongate.pages import png_bytes
-from moongate.studio.pictures import differences, pictures, read_picture_facts
+from moongate.studio.pictures import differences, pictures
 from moongate.studio.places import Places
 from studio_making import make_concept, make_drawing
 
@@ -26,7 +26,7 @@ def test_a_picture_says_how_it_was_drawn(places: Places) -> None:
     assert not found.has_region_texts
 
 
-def test_pictures_that_say_nothing_and_damaged_files_are_left_out(places: Places, tmp_path: Path) -> None:
+def test_pictures_that_say_nothing_and_damaged_files_are_left_out(places: Places) -> None:
     file = make_drawing(places.gallery / "a.png", "a")
     (places.gallery / "cut.png").write_bytes(file.read_bytes()[:60])
     (places.gallery / "text.png").write_bytes(b"no picture")
@@ -35,7 +35,6 @@ def test_pictures_that_say_nothing_and_damaged_files_are_left_out(places: Places
         (places.gallery / f"bad-{number}.png").write_bytes(content)
     (places.gallery / "plain.png").write_bytes(png_bytes(_image()))
     assert [picture.file for picture in pictures(places)] == [file]
-    assert read_picture_facts(tmp_path / "nowhere.png") is None
 
 
 def test_a_file_that_was_replaced_is_read_again(places: Places) -> None:
@@ -56,10 +55,9 @@ def test_a_filter_finds_prompt_seed_concept_and_hash(places: Places) -> None:
 
 def test_two_pictures_differ_where_they_were_drawn_differently(places: Places) -> None:
     concept = make_concept(places.concepts / "bear.safetensors")
-    first = read_picture_facts(make_drawing(places.gallery / "a.png", "a bear", seed=1, concept=concept))
-    second = read_picture_facts(make_drawing(places.gallery / "b.png", "a bear", seed=2))
-    assert first
-    assert second
+    make_drawing(places.gallery / "a.png", "a bear", seed=1, concept=concept)
+    make_drawing(places.gallery / "b.png", "a bear", seed=2)
+    first, second = sorted(pictures(places), key=lambda picture: picture.seed)
     assert [row[0] for row in differences(first, second)] == ["seed", "concepts"]
     assert differences(first, first) == []
 

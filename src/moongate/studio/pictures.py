@@ -16,7 +16,7 @@ from PIL import Image
 from moongate.studio.places import Places
 from moongate.texts import parse_json
 
-__all__ = ["Picture", "Used", "differences", "pictures", "read_picture_facts"]
+__all__ = ["Picture", "Used", "differences", "pictures"]
 
 DEPTH = 4
 """Pictures are looked for this many folders deep."""
@@ -84,14 +84,6 @@ def pictures(places: Places, folder: Path | None = None) -> list[Picture]:
             if not file.name.startswith(".") and (picture := _read(file, file.stat().st_mtime_ns)):
                 found.append(picture)
     return sorted(found, key=lambda picture: (-picture.changed, picture.file.name))
-
-
-def read_picture_facts(file: Path) -> Picture | None:
-    """Return what a picture's file says; None for a picture that says nothing, or a file that cannot be read."""
-    try:
-        return _read(file, file.stat().st_mtime_ns)
-    except OSError:
-        return None
 
 
 def differences(first: Picture, second: Picture) -> list[tuple[str, str, str]]:
