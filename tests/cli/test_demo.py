@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from command_line import command, fails, run
+from moongate.cli.options import cache_folder
 from moongate.demo.pair import EXAMPLES, PairDemo, Strategy
 
 
@@ -37,6 +38,7 @@ def test_demo_is_single_unless_two_are_to_be_composed(
         Path(path) for path in ("demo", "here", "demo", "demo/compose", "demo/compose")
     ]
     assert (asked[1][1]["steps"], asked[4][1]["count"]) == (3, 2)
+    assert {options["cache"] for _, options in asked} == {cache_folder()}
     printed = capsys.readouterr().out
     assert re.search(r"joint\W+25%\W+75%\W+25%\W+7", printed)
     assert "both.html" in printed

@@ -7,6 +7,7 @@ import pytest
 from command_line import Command, command, fails, run
 from moongate.backbone import Backbone
 from moongate.concept import Concept
+from moongate.evaluation import Network, load_network
 
 
 def test_evaluate_writes_a_record_and_draws_nothing_twice(
@@ -135,3 +136,20 @@ def test_a_protocol_that_does_not_fit_is_named_before_a_model_is_loaded(
     assert "Leave out --prompts" in fails(capsys, evaluate.but(prompts="object"))
     conceptless = command("evaluate", **evaluate.options)
     assert "Name a concept file" in fails(capsys, conceptless)
+
+
+def test_the_networks_that_suit_the_model_are_loaded_once_for_concept_and_base(
+    bear: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, **options: str) -> Network:
+        loaded.append(name)
+        return load_network(f"clip:{clip}", **options)
+
+    for home in ("moongate.evaluation", "moongate.evaluation.benchmark"):
+        monkeypatch.setattr(f"{home}.load_network", load)
+    (tmp_path / "prompts.txt").write_text("photo of a {}\n")
+    evaluate = command("evaluate", bear, prompts=tmp_path / "prompts.txt", count=1, steps=1, out=tmp_path / "record")
+    run(evaluate.but(device="cpu"))
+    assert loaded == ["clip", "dino"]

@@ -17,7 +17,7 @@ from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single, "PICTURES_PER_PROMPT", 1)
     monkeypatch.setattr(single, "SAMPLING", SampleOptions(steps=2))
-    page = single.make_single_demo("teapot", out=tmp_path, steps=2)
+    page = single.make_single_demo("teapot", out=tmp_path, steps=2, cache=tmp_path / "cache")
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img") == 6 + 5 + 5 + 2 * 2  # targets, before, after, two unrelated prompts twice
@@ -37,6 +37,7 @@ def test_the_page_shows_everything_and_needs_nothing(tmp_path: Path, monkeypatch
     assert concept.subjects[0].words == "<teapot> teapot"
     concept.check_base(Backbone.load("pocket", device="cpu"))
     assert (tmp_path / "overview.png").is_file()
+    assert len([*(tmp_path / "cache").glob("gram-*.safetensors")]) == 1, "one for all processes and the next demo"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt, Output, OutputOptions
+from moongate.cli.options import WITHOUT_DEFAULT, OptionalInt, Output, OutputOptions, cache_folder
 from moongate.cli.terminal import print_table, say, training_bar
 from moongate.errors import OptionError
 from moongate.limits import check_count
@@ -41,6 +41,7 @@ class Demo:
                 out=self.out,
                 steps=self.steps,
                 seed=self.seed,
+                cache=cache_folder(),
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )
@@ -76,6 +77,7 @@ class DemoCompose:
                 steps=self.steps,
                 seed=self.seed,
                 count=self.count,
+                cache=cache_folder(),
                 on_step=show,
                 on_stage=lambda text: say(console, text),
             )

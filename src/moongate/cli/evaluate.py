@@ -76,6 +76,7 @@ class Evaluate:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.evaluation import EvaluationOptions, evaluate, load_network
+        from moongate.evaluation.benchmark import default_features
 
         options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
         self._check()
@@ -85,7 +86,8 @@ class Evaluate:
         subjects = [subject for concept in concepts for subject in concept.subjects]
         prompts, training_pictures = self._prompts(backbone, subjects, console)
         comparisons = self._comparisons(subjects, training_pictures)
-        networks = [load_network(name, device=str(backbone.device)) for name in flat(self.features)]
+        names = flat(self.features) or default_features(backbone)
+        networks = [load_network(name, device=str(backbone.device)) for name in names]
         concept = _together(backbone, concepts)
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=None, note="")
@@ -95,7 +97,7 @@ class Evaluate:
                     backbone,
                     concept,
                     prompts,
-                    networks or None,
+                    networks,
                     folder=self.out / "pictures",
                     comparisons=comparisons,
                     options=options,

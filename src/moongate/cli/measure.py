@@ -42,7 +42,7 @@ class Measure:
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.data.folders import find_pictures
         from moongate.data.pictures import read_picture
-        from moongate.evaluation.benchmark import DEFAULT_FEATURES
+        from moongate.evaluation.benchmark import default_features
         from moongate.evaluation.networks import check_network, load_network
         from moongate.files import check_folder, is_held
         from moongate.run_page.measures import when_to_stop
@@ -58,7 +58,7 @@ class Measure:
             check_network(self.features)
         photos = [read_picture(path) for path in find_pictures(self.photos)]
         backbone = self.model.load(default=str(config.get("backbone", "pocket")))
-        name = self.features or (backbone.settings.features or DEFAULT_FEATURES)[0]
+        name = self.features or default_features(backbone)[0]
         network = load_network(name, device=str(backbone.device))
         measures = list[Any]()
         while True:

@@ -29,7 +29,7 @@ from moongate.demo.single import Picture, as_trained, draw
 from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.limits import check_count
-from moongate.merging import Merged, merge
+from moongate.merging import Merged, MergeOptions, merge
 from moongate.merging.page import verdict
 from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
@@ -118,6 +118,7 @@ def make_pair_demo(
     steps: int | None = None,
     seed: int = 0,
     count: int = 8,
+    cache: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> PairDemo:
@@ -130,6 +131,7 @@ def make_pair_demo(
         steps: Optimizer steps for each subject; by default what the method needs.
         seed: Seed of the trainings.
         count: Pictures of each prompt and strategy.
+        cache: Folder in which what the neutral captions give is kept, as in `TrainOptions`.
         on_step: Called after each optimizer step.
         on_stage: Called with a line for people when a stage begins.
 
@@ -146,7 +148,7 @@ def make_pair_demo(
         Subject.load(chosen.training, category=chosen.category, token=f"<{chosen.name.lower()}>") for chosen in pair
     ]
     real = _seen_alone(recognizer, pair)
-    concepts = _train(backbone, subjects, TrainOptions(seed=seed, steps=steps), on_step, on_stage)
+    concepts = _train(backbone, subjects, TrainOptions(seed=seed, steps=steps, cache=cache), on_step, on_stage)
     for name, concept in zip((*names, "merged"), (*concepts.singles, concepts.merged.concept), strict=True):
         concept.save(out / f"{name}.safetensors", overwrite=True)
     strategies = []
@@ -231,7 +233,7 @@ def _train(
     sequential = taught("sequential", 1, start_from=first)
     on_stage("Merging")
     began = time.monotonic()
-    merged = merge(backbone, [first, second])
+    merged = merge(backbone, [first, second], options=MergeOptions(cache=options.cache))
     seconds["merge"] = time.monotonic() - began
     return _Concepts(singles=(first, second), joint=joint, sequential=sequential, merged=merged, seconds=seconds)
 

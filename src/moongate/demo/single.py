@@ -6,7 +6,7 @@ from a caption without one, the new token would learn the places of the six pict
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from moongate.data.pictures import as_pixels
 from moongate.demo.judge import example_judge
 from moongate.evaluation.networks.clip import Clip
 from moongate.files import write_atomically
-from moongate.pages import Page, contact_sheet, line_chart, png_bytes
+from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
+from moongate.run_page.losses import loss_chart
 from moongate.sampling import SampleOptions, sample
 from moongate.training import Plan, Step, TrainOptions, train
 from moongate.training.method import method_for
@@ -44,8 +45,6 @@ CONTEXTS = 5
 UNRELATED_CATEGORIES = ("tree", "hamburger")
 """Categories of which pocket has seen photos."""
 PICTURES_PER_PROMPT = 4
-CURVE_WINDOW = 20
-"""Steps in the running mean of the loss curves."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -76,6 +75,7 @@ def make_single_demo(
     out: Path,
     steps: int | None = None,
     seed: int = 0,
+    cache: Path | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -86,6 +86,7 @@ def make_single_demo(
         out: Folder for `index.html` (self-contained), `overview.png` (its pictures in one) and the concept file.
         steps: Optimizer steps; by default what the method needs.
         seed: Seed of the training.
+        cache: Folder in which what the neutral captions give is kept, as in `TrainOptions`.
         on_step: Called after each optimizer step.
         on_stage: Called with a line for people when a stage begins.
 
@@ -102,7 +103,7 @@ def make_single_demo(
     regularization = Regularization.load(pool_folder(), category=chosen.category, only_category=True)
     backbone = Backbone.load(POCKET, dtype=usual_dtype())
     demo = _planned(chosen, subject, regularization, backbone)
-    options = TrainOptions(seed=seed, steps=steps)
+    options = TrainOptions(seed=seed, steps=steps, cache=cache)
     plan = Plan.of(backbone, [subject], [regularization], method_for(backbone), options=options)
     work = partial(_fill, demo, plan, on_step=on_step, on_stage=on_stage)
     concept = together(work, processes=processes_for(plan))
@@ -218,25 +219,13 @@ def _page(demo: _Demo, concept: Concept) -> Page:
         page.row(prompt, demo.before[prompt])
         page.row("with the concept applied", demo.after[prompt])
     page.text("h2", "Loss")
-    curves = {
-        "target pictures": _running_mean([step.target_loss for step in demo.steps]),
-        "regularization pictures": _running_mean([step.prior_loss for step in demo.steps]),
-    }
-    first = min(CURVE_WINDOW, len(demo.steps))
-    page.chart(line_chart(curves, x_label="step", y_label="loss", x=range(first, len(demo.steps) + 1)))
+    page.chart(loss_chart([asdict(step) for step in demo.steps]))
     page.text(
         "p",
         f"{len(demo.steps)} steps in {demo.training_s:.0f} s; {demo.total_s:.0f} s in total; concept hash "
         f"{concept.hash}.",
     )
     return page
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Return the mean of each `CURVE_WINDOW` consecutive values, or of all if there are fewer."""
-    window = min(CURVE_WINDOW, len(values))
-    means: list[float] = np.convolve(values, np.ones(window) / window, mode="valid").tolist()
-    return means
 
 
 def _overview(demo: _Demo) -> Image.Image:

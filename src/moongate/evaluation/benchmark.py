@@ -37,7 +37,7 @@ from moongate.limits import check_count
 from moongate.sampling import SampleOptions, draw_missing
 from moongate.training.method import METHODS
 
-__all__ = ["DEFAULT_FEATURES", "EvaluationOptions", "Reference", "Targets", "evaluate"]
+__all__ = ["EvaluationOptions", "Reference", "Targets", "default_features", "evaluate"]
 
 DEFAULT_FEATURES = ("clip", "dino")
 """Networks for a model whose `moongate.json` names none."""
@@ -119,7 +119,7 @@ def evaluate(
     if prompts is None:
         prompts = default_prompts(backbone, len(concept.subjects) if concept else 0)
     if networks is None:
-        networks = _default_networks(backbone)
+        networks = [load_network(name, device=str(backbone.device)) for name in default_features(backbone)]
     wordings = _wordings(concept, prompts)
     _check(concept, wordings, networks, comparisons)
     targets = [part for part in comparisons if isinstance(part, Targets)]
@@ -147,9 +147,9 @@ def evaluate(
     return _record(backbone, concept, wordings, networks, comparisons, options, measures)
 
 
-def _default_networks(backbone: Backbone) -> list[Network]:
-    names = backbone.settings.features or DEFAULT_FEATURES
-    return [load_network(name, device=str(backbone.device)) for name in names]
+def default_features(backbone: Backbone) -> Sequence[str]:
+    """Return the names of the networks that suit a model: those of its `moongate.json`, or else clip and dino."""
+    return backbone.settings.features or DEFAULT_FEATURES
 
 
 def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
