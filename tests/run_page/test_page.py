@@ -151,3 +151,22 @@ def test_an_album_replaces_a_picture_that_is_drawn_again_and_can_be_cleared(tmp_
 )
 def test_times_are_in_units_that_people_use(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_pictures_that_were_removed_or_damaged_end_neither_page_nor_training(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10)
+    album = Album(tmp_path)
+    for seed in range(3):
+        add(album, 9, part="validation", step=5, seed=seed)
+    first, second, _ = album.drawn()
+    (tmp_path / "pictures" / first.file).unlink()
+    assert [drawn.seed for drawn in album.drawn()] == [1, 2]
+    assert "seed 1" in html(tmp_path)
+    assert "seed 0" not in html(tmp_path)
+    (tmp_path / "pictures" / second.file).write_bytes(b"\x89PNG")
+    with pytest.raises(OptionError, match=f"{second.file} cannot be read .* Remove it"):
+        html(tmp_path)
+    (tmp_path / "pictures.jsonl").write_text("{")
+    assert album.drawn() == []
+    assert "Running: step 10" in html(tmp_path)
+    album.clear()

@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pages import png_bytes
+from moongate.texts import parse_json, read_text
 
 __all__ = ["Album", "Drawn", "Part"]
 
@@ -48,27 +50,40 @@ class Album:
 
     def add(self, drawn: Drawn, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Write a picture, and then its line of the listing; an equal one is replaced."""
-        write_atomically(self.run_folder / PICTURES / drawn.file, png_bytes(image))
+        write_atomically(self._pictures / drawn.file, png_bytes(image))
         others = [other for other in self.drawn() if other.file != drawn.file]
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in (*others, drawn))
         write_atomically(self.run_folder / LISTING, lines.encode())
 
     def drawn(self, part: Part | None = None) -> list[Drawn]:
-        """Return what the pictures of a part show, or of all, in the order in which they were added."""
-        listing = self.run_folder / LISTING
-        if not listing.exists():
+        """Return what the pictures of a part show, or of all, in the order in which they were added.
+
+        Pictures that somebody has removed are left out, and all of them if the listing cannot be read.
+        """
+        try:
+            lines = read_text(self.run_folder / LISTING).splitlines()
+            pictures = [Drawn(**parse_json(line)) for line in lines]
+        except (OSError, ValueError, TypeError):
             return []
-        lines = listing.read_text(encoding="utf-8").splitlines()
-        pictures = [Drawn(**json.loads(line)) for line in lines]
-        return [drawn for drawn in pictures if part in (None, drawn.part)]
+        return [each for each in pictures if part in (None, each.part) and (self._pictures / each.file).is_file()]
 
     def image(self, drawn: Drawn) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the pixels of a picture."""
-        with Image.open(self.run_folder / PICTURES / drawn.file) as image:
-            return np.array(image.convert("RGB"))
+        """Return the pixels of a picture. Raises OptionError if it cannot be read."""
+        file = self._pictures / drawn.file
+        try:
+            with Image.open(file) as image:
+                return np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise OptionError(
+                f"{file} cannot be read ({error}). Remove it: the run needs none of its pictures."
+            ) from error
+
+    @property
+    def _pictures(self) -> Path:
+        return self.run_folder / PICTURES
 
     def clear(self) -> None:
         """Remove the pictures and the listing of an earlier run."""
         for drawn in self.drawn():
-            (self.run_folder / PICTURES / drawn.file).unlink(missing_ok=True)
+            (self._pictures / drawn.file).unlink(missing_ok=True)
         (self.run_folder / LISTING).unlink(missing_ok=True)
