@@ -82,7 +82,9 @@ def test_a_listing_without_captions_is_reported_with_its_keys(tmp_path: Path) ->
 def test_a_listing_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     pictures(tmp_path)
     (tmp_path / "metadata.csv").write_text("picture,words\n0.png,a dog\n")
-    with pytest.raises(PictureError, match=r"Line 2 of .*metadata.csv cannot be read. Name its columns file_name"):
+    with pytest.raises(
+        PictureError, match=r"Line 2 of .*metadata.csv cannot be read. Name its columns file_name.*with commas"
+    ):
         captions(tmp_path)
     (tmp_path / "metadata.csv").write_bytes("file_name,text\n0.png,café\n".encode("latin-1"))
     with pytest.raises(PictureError, match=r"listing .*metadata.csv is not in UTF-8"):

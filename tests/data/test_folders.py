@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,28 @@ def test_files_of_unknown_kind_are_counted_and_known_ones_passed_over(tmp_path: 
         find_pictures(tmp_path)
 
 
-def test_a_file_of_the_mac_that_is_named_like_a_photo_is_kept_for_the_error_that_names_it(tmp_path: Path) -> None:
-    picture(tmp_path, "a.jpg")
-    (tmp_path / "._a.jpg").write_bytes(b"Mac OS X")
-    assert [path.name for path in find_pictures(tmp_path)] == ["._a.jpg", "a.jpg"]
+def test_what_the_mac_writes_beside_each_file_is_no_photo_and_no_mask(tmp_path: Path) -> None:
+    """On disks of other systems, and in archives, macOS puts `._a.jpg` beside `a.jpg` and shows it to nobody."""
+    picture(tmp_path, "a.jpg", "a.mask.png")
+    for name in ("._a.jpg", "._a.mask.png", "._a.txt", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    here = gather(tmp_path).folders[0]
+    assert (here.photos, here.masks, here.captions) == ((tmp_path / "a.jpg",), (tmp_path / "a.mask.png",), ())
+    assert masks_beside(tmp_path / "a.jpg") == [tmp_path / "a.mask.png"]
+
+
+def test_a_photo_that_is_given_twice_is_read_once(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", "b.png")
+    assert find_pictures([tmp_path / "b.png", tmp_path, tmp_path / "b.png"]) == [tmp_path / "b.png", tmp_path / "a.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_named_like_a_photo_and_is_no_file_is_reported(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("c.png")
+    with pytest.warns(MoongateWarning, match=r"not read: 2 .png, such as b.png"):
+        assert find_pictures(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_kohyas_folders_are_read_once_and_their_repeats_reported(tmp_path: Path) -> None:

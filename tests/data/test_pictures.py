@@ -266,3 +266,9 @@ def test_a_picture_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path)
             file.truncate(20 * 2**30)  # takes no room on the disk
         with pytest.raises(PictureError, match="has more than 500 MB"):
             read_picture(path)
+
+
+def test_a_file_without_content_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(PictureError, match=r"a.jpg is empty: it has 0 bytes. Copy it again or remove it."):
+        read_picture(tmp_path / "a.jpg")

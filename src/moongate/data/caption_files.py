@@ -232,7 +232,7 @@ def _text_of(path: Path) -> str:
 
 def _remedy(listing: Path) -> str:
     if listing.suffix.lower() == TABLE_SUFFIX:
-        return "Name its columns file_name,caption in the first line."
+        return "Name its columns file_name,caption in the first line, with commas between them."
     return 'Write {"file_name": "0.png", "caption": "a dog"}.'
 
 

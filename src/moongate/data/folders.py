@@ -54,11 +54,13 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 """Names of files that list the pictures of a folder with their captions, by precedence."""
 
-_PASSED_OVER = (".npz", ".xmp", ".aae", ".thm", ".md")
+_PASSED_OVER = (".npz", ".xmp", ".aae", ".thm", ".md", ".db", ".ini")
 """Suffixes that are passed over without a word: kohya's cached latents (.npz), sidecars of cameras and photo programs,
-and descriptions."""
-_OWN_FILES = ("retrieval.json", "settings.json", "thumbs.db", "desktop.ini")
-"""Names that are passed over without a word: what Moongate writes beside drawn and retrieved pictures, and Windows."""
+descriptions, and what Windows and photo programs keep in each folder (Thumbs.db, desktop.ini)."""
+_OWN_FILES = ("retrieval.json", "settings.json")
+"""Names that are passed over without a word: what Moongate writes beside drawn and retrieved pictures."""
+_OF_THE_MAC = "._"
+"""How the names of files begin that macOS writes beside others on disks of other systems, and hides."""
 _DESCRIPTIONS = ("readme", "license", "licence", "notice")
 _REPEATED = re.compile(r"\d{1,3}_.+")
 """Names of kohya's folders: the number of repeats in an epoch, and the words that are the caption there."""
@@ -97,16 +99,17 @@ class Gathered:
 
 def contents(folder: Path) -> Contents:
     """Return what lies in a folder, by kind; in subfolders nothing is looked at."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") or _is_picture(path))
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(_OF_THE_MAC))
+    paths = [path for path in paths if not path.name.startswith(".") or _is_picture(path)]
     outside = [path for path in paths if leads_out(path)]
     paths = [path for path in paths if path not in outside]
     outside = [path for path in outside if _is_picture(path) or path.is_dir() or _is_text(path)]
     files = [path for path in paths if path.is_file()]
     photos, masks, companions = _by_kind([path for path in files if _is_picture(path)])
-    others = [path for path in files if not _is_picture(path)]
-    captions = [path for path in others if path.suffix.lower() in CAPTION_SUFFIXES]
+    others = [path for path in paths if not path.is_dir() and path not in (*photos, *masks, *companions)]
+    captions = [path for path in others if path.is_file() and path.suffix.lower() in CAPTION_SUFFIXES]
     captions = [path for path in captions if path.stem.casefold() not in _DESCRIPTIONS]
-    listings = [path for path in others if path.name.casefold() in LISTINGS]
+    listings = [path for path in others if path.is_file() and path.name.casefold() in LISTINGS]
     return Contents(
         folder=folder,
         photos=tuple(photos),
@@ -155,7 +158,7 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
         else:
             raise PictureError(f"{place} is neither a regular file nor a folder. Check the path.")
     _, masks, companions = _by_kind(files)
-    photos = [path for path in found if path not in (*masks, *companions)]
+    photos = [path for path in dict.fromkeys(found) if path not in (*masks, *companions)]
     _check_masks([*masks, *(mask for folder in folders for mask in folder.masks)], photos)
     _report(folders, companions)
     if not photos:

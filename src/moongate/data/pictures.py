@@ -249,6 +249,8 @@ def _opened(file: Path | bytes, name: str) -> Image.Image:
         if file.stat().st_size > MAX_PICTURE_BYTES:
             raise PictureError(f"{name} has more than {MAX_PICTURE_BYTES // 10**6} MB. Shrink it, or save it as JPEG.")
         file = file.read_bytes()
+    if not file:
+        raise PictureError(f"{name} is empty: it has 0 bytes. Copy it again or remove it.")
     start = file[:12]
     if start.startswith(b"\xff\xd8") and file.count(b"\xff\xda") > MAX_SCANS:
         raise PictureError(f"{name} is a JPEG of more than {MAX_SCANS} scans, as no camera writes. Save it as PNG.")
