@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import Command, command, fails, run
+from moongate.cli.jobs import read_entries
 from moongate.concept import Concept
 from moongate.fleet import Queue
 
@@ -218,3 +219,9 @@ def test_a_port_that_answers_but_is_no_cluster_is_named_in_seconds(
         message = fails(capsys, write(bear_job).without("device").but(ray=address))
     assert f"No Ray cluster answers at {address} (No answer in 20 seconds.)" in message
     assert time.monotonic() - began < 60
+
+
+def test_a_list_of_jobs_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name, text in (("jobs.yaml", "- name: bear"), ("jobs.json", '[{"name": "bear"}]')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert read_entries(tmp_path / name) == [{"name": "bear"}]

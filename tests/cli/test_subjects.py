@@ -207,3 +207,14 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "concepts.yaml").write_bytes("- pictures: café".encode("latin-1"))
     with pytest.raises(OptionError, match=r"concepts.yaml cannot be read: it is not text in UTF-8"):
         subjects_from_file(tmp_path / "concepts.yaml")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    file = tmp_path / "lists" / "concepts.yaml"
+    file.parent.mkdir()
+    file.write_text("- {pictures: [~/bear, ~bear], category: bear, regularization: ~/bears}\n")
+    (subject,) = subjects_from_file(file)
+    assert subject.pictures == (tmp_path / "bear", file.parent / "~bear"), "a name may begin with a tilde"
+    assert subject.regularization == str(tmp_path / "bears")

@@ -9,11 +9,9 @@ import contextlib
 import difflib
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import tyro
@@ -36,7 +34,7 @@ from moongate.cli.judge import JudgeAdd, JudgeMake, JudgeResults
 from moongate.cli.masks import Masks
 from moongate.cli.measure import Measure
 from moongate.cli.merge import Merge
-from moongate.cli.options import READERS
+from moongate.cli.options import READERS, at_home
 from moongate.cli.retrieve import RetrieveIndex, RetrieveSearch
 from moongate.cli.studio import Studio
 from moongate.cli.terminal import say
@@ -123,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after `moongate`; those of the process when None.
     """
-    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     with _errors_printed():
         if words == ["--version"]:
             print(f"moongate {__version__}")
@@ -135,12 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report = command(console)
         if command.output.json:
             print(json.dumps(report))
-
-
-def _at_home(word: str) -> str:
-    """Return a word with the home folder for its tilde, which shells leave behind an equals sign and in quotes."""
-    found = re.fullmatch(r"(--[\w-]+=)?(~(?:[/\\].*)?)", word, re.DOTALL)
-    return f"{found[1] or ''}{Path(found[2]).expanduser()}" if found else word
 
 
 def _parsed(words: Sequence[str]) -> Any:

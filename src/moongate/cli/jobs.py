@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moongate.cli.evaluate import Evaluate
-from moongate.cli.options import flat
+from moongate.cli.options import at_home, flat
 from moongate.cli.subjects import SubjectOptions, subjects_from_file
 from moongate.cli.train import Train
 from moongate.errors import OptionError
@@ -40,12 +40,12 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is not a mapping with a name.
     """
-    from moongate.texts import parse_json, parse_yaml
+    from moongate.texts import parse_json, parse_yaml, read_text
 
     if not path.is_file():
         raise OptionError(f"There is no file of jobs {path}. Check the path.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         entries = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
     except ValueError as error:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
@@ -114,7 +114,7 @@ class FleetJob:
 
 def _subjects(concepts: Any, folder: Path, place: str) -> Sequence[SubjectOptions]:
     if isinstance(concepts, str):
-        return subjects_from_file(folder / concepts)
+        return subjects_from_file(folder / at_home(concepts))
     if not isinstance(concepts, list) or not concepts:
         raise OptionError(
             f"{place} has concepts: {concepts!r:.80}. Give a list: '- pictures: bear-photos', and below it 'category: "
@@ -230,10 +230,10 @@ def _value(hint: Any, value: Any, folder: Path, key: str, place: str) -> Any:
     if hint is str and key == "holdout" and isinstance(value, int):
         return str(value)
     if hint is Path and isinstance(value, str):
-        return folder / value
+        return folder / at_home(value)
     if hint is float and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError):
             return float(value)  # YAML reads 1e-5 as text
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise OptionError(f"{place} has {key}: {value!r}. Give {EXPECTED[hint]}.")
-    return str(folder / value) if key in NAMES_OR_PATHS and (folder / value).exists() else value
+    return str(folder / at_home(value)) if key in NAMES_OR_PATHS and (folder / at_home(value)).exists() else value

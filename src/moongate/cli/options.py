@@ -6,6 +6,7 @@ Each shared option and its help text stand here once. A command takes a group as
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ __all__ = [
     "READERS",
     "Texts",
     "WITHOUT_DEFAULT",
+    "at_home",
     "cache_folder",
     "check_concept_file",
     "flat",
@@ -374,6 +376,15 @@ def check_concept_file(out: Path, *, overwrite: bool) -> None:
     if out.suffix.lower() != CONCEPT:
         stem = out.with_suffix("") if out.suffix.lower() in OTHER_WEIGHTS else out
         raise OptionError(f"A concept is a {CONCEPT} file, but --out is {out}. Give --out {stem}{CONCEPT}.")
+
+
+def at_home(word: str) -> str:
+    """Return a path, or an option with one, with the home folder for its tilde.
+
+    Shells leave the tilde behind an equals sign and in quotes, and nobody else replaces it in files.
+    """
+    found = re.fullmatch(r"(--[\w-]+=)?(~(?:[/\\].*)?)", word, re.DOTALL)
+    return f"{found[1] or ''}{Path(found[2]).expanduser()}" if found else word
 
 
 def flat(values: Iterable[Iterable[_T]]) -> tuple[_T, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from moongate.cli.options import at_home
 from moongate.errors import OptionError, warn
 
 __all__ = ["SubjectOptions", "subjects_from_file", "subjects_from_options"]
@@ -87,9 +88,9 @@ class SubjectOptions:
         pictures = pictures if isinstance(pictures, list) else [pictures]
         token, source = entry.get("token"), entry.get("regularization")
         if source is not None and not _is_choice(source):
-            source = str(folder / text("regularization", source))
+            source = str(folder / at_home(text("regularization", source)))
         return cls(
-            pictures=tuple(folder / text("pictures", path) for path in pictures),
+            pictures=tuple(folder / at_home(text("pictures", path)) for path in pictures),
             category=text("category", entry.get("category")),
             token=None if token in (None, NO_TOKEN) else text("token", token),
             regularization=source,
@@ -136,7 +137,7 @@ def _place(path: str, folder: Path) -> Path:
     """Return where a path of diffusers' file leads: relative to the file or, as there, to the working directory."""
     from moongate.files import exists
 
-    readings = [base / name for name in (path, path.replace("\\", "/")) for base in (folder, Path())]
+    readings = [base / at_home(name) for name in (path, path.replace("\\", "/")) for base in (folder, Path())]
     return next((reading for reading in readings if exists(reading)), folder / path)
 
 
