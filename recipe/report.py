@@ -1,8 +1,8 @@
 """Measure pocket: `python -m recipe.report --corpus corpus --out docs/results`.
 
 Fixed prompts are drawn with fixed seeds, with the guidance that the model's own `moongate.json` names, and again with
-the paper's. The recognizer, which was trained on the corpus alone, counts whether the objects, the place and the style
-of each prompt are in its picture. For comparison, the same is counted in real held-out pictures, and in these as the
+the paper's. The recognizer, which was trained only on the corpus, counts the pictures that show the objects, the place
+and the style of their prompt. For comparison, it counts the same in real held-out pictures, and in these as the
 autoencoder returns them, which is the most that a denoiser can reach. All pictures stay below `--work`, so that a
 stopped run goes on where it stopped.
 """
@@ -60,7 +60,7 @@ SHEET_PICTURES, SHEET_COLUMNS = 64, 8
 KID_PICTURES = 500
 DRAWING_BATCH, BATCH = 16, 100
 TRAINING_FILE = "training.json"
-"""File beside the weights that says how many pictures the denoiser has seen: `{"pictures_seen": 492000}`."""
+"""File next to the weights that says how many pictures the denoiser has seen: `{"pictures_seen": 492000}`."""
 
 
 @dataclass(frozen=True, kw_only=True)

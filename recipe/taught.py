@@ -78,7 +78,7 @@ def pack(concepts: list[Path], run: Path, pictures: Path) -> None:
 def main(
     concepts: Annotated[list[Path], tyro.conf.Positional], *, run: Path | None = None, pictures: Path | None = None
 ) -> None:
-    """Pack concepts alone into the folder `small` beside them, for drawing pictures with them; or pack all."""
+    """Pack everything; without a run or pictures, only write the small concepts into the folder `small`."""
     if run is None or pictures is None:
         for file in concepts:
             write_atomically(file.parent / "small" / file.name, small(Concept.load(file)).file_bytes)

@@ -1,6 +1,6 @@
 """One process, or several of one thread each, that share the batches of every training step.
 
-On a CPU, two processes of one thread lose nothing, while two threads in one process lose a third of the speed. The
+On a CPU, two processes with one thread each lose no speed, while two threads in one process lose a third of it. The
 gradients are averaged over gloo. This module knows nothing of models or data.
 """
 

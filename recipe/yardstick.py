@@ -1,8 +1,9 @@
-"""Count quickly how many objects a denoiser draws right: `python -m recipe.yardstick --denoiser <state.pt>`.
+"""Count quickly how many objects a denoiser draws correctly: `python -m recipe.yardstick --denoiser <state.pt>`.
 
 Two prompts for each category, and one for a pair of each category with another, drawn in 20 steps and judged by the
-shipped recognizer. It takes some minutes on one core, and serves to compare denoisers during training; `recipe.report`
-measures what is published. The recognizer does not see both objects in all real pictures of two, which bounds `both`.
+shipped recognizer. It takes some minutes on one core and is meant for comparing denoisers during training;
+`recipe.report` measures what is published. `both` has an upper bound below 1, because the recognizer does not see both
+objects in all real pictures of two.
 """
 
 import random
@@ -43,7 +44,7 @@ class YardstickOptions:
     """What to measure, and how."""
 
     denoiser: Path = Path("runs/pocket/denoiser/state.pt")
-    """Weights of the denoiser, or the `state.pt` of a run, of which the average is taken."""
+    """Weights of the denoiser, or the `state.pt` of a run, whose average of the weights is taken."""
     autoencoder: Path = Path("runs/pocket/autoencoder/weights.safetensors")
     """Weights of the autoencoder."""
     text: Path = field(default_factory=weights_folder)

@@ -54,7 +54,7 @@ class Corpus:
         if not 0 < self.training < len(self.scenes):
             raise CorpusError(
                 f"{folder} has {self.training} training pictures among {len(self.scenes)}; both training and held-out "
-                "pictures are needed. Build it anew."
+                "pictures are needed. Build it again."
             )
 
     def images(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n 3 height width"]:

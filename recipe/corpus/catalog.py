@@ -1,4 +1,4 @@
-"""What pocket's world consists of: its categories, the objects of each, and which objects are held out.
+"""What pocket's pictures show: its categories, the objects of each, and which objects are held out.
 
 `catalog.json` lists for each category its 3-D models and its drawings, `split.json` the held-out ones. The split is by
 object, never by picture, and it is made before anything is rendered. This module knows nothing of scenes or captions.

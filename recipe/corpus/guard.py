@@ -1,8 +1,8 @@
-"""Look for seen objects that nearly equal a held-out one: `python -m recipe.corpus.guard --corpus corpus`.
+"""Look for seen objects that are nearly equal to a held-out one: `python -m recipe.corpus.guard --corpus corpus`.
 
 Every held-out object is compared with every seen object of its own kind, by the features of EfficientNet-Lite0 on a
 gray background. The nearest seen object of each is written to `docs/results/near_duplicates.json`; the program ends
-with status 1 when one is as near as two views of a single object are, because then the split must exclude it.
+with status 1 if one is as near as two views of a single object, because then the split must exclude it.
 """
 
 import json

@@ -35,7 +35,7 @@ class AssembleOptions:
     """Where to read and write."""
 
     denoiser: Path = Path("runs/pocket/denoiser/weights.safetensors")
-    """Weights of the denoiser, or the `state.pt` of a run, of which the average is taken."""
+    """Weights of the denoiser, or the `state.pt` of a run, whose average of the weights is taken."""
     autoencoder: Path = Path("runs/pocket/decoder/weights.safetensors")
     """Weights of the autoencoder, with the sharpened decoder."""
     text: Path = field(default_factory=weights_folder)

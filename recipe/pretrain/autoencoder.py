@@ -1,8 +1,9 @@
 """Train the autoencoder: `python -m recipe.pretrain.autoencoder --corpus corpus --out runs/pocket/autoencoder`.
 
-It has 8 latent channels. In a third of the steps a latent is turned by quarters and scaled, and must decode to the
-picture turned and scaled alike (Kouzelis et al., "EQ-VAE", 2025), which makes latents easier to denoise. It begins with
-an earlier autoencoder, which may be smaller. Writes `weights.safetensors`; the command resumes.
+It has 8 latent channels. In a third of the steps a latent is rotated by multiples of 90 degrees and scaled, and must
+decode to the picture rotated and scaled in the same way (Kouzelis et al., "EQ-VAE", 2025), which makes latents easier
+to denoise. It begins with an earlier autoencoder, which may be smaller. Writes `weights.safetensors`; the command
+resumes.
 """
 
 from dataclasses import dataclass, field

@@ -1,11 +1,11 @@
 """Sharpen the decoder against a critic: `python -m recipe.pretrain.decoder --out runs/pocket/decoder`.
 
-The encoder stays as it is, so that stored latents stay valid. An average of all likely pictures lacks sharp edges and
-texture. The decoder learns them from a network that knows the world (`recipe.pretrain.perception`), and from critics:
-one of patches of pixels (Esser et al., "Taming Transformers", 2021, Sec. 3.1), whose features it matches too, and one
-at each depth of that network (Sauer et al., "Projected GANs", 2021). Every `--measure-every` steps the held-out PSNR is
+The encoder is frozen, so that stored latents stay valid. An average of all likely pictures lacks sharp edges and
+texture. The decoder learns them from a pretrained network (`recipe.pretrain.perception`), and from critics: one of
+patches of pixels (Esser et al., "Taming Transformers", 2021, Sec. 3.1), whose features it matches too, and one at each
+depth of that network (Sauer et al., "Projected GANs", 2021). Every `--measure-every` steps the held-out PSNR is
 measured; the last decoder that has at least `--least-psnr-db` is kept. It begins with the autoencoder's own decoder,
-which may be smaller. Writes `weights.safetensors`, the whole autoencoder; the command resumes.
+which may be smaller. Writes `weights.safetensors` with the whole autoencoder; the command resumes.
 """
 
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ __all__ = ["DecoderOptions", "train_decoder"]
 LATENT_NOISE = 0.02
 """Standard deviation of the noise on latents before they are decoded."""
 FEATURES_WEIGHT = 2.0
-"""Weight of the critic's features beside its scores."""
+"""Weight of the critic's features, relative to its scores."""
 DEPTHS_WEIGHT = 2.0
-"""Weight of the critics of perceived features beside that of pixels."""
+"""Weight of the critics of perceptual features, relative to that of pixels."""
 CRITIC_ALONE_STEPS, CRITIC_RISE_STEPS = 30, 30
 """The critic learns alone first; then its part of the decoder's loss rises to its full weight."""
 EDGE_PX = 8

@@ -1,7 +1,8 @@
 """Train CLIP's image tower for a frozen text encoder: `python -m recipe.pretrain.image_tower --out runs/pocket/clip`.
 
-The text encoder and its tokenizer stay, because the denoiser stands on them; the image tower and both projections are
-trained further on the corpus. Writes `image_encoder/` and `caption_projection.safetensors`; the command resumes.
+The text encoder and its tokenizer are frozen, because the denoiser depends on them; the image tower and both
+projections are trained further on the corpus. Writes `image_encoder/` and `caption_projection.safetensors`; the
+command resumes.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What a picture looks like to a network that knows the world: features of EfficientNet-Lite1 at six depths.
+"""Perceptual features of pictures: those of the pretrained EfficientNet-Lite1 at six depths.
 
-The decoder learns by it. It is another network than Lite0, whose features say how far pocket's pictures are from real
-ones in the report, though of the same kind and trained on the same pictures.
+The decoder learns from them. Lite0, whose features measure in the report how far pocket's pictures are from real ones,
+is another network, but of the same kind and trained on the same pictures.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Train the tokenizer and the text encoder from nothing: `python -m recipe.pretrain.text --out runs/pocket/text`.
 
-This stage was run once. Its text encoder has been frozen since, because the denoiser stands on it: all later stages
-take the one that is shipped, unless `--text` names another. A small CLIP is trained contrastively; its text tower
+This stage was run once. Its text encoder has been frozen since, because the denoiser depends on it: all later stages
+use the one that is shipped, unless `--text` names another. A small CLIP is trained contrastively; its text tower
 conditions the denoiser. Writes `tokenizer/`, `text_encoder/`, `image_encoder/`, `caption_projection.safetensors` and
 `rare_tokens.json`; the command resumes.
 """

@@ -119,7 +119,7 @@ class CorpusError(MoongateError):
 
 
 class MoongateWarning(UserWarning):
-    """Something was read, cut or passed over in a way that the user may not have meant.
+    """Something was read, cut or ignored in a way that the user may not have meant.
 
     The library warns with this class alone, and the command line prints each warning once.
     """

@@ -17,7 +17,7 @@ def picture(folder: Path, *names: str) -> None:
 def test_masks_and_control_pictures_of_other_trainers_are_no_photos(tmp_path: Path) -> None:
     picture(tmp_path, "a.png", "b.jpg", "a-masklabel.png", "b-MaskLabel.PNG", "a-condlabel.png", "b_depth.png")
     picture(tmp_path, "b-mask.png", "a.canny.png", "pool_depth.png", "unmask.png")
-    with pytest.warns(MoongateWarning, match="Passed over .*: a-condlabel.png; a.canny.png; b-mask.png; b_depth.png."):
+    with pytest.warns(MoongateWarning, match="Ignored .*: a-condlabel.png; a.canny.png; b-mask.png; b_depth.png."):
         photos = find_pictures(tmp_path)
     assert [path.name for path in photos] == ["a.png", "b.jpg", "pool_depth.png", "unmask.png"]
     assert [mask.name for mask in masks_beside(tmp_path / "b.jpg")] == ["b-MaskLabel.PNG"]

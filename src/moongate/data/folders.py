@@ -54,17 +54,17 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 """Names of files that list the pictures of a folder with their captions, by precedence."""
 
-_PASSED_OVER = (".npz", ".xmp", ".aae", ".thm", ".md", ".db", ".ini")
-"""Suffixes that are passed over without a word: kohya's cached latents (.npz), sidecars of cameras and photo programs,
+_IGNORED = (".npz", ".xmp", ".aae", ".thm", ".md", ".db", ".ini")
+"""Suffixes that are ignored without a warning: kohya's cached latents (.npz), sidecars of cameras and photo programs,
 descriptions, and what Windows and photo programs keep in each folder (Thumbs.db, desktop.ini)."""
 _OWN_FILES = ("retrieval.json", "settings.json")
-"""Names that are passed over without a word: what Moongate writes beside drawn and retrieved pictures."""
+"""Names that are ignored without a warning: files that Moongate writes next to drawn and retrieved pictures."""
 _OF_THE_MAC = "._"
-"""How the names of files begin that macOS writes beside others on disks of other systems, and hides."""
+"""How the names of files begin that macOS writes next to others on disks of other systems, and hides."""
 _DESCRIPTIONS = ("readme", "license", "licence", "notice")
 _REPEATED = re.compile(r"\d{1,3}_.+")
 """Names of kohya's folders: the number of repeats in an epoch, and the words that are the caption there."""
-_FOLDERS_PASSED_OVER = ("__macosx", "@eadir")
+_IGNORED_FOLDERS = ("__macosx", "@eadir")
 _SEARCHED = 100_000
 """Files that are looked at to name the subfolders that hold pictures, so that a whole disk is not searched."""
 
@@ -118,7 +118,7 @@ def contents(folder: Path) -> Contents:
         captions=tuple(captions),
         listings=tuple(sorted(listings, key=lambda path: LISTINGS.index(path.name.casefold()))),
         unread=tuple(path for path in others if path not in captions + listings and not _is_passed_over(path)),
-        subfolders=tuple(path for path in paths if path.is_dir() and path.name.casefold() not in _FOLDERS_PASSED_OVER),
+        subfolders=tuple(path for path in paths if path.is_dir() and path.name.casefold() not in _IGNORED_FOLDERS),
         outside=tuple(outside),
     )
 
@@ -132,7 +132,7 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
     """Find the photos of folders and among files, without masks and companions.
 
     Of a folder with kohya's subfolders (`10_my dog`) their photos are taken too, each once. A `MoongateWarning` names
-    what is passed over: companions, files of unknown kind, repeats, and other subfolders with pictures.
+    what is ignored: companions, files of unknown kind, repeats, and other subfolders with pictures.
 
     Args:
         pictures: A folder, or files and folders.
@@ -184,7 +184,7 @@ def fits(name: str, stem: str, stems: Iterable[str]) -> bool:
 def _is_picture(path: Path) -> bool:
     """Return whether a file is a photo, a mask or a companion. A mask in an unknown format is one, not to be missed."""
     suffix = path.suffix.lower()
-    return suffix in SUFFIXES or (bool(_mask_base(path)) and suffix not in (*CAPTION_SUFFIXES, *_PASSED_OVER))
+    return suffix in SUFFIXES or (bool(_mask_base(path)) and suffix not in (*CAPTION_SUFFIXES, *_IGNORED))
 
 
 def _is_text(path: Path) -> bool:
@@ -193,7 +193,7 @@ def _is_text(path: Path) -> bool:
 
 def _is_passed_over(path: Path) -> bool:
     name = path.name.casefold()
-    return name in _OWN_FILES or path.suffix.lower() in _PASSED_OVER or path.stem.casefold() in _DESCRIPTIONS
+    return name in _OWN_FILES or path.suffix.lower() in _IGNORED or path.stem.casefold() in _DESCRIPTIONS
 
 
 def _mask_base(path: Path) -> str:
@@ -261,12 +261,12 @@ def _check_masks(masks: Sequence[Path], photos: Sequence[Path]) -> None:
 
 
 def _report(folders: Sequence[Contents], companions: Sequence[Path]) -> None:
-    """Warn of companions that were passed over, and of files of unknown kind."""
+    """Warn of companions that were ignored, and of files of unknown kind."""
     companions = [*companions, *(path for folder in folders for path in folder.companions)]
     if companions:
         names = listed([path.name for path in companions])
         warn(
-            f"Passed over as masks or control pictures of other trainers: {names}. A mask is read as photo.mask.png or "
+            f"Ignored as masks or control pictures of other trainers: {names}. A mask is read as photo.mask.png or "
             "photo-masklabel.png; give a photo of such a name another one."
         )
     for folder in folders:

@@ -88,7 +88,7 @@ class Subject:
         A picture's caption is what `data.caption_files` finds for it, or the preset's if there is none. In it `{}`
         stands for the words of the subject ("photo of a {} in a forest"). `photo.mask.png` or `photo-masklabel.png`
         limits the loss to what is white in it. A `MoongateWarning` names captions that differ or fit no picture, and
-        files that are passed over.
+        files that are ignored.
 
         Args:
             pictures: A folder or files.

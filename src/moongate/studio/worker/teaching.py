@@ -120,7 +120,7 @@ def check_mask(_bench: Bench, photo: str, mask: str) -> None:
 
 
 def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> list[str]:
-    """Copy the photos of a folder with their captions and masks, and return what was passed over, as sentences.
+    """Copy the photos of a folder with their captions and masks, and return what was ignored, as sentences.
 
     Raises:
         PictureError: There is no photo, or one cannot be read.
