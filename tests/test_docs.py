@@ -126,11 +126,17 @@ def test_the_programs_of_the_checkout_are_named_as_they_can_be_run() -> None:
         assert not imported & (set(folders) if program in paths else bare - set(folders)), program
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files(page: str) -> None:
-    folder = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
-        assert (folder / link).exists(), link
+FURTHER = ("ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG", "recipe/README", "experiments/README")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"{name}.md" for name in FURTHER)])
+def test_links_lead_to_files_and_their_headings(page: str) -> None:
+    for link, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", (ROOT / page).read_text(encoding="utf-8")):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], heading
 
 
 def test_each_key_of_a_models_settings_is_explained() -> None:
