@@ -39,3 +39,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_that_of_the_installed_package() -> None:
     assert moongate.__version__ == importlib.metadata.version("moongate")
+
+
+def test_the_citation_names_the_version() -> None:
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {moongate.__version__}\n" in citation
