@@ -74,6 +74,7 @@ def test_a_loaded_concept_does_not_change_with_its_file(tiny: Backbone, tmp_path
     "entry",
     [
         {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0, 10**9], "data_offsets": [0, 0]},
         {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},

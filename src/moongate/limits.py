@@ -30,6 +30,7 @@ __all__ = [
     "MAX_TENSORS",
     "MAX_TEXT_BYTES",
     "MAX_TOKENS",
+    "MAX_TOKEN_CHARACTERS",
     "MAX_TUPLE_DEPTH",
     "MAX_UPLOAD_BYTES",
     "MAX_WEIGHT_NUMBERS",
@@ -70,13 +71,15 @@ MAX_WEIGHTS_BYTES = 16_000_000_000
 MAX_LOG_BYTES = 1_000_000_000
 """Longer logs of a run are refused: a step takes 200 bytes."""
 MAX_WEIGHT_NUMBERS = 100_000_000
-"""Products of small matrices that would make a larger weight are not computed: SDXL's largest key or value projection
-has 3 million numbers, and two matrices of a megabyte may stand for a terabyte."""
+"""Products of small matrices that would make a larger weight are not computed, and no shape such as [0, 10^9] is read:
+SDXL's largest key or value projection has 3 million numbers, and two matrices of a megabyte may make a terabyte."""
 MAX_TENSORS = 50_000
 """Files with more tensors are refused: an adapter of every layer of SDXL has 10,000, and each costs some time."""
 MAX_TOKENS = 1000
 """More tokens in a file are refused, because adding them to a tokenizer takes time for each. Concepts have one or two,
 and embeddings at most as many vectors as a caption has places, 75."""
+MAX_TOKEN_CHARACTERS = 100
+"""Longer names of words in other programs' files are cut: a user types them in prompts."""
 MAX_TUPLE_DEPTH = 16
 """Pickles with tuples nested deeper are refused: a tensor takes two levels, and each level may double the time that a
 tuple takes as a key."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import ParameterDict
 
 from moongate.limits import MAX_DEPTH, MAX_TENSORS, MAX_TUPLE_DEPTH, MAX_WEIGHTS_BYTES
+from moongate.tensor_bytes import is_vast
 
 __all__ = ["UNREADABLE", "read_pickle"]
 
@@ -34,9 +34,11 @@ UNREADABLE = (
         ArithmeticError,
         MemoryError,
     ),
-    *(AssertionError, struct.error, SafetensorError, zipfile.BadZipFile),
+    *(AssertionError, struct.error, zipfile.BadZipFile),
 )
-"""What `torch.load` raises for files that are no pickle. It trusts the suffix, and reads some as safetensors."""
+"""What `torch.load` and `zipfile` raise for files that are no pickle."""
+ZIP = b"PK\x03\x04"
+"""How a file begins that PyTorch takes for a zip file, whatever else zip files may begin with."""
 LEGACY_PICKLES = 5
 """Number of pickles at the beginning of a file that PyTorch before 1.6 wrote."""
 
@@ -49,33 +51,34 @@ def read_pickle(path: Path) -> Any:
         ValueError: It asks for more memory or time than it has bytes.
         Exception: One of `UNREADABLE`: it is damaged.
     """
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+    size = path.stat().st_size
+    if size > MAX_WEIGHTS_BYTES:
         raise ValueError(f"it has more than {MAX_WEIGHTS_BYTES // 10**9} GB")
-    _check_stored(path)
-    with warnings.catch_warnings():
+    with path.open("rb") as file, warnings.catch_warnings():
+        if file.read(len(ZIP)) == ZIP:
+            _check_parts(file, size)
+        else:
+            file.seek(0)
+            for _ in range(LEGACY_PICKLES):
+                _check_tuples(file)
+        file.seek(0)
         warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
         with torch.serialization.safe_globals([ParameterDict]):  # a container of the first textual inversions
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = torch.load(file, map_location="cpu", weights_only=True)
     _check_tensors(values)
     return values
 
 
-def _check_stored(path: Path) -> None:
+def _check_parts(file: IO[bytes], size: int) -> None:
     """Refuse a zip file with packed parts: PyTorch never packs them, and a few bytes unpack to any size."""
-    try:
-        parts = zipfile.ZipFile(path)
-    except UNREADABLE:  # no zip file: PyTorch says what it is
-        with path.open("rb") as file:
-            for _ in range(LEGACY_PICKLES):
-                _check_tuples(file)
-        return
-    with parts:
-        packed = [part for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
-        if packed or sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+    with zipfile.ZipFile(file) as zipped:
+        parts = zipped.infolist()
+        is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+        if is_packed or sum(part.file_size for part in parts) > size:
             raise ValueError("its parts are packed to less than their size, as PyTorch never does")
-        for name in parts.namelist():
-            if name.rpartition("/")[2] == "data.pkl":
-                _check_tuples(io.BytesIO(parts.read(name)))
+        for part in parts:
+            if part.filename.lower().endswith("data.pkl"):  # PyTorch ignores capitals
+                _check_tuples(io.BytesIO(zipped.read(part)))
 
 
 def _check_tuples(file: IO[bytes]) -> None:
@@ -150,4 +153,5 @@ def _is_stored(tensor: Tensor) -> bool:
     """Return whether a tensor is of plain numbers, each of which is in its storage."""
     is_plain = tensor.device.type == "cpu" and tensor.layout == torch.strided
     is_plain = is_plain and not (tensor.is_nested or tensor.is_complex() or tensor.is_quantized)
-    return is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    is_stored = is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    return is_stored and not is_vast(tuple(tensor.shape))

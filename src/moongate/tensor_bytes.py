@@ -7,7 +7,7 @@ when it is cut short. So files are read once, and nothing of them stays mapped. 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moongate.errors import ConceptFileError
-from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS, MAX_WEIGHTS_BYTES
+from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS, MAX_WEIGHT_NUMBERS, MAX_WEIGHTS_BYTES
 
-__all__ = ["CHECKSUM", "Stored", "StoredFile", "header_bytes", "read_header", "read_stored", "stored_checksum"]
+__all__ = [
+    "CHECKSUM",
+    "Stored",
+    "StoredFile",
+    "header_bytes",
+    "is_vast",
+    "read_header",
+    "read_stored",
+    "stored_checksum",
+]
 
 CHECKSUM = "checksum"
 """The entry of a safetensors header that holds the checksum."""
@@ -115,6 +124,11 @@ def stored_checksum(tensors: Mapping[str, Stored], text: str = "") -> str:
     return content.hexdigest()
 
 
+def is_vast(shape: Sequence[int]) -> bool:
+    """Return whether a shape without numbers has other sides that code could still ask memory for."""
+    return 0 in shape and math.prod(max(side, 1) for side in shape) > MAX_WEIGHT_NUMBERS
+
+
 def header_bytes(entries: Mapping[str, Any], texts: Mapping[str, str]) -> bytes:
     """Return the beginning of a file, with sorted texts: safetensors itself orders them differently from run to run."""
     text = json.dumps({"__metadata__": dict(sorted(texts.items())), **entries}, separators=(",", ":")).encode()
@@ -132,6 +146,6 @@ def _stored(content: memoryview, entry: Mapping[str, Any], name: str, path: Path
     begin, end = entry["data_offsets"]
     if end > len(content):  # it was cut short after its header was checked
         raise ValueError("it is shorter than its header says")
-    if math.prod(max(side, 1) for side in entry["shape"]) > MAX_WEIGHTS_BYTES:  # beside a side of 0
+    if is_vast(entry["shape"]):
         raise ValueError(f"{name!r} has the shape {entry['shape']}")
     return Stored(dtype=dtype, shape=tuple(entry["shape"]), data=content[begin:end])
