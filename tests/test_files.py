@@ -14,11 +14,13 @@ from filelock import FileLock
 from moongate.errors import OptionError
 from moongate.files import (
     append_lines,
+    check_folder,
     check_writable,
     digest,
     exclusive,
     exists,
     file_name,
+    is_file,
     is_held,
     leads_out,
     locked,
@@ -293,3 +295,11 @@ def test_lines_that_cannot_be_added_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OptionError, match="could not be written"):
         append_lines(tmp_path / "folder", ["a"])
+
+
+def test_a_name_longer_than_any_names_no_file_and_cannot_be_written(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    assert not is_file(long)
+    for check in (lambda: check_writable(long, overwrite=False), lambda: check_folder(long)):
+        with pytest.raises(OptionError, match="File name too long.*Choose a shorter name"):
+            check()

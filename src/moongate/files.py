@@ -32,6 +32,7 @@ __all__ = [
     "file_name",
     "free_path",
     "free_stem",
+    "is_file",
     "is_held",
     "leads_out",
     "locked",
@@ -228,6 +229,8 @@ def _refusal_explained(path: Path) -> Iterator[None]:
             f"{path} cannot be written, because you may not look into the folder of {error.filename or path}. "
             f"{remedy(error)}"
         ) from error
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written ({error.strerror or error}). {remedy(error)}") from error
 
 
 def read_regular(path: Path, *, at_most: int) -> bytes:
@@ -255,6 +258,16 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path names a file; not so for a name longer than any can be, where `Path.is_file` raises."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def leads_out(path: Path) -> bool:

@@ -48,6 +48,16 @@ def test_a_model_that_cannot_be_had_is_an_error_after_one_question(
     assert asked[1:] == ["someone/sd"]
 
 
+@pytest.mark.parametrize(
+    "model", ["../model", "./model", "a/b--c", "a/b.git", "ä/b", "a/" + "x" * 300, "x" * 300, "a\0b"]
+)
+def test_a_name_that_the_hub_cannot_have_is_not_asked_for(model: str, asked: list[Any]) -> None:
+    for downloads in (True, False):
+        with pytest.raises(BackboneError, match=r"There is no model .* here|is not on this machine"):
+            Backbone.load(model, device="cpu", downloads=downloads, text_only=True)
+    assert asked == []
+
+
 def test_the_copy_on_this_machine_is_used_while_the_hub_is_out_of_reach(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

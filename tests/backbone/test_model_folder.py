@@ -1,11 +1,15 @@
 """Links, sizes and damage of a model folder. Its classes: test_loading.py."""
 
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from moongate.backbone import Backbone
 from moongate.backbone.model_folder import check_folder
@@ -75,3 +79,65 @@ def test_a_damaged_tokenizer_is_an_error_of_ours(folder: Path) -> None:
 
 def test_pocket_passes() -> None:
     check_folder(weights_folder())
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_pipe_in_a_model_is_refused_and_not_waited_for(file: str, folder: Path) -> None:
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    for options in ({}, {"text_only": True}, {"layouts": ("x",)}):
+        with pytest.raises(BackboneError, match=f"{file} is a pipe or a device"):
+            Backbone.load(folder, device="cpu", **options)
+
+
+def test_a_folder_that_is_no_model_is_not_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "model_index.json").unlink()
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("searched"))
+    with pytest.raises(BackboneError, match="no file named model_index.json"):
+        Backbone.load(folder, device="cpu", layouts=("x",))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"beta_schedule": "other"}, "other is not implemented"),
+        ({"timestep_spacing": "other"}, "The noise schedule of .* cannot be used: other is not supported"),
+        ({"beta_end": math.nan}, "was trained with another kind of noise schedule"),
+        ({"trained_betas": [0.1, 0.2]}, "was trained with another kind of noise schedule"),
+        ({"prediction_type": "flow"}, "was trained with another kind of noise schedule"),
+        (None, "was trained with another kind of noise schedule"),
+    ],
+)
+def test_a_model_with_another_kind_of_noise_schedule_is_refused(
+    values: dict[str, Any] | None, said: str, folder: Path
+) -> None:
+    if values:
+        change(folder / "scheduler" / "scheduler_config.json", **values)
+    else:
+        FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+        change(folder / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    with pytest.raises(BackboneError, match=said):
+        Backbone.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("text_only", [False, True])
+def test_captions_have_the_length_of_the_text_encoder_whatever_the_tokenizer_says(
+    text_only: bool, tiny: Backbone, folder: Path
+) -> None:
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    facts = json.loads(config.read_text())
+    del facts["model_max_length"]
+    for length in ({}, {"model_max_length": 1e30}, {"model_max_length": 500}):
+        config.write_text(json.dumps(facts | length))
+        backbone = Backbone.load(folder, device="cpu", text_only=text_only)
+        assert torch.equal(backbone.token_ids(["photo of a dog"]), tiny.token_ids(["photo of a dog"]))
+    for wrong in (0, "x"):
+        change(config, model_max_length=wrong)
+        with pytest.raises(BackboneError, match="sets model_max_length to|cannot be loaded"):
+            Backbone.load(folder, device="cpu", text_only=text_only)
+
+
+def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):
+        Backbone.load(folder, device="cpu")

@@ -9,10 +9,21 @@ import shlex
 from pathlib import Path
 
 from moongate.errors import BackboneError, first_line
+from moongate.files import exists, is_file
 from moongate.summary import is_concept, read_summary
 from moongate.tensor_bytes import read_header
 
-__all__ = ["AUTOENCODER", "INDEX", "MODEL_ID", "SINGLE_FILES", "is_model", "located", "must_stay_offline", "snapshot"]
+__all__ = [
+    "AUTOENCODER",
+    "INDEX",
+    "MODEL_ID",
+    "SINGLE_FILES",
+    "is_model",
+    "located",
+    "must_stay_offline",
+    "not_here",
+    "snapshot",
+]
 
 INDEX = "model_index.json"
 """The file that each model in diffusers' layout has."""
@@ -20,7 +31,8 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 """Endings of a model in one file."""
 AUTOENCODER = "first_stage_model."
 """How the names of the autoencoder's weights begin in a single file, which no concept has."""
-MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MODEL_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
+"""What the hub's client takes for a model id; it raises an error of its own for other names, such as `../model`."""
 KNOWN = (
     f"pocket, a folder in diffusers' layout (with {INDEX}), a single file (.safetensors, .ckpt), or a model id of the "
     "hub such as stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -41,7 +53,7 @@ def located(model: str, *, downloads: bool) -> tuple[str, bool]:
         BackboneError: `model` is a concept file, or nothing that is here or on the hub.
     """
     path = Path(model)
-    if path.is_file() and is_concept(path):
+    if is_file(path) and is_concept(path):
         summary = read_summary(path)
         prompts = [prompt for subject in summary.facts["subjects"] for prompt in subject["prompts"]] if summary else []
         command = shlex.join(["moongate", "generate", *(prompts[:1] or ["a prompt"]), "--concept", model])
@@ -49,16 +61,27 @@ def located(model: str, *, downloads: bool) -> tuple[str, bool]:
             f"{model} is a concept, not a model; draw with it: {command}. To train on, give --start-from {model}; "
             "--model names the model that it was made for."
         )
-    if downloads and not path.exists() and not model.endswith(SINGLE_FILES):
-        downloads = not must_stay_offline(model, INDEX)
+    if not exists(path):
+        if model.endswith(SINGLE_FILES):
+            raise BackboneError(f"There is no file {model}. Check the path.")
+        if downloads:
+            downloads = not must_stay_offline(model, INDEX)
+        elif not MODEL_ID.fullmatch(model):
+            raise not_here(model)
     return model, downloads
+
+
+def not_here(model: str) -> BackboneError:
+    """Return the error for a model that a file names and that is not on this machine."""
+    return BackboneError(
+        f"The model {model!r} is not on this machine. A file names it, and Moongate downloads only what you name "
+        f"yourself. If you trust its author, add --model {shlex.quote(model)}."
+    )
 
 
 def is_model(path: Path) -> bool:
     """Return whether a folder or a single safetensors file is a whole model, by its index or by its autoencoder."""
-    if path.is_dir():
-        return (path / INDEX).is_file()
-    return path.is_file() and any(name.startswith(AUTOENCODER) for name in read_header(path))
+    return is_file(path / INDEX) or (is_file(path) and any(name.startswith(AUTOENCODER) for name in read_header(path)))
 
 
 def snapshot(model: str) -> Path | None:

@@ -7,7 +7,6 @@ others. The module knows which kinds of models can be used, and nothing of what 
 
 import contextlib
 import logging
-import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from moongate.backbone.hub import AUTOENCODER, INDEX, SINGLE_FILES, must_stay_offline
+from moongate.backbone.hub import AUTOENCODER, INDEX, SINGLE_FILES, must_stay_offline, not_here
 from moongate.backbone.model_folder import FAMILIES, WITHOUT, check_classes, check_folder
 from moongate.errors import BackboneError, first_line
 
@@ -31,6 +30,8 @@ __all__ = ["LOADING_ERRORS", "denoiser_shapes", "load_pipeline", "quiet"]
 LOADING_ERRORS: tuple[type[Exception], ...] = (Exception,)
 """What the libraries raise for a model that is missing, damaged or of another kind: their own errors, and tokenizers
 raises `Exception` itself."""
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a denoiser may return: the noise, the velocity or the clean latents."""
 
 
 def load_pipeline(
@@ -61,10 +62,10 @@ def load_pipeline(
         source = _configuration(Path(model), config) if is_file else model
         if is_file and downloads and not Path(source).exists():
             downloads = _can_fetch(source, model)
+        if (Path(source) / INDEX).exists():
+            check_folder(Path(source))
         kind, index = _kind(source, model, downloads)
         check_classes(index, model)
-        if Path(source).is_dir():
-            check_folder(Path(source))
         how = {"dtype": dtype, "local_files_only": not downloads, **FAMILIES[kind.__name__]}
         try:
             if is_file:
@@ -76,13 +77,14 @@ def load_pipeline(
             pipeline.to(device)
         except BackboneError:
             raise
-        except NotImplementedError as error:  # diffusers tried to copy a weight without numbers of a single file
-            raise _lacking(model, source) from error
         except LOADING_ERRORS as error:
+            if is_file and isinstance(error, NotImplementedError):  # diffusers copied a weight without numbers
+                raise _lacking(model, source) from error
             if not (downloads or is_file or Path(model).is_dir()):
-                raise _not_here(model) from error
+                raise not_here(model) from error
             raise BackboneError(f"The model {model!r} cannot be loaded: {first_line(error)}") from error
     _check_parts(pipeline, model)
+    _check_schedule(pipeline.scheduler, model)
     return pipeline, Path(source)
 
 
@@ -94,15 +96,17 @@ def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[in
         downloads: Whether a missing configuration is fetched from the hub.
 
     Returns:
-        The shapes, or None for a single file or a configuration that cannot be read: loading says what is wrong.
+        The shapes, or None for a single file, a folder that is no model, or a configuration that cannot be read:
+        loading says what is wrong.
 
     Raises:
         BackboneError: The model folder may not be read (`backbone.model_folder`).
     """
-    if model.endswith(SINGLE_FILES):
+    folder = Path(model)
+    if model.endswith(SINGLE_FILES) or (folder.is_dir() and not (folder / INDEX).exists()):
         return None
-    if Path(model).is_dir():
-        check_folder(Path(model))
+    if folder.is_dir():
+        check_folder(folder)
     try:
         with quiet(), torch.device("meta"):
             kind = diffusers.UNet2DConditionModel
@@ -115,8 +119,6 @@ def denoiser_shapes(model: str, *, downloads: bool = True) -> dict[str, tuple[in
 
 def _configuration(file: Path, config: Path | None) -> str:
     """Return the folder or model id with the configuration of a single file."""
-    if not file.is_file():
-        raise BackboneError(f"There is no file {file}. Check the path.")
     namesake = file.with_suffix("")
     for folder in (config, namesake):
         if folder and (folder / INDEX).is_file():
@@ -158,7 +160,7 @@ def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, A
         name = str(index["_class_name"])
     except LOADING_ERRORS as error:
         if not downloads and source == model and not Path(source).exists():
-            raise _not_here(model) from error
+            raise not_here(model) from error
         if source != model:
             raise BackboneError(
                 f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine "
@@ -175,13 +177,6 @@ def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, A
             f"({' and '.join(FAMILIES)})."
         )
     return getattr(diffusers, name), index
-
-
-def _not_here(model: str) -> BackboneError:
-    return BackboneError(
-        f"The model {model!r} is not on this machine. A file names it, and Moongate downloads only what you name "
-        f"yourself. If you trust its author, add --model {shlex.quote(model)}."
-    )
 
 
 def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, downloads: bool) -> dict[str, Any]:
@@ -241,6 +236,22 @@ def _check_parts(pipeline: Any, model: str) -> None:
     second = getattr(pipeline, "tokenizer_2", None)
     if second and second.get_vocab() != pipeline.tokenizer.get_vocab():
         raise BackboneError(f"The two tokenizers of {model!r} have different vocabularies, as no SDXL model has.")
+
+
+def _check_schedule(scheduler: Any, model: str) -> None:
+    """Refuse a noise schedule that is not one of betas, for which others would silently be taken in training."""
+    try:
+        schedule = DDPMScheduler.from_config(scheduler.config)
+        schedule.set_timesteps(1)
+    except LOADING_ERRORS as error:
+        raise BackboneError(f"The noise schedule of {model!r} cannot be used: {first_line(error)}") from error
+    betas, config = schedule.betas, schedule.config
+    are_right = len(betas) == config.num_train_timesteps and bool(((betas >= 0) & (betas <= 1)).all())
+    if not (hasattr(scheduler, "betas") and are_right and config.prediction_type in PREDICTIONS):
+        raise BackboneError(
+            f"The model {model!r} was trained with another kind of noise schedule than Stable Diffusion and SDXL. Give "
+            "a model that was trained like them."
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moongate.backbone.hub import INDEX
 from moongate.errors import BackboneError, BaseMismatchError
 from moongate.files import leads_out
 from moongate.fingerprint import layout_of
@@ -69,16 +70,20 @@ def check_classes(index: Mapping[str, Any], model: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder with links that lead out of it, or with configurations of any size.
+    """Refuse a model folder with links that lead out of it, pipes, or configurations of any size.
+
+    Args:
+        folder: A folder with an index. Others are no models, and may be the whole disk.
 
     Raises:
         BackboneError: The message names the file.
     """
     for path in (folder, *folder.rglob("*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BackboneError(f"{path} is a pipe or a device, which may have no end. Remove it from the model.")
         if path != folder and leads_out(path) and not _is_in(Path(os.path.realpath(path)), folder):
             raise BackboneError(f"{path} is a link that leads out of the model's folder. Replace it by a copy.")
-    for part, name in CONFIGURATIONS.items():
-        file = folder / part / name
+    for file in (folder / INDEX, *(folder / part / name for part, name in CONFIGURATIONS.items())):
         if not file.exists():
             continue
         try:

@@ -143,7 +143,13 @@ class TextEncoder:
         *,
         reads_penultimate: bool = False,
     ) -> None:
+        length = tokenizer.model_max_length
+        if not (isinstance(length, int | float) and length > 2):  # with start and end
+            raise BackboneError(
+                f"The model's tokenizer sets model_max_length to {length!r}. CLIP's own reads 77 tokens."
+            )
         self.tokenizer = tokenizer
+        self.tokenizer.model_max_length = int(min(length, model.config.max_position_embeddings))
         self.model = model
         self.reads_penultimate = reads_penultimate
         """Whether features are the state before the last layer, without the final normalization (SDXL)."""
@@ -205,7 +211,7 @@ class TextEncoder:
         It begins with a whole word, unless all of the caption is one.
         """
         pieces = self.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
-        fitting = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings) - 2  # start and end
+        fitting = self.tokenizer.model_max_length - 2  # start and end
         offsets = pieces.offset_mapping
         if len(offsets) <= fitting:
             return ""
