@@ -32,7 +32,7 @@ PLACES = [
     *(("base",), ("method",), ("record",), ("tokens",), ("token_widths",), ("subjects",), ("fingerprint",)),
     *(("subjects", 0), ("subjects", 0, "category"), ("subjects", 0, "token"), ("subjects", 0, "prompts")),
     *(("subjects", 0, "prompts", 0), ("fingerprint", "layout"), ("fingerprint", "norms"), ("fingerprint", "norms", 0)),
-    *(("record", "contexts"), ("record", "rare_token"), ("tokens", 0)),
+    *(("subjects", 0, "more_tokens"), ("record", "contexts"), ("record", "rare_token"), ("tokens", 0)),
 ]
 
 
@@ -56,7 +56,7 @@ def test_an_odd_value_anywhere_in_a_header_is_an_error_that_names_the_file_or_is
             except ConceptFileError as error:
                 assert path.name in str(error)  # noqa: PT017
             else:
-                assert all(isinstance(subject.category, str) for subject in concept.subjects)
+                assert all(isinstance(subject.words, str) for subject in concept.subjects)
                 assert isinstance(concept.record.get("rare_token", 0), int)
                 assert len(concept.fingerprint.short) >= 7
 

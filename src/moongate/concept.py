@@ -23,7 +23,7 @@ from torch import Tensor
 from moongate.backbone import Backbone, Fingerprint
 from moongate.backbone.text import folded
 from moongate.errors import BaseMismatchError, ConceptFileError, TokenError, listed
-from moongate.files import check_writable, digest, write_atomically
+from moongate.files import check_writable, digest, is_file, write_atomically
 from moongate.limits import CONCEPT_VERSION
 from moongate.provenance import check_provenance
 from moongate.summary import FORMAT, KEPT
@@ -127,8 +127,12 @@ class SubjectRecord:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `to_json` returned."""
-        more_tokens = tuple(value.get("more_tokens", ()))
-        return cls(**{**value, "prompts": tuple(value["prompts"]), "more_tokens": more_tokens})
+        return cls(
+            category=value["category"],
+            token=value.get("token"),
+            prompts=tuple(value["prompts"]),
+            more_tokens=tuple(value.get("more_tokens", ())),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,14 +178,18 @@ class Concept:
         """
         path = Path(path)
         _refuse_other_kinds(path)
-        tensors, header = read_tensors(path)
+        return cls.from_file(path, *read_tensors(path))
+
+    @classmethod
+    def from_file(cls, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Self:
+        """Return the concept of a safetensors file whose content was read from `path`. Raises as `load` does."""
         if header.get("format") != FORMAT:
             raise ConceptFileError(
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
                 "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
-        read = dict(tensors)
         check_finite(tensors, path)
+        others = dict(tensors)
         try:
             if int(header["version"]) > CONCEPT_VERSION:
                 raise ConceptFileError(
@@ -189,16 +197,16 @@ class Concept:
                     "Upgrade Moongate."
                 )
             facts = parse_json(header["concept"])
-            tokens = {token: tensors.pop(f"token.{token}") for token in facts["tokens"]}
-            kept = {name.removeprefix(KEPT): tensors.pop(name) for name in list(tensors) if name.startswith(KEPT)}
+            tokens = {token: others.pop(f"token.{token}") for token in facts["tokens"]}
+            kept = {name.removeprefix(KEPT): others.pop(name) for name in list(others) if name.startswith(KEPT)}
             if any(row.ndim != 1 or not row.is_floating_point() for row in tokens.values()):
                 raise ValueError("the row of a token is not a vector")
-            concept = cls.from_json(facts, deltas=_deltas(tensors), tokens=tokens, kept=kept)
+            concept = cls.from_json(facts, deltas=_deltas(others), tokens=tokens, kept=kept)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
             raise ConceptFileError(
                 f"{path} lacks a part that its header promises: {error}. Copy or download it again."
             ) from error
-        if CHECKSUM in header and header[CHECKSUM] != checksum(read, header["concept"]):
+        if CHECKSUM in header and header[CHECKSUM] != checksum(tensors, header["concept"]):
             raise ConceptFileError(f"{path} is damaged: its checksum does not match. Copy or download it again.")
         return concept
 
@@ -266,7 +274,7 @@ class Concept:
     def rows(self, token: str) -> tuple[Float[Tensor, " _width"], ...]:
         """Return a token's row in each text encoder; their widths may differ."""
         row = self.tokens[token]
-        return row.split(self.token_widths or (len(row),))
+        return row.split(self.token_widths if len(self.token_widths) > 1 else (len(row),))
 
     def scaled(self, strength: float) -> Self:
         """Return the concept with `strength` times its deltas."""
@@ -405,7 +413,7 @@ def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> lis
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    if not path.is_file():
+    if not is_file(path):
         raise ConceptFileError(f"There is no concept file {path}. Check the path; `moongate train` writes one.")
     with path.open("rb") as file:
         start = file.read(9)

@@ -36,6 +36,7 @@ def check_provenance(value: Any) -> None:
         _check_text(subject["category"], "category")
         _check(subject.get("token") is None or isinstance(subject["token"], str), "a token must be text or null")
         _check_texts(subject["prompts"], "the prompts")
+        _check_texts(subject.get("more_tokens", ()), "the more_tokens")
     _check_fingerprint(value["fingerprint"])
     _check_record(value["record"], len(value["subjects"]))
 

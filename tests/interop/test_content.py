@@ -12,6 +12,7 @@ import foreign_files as foreign
 from foreign_concepts import WIDTH, denoiser
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.concept import Concept
 from moongate.errors import ConceptFileError, MoongateError
 from moongate.interop.content import open_content
 
@@ -82,6 +83,12 @@ def test_a_file_of_a_few_stray_bytes_is_named(tmp_path: Path, name: str) -> None
     (tmp_path / name).write_bytes(b"junk")
     with pytest.raises(ConceptFileError, match=f"{name} is neither a safetensors file nor a whole pickle"):
         interop.recognize(tmp_path / name)
+
+
+def test_a_name_longer_than_any_is_an_error_of_ours() -> None:
+    for read in (interop.read, Concept.load):
+        with pytest.raises(ConceptFileError, match="There is no concept file xxx"):
+            read("x" * 300)
 
 
 def test_a_folder_called_like_a_file_of_weights_is_passed_over(tmp_path: Path) -> None:

@@ -146,9 +146,10 @@ def test_two_files_of_a_folder_that_hold_one_token_are_refused(tiny: Backbone, t
         interop.read(tmp_path / "lora")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}x", '{"base": "b", "tokens": []}'])
-def test_a_broken_header_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
-    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft")
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}x", '{"base": "b", "tokens": []}', '{"tokens": 5}'])
+def test_a_broken_header_is_named(tiny: Backbone, tmp_path: Path, text: str, style: str) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style=style)
     save_file(load_file(path), path, metadata={"moongate": text})
     with pytest.raises(ConceptFileError, match=r"broken JSON|where an object|lacks a part"):
         interop.read(path)

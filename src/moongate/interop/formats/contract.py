@@ -14,7 +14,9 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept, Dense, LowRank
+from moongate.errors import ConceptFileError
 from moongate.interop.content import Content, read_json
+from moongate.provenance import check_provenance
 
 __all__ = ["Format", "Parts", "Rendered", "WriteOptions", "header_of", "provenance_in"]
 
@@ -110,6 +112,12 @@ def provenance_in(content: Content) -> dict[str, Any]:
     """Return the provenance that `header_of` wrote, or an empty dictionary for a file of another program.
 
     Raises:
-        ConceptFileError: The entry of the header is not a JSON object.
+        ConceptFileError: The entry of the header is not a JSON object, or not one that a concept can have.
     """
-    return read_json(content.header.get(HEADER_KEY, "{}"), content.path)
+    value = read_json(content.header.get(HEADER_KEY, "{}"), content.path)
+    try:
+        if value:
+            check_provenance(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConceptFileError(f"The header of {content.path} lacks a part: {error}. Download it again.") from error
+    return value

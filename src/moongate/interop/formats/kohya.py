@@ -36,7 +36,7 @@ def _parse(content: Content) -> Parts:
     adapter = read_adapter(content.values)
     words = bundled_words(adapter.bundled)
     provenance = provenance_in(content)
-    own = bundled_names(map(str, provenance.get("tokens", ())))
+    own = bundled_names(provenance.get("tokens", ()))
     rows = {token: words.rows[f"<{name}>"] for token, name in own.items() if f"<{name}>" in words.rows}
     rows |= {token: row for token, row in words.rows.items() if token.strip("<>") not in own.values()}
     return Parts(

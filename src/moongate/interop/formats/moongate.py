@@ -16,7 +16,7 @@ def _recognizes(content: Content) -> bool:
 
 
 def _parse(content: Content) -> Parts:
-    concept = Concept.load(content.path)
+    concept = Concept.from_file(content.path, content.values, content.header)
     rows = {token: concept.rows(token) for token in concept.tokens}
     notes = () if CHECKSUM in content.header else (f"{content.path.name} has no checksum: damage could go unnoticed.",)
     provenance = concept.to_json()
