@@ -49,6 +49,9 @@ __all__ = [
     "warn",
 ]
 
+LONG = 300
+"""Characters of an item that a message shows: files may have names of any length."""
+
 
 class MoongateError(Exception):
     """The base of all exceptions of Moongate."""
@@ -131,9 +134,10 @@ def warn(text: str) -> None:
 
 
 def listed(items: Sequence[str], *, at_most: int = 8) -> str:
-    """Join items for a message; items beyond the first `at_most` are only counted."""
+    """Join items for a message. Items beyond the first `at_most` are only counted, and long ones are cut."""
     more = len(items) - at_most
-    return "; ".join(items[:at_most]) + (f"; and {more} more" if more > 0 else "")
+    shown = [item if len(item) <= LONG else f"{item[:LONG]}..." for item in items[:at_most]]
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
 def shortened(text: str, *, at_most: int = 100) -> str:

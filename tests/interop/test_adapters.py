@@ -12,7 +12,7 @@ from foreign_concepts import WIDTH, assert_changes, denoiser
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.concept import LowRank
+from moongate.concept import Dense, LowRank
 from moongate.errors import ConceptFileError, OptionError
 from moongate.interop import WriteOptions
 from moongate.interop.adapters import factors_of
@@ -115,3 +115,70 @@ def test_a_rank_beyond_both_sides_is_cut_before_all_layers_are_padded_to_it(tiny
     factors, _ = factors_of(dataclasses.replace(concept, deltas={**concept.deltas, name: wide}), None)
     assert factors[name].rank <= rows + columns
     torch.testing.assert_close(factors[name].full(), wide.full(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "end", [".lora_A.default_0.weight", ".lora_A.my-style.weight", ".lora_linear_layer.down.weight"]
+)
+def test_the_name_of_an_adapter_and_older_names_of_its_layers_are_read(
+    end: str, tiny: Backbone, tmp_path: Path
+) -> None:
+    before = denoiser(tiny)
+    path = foreign.lora(tmp_path / "lora", before, style="peft")
+    up = end.replace("lora_A", "lora_B").replace("down", "up")
+    ends = {".lora_A.weight": end, ".lora_B.weight": up}
+    save_file({key[:-14] + ends[key[-14:]]: value for key, value in load_file(path).items()}, path)
+    assert_changes(interop.read(path).concept, before)
+
+
+def test_a_file_that_holds_a_layer_twice_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    """In two spellings, or for two adapters of PEFT."""
+    before = denoiser(tiny)
+    first = load_file(foreign.lora(tmp_path / "a", before, style="peft"))
+    others = [load_file(foreign.lora(tmp_path / "b", before, style=style)) for style in ("old", "kohya-compvis")]
+    others.append({key.replace(".weight", ".second.weight"): value.clone() for key, value in first.items()})
+    for other in others:
+        save_file({**first, **other}, tmp_path / "two")
+        with pytest.raises(ConceptFileError, match="holds two tensors 'down' of 'unet.down_blocks.0"):
+            interop.read(tmp_path / "two")
+    save_file(
+        {**first, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.diff": torch.ones(32, 16)},
+        tmp_path / "x",
+    )
+    with pytest.raises(ConceptFileError, match=r"diff and down and up of 'unet.mid_block.*, changes of two kinds"):
+        interop.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight", "scalar"])
+def test_a_layer_with_a_part_that_is_not_read_is_not_taken(part: str, tiny: Backbone, tmp_path: Path) -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **{f"{key}.{part}": torch.ones(1)})
+    imported = interop.read(path, base=tiny)
+    assert len(imported.concept.deltas) == 13
+    assert "Not taken" in imported.notes[0]
+
+
+def test_an_alpha_that_was_pickled_as_a_number_is_read(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.lora(tmp_path / "lora", before, style="kohya", alpha=1.0)
+    torch.save({k: 1 if k.endswith("alpha") else v for k, v in load_file(path).items()}, tmp_path / "lora.pt")
+    assert_changes(interop.read(tmp_path / "lora.pt").concept, before)
+
+
+def test_a_layer_of_whole_numbers_or_of_another_dimension_is_named(tmp_path: Path) -> None:
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file({f"{key}.diff": torch.ones(3, 4, dtype=torch.int8)}, tmp_path / "int8")
+    with pytest.raises(ConceptFileError, match=rf"the file holds '{key}.diff' \(torch.int8\)"):
+        interop.read(tmp_path / "int8")
+    save_file({f"{key}.diff": torch.ones(3)}, tmp_path / "vector")
+    with pytest.raises(ConceptFileError, match=r"the shape \(3,\); it must be a matrix"):
+        interop.read(tmp_path / "vector")
+    save_file({f"{key}.diff": torch.ones(3, 4, 1, 1)}, tmp_path / "pixel")
+    assert interop.read(tmp_path / "pixel").concept.deltas[f"{key}.weight"].shape == (3, 4)
+
+
+def test_there_is_no_lora_of_matrices_without_numbers(tiny: Backbone) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    concept = dataclasses.replace(make_concept(tiny), deltas={name: Dense(delta=torch.zeros(0, 3))})
+    with pytest.raises(OptionError, match="changes no weights"):
+        factors_of(concept, None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from moongate.errors import listed
 from moongate.interop.layers import from_compvis, inferred_blocks_per_level, kinds_of, kohya_name, kv_layer, to_compvis
 
 SD1_NAMES = {
@@ -84,3 +85,8 @@ def test_layers_of_a_kohya_file_for_sdxl_are_listed_by_kind() -> None:
 def test_block_numbers_of_no_denoiser_are_passed_over_at_once(numbers: tuple[int, ...]) -> None:
     keys = [f"lora_unet_input_blocks_{number}_1_transformer_blocks_0_attn2_to_k" for number in numbers]
     assert inferred_blocks_per_level(keys) >= 1
+
+
+def test_a_key_longer_than_any_is_named_at_once_and_not_whole() -> None:
+    (kind,) = kinds_of(["attn2" * 100_000])
+    assert listed([kind]) == "'" + "attn2" * 59 + "attn..."

@@ -29,14 +29,14 @@ DEFAULT_RANK = 32
 """The rank to which dense changes are cut when no rank is given."""
 ROUNDING = 1e-6
 """The relative error of low-rank factors that is only the rounding of float32."""
-DORA = "DoRA"
-"""The part of a layer that is also scaled by the norms of its columns, so that no factors describe its change."""
 FACTORS: Mapping[str | None, str] = {"A": "down", "down": "down", "B": "up", "up": "up"}
 ADAPTER_KEY = re.compile(
-    rf"(?:[._]lora[._](?P<factor>A|B|down|up)(?:\.default)?\.weight|(?:_lora)?\.(?P<other>alpha|diff|{LYCORIS_KEYS})"
-    r"|\.(?:dora_scale|lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
+    r"(?:[._]lora(?:_linear)?(?:_layer)?[._](?P<factor>A|B|down|up)(?:\.[^.]+)?\.weight"
+    rf"|(?:_lora)?\.(?P<other>alpha|diff|{LYCORIS_KEYS})"
+    r"|\.(?P<unread>dora_scale|lora_magnitude_vector|lora_mid|hada_t[12]|lokr_t2|scalar)(?:\.[^.]+){0,2})$"
 )
-"""The end of a key that belongs to an adapter, after the name of its layer."""
+"""The end of a key that belongs to an adapter, after the name of its layer. PEFT may put the adapter's name before
+`weight`. Beside an unread part, such as DoRA's norms of columns, factors alone do not describe a layer's change."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,30 +65,35 @@ def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int | No
             which is None where the file does not show it.
 
     Raises:
-        ConceptFileError: A layer lacks a factor, its factors do not fit together, or its alpha is not a number.
+        ConceptFileError: A layer lacks a factor or has it twice, its factors do not fit together, or its alpha is not a
+            number.
     """
     per_level = inferred_blocks_per_level(map(str, values))
     layers: dict[str, dict[str, Any]] = {}
     bundled: dict[str, Any] = {}
-    left_out = []
-    others: dict[str, list[str]] = {}
+    left_out: list[str] = []
+    unread: set[str | None] = set()
+    others: set[str | None] = set()
     for key, value in ((str(key), value) for key, value in values.items()):
         name, part = kv_layer(key, per_level), ADAPTER_KEY.search(key)
-        if name and part:
-            layers.setdefault(name, {})[FACTORS.get(part["factor"], part["other"] or DORA)] = value
-        elif name:
-            others.setdefault(name, []).append(key)
-        elif key.startswith(BUNDLED):
+        if name and part and not part["unread"]:
+            layer, kind = layers.setdefault(name, {}), FACTORS.get(part["factor"], part["other"])
+            if kind in layer:
+                raise ConceptFileError(
+                    f"The file holds two tensors {kind!r} of {name!r}, one of them as {key!r}. Give a file with one "
+                    "LoRA."
+                )
+            layer[kind] = value if kind == "alpha" else flat_tensors({key: value})[key]
+        elif key.startswith(BUNDLED) and not name:
             bundled[key] = value
         else:
             left_out.append(key)
-    left_out += [key for keys in others.values() for key in keys]
-    changes = {}
-    for name, layer in layers.items():
-        if DORA in layer:
-            left_out.append(f"{name} ({DORA})")
-        elif set(layer) != {"alpha"} or name not in others:  # an alpha alone belongs to a layer of another kind
-            changes[name] = _change(name, layer, scale_of)
+            (unread if part else others).add(name)
+    changes = {
+        name: _change(name, layer, scale_of)
+        for name, layer in layers.items()
+        if name not in unread and (set(layer) != {"alpha"} or name not in others)  # the alpha of a layer of other kind
+    }
     return Adapter(changes=changes, bundled=bundled, left_out=tuple(left_out))
 
 
@@ -103,15 +108,16 @@ def factors_of(concept: Concept, rank: int | None) -> tuple[dict[str, LowRank], 
         OptionError: The concept changes no matrix of the denoiser, or the rank is below 1.
     """
     matrices = {n: c for n, c in concept.deltas.items() if n.startswith("unet.") and len(c.shape) == 2}
-    if not any(change.rank != 0 for change in matrices.values()):
-        raise OptionError("The concept changes no weights, so that there is no LoRA to write. Write --to embedding.")
     if rank is not None and rank < 1:
         raise OptionError(f"The rank is {rank}; it must be at least 1, such as {DEFAULT_RANK}.")
     factors, notes = _cut(matrices, rank)
+    factors = {name: change for name, change in factors.items() if change.rank}
+    if not factors:
+        raise OptionError("The concept changes no weights, so that there is no LoRA to write. Write --to embedding.")
     left_out = [name for name in concept.deltas if name not in matrices]
     if left_out:
         notes.append(f"A LoRA cannot hold the changes of {listed(left_out)}; they are left out.")
-    return {name: change for name, change in factors.items() if change.rank}, tuple(notes)
+    return factors, tuple(notes)
 
 
 def padded(factors: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], int]:
@@ -147,25 +153,31 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
 
 def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int | None], float]) -> Dense | LowRank:
     """Return one layer's change, with its scale multiplied in."""
-    tensors = flat_tensors({kind: value for kind, value in layer.items() if kind != "alpha"})
-    if "diff" in tensors:
-        return Dense(delta=tensors["diff"])
+    tensors = {kind: value for kind, value in layer.items() if kind != "alpha"}
+    families = {"lora" if kind in FACTORS.values() else kind.partition("_")[0] for kind in tensors}
     change: Dense | LowRank
     rank: int | None
-    if any(kind.startswith("hada_") for kind in tensors):
+    if len(families) > 1:
+        raise ConceptFileError(f"The file holds {' and '.join(sorted(tensors))} of {name!r}, changes of two kinds.")
+    if families == {"diff"}:
+        return Dense(delta=_difference(name, tensors["diff"]))
+    if families == {"hada"}:
         change, rank = loha(name, tensors)
-    elif any(kind.startswith("lokr_") for kind in tensors):
+    elif families == {"lokr"}:
         change, rank = lokr(name, tensors)
     else:
         up, down = _factors(name, tensors)
         rank = up.shape[1]
         change = _without_padding(up, down)
-    alpha = layer.get("alpha")
-    if alpha is not None and not (isinstance(alpha, Tensor) and alpha.numel() == 1):
-        raise ConceptFileError(f"The alpha of {name!r} is not one number.")
-    if alpha is None:
+    if layer.get("alpha") is None:
         return _scaled(change, scale_of(name, rank))
-    return _scaled(change, float(alpha) / rank if rank else 1.0)
+    return _scaled(change, _number(name, layer["alpha"]) / rank if rank else 1.0)
+
+
+def _number(name: str, alpha: Any) -> float:
+    if not (isinstance(alpha, int | float) or (isinstance(alpha, Tensor) and alpha.numel() == 1)):
+        raise ConceptFileError(f"The alpha of {name!r} is not one number.")
+    return float(alpha)
 
 
 def _scaled(change: Dense | LowRank, scale: float) -> Dense | LowRank:
@@ -176,13 +188,23 @@ def _factors(name: str, tensors: Mapping[str, Tensor]) -> tuple[Float[Tensor, "o
     if not {"up", "down"} <= set(tensors):
         parts = " and ".join(sorted(tensors)) or "only an alpha"
         raise ConceptFileError(f"The file holds {parts} of {name!r}, but not both factors.")
-    up, down = (
-        factor[:, :, 0, 0] if factor.shape[2:] == (1, 1) else factor for factor in (tensors["up"], tensors["down"])
-    )
+    up, down = _as_matrix(tensors["up"]), _as_matrix(tensors["down"])
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
         shapes = f"{tuple(up.shape)} and {tuple(down.shape)}"
         raise ConceptFileError(f"The factors of {name!r} have the shapes {shapes}, which do not fit together.")
     return up, down
+
+
+def _difference(name: str, tensor: Tensor) -> Float[Tensor, "out in"]:
+    matrix = _as_matrix(tensor)
+    if matrix.ndim != 2:
+        raise ConceptFileError(f"The difference of {name!r} has the shape {tuple(tensor.shape)}; it must be a matrix.")
+    return matrix
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    """Return a convolution over single pixels as the matrix that it is, and other tensors as they are."""
+    return tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) else tensor
 
 
 def _without_padding(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank in"]) -> LowRank:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moongate.errors import ConceptFileError, listed
-from moongate.files import read_regular
+from moongate.files import exists, is_file, read_regular
 from moongate.limits import MAX_TEXT_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
 from moongate.tensor_files import read_tensors
@@ -54,7 +54,7 @@ def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError
         ConceptFileError: There is nothing to read, or a single file is damaged or holds code.
     """
     path = Path(path)
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         files: dict[str, Path] = {}
         for suffix in SUFFIXES:
             for file in sorted(file for file in path.glob(f"*{suffix}") if file.is_file()):
@@ -68,7 +68,7 @@ def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError
             except ConceptFileError as error:
                 errors.append(error)
         return contents, errors
-    if not path.is_file():
+    if not is_file(path):
         raise ConceptFileError(f"There is no concept file {path}. Check the path.")
     return [_open(path)], []
 
@@ -79,9 +79,9 @@ def flat_tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
     Raises:
         ConceptFileError: The mapping holds anything but floating-point tensors by name.
     """
-    odd = [f"{key!r} ({type(value).__name__})" for key, value in values.items() if not _is_tensor(key, value)]
+    odd = [f"{key!r} ({_kind(value)})" for key, value in values.items() if not _is_tensor(key, value)]
     if odd:
-        raise ConceptFileError(f"Where tensors by name are expected, the file holds {listed(odd)}.")
+        raise ConceptFileError(f"Where floating-point tensors by name are expected, the file holds {listed(odd)}.")
     return {key: value.detach().float().contiguous() for key, value in values.items()}
 
 
@@ -136,6 +136,10 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _is_tensor(key: Any, value: Any) -> bool:

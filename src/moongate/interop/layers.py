@@ -26,7 +26,7 @@ KOHYA_PREFIX = "lora_unet_"
 USUAL_BLOCKS_PER_LEVEL = 3
 """The number in every Stable Diffusion: two blocks, and one that changes the resolution."""
 KINDS = (
-    ("layers with DoRA", r"DoRA|dora_scale|lora_magnitude_vector"),
+    ("layers with DoRA", r"dora_scale|lora_magnitude_vector"),
     ("layers with LoHa", r"\.hada_"),
     ("layers with LoKr", r"\.lokr_"),
     ("layers with OFT or BOFT", r"\.b?oft_"),
@@ -45,6 +45,7 @@ KINDS = (
     ("convolutions", r"resnets|conv|samplers|(?:in|out)_layers|skip_connection|[._]op\."),
 )
 """What a key is about, and the pattern that says so; the first that matches counts."""
+LONGEST_KEY = 300
 
 OUTER_MODULES = {
     "time_embedding.linear_1": "time_embed.0",
@@ -154,11 +155,12 @@ def inferred_blocks_per_level(keys: Iterable[str]) -> int:
 def kinds_of(keys: Iterable[str]) -> list[str]:
     """Return what the keys of a file are about, for people: `self-attention (attn1) (12 tensors)`.
 
-    A key of no known kind is named itself.
+    A key of no known kind is named itself, and so is a longer one than any model has, which would take time to search.
     """
     counts: dict[str, int] = {}
     for key in keys:
-        kind = next((name for name, pattern in KINDS if re.search(pattern, key)), repr(key))
+        kinds = KINDS if len(key) <= LONGEST_KEY else ()
+        kind = next((name for name, pattern in kinds if re.search(pattern, key)), repr(key))
         counts[kind] = counts.get(kind, 0) + 1
     return [f"{kind} ({count} tensors)" if count > 1 else kind for kind, count in counts.items()]
 

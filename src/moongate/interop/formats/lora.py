@@ -108,9 +108,11 @@ def _subtracted(
             "path_initial_model_for_weight_conversion)."
         )
     ranks = {
-        kv_layer(key, USUAL_BLOCKS_PER_LEVEL): value.shape[0]
+        name: value.shape[0]
         for key, value in content.values.items()
-        if (match := ADAPTER_KEY.search(key)) and match["factor"] in ("A", "down")
+        if (name := kv_layer(str(key), USUAL_BLOCKS_PER_LEVEL))
+        and (match := ADAPTER_KEY.search(str(key)))
+        and match["factor"] in ("A", "down")
     }
     return {
         name: functools.partial(part, rank=ranks[name], scale=scale_of(name, ranks[name])) for name in adapter.changes
