@@ -108,15 +108,14 @@ class Recognized:
     @property
     def base(self) -> str:
         """The name of the model that the file was made for; empty when the file does not say."""
-        return str(self.parts.provenance.get("base", ""))
+        base: str = self.parts.provenance.get("base", "")
+        return base
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of the model that the file was made for; unknown when the file does not say."""
-        try:
-            return Fingerprint.from_json(self.parts.provenance["fingerprint"])
-        except (LookupError, TypeError, ValueError):  # a header that is wrong is named when the concept is read
-            return Fingerprint.unknown()
+        facts = self.parts.provenance
+        return Fingerprint.from_json(facts["fingerprint"]) if facts else Fingerprint.unknown()
 
     @property
     def layout(self) -> str:
@@ -188,8 +187,7 @@ class Recognized:
                 f"{self.path} ({self.format.title}) stores full weights. Their change can only be computed with the "
                 "model that they were trained from: name it with --model."
             )
-        names_its_base = bool(self.parts.provenance and self._assembled_by_provenance({}, {}).fingerprint.norms)
-        return changes_against(base, self.parts.weights, self.path, names_its_base=names_its_base)
+        return changes_against(base, self.parts.weights, self.path, names_its_base=bool(self.fingerprint.norms))
 
     def _check_that_something_changes(self, changes: Mapping[str, Dense | LowRank]) -> None:
         if self.parts.tokens or any(_changes_something(change) for change in changes.values()):
@@ -237,17 +235,14 @@ class Recognized:
 
     def _assembled_by_provenance(self, deltas: Mapping[str, Dense | LowRank], tokens: Mapping[str, Tensor]) -> Concept:
         """Return the concept with the facts in the header that Moongate wrote, without tokens that are not there."""
-        try:
-            concept = Concept.from_json(self.parts.provenance, deltas=deltas, tokens=tokens, kept=self.parts.kept)
-            missing = self._missing_tokens()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConceptFileError(f"The header of {self.path} lacks a part: {error}. Download it again.") from error
+        concept = Concept.from_json(self.parts.provenance, deltas=deltas, tokens=tokens, kept=self.parts.kept)
+        missing = self._missing_tokens()
         subjects = [_without(subject, missing) for subject in concept.subjects]
         return dataclasses.replace(concept, subjects=tuple(subject for subject in subjects if subject.words))
 
     def _missing_tokens(self) -> list[str]:
         """Return the tokens that Moongate wrote in files of their own which are not there."""
-        return [token for token in map(str, self.parts.provenance.get("tokens", ())) if token not in self.parts.tokens]
+        return [token for token in self.parts.provenance.get("tokens", ()) if token not in self.parts.tokens]
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
@@ -323,14 +318,13 @@ def _ignored(contents: Sequence[Content], recognized: Sequence[tuple[Content, Fo
 def _united(path: Path, parts: Sequence[Parts]) -> Parts:
     """Return what several files of `path` hold together, without their notes."""
     check_number(sum(len(part.tokens) for part in parts))
-    tokens = [{bracketed(token): rows for token, rows in part.tokens.items()} for part in parts]
     return Parts(
         weights=_joined(path, [part.weights for part in parts]),
         changes=_joined(path, [part.changes for part in parts]),
-        tokens=_joined(path, tokens),
+        tokens=_joined_tokens(path, [part.tokens for part in parts]),
         subtracted=_joined(path, [part.subtracted for part in parts]),
         kept=_joined(path, [part.kept for part in parts]),
-        further=_joined(path, [part.further for part in parts]),
+        further={word: tokens for part in parts for word, tokens in part.further.items()},
         left_out=tuple(key for part in parts for key in part.left_out),
         provenance=next((part.provenance for part in parts if part.provenance), {}),
     )
@@ -342,8 +336,23 @@ def _joined(path: Path, mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     for mapping in mappings:
         twice = sorted(set(mapping) & set(joined))
         if twice:
-            raise ConceptFileError(f"Two files of {path} both hold {listed(twice)}. Give the file of one alone.")
+            raise _held_twice(path, twice)
         joined |= mapping
+    return joined
+
+
+def _held_twice(path: Path, names: Sequence[str]) -> ConceptFileError:
+    return ConceptFileError(f"Two files of {path} both hold {listed(names)}. Give the file of one alone.")
+
+
+def _joined_tokens(path: Path, mappings: Sequence[Mapping[str, tuple[Tensor, ...]]]) -> dict[str, tuple[Tensor, ...]]:
+    """Return the tokens of several files, such as one for each text encoder of SDXL, whose first is the narrower."""
+    joined: dict[str, tuple[Tensor, ...]] = {}
+    for token, rows in (item for mapping in mappings for item in mapping.items()):
+        earlier = joined.get(token, ())
+        if {len(row) for row in earlier} & {len(row) for row in rows}:
+            raise _held_twice(path, [token])
+        joined[token] = tuple(sorted((*earlier, *rows), key=len)) if earlier else rows
     return joined
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moongate.errors import ConceptFileError, listed
 from moongate.files import file_name
-from moongate.limits import MAX_TOKENS
+from moongate.limits import MAX_TOKEN_CHARACTERS, MAX_TOKENS
 
 __all__ = [
     "BUNDLED",
@@ -23,6 +23,7 @@ __all__ = [
     "bundled",
     "bundled_words",
     "check_number",
+    "fields_of",
     "file_stems",
     "free_stem",
     "names_of_vectors",
@@ -95,6 +96,17 @@ def read_words(words: Iterable[tuple[str, Mapping[str, Any]]]) -> Words:
     return Words(rows=rows, further=further, left_out=tuple(left_out), notes=tuple(notes))
 
 
+def fields_of(name: str, vectors: Sequence[Any]) -> dict[str, Any]:
+    """Return the rows of a word for each text encoder by the names of `FIELDS`.
+
+    Raises:
+        ConceptFileError: There are more than two.
+    """
+    if len(vectors) > len(ENCODERS):
+        raise ConceptFileError(f"The embedding {name!r} holds {len(vectors)} tensors; there are two text encoders.")
+    return dict(zip(ENCODERS, vectors, strict=False))
+
+
 def bundled_words(values: Mapping[str, Any]) -> Words:
     """Return the words whose embeddings are stored inside a LoRA file; see `read_words`.
 
@@ -158,8 +170,11 @@ def rows_of(vector: Any) -> Float[Tensor, "n width"]:
         ConceptFileError: The value is not a tensor of one or two dimensions.
     """
     if not (isinstance(vector, Tensor) and vector.is_floating_point() and vector.ndim in (1, 2) and vector.numel()):
-        what = f"of the shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else f"a {type(vector).__name__}"
-        raise ConceptFileError(f"The row of a token is {what}; it must be one vector, or several of one width.")
+        is_tensor = isinstance(vector, Tensor)
+        what = f"{vector.dtype} of the shape {tuple(vector.shape)}" if is_tensor else f"a {type(vector).__name__}"
+        raise ConceptFileError(
+            f"The row of a token is {what}; it must be one floating-point vector, or several of one width."
+        )
     if vector.ndim == 2:
         check_number(len(vector))
     matrix = vector.detach().float().clone()
@@ -173,8 +188,9 @@ def check_number(tokens: int) -> None:
 
 
 def bracketed(name: str) -> str:
-    """Return a name as Moongate writes tokens: "<bear>"."""
-    inner = re.sub(r"[<>\s]+", "-", name).strip("-")
+    """Return a name as Moongate writes tokens: "<bear>"; names longer than anyone types are cut."""
+    printable = "".join(character if character.isprintable() else " " for character in name)
+    inner = re.sub(r"[<>\s]+", "-", printable).strip("-")[:MAX_TOKEN_CHARACTERS].strip("-")
     return f"<{inner or 'new1'}>"
 
 

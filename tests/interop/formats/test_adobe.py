@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import foreign_files as foreign
 from foreign_concepts import WIDTH, assert_changes, denoiser
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.errors import ConceptFileError
 from moongate.interop import WriteOptions
 
 
@@ -77,3 +79,17 @@ def test_a_compressed_delta_bin_is_read_in_any_order_and_with_layers_missing(tin
         assert torch.equal(concept.deltas[f"unet.{name}"].full(), up @ down)
     torch.save({"unet": {kept[1]: unet[kept[1]]}}, path)  # without tokens
     assert set(interop.read(path).concept.deltas) == {f"unet.{kept[1]}"}
+
+
+def test_the_names_and_rows_of_tokens_are_read_as_those_of_embeddings(tiny: Backbone, tmp_path: Path) -> None:
+    """Names that would be alike keep their rows, a number is a name, and several rows are several tokens."""
+    first, second, third, fourth = (foreign.row(WIDTH, seed=seed) for seed in range(4))
+    tokens = {"<a b>": first, "<a-b>": second, 5: torch.stack([third, fourth])}
+    imported = interop.read(foreign.adobe_compressed(tmp_path / "a", denoiser(tiny), tokens), base=tiny)
+    rows = {"<a-b>": first, "<a-b_2>": second, "<5>": third, "<5-2>": fourth}
+    assert list(imported.concept.tokens) == list(rows)
+    assert all(torch.equal(imported.concept.tokens[token], row) for token, row in rows.items())
+    assert any("'<a-b>' is read as <a-b_2>" in note for note in imported.notes)
+    path = foreign.adobe_compressed(tmp_path / "b", denoiser(tiny), {"<a>": [first] * 3})
+    with pytest.raises(ConceptFileError, match="'<a>' holds 3 tensors; there are two text encoders"):
+        interop.read(path)

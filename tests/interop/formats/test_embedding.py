@@ -10,6 +10,7 @@ import foreign_files as foreign
 from foreign_concepts import WIDTH
 from moongate import interop
 from moongate.backbone import Backbone
+from moongate.concept import Concept
 from moongate.errors import ConceptFileError
 from moongate.limits import MAX_TOKENS
 
@@ -54,3 +55,38 @@ def test_more_vectors_than_are_read_are_an_error(tmp_path: Path) -> None:
     save_file({"emb_params": foreign.row(WIDTH).repeat(MAX_TOKENS + 1, 1)}, tmp_path / "one.safetensors")
     with pytest.raises(ConceptFileError, match=rf"{MAX_TOKENS + 1} or more vectors of words; at most {MAX_TOKENS}"):
         interop.read(tmp_path / "one.safetensors")
+
+
+def test_several_words_under_their_own_names_are_read(tiny: Backbone, tmp_path: Path) -> None:
+    rows = {"<bear>": foreign.row(WIDTH), "<cat>": foreign.row(WIDTH, seed=1)}
+    save_file(rows, tmp_path / "learned_embeds.safetensors")
+    tokens = interop.read(tmp_path / "learned_embeds.safetensors", base=tiny).concept.tokens
+    assert tokens.keys() == rows.keys()
+    assert all(torch.equal(tokens[word], row) for word, row in rows.items())
+
+
+def test_a_file_for_each_text_encoder_is_one_word(tmp_path: Path) -> None:
+    """As diffusers' example of textual inversion for SDXL writes them; the first encoder is the narrower one."""
+    for name, rows in (("learned_embeds", torch.zeros(2, 16)), ("learned_embeds_2", torch.ones(2, 24))):
+        save_file({"<bear>": rows}, tmp_path / f"{name}.safetensors")
+    concept = interop.read(tmp_path).concept
+    assert concept.token_widths == (16, 24)
+    assert [[float(row.mean()) for row in concept.rows(token)] for token in concept.tokens] == [[0, 1]] * 2
+    assert concept.subjects[0].words == "<bear> <bear-2>"
+
+
+def test_names_that_nobody_could_type_are_cut_and_stripped(tmp_path: Path) -> None:
+    for name, token in (("a" * 30_000, f"<{'a' * 100}>"), ("a\0b\u202ec", "<a-b-c>"), ("bear\n", "<bear>")):
+        save_file({"emb_params": foreign.row(WIDTH)}, tmp_path / "x.safetensors", metadata={"name": name})
+        concept = interop.read(tmp_path / "x.safetensors").concept
+        assert list(concept.tokens) == [token]
+        concept.save(tmp_path / "concept.safetensors", overwrite=True)
+        assert list(Concept.load(tmp_path / "concept.safetensors").tokens) == [token]
+
+
+def test_a_row_of_whole_numbers_is_named(tmp_path: Path) -> None:
+    save_file({"emb_params": torch.ones(4, dtype=torch.int64)}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        ConceptFileError, match=r"torch.int64 of the shape \(4,\); it must be one floating-point vector"
+    ):
+        interop.read(tmp_path / "x.safetensors")

@@ -9,7 +9,7 @@ from moongate.concept import Concept
 from moongate.interop.content import Content, flat_tensors, mapping_in, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
 from moongate.interop.full_weights import TEXT_PREFIX, float32_base, left_out_note, split_compressed, whole_weights
-from moongate.interop.tokens import rows_of
+from moongate.interop.tokens import fields_of, read_words
 
 __all__ = ["ADOBE"]
 
@@ -28,13 +28,16 @@ def _parse(content: Content) -> Parts:
         state = mapping_in(values, encoder)
         state = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
         weights |= {f"{encoder}.{k.removeprefix(TEXT_PREFIX)}": v for k, v in flat_tensors(state).items()}
-    tokens = {}
-    for token, value in mapping_in(values, "modifier_token").items():
-        vectors = value if isinstance(value, list | tuple) and value else [value]
-        tokens[token] = tuple(rows_of(vector).flatten() for vector in vectors)
+    rows = {str(token): value for token, value in mapping_in(values, "modifier_token").items()}
+    words = read_words(
+        (token, fields_of(token, value if isinstance(value, list | tuple) else [value]))
+        for token, value in rows.items()
+    )
     known = {"unet", "modifier_token", *TEXT_ENCODERS}
     left_out = tuple(str(key) for key in values if key not in known)
-    return Parts(weights=weights, changes=changes, tokens=tokens, left_out=left_out)
+    return Parts(
+        weights=weights, changes=changes, tokens=words.rows, further=words.further, left_out=left_out, notes=words.notes
+    )
 
 
 def _render(concept: Concept, options: WriteOptions) -> Rendered:

@@ -1,18 +1,20 @@
-"""Textual-inversion embeddings: the rows of one token, without changed weights.
+"""Textual-inversion embeddings: the rows of tokens, without changed weights.
 
-A file holds one token: under the token's own name (diffusers), as `emb_params` (kohya), as `string_to_param` (A1111),
-or as `clip_l` and `clip_g` for two text encoders (SDXL). A token without a name in the file is named after the file.
+A file holds tokens under their own names (diffusers), or one as `emb_params` (kohya), as `string_to_param` (A1111), or
+as `clip_l` and `clip_g` for two text encoders (SDXL). A token without a name in the file is named after the file.
+diffusers' example for SDXL writes a file for each text encoder.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from moongate.concept import Concept, safetensors_bytes
-from moongate.errors import ConceptFileError, OptionError, listed
+from moongate.errors import OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, file_stems, read_words
+from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, fields_of, file_stems, read_words
 
 __all__ = ["EMBEDDING", "embedding_files", "renamed_note", "stems_of"]
 
@@ -60,25 +62,22 @@ def _recognizes(content: Content) -> bool:
         return False
     if all(key in FIELDS or key.endswith(OUTPUT) for key in tensors):
         return any(key in FIELDS for key in tensors)
-    (key, tensor), *others = tensors.items()
-    return not others and tensor.ndim in (1, 2) and not key.endswith(".weight")
+    are_words = len(tensors) == 1 or all(key.startswith("<") and key.endswith(">") for key in tensors)
+    return are_words and all(tensor.ndim in (1, 2) and not key.endswith(".weight") for key, tensor in tensors.items())
 
 
 def _parse(content: Content) -> Parts:
-    """Read the rows of a word. A key that is not a field of a trainer's layout is the word itself (diffusers)."""
+    """Read the rows of words. A key that is not a field of a trainer's layout is a word itself (diffusers)."""
     values, name = content.values, content.header.get("name") or content.path.stem
+    named: list[tuple[str, Mapping[str, Any]]]
     if A1111_KEY in values:
         name = values["name"] if isinstance(values.get("name"), str) and values["name"] else name
-        params = list(mapping_in(values, A1111_KEY).values())
-        if len(params) > len(ENCODERS):
-            raise ConceptFileError(f"{content.path} holds {len(params)} tensors under {A1111_KEY!r}; one is expected.")
-        fields = dict(zip(ENCODERS, params, strict=False))
+        named = [(name, fields_of(name, list(mapping_in(values, A1111_KEY).values())))]
     elif any(key in FIELDS for key in values):
-        fields = dict(values)
+        named = [(name, values)]
     else:
-        ((name, rows),) = values.items()
-        fields = {PLAIN_KEY: rows}
-    words = read_words([(name, fields)])
+        named = [(word, {PLAIN_KEY: rows}) for word, rows in values.items()]
+    words = read_words(named)
     return Parts(tokens=words.rows, further=words.further, left_out=words.left_out, notes=words.notes)
 
 
