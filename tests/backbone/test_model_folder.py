@@ -137,6 +137,12 @@ def test_captions_have_the_length_of_the_text_encoder_whatever_the_tokenizer_say
             Backbone.load(folder, device="cpu", text_only=text_only)
 
 
+def test_a_model_that_was_copied_in_half_precision_alone_is_loaded(tiny: Backbone, folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    assert Backbone.load(folder, device="cpu").fingerprint == tiny.fingerprint
+
+
 def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):

@@ -71,6 +71,7 @@ def load_pipeline(
             if is_file:
                 pipeline = kind.from_single_file(model, config=source, **how)
             else:
+                how |= _variant(Path(model) / "unet")
                 how |= _text_encoders(model, index, dtype, downloads)
                 pipeline = kind.from_pretrained(model, trust_remote_code=False, **how)
             _check_whole(pipeline, model, source)
@@ -190,12 +191,18 @@ def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, dow
         if library == "transformers":
             load = getattr(transformers, name).from_pretrained
             how = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            how |= {"trust_remote_code": False, "local_files_only": not downloads}
+            how |= {"trust_remote_code": False, "local_files_only": not downloads, **_variant(Path(model) / part)}
             encoders[part], report = load(model, subfolder=part, **how)
             wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
             if wrong:
                 raise _lacking(model, model, [f"{part}.{key}" for key in sorted(wrong)])
     return encoders
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Return the variant of a part that was copied in half precision alone, as the argument that loads it."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return {"variant": "fp16"} if names and all(".fp16" in name for name in names) else {}
 
 
 def _check_whole(pipeline: Any, model: str, source: str) -> None:
