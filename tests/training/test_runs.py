@@ -107,6 +107,21 @@ def test_the_first_interrupt_waits_for_the_step_and_the_second_does_not() -> Non
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_handler_that_python_did_not_install_does_not_end_a_finished_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For such a handler `signal.signal` returns None, and takes none back."""
+    real, before = signal.signal, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: (real(number, handler), None)[1])
+    try:
+        with interrupt_after_step():
+            pass
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            real(number, handler)
+
+
 def test_outside_the_main_thread_interrupts_are_left_alone() -> None:
     answers: list[bool] = []
 

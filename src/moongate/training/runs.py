@@ -211,5 +211,5 @@ def interrupt_after_step() -> Iterator[Callable[[], bool]]:
     try:
         yield pressed.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None stands for one that was not installed by Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
