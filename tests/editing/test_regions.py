@@ -192,6 +192,7 @@ def test_the_region_of_a_token_is_that_of_its_subject() -> None:
     widened = of_subjects(regions, ["<rex> dog", "<cat> cat"], ["a <rex> dog", "a <rex> dog and a dog"])
     assert [region.words for region in widened] == ["<rex> dog", "dog"]
     assert [region.words for region in of_subjects(regions, ["<rex> dog"], ["a <rex>"])] == ["<rex>", "dog"]
+    assert of_subjects(regions, ["<rex> dog"], ["a <rex> doghouse"]) == regions
     assert of_subjects(regions, [""], ["a <rex> dog"]) == regions  # as of another program's file, which names nothing
 
 

@@ -126,7 +126,11 @@ def of_subjects(regions: Sequence[Region], subjects: Sequence[str], prompts: Seq
         subjects: The words of taught subjects, such as "<bear> teddy bear"; those without words have no region.
         prompts: The prompts to draw.
     """
-    named = [subject for subject in subjects if subject.strip() and all(subject in prompt for prompt in prompts)]
+    named = [
+        subject
+        for subject in subjects
+        if subject.strip() and all(re.search(_phrase(subject), prompt, re.IGNORECASE) for prompt in prompts)
+    ]
     words = {subject.split()[0]: subject for subject in named}
     return [replace(region, words=words.get(region.words, region.words)) for region in regions]
 

@@ -6,6 +6,7 @@ module knows nothing of pictures, batches and files.
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -67,7 +68,9 @@ class Method:
 
     def worded(self, text: str, *, token: str | None, category: str) -> str:
         """Return a caption or prompt as the method words it: with the category after the token, or without."""
-        return text if self.names_category or not token else text.replace(f"{token} {category}", token)
+        if self.names_category or not token:
+            return text
+        return re.sub(rf"(?<={re.escape(token)}) {re.escape(category)}(?!\w)", "", text)
 
     def without_regularization(self) -> Self:
         """Return the method with target pictures in place of the regularization pictures.
