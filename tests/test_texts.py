@@ -81,3 +81,18 @@ def test_json_that_cannot_be_used_is_a_value_error(text: str) -> None:
 def test_yaml_that_cannot_be_used_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_yaml(text)
+
+
+def test_a_key_that_yaml_would_read_twice_is_named(tmp_path: Path) -> None:
+    """A forgotten dash makes one entry of two, of which the first would be lost."""
+    with pytest.raises(
+        ValueError, match="it has 'pictures' twice in one entry; begin each entry of a list with a dash"
+    ):
+        parse_yaml("- pictures: a\n  token: b\n  pictures: c\n")
+    assert parse_yaml("- {a: 1, b: {a: 2}}\n- {a: 3}") == [{"a": 1, "b": {"a": 2}}, {"a": 3}]
+    assert parse_yaml("# nothing") is None
+
+
+def test_an_error_in_yaml_is_told_with_its_place() -> None:
+    with pytest.raises(ValueError, match="^mapping values are not allowed here in line 2, column 5$"):
+        parse_yaml("a: 1\nb: c: d")

@@ -5,6 +5,7 @@ stand for more memory than there is.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text of plain lists, mappings and scalars. Aliases and tags are refused.
+    """Return the value of a YAML text of plain lists, mappings and scalars, without aliases, tags and repeated keys.
 
     Raises:
         ValueError: The text is no such YAML, is longer than `MAX_YAML_CHARACTERS` or deeper than `MAX_DEPTH`, or holds
@@ -78,7 +79,14 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
             if isinstance(event, yaml.ScalarEvent) and event.style is None and _is_long_number(event.value):
                 raise ValueError(f"it holds a number of {len(event.value)} characters; write text in quotes")
-        return _checked(yaml.safe_load(text))
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_keys(node)
+        return None if node is None else _checked(loader.construct_document(node))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{error.problem}{place}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
@@ -88,6 +96,19 @@ def parse_yaml(text: str) -> Any:
 def _check_length(text: str | bytes, at_most: int) -> None:
     if len(text) > at_most:
         raise ValueError(f"it is longer than {at_most // 10**6} million characters")
+
+
+def _check_keys(root: Any) -> None:
+    """Raise ValueError for a key that a mapping of YAML has twice: of its values only the last would count."""
+    level = [root] if root else []
+    for node in level:
+        if node.id == "mapping":
+            keys = Counter(key.value for key, _ in node.value if key.id == "scalar")
+            if twice := next((key for key, count in keys.items() if count > 1), None):
+                raise ValueError(f"it has {twice!r} twice in one entry; begin each entry of a list with a dash")
+            level += [value for _, value in node.value]
+        elif node.id == "sequence":
+            level += node.value
 
 
 def _is_long_number(text: str) -> bool:

@@ -105,9 +105,11 @@ def test_a_file_is_read_and_its_paths_are_relative_to_it(tmp_path: Path) -> None
         ("- [unclosed", r"concepts.yaml cannot be read: .*line 1"),
         ("- bear", "Entry 1 of .*concepts.yaml is 'bear'. Write it as a mapping with the keys pictures, category"),
         ("- {pictures: bear, categorie: bear}", "Entry 1 .* has the unknown key 'categorie'. Known: pictures"),
-        ("- {pictures: bear}", "Entry 1 .* has category: None. Give text, such as 'teddy bear'"),
-        ("- {category: bear}", "Entry 1 .* has pictures: None. Give text, such as 'bear-photos'"),
+        ("- {pictures: bear}", "Entry 1 .* has no category. Add it, such as 'category: teddy bear'"),
+        ("- {category: bear}", "Entry 1 .* has no pictures. Add it, such as 'pictures: bear-photos'"),
         ("- {pictures: [a, 3], category: bear}", "has pictures: 3. Give text"),
+        ("- {pictures: '', category: bear}", "has pictures: ''. Give text"),
+        ("- pictures: a\n  category: b\n  pictures: c", "it has 'pictures' twice in one entry"),
         ("- {pictures: a, category: a}\n- {pictures: a, category: 7}", "Entry 2 .* has category: 7"),
         ("- {pictures: a, category: a, token: [x]}", r"has token: \['x'\]. Give text, such as '<bear>'"),
         ("- {pictures: a, category: a, regularization: 0}", "has regularization: 0. Give text, such as 'generated'"),
@@ -186,7 +188,7 @@ def test_what_diffusers_list_leaves_open_is_said(tmp_path: Path) -> None:
     assert entry(tmp_path, class_prompt="animal", category="cat", class_data_dir="")[0].category == "cat"
     with pytest.raises(OptionError, match=r"Entry 1 .* has the unknown key 'steps'. Known: instance_data_dir"):
         entry(tmp_path, steps=3)
-    with pytest.raises(OptionError, match="has instance_data_dir: None. Give text, such as 'dog-photos'"):
+    with pytest.raises(OptionError, match="has no instance_data_dir. Add it, such as 'instance_data_dir: dog-photos'"):
         entry(tmp_path, instance_data_dir="")
     with pytest.raises(OptionError, match="has class_prompt: 7. Give text, such as 'photo of a <rex> dog'"):
         entry(tmp_path, class_prompt=7)

@@ -74,8 +74,10 @@ class SubjectOptions:
             raise OptionError(f"{place} has the unknown key {unknown[0]!r}. Known: {', '.join(known)}.")
 
         def text(key: str, value: Any) -> str:
-            if not isinstance(value, str):
-                example = EXAMPLES.get(key, "photo of a <rex> dog" if key.endswith("prompt") else "dog-photos")
+            example = EXAMPLES.get(key, "photo of a <rex> dog" if key.endswith("prompt") else "dog-photos")
+            if value is None:
+                raise OptionError(f"{place} has no {key}. Add it, such as '{key}: {example}'.")
+            if not (isinstance(value, str) and value.strip()):
                 raise OptionError(f"{place} has {key}: {value!r}. Give text, such as {example!r}.")
             return value
 
