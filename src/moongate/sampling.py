@@ -94,7 +94,7 @@ class SampleOptions:
         if self.steps > MAX_STEPS:
             raise OptionError(f"steps is {self.steps}; models have {MAX_STEPS} noise levels, so it is at most that.")
         if (side := max(self.width_px or 1, self.height_px or 1)) > MAX_DRAWN_PX:
-            raise OptionError(f"A side of {side} px cannot be drawn; it is at most {MAX_DRAWN_PX} px. Enlarge after.")
+            raise OptionError(f"A side of {side} px cannot be drawn; it is at most {MAX_DRAWN_PX} px. Enlarge later.")
         if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
             raise OptionError(f"guidance is {self.guidance}; it must be in 0..{MAX_GUIDANCE} (the paper's is 6).")
 
@@ -418,7 +418,7 @@ def latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, 
             raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
         times, own = MAX_ENLARGEMENT, f"that of the model's pictures, {backbone.resolution_px} px, which would"
         if side > times * backbone.resolution_px:
-            raise OptionError(f"A side of {side} px is more than {times} times {own} take hours. Enlarge after.")
+            raise OptionError(f"A side of {side} px is more than {times} times {own} take hours. Enlarge later.")
         if side * times < backbone.resolution_px:
             raise OptionError(f"A side of {side} px is less than 1/{times} of {own} show nothing. Draw larger.")
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)

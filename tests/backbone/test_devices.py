@@ -17,7 +17,7 @@ def test_without_a_name_the_gpu_is_used_if_there_is_one(monkeypatch: pytest.Monk
     [
         ("gpu", "12.8", 1, "There is no device 'gpu'. Known: cpu, cuda"),
         ("xpu", "12.8", 1, "'xpu' is not supported"),
-        ("mps", None, 0, "lacks numbers of double precision"),
+        ("mps", None, 0, "has no double precision"),
         ("cuda", None, 0, "needs a build of PyTorch with CUDA.*uv pip install torch --torch-backend=auto"),
         ("cuda", "12.8", 0, "finds no GPU for the device 'cuda'"),
         ("cuda:2", "12.8", 2, "There is no GPU 'cuda:2': PyTorch finds 2"),

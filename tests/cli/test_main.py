@@ -110,7 +110,7 @@ def test_two_word_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         (["retrieve", "photo of a dog"], "There is no command 'retrieve photo of a dog'. Known: index, search."),
         (["demo", "copmose"], "There is no command 'demo copmose'. Did you mean 'compose'?"),
         (["train", "--setps", "3"], "Perhaps you meant: --steps INT"),
-        (["train", "--steps", "many"], "--steps: 'many' is no whole number."),
+        (["train", "--steps", "many"], "--steps: 'many' is not a whole number."),
         (["compress", "bear.safetensors"], "Missing from moongate compress: --out PATH"),
     ],
 )

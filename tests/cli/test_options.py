@@ -85,10 +85,10 @@ def test_a_threshold_of_masks_is_checked_before_a_model_is_loaded(capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "photos", "--steps", "1e3"], "--steps: '1e3' is no whole number. Write it with digits alone"),
-        (["generate", "dog", "--count", "1.5"], "--count: '1.5' is no whole number."),
-        (["generate", "dog", "--guidance", "much"], "--guidance: 'much' is no number. Write it as 0.5 or 1e-5."),
-        (["compress", "a", "--out", "b", "--energy", "60%"], "--energy: '60%' is no number."),
+        (["train", "photos", "--steps", "1e3"], "--steps: '1e3' is not a whole number. Write it with digits only"),
+        (["generate", "dog", "--count", "1.5"], "--count: '1.5' is not a whole number."),
+        (["generate", "dog", "--guidance", "much"], "--guidance: 'much' is not a number. Write it as 0.5 or 1e-5."),
+        (["compress", "a", "--out", "b", "--energy", "60%"], "--energy: '60%' is not a number."),
         (["generate", "dog", "--out", ""], "--out: it is empty. Give a value, or leave the option out"),
         (["generate", "dog", "--model", " "], "--model: it is empty."),
         (["generate", "dog", "--concept", ""], "The name of a concept file is empty."),

@@ -28,7 +28,7 @@ def available_device(device: str | torch.device | None) -> torch.device:
         return chosen
     if chosen.type == "mps":
         raise OptionError(
-            "The device 'mps' lacks numbers of double precision, which merging needs, and was never tested. Leave "
+            "The device 'mps' has no double precision, which merging needs, and was never tested. Leave "
             "--device out to compute on the CPU."
         )
     if chosen.type != "cuda":

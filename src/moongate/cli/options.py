@@ -77,14 +77,14 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no whole number. Write it with digits alone, such as 250.") from error
+        raise ValueError(f"{text!r} is not a whole number. Write it with digits only, such as 250.") from error
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no number. Write it as 0.5 or 1e-5.") from error
+        raise ValueError(f"{text!r} is not a number. Write it as 0.5 or 1e-5.") from error
 
 
 def _path(text: str) -> Path:

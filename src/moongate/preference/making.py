@@ -119,7 +119,7 @@ def prompt_and_seed(path: Path) -> tuple[str, str]:
             with Image.open(path, formats=["PNG"]) as image:
                 texts = {str(key): text for key, text in image.info.items() if isinstance(text, str)}
         except (OSError, SyntaxError, ValueError) as error:
-            raise PictureError(f"{path} is damaged or no PNG file ({error}). Remove it.") from error
+            raise PictureError(f"{path} is damaged or not a PNG file ({error}). Remove it.") from error
     try:
         facts = parse_json(texts["moongate"])
         return str(facts["prompt"]), str(facts["seed"])

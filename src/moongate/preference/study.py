@@ -169,7 +169,7 @@ def check_rater(name: str) -> str:
     """
     name = " ".join(name.split())
     if not 0 < len(name) <= RATER_CHARACTERS or not name.isprintable():
-        raise OptionError(f"The rater's name {name!r:.80} has not 1 to {RATER_CHARACTERS} characters. Give another.")
+        raise OptionError(f"The rater's name {name!r:.80} must have 1 to {RATER_CHARACTERS} characters. Give another.")
     return name
 
 

@@ -107,7 +107,7 @@ class Desk:
         status = await process.wait()
         raise StudioError(
             f"The process that computes for the studio ended before it answered (exit status {status}), perhaps "
-            "because memory ran out. Try again: it starts again."
+            "because memory ran out. Try again; it is started again."
         )
 
     async def _running(self) -> asyncio.subprocess.Process:

@@ -149,7 +149,7 @@ class Draft:
             PictureError: There are too many photos.
         """
         if len(self.photos()) >= MAX_PHOTOS:
-            raise PictureError(f"{self.name} has {MAX_PHOTOS} photos already, as many as are taken. Remove some first.")
+            raise PictureError(f"{self.name} has {MAX_PHOTOS} photos, which is the maximum. Remove some first.")
         taken = {photo.file.stem for photo in self.photos()}  # captions and masks go by the name without its ending
         return self.teach / f"{free_stem(file_name(Path(name).stem), taken)}{Path(name).suffix.lower()[:6]}"
 
