@@ -36,7 +36,7 @@ NAMES = {
     "fine-tune-all": "fine-tune all",
     "dreambooth": "DreamBooth",
     "textual-inversion": "Textual Inversion",
-    "custom-diffusion-without-augmentation": "without augmentation",
+    "custom-diffusion-with-augmentation": "with augmentation",
     "custom-diffusion-without-regularization": "without regularization, half the steps",
     "custom-diffusion-generated-regularization": "generated regularization",
     "custom-diffusion-without-neutral-decay": "without neutral decay, as in the paper",

@@ -153,32 +153,35 @@ with each verdict how many subjects it would have needed."""
 FEATURES = ("pocket-clip", "efficientnet-lite0")
 """Networks in whose features alignments, KID and FID are measured."""
 FEWER_STEPS = {"fine-tune-all": 4, "dreambooth": 20, "textual-inversion": 40}
-"""Divisor of a method's steps for pocket (2 for a method that is not named), so that every method has 125 steps and a
-training takes a minute. The learning rate is multiplied by the same number, so that steps times learning rate, which
-limits how far a method can go, are the paper's. With our method, half the steps at twice the learning rate leave the
-same loss on held-out pictures (0.376 and 0.377) as all steps."""
-OWN_LEARNING_RATE = {"dreambooth": 8.0, "textual-inversion": 4.0}
-"""Factor on the learning rate of two methods whose loss on held-out pictures would rise with the factor above. On one
-example (drawn-owl) DreamBooth leaves a loss of 0.489, 0.463 and 0.528 at 4, 8 and 20 times its
-learning rate, Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and 16 times."""
+"""Divisor of a method's steps for pocket, 2 for our method and its variants, so that every method has 125 steps and a
+training takes a minute."""
+FASTER = {"fine-tune-all": 4.0, "dreambooth": 8.0, "textual-inversion": 4.0}
+"""Factor on the learning rate of the baselines, so that fewer steps lead nearly as far. With the divisor of the steps
+the loss of two of them on held-out pictures would rise: on one example (drawn-owl) DreamBooth leaves a loss of 0.489,
+0.463 and 0.528 at 4, 8 and 20 times its learning rate, Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and
+16 times. Our method is as good after half of pocket's steps at the same learning rate (`recipe/LOG.md`)."""
 
 
 IN_FULL = "-in-full"
 """Ending of the name of a method that is to keep the paper's own steps and learning rate."""
 WITHOUT_DECAY = "-without-neutral-decay"
 """Ending of the name of a method that is to train as the paper does, without pocket's neutral decay."""
+WITH_AUGMENTATION = "-with-augmentation"
+"""Ending of the name of a method that is to enlarge and shrink its pictures as the paper does. All others see whole
+pictures, as pocket's own method does: where the loss counts a part of the picture only, pocket forgets the rest."""
 
 
 def for_pocket(name: str) -> Method:
-    """Return a method by name with the steps and the learning rate that suit pocket, before its `lr_scale`."""
+    """Return a method by name with what suits pocket: whole pictures, steps, and learning rate before `lr_scale`."""
     name = name.removesuffix(WITHOUT_DECAY)
+    known = name.removesuffix(WITH_AUGMENTATION).removesuffix(IN_FULL)
+    method = dataclasses.replace(METHODS[known], augments=METHODS[known].augments and name.endswith(WITH_AUGMENTATION))
     if name.endswith(IN_FULL):
-        return METHODS[name.removesuffix(IN_FULL)]
-    method, fewer = METHODS[name], FEWER_STEPS.get(name, 2)
+        return method
     return dataclasses.replace(
         method,
-        steps_per_subject=method.steps_per_subject // fewer,
-        lr_per_picture=method.lr_per_picture * OWN_LEARNING_RATE.get(name, fewer),
+        steps_per_subject=method.steps_per_subject // FEWER_STEPS.get(known, 2),
+        lr_per_picture=method.lr_per_picture * FASTER.get(known, 1),
     )
 
 
@@ -341,10 +344,10 @@ class Study:
         return concept
 
     def _neutral_decay(self, name: str) -> float:
-        """Return pocket's own strength, multiplied by what the steps are divided by, as the learning rate is."""
+        """Return pocket's own strength for the methods that train keys and values."""
         if name.endswith(WITHOUT_DECAY) or for_pocket(name).weights != "cross-attention-kv":
             return 0.0
-        return self.backbone.settings.neutral_decay * FEWER_STEPS.get(name, 2)
+        return self.backbone.settings.neutral_decay
 
     def _regularization(self, category: str, method: Method) -> Regularization:
         real = self.pool(category).regularization

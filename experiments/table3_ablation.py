@@ -6,12 +6,12 @@ from pathlib import Path
 from experiments.records import Record, Results
 from experiments.rendering import MEASURES, NAMES, complete_seeds, means, over_seeds, table
 from experiments.scores import Single
-from experiments.study import SEEDS, SOME
+from experiments.study import SEEDS, SOME, WITH_AUGMENTATION
 
-TITLE = "Table 3: without augmentation, without or with generated regularization, and without neutral decay"
+TITLE = "Table 3: with augmentation, without or with generated regularization, and without neutral decay"
 METHODS = (
     "custom-diffusion",
-    "custom-diffusion-without-augmentation",
+    f"custom-diffusion{WITH_AUGMENTATION}",
     "custom-diffusion-without-regularization",
     "custom-diffusion-generated-regularization",
     "custom-diffusion-without-neutral-decay",

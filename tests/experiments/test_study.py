@@ -1,5 +1,6 @@
 """The subjects, pairs and methods of the study fit one another, and a concept is trained once."""
 
+import dataclasses
 from itertools import chain
 from pathlib import Path
 
@@ -38,11 +39,11 @@ def test_what_is_measured_exists_and_is_of_one_category_each() -> None:
         assert (record.method if isinstance(record, Single) else "custom-diffusion") in METHODS
 
 
-def test_the_decay_of_neutral_captions_follows_the_steps_and_is_for_keys_and_values_alone(tmp_path: Path) -> None:
+def test_the_decay_of_neutral_captions_is_for_keys_and_values_alone(tmp_path: Path) -> None:
     study = Study(folder=tmp_path)
     own = study.backbone.settings.neutral_decay
     assert own > 0
-    strengths = {"custom-diffusion": 2 * own, "custom-diffusion-without-neutral-decay": 0.0, "fine-tune-all": 0.0}
+    strengths = {"custom-diffusion": own, "custom-diffusion-without-neutral-decay": 0.0, "fine-tune-all": 0.0}
     assert {name: study._neutral_decay(name) for name in strengths} == strengths
     assert for_pocket("custom-diffusion-without-neutral-decay") == for_pocket("custom-diffusion")
 
@@ -86,7 +87,9 @@ def test_methods_on_pocket_take_fewer_steps_and_never_go_further(name: str) -> N
     assert scaled.steps_per_subject <= paper.steps_per_subject // 2
     further = scaled.steps_per_subject * scaled.lr_per_picture / (paper.steps_per_subject * paper.lr_per_picture)
     assert further <= 1 + 1e-9
-    assert for_pocket(f"{name}-in-full") == paper
+    assert for_pocket(f"{name}-in-full") == dataclasses.replace(paper, augments=False)
+    assert not scaled.augments
+    assert for_pocket(f"{name}-with-augmentation").augments == paper.augments
 
 
 def test_the_pictures_of_kid_are_not_those_of_training(tmp_path: Path) -> None:
