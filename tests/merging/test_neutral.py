@@ -7,7 +7,7 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.merging import neutral
-from moongate.merging.neutral import held_out_features, neutral_captions, regularization_gram
+from moongate.merging.neutral import held_out_features, held_out_rows, neutral_captions, regularization_gram
 
 
 def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp_path: Path) -> None:
@@ -66,6 +66,17 @@ def test_processes_that_share_a_cache_compute_the_gram_matrix_once(
         grams = list(pool.map(lambda _: regularization_gram(tiny, ["left out", "a dog"], cache=tmp_path), range(3)))
     assert computed == [["a dog"]]
     assert all(torch.equal(gram, torch.eye(16, dtype=torch.float64)) for gram in grams)
+
+
+def test_rows_of_held_out_captions_have_their_gram_matrix_and_are_kept(tiny: Backbone, tmp_path: Path) -> None:
+    features = held_out_features(tiny, neutral_captions())
+    rows = held_out_rows(tiny, neutral_captions(), cache=tmp_path)
+    assert len(rows) == tiny.token_widths[0] < len(features)
+    torch.testing.assert_close(rows.T @ rows, features.T @ features)
+    (file,) = tmp_path.glob("held-out-*.safetensors")
+    written = file.stat().st_mtime_ns
+    assert torch.equal(held_out_rows(tiny, neutral_captions(), cache=tmp_path), rows)
+    assert file.stat().st_mtime_ns == written
 
 
 def test_held_out_captions_are_no_part_of_the_gram_matrix(tiny: Backbone) -> None:

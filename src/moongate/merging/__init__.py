@@ -139,7 +139,9 @@ def merge(backbone: Backbone, concepts: Sequence[Concept] = (), *, options: Merg
             layer: LowRank(up=factorized[layer].solve(values), down=factorized[layer].down)
             for layer, values in constraints.values.items()
         }
-        report = measure(backbone, constraints, factorized, deltas, captions=captions, renamed=renamed)
+        report = measure(
+            backbone, constraints, factorized, deltas, captions=captions, cache=options.cache, renamed=renamed
+        )
     concept = _concept(backbone, concepts, constraints, deltas, options)
     return Merged(concept=concept, report=report)
 

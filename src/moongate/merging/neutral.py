@@ -8,7 +8,7 @@ The module knows nothing of concepts.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "empty_prompt_features",
     "encoded",
     "held_out_features",
+    "held_out_rows",
     "neutral_captions",
     "regularization_gram",
     "weighted_grams",
@@ -76,6 +77,25 @@ def held_out_features(backbone: Backbone, captions: Sequence[str]) -> Float[Tens
     )
 
 
+def held_out_rows(
+    backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None
+) -> Float[Tensor, "rows width"]:
+    """Return rows with the Gram matrix of `held_out_features`, at most as many as the features are wide.
+
+    What a matrix makes of them has the same sum of squares. They are the factor R of a QR decomposition.
+
+    Args:
+        backbone: The base model.
+        captions: Neutral captions; one in ten counts.
+        cache: As in `regularization_gram`.
+    """
+
+    def rows() -> Tensor:
+        return torch.linalg.qr(held_out_features(backbone, captions), mode="r").R.contiguous()
+
+    return _once("held-out", rows, backbone, captions[::HELD_OUT_EVERY], cache)
+
+
 def empty_prompt_features(backbone: Backbone) -> Float[Tensor, "tokens width"]:
     """Return the features of the empty prompt, float64: its start token, its end, and the padding."""
     return next(encoded(backbone, [""]))[0][0]
@@ -96,26 +116,33 @@ def regularization_gram(
         The matrix in float64.
     """
     used = [caption for index, caption in enumerate(captions) if index % HELD_OUT_EVERY]
+    return _once("gram", lambda: _gram(backbone, used), backbone, used, cache)
+
+
+def _once(
+    name: str, compute: Callable[[], Tensor], backbone: Backbone, captions: Sequence[str], cache: Path | None
+) -> Tensor:
+    """Return the matrix of captions that the cache has under this name, or compute it and keep it there."""
     if cache is None:
-        return _gram(backbone, used)
-    path = cache / f"gram-{_digest(backbone, used)}.safetensors"
+        return compute()
+    path = cache / f"{name}-{_digest(backbone, captions)}.safetensors"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
             stack.enter_context(locked(path))
-        if (kept := _kept(path)) is not None:
+        if (kept := _kept(path, name)) is not None:
             return kept
-        gram = _gram(backbone, used)
+        matrix = {name: compute()}
         with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
-            write_atomically(path, save({"gram": gram}, {CHECKSUM: checksum({"gram": gram})}))
-        return gram
+            write_atomically(path, save(matrix, {CHECKSUM: checksum(matrix)}))
+        return matrix[name]
 
 
-def _kept(path: Path) -> Float[Tensor, "width width"] | None:
+def _kept(path: Path, name: str) -> Tensor | None:
     """Return the matrix that was kept in a file; None if the file is missing or damaged."""
     with contextlib.suppress(ConceptFileError, KeyError):
         tensors, header = read_tensors(path)
         if header[CHECKSUM] == checksum(tensors):
-            return tensors["gram"]
+            return tensors[name]
     return None
 
 

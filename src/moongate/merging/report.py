@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from moongate.merging.closed_form import Factorized
 from moongate.merging.constraints import Constraints, KeptSubject, value_change
 from moongate.merging.edits import Edit, features_of
 from moongate.merging.features import filled, fitting, word_features
-from moongate.merging.neutral import empty_prompt_features, held_out_features
+from moongate.merging.neutral import empty_prompt_features, held_out_rows
 
 __all__ = ["INFEASIBLE", "Conflict", "EditFit", "MergeReport", "SubjectFit", "measure"]
 
@@ -145,6 +146,7 @@ def measure(
     deltas: Mapping[str, LowRank],
     *,
     captions: Sequence[str],
+    cache: Path | None = None,
     renamed: Sequence[tuple[str, str]] = (),
 ) -> MergeReport:
     """Measure what a merge kept of each subject and how far neutral captions moved.
@@ -155,10 +157,10 @@ def measure(
         factorized: The same constraints, factorized, by name of the matrix.
         deltas: The merged change of each matrix, float64.
         captions: All neutral captions; drift is measured on those that the cost leaves out.
+        cache: Folder in which what is read of neutral captions is kept (`regularization_gram`).
         renamed: Tokens that were renamed, for the report.
     """
-    # Sums of squares need the Gram matrix alone, and the factor R of a QR decomposition has that with fewer rows.
-    neutral = torch.linalg.qr(held_out_features(backbone, captions), mode="r").R
+    neutral = held_out_rows(backbone, captions, cache=cache)
     size = _squares(_weights(backbone, deltas), neutral)
     drift_alone = [(_squares(kept.concept.deltas.values(), neutral) / size) ** 0.5 for kept in constraints.subjects]
     empty = empty_prompt_features(backbone)
