@@ -200,9 +200,12 @@ def free_path(path: Path) -> Path:
 
 
 def free_stem(stem: str, taken: Container[str]) -> str:
-    """Return a file's name without its ending that is not taken: the name itself, or with a number, as `bear-2`."""
-    numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    return stem if stem not in taken else next(other for other in numbered if other not in taken)
+    """Return a file's name without its ending that is not taken: the name itself, or with a number, as `bear-2`.
+
+    The names that are taken are in lower case, because some systems ignore capitals.
+    """
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name.lower() not in taken)
 
 
 def _check_place(path: Path, parents: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.errors import ConceptFileError, listed
-from moongate.files import file_name
+from moongate.files import file_name, free_stem
 from moongate.limits import MAX_TOKEN_CHARACTERS, MAX_TOKENS
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "check_number",
     "fields_of",
     "file_stems",
-    "free_stem",
     "names_of_vectors",
     "read_words",
     "rows_of",
@@ -200,16 +199,10 @@ def file_stems(names: Iterable[str]) -> dict[str, str]:
     Angle brackets around a name stay, because diffusers' example writes `<new1>.bin`. A name whose file name is taken
     gets a number.
     """
-    stems: dict[str, str] = {}
+    stems, taken = dict[str, str](), set[str]()
     for name in names:
         is_token = name.startswith("<") and name.endswith(">")
         stem = f"<{file_name(name)}>" if is_token else file_name(name)
-        stems[name] = free_stem(stem, stems.values())
+        stems[name] = free_stem(stem, taken)
+        taken.add(stems[name].lower())
     return stems
-
-
-def free_stem(stem: str, taken: Iterable[str]) -> str:
-    """Return the file name, or the first of "stem-2", "stem-3", ... that is not taken; capitals do not count."""
-    lowered = {name.lower() for name in taken}
-    candidates = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(name for name in candidates if name.lower() not in lowered)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from moongate.backbone import Backbone
 from moongate.concept import Concept, safetensors_bytes
+from moongate.files import free_stem
 from moongate.interop.adapters import factors_of, padded, read_adapter
 from moongate.interop.content import Content
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.formats.embedding import embedding_files, renamed_note, stems_of
 from moongate.interop.layers import KOHYA_PREFIX, USUAL_BLOCKS_PER_LEVEL, blocks_per_level, kohya_name, kv_layer
-from moongate.interop.tokens import bundled, bundled_words, free_stem
+from moongate.interop.tokens import bundled, bundled_words
 
 __all__ = ["KOHYA", "bundled_names"]
 
@@ -80,15 +81,16 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
 
 def bundled_names(tokens: Iterable[str]) -> dict[str, str]:
     """Return what each token is called inside a LoRA: as its file would be, without dots, where A1111 ends a name."""
-    names: dict[str, str] = {}
+    names, taken = dict[str, str](), set[str]()
     for token, name in stems_of(tokens).items():
-        names[token] = free_stem(name.replace(".", "-"), names.values())
+        names[token] = free_stem(name.replace(".", "-"), taken)
+        taken.add(names[token].lower())
     return names
 
 
 def _lora_file(name: str, embeddings: Iterable[str]) -> str:
     """Return the name of the LoRA's file, with "-lora" when an embedding, called by its file name, has that name."""
-    taken = [file.removesuffix(".safetensors") for file in embeddings]
+    taken = {file.removesuffix(".safetensors").lower() for file in embeddings}
     return free_stem(name if free_stem(name, taken) == name else f"{name}-lora", taken) + ".safetensors"
 
 
