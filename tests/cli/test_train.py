@@ -348,6 +348,15 @@ def test_held_out_pictures_that_judge_nothing_are_refused(
     assert "keep_best needs held-out pictures" in fails(capsys, train.but(save_every=1, keep_best=True))
 
 
+def test_regularization_pictures_are_refused_for_a_method_that_uses_none(
+    regularization: Path, train: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inversion = train.but(regularization=regularization, method="textual-inversion")
+    assert f"--regularization {regularization} would be ignored: textual-inversion uses none" in fails(
+        capsys, inversion
+    )
+
+
 def test_options_of_retrieval_are_refused_where_nothing_is_retrieved(
     collection: Path, train: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

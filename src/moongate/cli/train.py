@@ -181,7 +181,7 @@ class Train:
         backbone, concepts = read_concepts([*filter(None, [self.start_from])], self.model, console, dtype=self.dtype)
         method = self._method(backbone, preset.method, chosen)
         wanted = [self._wanted(subject, method) for subject in chosen]
-        self._check_retrieval(wanted, method)
+        self._check_regularization(wanted, method)
         earlier = concepts[0] if concepts else None
         common: dict[str, Any] = {"options": options, "start_from": earlier, "held_out": held_out}
         plan = Plan.of(backbone, subjects, None, method, processes=self.processes, **common)
@@ -373,8 +373,11 @@ class Train:
             threshold=self.threshold if may_retrieve else None,
         )
 
-    def _check_retrieval(self, wanted: "Sequence[RegularizationOptions]", method: "Method") -> None:
-        """Refuse options of retrieval if nothing is retrieved."""
+    def _check_regularization(self, wanted: "Sequence[RegularizationOptions]", method: "Method") -> None:
+        """Refuse regularization pictures for a method without any, and options of retrieval if nothing is retrieved."""
+        given = [source.choice for source in wanted if source.choice not in ("auto", "none")]
+        if given and not method.prior_weight:
+            raise OptionError(f"--regularization {given[0]} would be ignored: {method.name} uses none. Leave it out.")
         if method.prior_weight and any(source.is_retrieved for source in wanted):
             return
         for name, value in (("--collection", self.collection), ("--threshold", self.threshold)):
