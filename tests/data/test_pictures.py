@@ -115,7 +115,7 @@ def test_a_mask_of_a_heic_photo_is_read_and_a_broken_photo_is_named(
         read_mask_beside(tmp_path / "broken.jpg")
 
 
-def test_masks_of_other_proportions_or_all_black_are_refused(tmp_path: Path) -> None:
+def test_masks_of_other_proportions_or_that_show_nothing_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(tmp_path / "photo.jpg")
     Image.new("L", (20, 40), "white").save(tmp_path / "photo.mask.png")
     with pytest.raises(PictureError, match=r"mask .* has 20 x 40 pixels and photo.jpg 40 x 20"):
@@ -123,6 +123,15 @@ def test_masks_of_other_proportions_or_all_black_are_refused(tmp_path: Path) -> 
     Image.new("L", (80, 40), "black").save(tmp_path / "photo.mask.png")
     with pytest.raises(PictureError, match="hides the whole picture"):
         read_mask_beside(tmp_path / "photo.jpg")
+    Image.new("RGB", (1000, 1000), "red").save(tmp_path / "large.jpg")
+    mask = Image.new("L", (1000, 1000), "black")
+    mask.paste("white", (500, 500, 504, 504))
+    mask.save(tmp_path / "large.mask.png")
+    with pytest.raises(PictureError, match=r"is white in 0.002% of the picture, which is too little"):
+        read_mask_beside(tmp_path / "large.jpg")
+    mask.paste("white", (500, 500, 560, 560))
+    mask.save(tmp_path / "large.mask.png")
+    assert read_mask_beside(tmp_path / "large.jpg") is not None
 
 
 def test_the_alpha_channel_is_a_mask_where_something_is_transparent(tmp_path: Path) -> None:

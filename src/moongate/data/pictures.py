@@ -28,6 +28,7 @@ __all__ = [
     "as_pixels",
     "as_tensor",
     "appearance",
+    "check_shows",
     "read_alpha",
     "read_mask",
     "read_mask_beside",
@@ -44,6 +45,8 @@ SHARP_ABOVE = 30.0
 17 after a Gaussian blur of two pixels."""
 PANORAMA = 2.5
 """Pictures whose sides differ by more than this factor are called panoramas: a square shows less than half of them."""
+LEAST_WHITE = 8
+"""Least brightness of a mask, of 255, in one sixteenth of the picture; less is lost where latent cells are counted."""
 SHARPNESS_SIDE_PX = 256
 """Sharpness is measured at this size, so that noise in large photos does not count as sharpness."""
 
@@ -116,6 +119,18 @@ def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:
             "size of its picture."
         )
     return _usable(mask, file)
+
+
+def check_shows(mask: UInt8[np.ndarray, "height width"], name: str) -> None:
+    """Raise PictureError for a mask that is white nowhere, or in so little that no latent cell would count."""
+    if mask.max() < 128:
+        raise PictureError(f"{name} hides the whole picture. Paint what is to be learned white (255).")
+    parts = Image.fromarray(mask).resize((4, 4), Image.Resampling.BOX)
+    if np.asarray(parts).max() < LEAST_WHITE:
+        raise PictureError(
+            f"{name} is white in {(mask >= 128).mean():.3%} of the picture, which is too little to learn from. Paint "
+            "all of what is to be learned white (255)."
+        )
 
 
 def read_alpha(path: Path) -> UInt8[np.ndarray, "height width"] | None:
@@ -274,8 +289,7 @@ def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
     """Return the mask, shrunk as its picture is. Raises PictureError if it hides everything."""
     mask.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
     values = np.array(mask)
-    if values.max() < 128:
-        raise PictureError(f"The mask of {file} hides the whole picture. Paint what is to be learned white.")
+    check_shows(values, f"The mask of {file}")
     return values
 
 

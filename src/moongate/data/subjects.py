@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from moongate.data.caption_files import read_captions
 from moongate.data.captions import PRESETS, Preset, check_category, photo_of
 from moongate.data.folders import gather
-from moongate.data.pictures import read_alpha, read_mask_beside, read_picture
+from moongate.data.pictures import check_shows, read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
 from moongate.limits import MAX_CAPTION_CHARACTERS
@@ -219,8 +219,7 @@ def _check_mask(mask: UInt8[np.ndarray, "_ _"], picture: UInt8[np.ndarray, "_ _ 
             f"Mask {number} has {columns} x {rows} pixels and its picture {width} x {height}. Give it the size of its "
             "picture."
         )
-    if mask.max() < 128:
-        raise PictureError(f"Mask {number} hides the whole picture. Paint what is to be learned white (255).")
+    check_shows(mask, f"Mask {number}")
 
 
 def _check_captions(captions: Sequence[str], pictures: int) -> None:
