@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_a_resumed_run_restores_its_state_and_cuts_its_log_to_it(tmp_path: Path)
         {"index": 2},
     ]
     assert again.saved_state == tmp_path / "state.pt"
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path / "run", CONFIG, resume=False)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OptionError, match=r"log.jsonl could not be written \(No such file or directory\)"):
+        run.log({"index": 1})
 
 
 def test_a_new_run_removes_the_records_of_an_earlier_one(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 from moongate.errors import OptionError, first_line
-from moongate.files import check_folder, digest, read_regular, write_atomically
+from moongate.files import check_folder, digest, read_regular, remedy, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
 from moongate.run_records import CONCEPTS, CONFIG, LOG, STATE
@@ -101,8 +101,13 @@ class Run:
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl."""
         if self.folder and self.writes:
-            with (self.folder / LOG).open("a") as file:
-                file.write(json.dumps(dict(values)) + "\n")
+            try:
+                with (self.folder / LOG).open("a") as file:
+                    file.write(json.dumps(dict(values)) + "\n")
+            except OSError as error:
+                raise OptionError(
+                    f"{self.folder / LOG} could not be written ({error.strerror or error}). {remedy(error)}"
+                ) from error
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the resumable state completely or not at all; it must hold the number of steps done as `step`."""
