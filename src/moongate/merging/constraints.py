@@ -387,7 +387,7 @@ def _remaining(
     names = {name for kept in subjects for name in (kept.record.token, kept.words)} | {edit.words for edit in edits}
     if unknown := set(without) - names:
         known = ", ".join(map(repr, [*(kept.words for kept in subjects), *(edit.words for edit in edits)]))
-        raise OptionError(f"There is no subject {min(unknown)!r} to leave out. Subjects: {known}.")
+        raise OptionError(f"There is no subject {min(unknown)!r} to leave out. Subjects: {known or 'none'}.")
     remaining = [kept for kept in subjects if not {kept.record.token, kept.words} & set(without)]
     further = [edit for edit in edits if edit.words not in without]
     if not (remaining or further or more):
