@@ -16,7 +16,7 @@ def test_merge_writes_a_concept_and_a_report(bear: Path, tmp_path: Path, capsys:
     facts = json.loads((report / "report.json").read_text())
     assert [fit["words"] for fit in facts["subjects"]] == ["<bear> teddy bear", "<bear2> teddy bear"]
     assert (report / "index.html").is_file()
-    assert len(list((tmp_path / "cache" / "moongate").glob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "cache" / "moongate").glob("gram-*.safetensors"))) == 1
     run(command("merge", out, without="<bear2>", out=tmp_path / "one.safetensors", device="cpu"))
     assert list(Concept.load(tmp_path / "one.safetensors").tokens) == ["<bear>"]
 

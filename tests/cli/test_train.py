@@ -411,6 +411,7 @@ def test_the_baselines_train_by_name(
     train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     file = tmp_path / "bear.safetensors"
+    train = train.without("regularization") if method == "textual-inversion" else train
     run(train.but(method=method, steps=1, batch=1))
     concept = Concept.load(file)
     assert concept.method == method

@@ -98,7 +98,9 @@ def test_the_constraints_are_the_features_of_words_and_ends_with_their_own_value
         constraints = Constraints.of(tiny, subjects, layers=sorted(pair[0].deltas))
         with torch.no_grad():
             rows = tiny.encode_text(["photo of a <one> bear", "photo of a <two> cat"]).features[:, 4:7].double()
-    torch.testing.assert_close(constraints.rows, rows.flatten(0, 1))  # without the padding they are rounded otherwise
+    torch.testing.assert_close(
+        constraints.rows, rows.flatten(0, 1), atol=1e-5, rtol=1e-5
+    )  # without the padding they are rounded otherwise
     rows = constraints.rows.unflatten(0, (2, 3))
     assert [constraints.slice_of(index) for index in (0, 1)] == [slice(0, 3), slice(3, 6)]
     assert list(constraints.values) == sorted(pair[0].deltas)

@@ -304,6 +304,7 @@ def test_one_bad_record_of_a_listing_is_counted_and_the_next_one_read(bad: str, 
     records, skipped = good_after(bad, tmp_path)
     assert [record.caption for record in records] == [CAPTIONS[0]]
     assert skipped.counts.pop("pictures without a caption") == 2  # 1.png and 2.png, which no row names
+    assert skipped.counts.pop("files of unknown kind") == 1  # the pipe
     assert skipped.counts.total() == 1
 
 
