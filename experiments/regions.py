@@ -32,7 +32,7 @@ from moongate.demo.recognizer import Recognizer
 from moongate.editing.regions import Region, RegionOptions, sample_in_regions
 from moongate.evaluation.metrics import mean_interval
 from moongate.files import write_atomically
-from moongate.pages import SheetGroup, grouped_sheet, png_bytes
+from moongate.pages import SheetGroup, grouped_sheet
 from moongate.pocket import weights_digest
 from moongate.sampling import SampleOptions
 
@@ -73,7 +73,7 @@ class Options:
     kinds: tuple[str, ...] = tuple(REGIONS)
     """Which kinds of regions."""
     out: Path = Path("docs/results/regions.json")
-    """The sheet gets the same name with the ending .png."""
+    """The sheet gets the same name with the ending .webp."""
     folder: Path = Path("runs/regions")
     """Folder of the concepts and of what was drawn."""
     size: Size = field(default_factory=lambda: Size(sampling=SampleOptions(steps=14, scheduler="dpm++", batch=10)))
@@ -93,6 +93,7 @@ def main() -> None:
             for kind in missing:
                 _measure(study, recognizer, number, way, kind, concept, options.count)
                 _write(study, options)
+    _write(study, options)
 
 
 def _measure(
@@ -136,7 +137,9 @@ def _write(study: Study, options: Options) -> None:
         "recognized": shares,
     }
     write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(options.out.with_suffix(".png"), png_bytes(grouped_sheet(sheet, columns=SHOWN)))
+    content = io.BytesIO()
+    grouped_sheet(sheet, columns=SHOWN).save(content, format="WEBP", quality=85)
+    write_atomically(options.out.with_suffix(".webp"), content.getvalue())
 
 
 def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
