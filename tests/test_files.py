@@ -20,6 +20,7 @@ from moongate.files import (
     exclusive,
     exists,
     file_name,
+    free_stem,
     is_file,
     is_held,
     leads_out,
@@ -303,3 +304,9 @@ def test_a_name_longer_than_any_names_no_file_and_cannot_be_written(tmp_path: Pa
     for check in (lambda: check_writable(long, overwrite=False), lambda: check_folder(long)):
         with pytest.raises(OptionError, match="File name too long.*Choose a shorter name"):
             check()
+
+
+def test_a_free_name_differs_from_all_that_are_taken_in_more_than_capitals() -> None:
+    assert free_stem("Bear", ["Cat"]) == "Bear"
+    assert free_stem("Bear", ["Bear"]) == "Bear-2"
+    assert free_stem("bear", {"Bear", "BEAR-2"}) == "bear-3"

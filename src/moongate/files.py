@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -199,13 +199,14 @@ def free_path(path: Path) -> Path:
     return path if not path.exists() else next(other for other in numbered if not other.exists())
 
 
-def free_stem(stem: str, taken: Container[str]) -> str:
+def free_stem(stem: str, taken: Iterable[str]) -> str:
     """Return a file's name without its ending that is not taken: the name itself, or with a number, as `bear-2`.
 
-    The names that are taken are in lower case, because some systems ignore capitals.
+    Names that differ only in capitals are the same, as on some systems.
     """
+    lowered = {name.lower() for name in taken}
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name.lower() not in taken)
+    return next(name for name in names if name.lower() not in lowered)
 
 
 def _check_place(path: Path, parents: Iterable[Path]) -> None:

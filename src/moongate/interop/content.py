@@ -112,7 +112,7 @@ def read_json(text: str | bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object in `text`; `path` is named in errors.
 
     Raises:
-        ConceptFileError: The text is not a JSON, or JSON of something else than an object.
+        ConceptFileError: The text is not JSON, or JSON of something else than an object.
     """
     try:
         value = parse_json(text)

@@ -199,10 +199,9 @@ def file_stems(names: Iterable[str]) -> dict[str, str]:
     Angle brackets around a name stay, because diffusers' example writes `<new1>.bin`. A name whose file name is taken
     gets a number.
     """
-    stems, taken = dict[str, str](), set[str]()
+    stems: dict[str, str] = {}
     for name in names:
         is_token = name.startswith("<") and name.endswith(">")
         stem = f"<{file_name(name)}>" if is_token else file_name(name)
-        stems[name] = free_stem(stem, taken)
-        taken.add(stems[name].lower())
+        stems[name] = free_stem(stem, stems.values())
     return stems

@@ -81,16 +81,15 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
 
 def bundled_names(tokens: Iterable[str]) -> dict[str, str]:
     """Return what each token is called inside a LoRA: as its file would be, without dots, where A1111 ends a name."""
-    names, taken = dict[str, str](), set[str]()
+    names: dict[str, str] = {}
     for token, name in stems_of(tokens).items():
-        names[token] = free_stem(name.replace(".", "-"), taken)
-        taken.add(names[token].lower())
+        names[token] = free_stem(name.replace(".", "-"), names.values())
     return names
 
 
 def _lora_file(name: str, embeddings: Iterable[str]) -> str:
     """Return the name of the LoRA's file, with "-lora" when an embedding, called by its file name, has that name."""
-    taken = {file.removesuffix(".safetensors").lower() for file in embeddings}
+    taken = [file.removesuffix(".safetensors") for file in embeddings]
     return free_stem(name if free_stem(name, taken) == name else f"{name}-lora", taken) + ".safetensors"
 
 

@@ -140,7 +140,7 @@ def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> li
         bench.on_progress(done, len(captions))
         read_picture(photo)
         stem = free_stem(f"{prefix}{photo.stem}", taken)  # two folders may have photos of one name
-        taken.add(stem.lower())
+        taken.add(stem)
         copy = place / f"{stem}{photo.suffix}"
         write_atomically(copy, photo.read_bytes())
         if caption:
