@@ -47,6 +47,17 @@ def test_a_plan_resolves_what_the_options_leave_open(
 
 
 @pytest.mark.usefixtures("no_work")
+def test_a_model_may_say_that_fewer_steps_suit_it(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = [make_subject("<one>"), make_subject("<two>", category="cat")]
+    for scale, steps in ((0.5, 2 * 125), (1e-6, 2 * 1)):
+        monkeypatch.setattr(tiny, "settings", replace(tiny.settings, steps_scale=scale))
+        assert Plan.of(tiny, subjects, [prior] * 2, METHOD).steps == steps
+        assert Plan.of(tiny, subjects, [prior] * 2, METHOD, options=TrainOptions(steps=7)).steps == 7
+
+
+@pytest.mark.usefixtures("no_work")
 def test_tokens_learn_as_fast_as_the_weights_unless_the_model_or_an_option_says_otherwise(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:

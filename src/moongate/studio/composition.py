@@ -29,7 +29,6 @@ WAYS: Mapping[str, str] = {
 }
 """How several concepts are drawn together, side by side."""
 MAX_STRENGTH = 1.5
-STEPS_OF_ONE = 250
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom as shares of the picture."""
 
@@ -171,10 +170,11 @@ def joint_job(composition: Composition, cards: Sequence[Card], places: Places, *
         OptionError: There are no photos of a subject.
     """
     subjects = [_with_photos(words, places) for card in cards for words in card.words]
-    steps = sum(card.steps or STEPS_OF_ONE for card in cards)
+    steps = [card.steps for card in cards if card.steps]
+    known = {"steps": sum(steps)} if len(steps) == len(cards) else {}  # else as many as suit the model
     name = composition.joint_file(places).stem
     base = next((card.model for card in cards if card.model), model)
-    return {"name": name, "concepts": subjects, "model": base, "steps": steps, "regularization": "auto"}
+    return {"name": name, "concepts": subjects, "model": base, **known, "regularization": "auto"}
 
 
 def _with_photos(words: str, places: Places) -> dict[str, str]:

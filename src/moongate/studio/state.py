@@ -54,6 +54,10 @@ class Studio:
         """
         return await self.lens.ask("side_of", model=self.model) or (await self.model_facts())["resolution_px"]
 
+    async def usual_steps(self) -> int:
+        """Return the steps for a subject that suit the studio's model."""
+        return int(await self.lens.ask("usual_steps", model=self.model))
+
     async def measured_speed(self) -> float:
         """Return the pictures per second of a training, measured once.
 

@@ -1,6 +1,7 @@
 """The page Teach: photos, captions and settings of a subject, what its training takes, and the queue of trainings."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ def _go(name: str) -> None:
     ui.navigate.to(f"{PATH}?{urlencode({'draft': name})}")
 
 
-def _begin(studio: Studio, name: str) -> None:
+async def _begin(studio: Studio, name: str) -> None:
     with errors_shown():
-        _go(Draft.create(studio.places.photos, name).name)
+        draft = Draft.create(studio.places.photos, name)
+        draft.choose(steps=await studio.usual_steps())
+        _go(draft.name)
 
 
 async def _bring(studio: Studio, button: ui.button, *, example: str | None = None, folder: str | None = None) -> None:
@@ -92,7 +95,7 @@ async def _bring(studio: Studio, button: ui.button, *, example: str | None = Non
             if not folder or not source.is_dir():
                 raise OptionError(f"There is no folder {folder!r} in {studio.places.root}. Check the path.")
         draft = await asyncio.to_thread(Draft.create, studio.places.photos, example or source.name)
-        draft.write(settings)
+        draft.write(replace(settings, steps=await studio.usual_steps()))
         notes = await studio.lens.ask("bring_photos", source=str(source), target=str(draft.teach))
         for photo in held_out:
             await studio.lens.ask("bring_photos", source=str(photo), target=str(draft.held_out), prefix="judge-")

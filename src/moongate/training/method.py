@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Settings
 from moongate.backbone.rare_tokens import latest
 from moongate.concept import Concept
 from moongate.errors import BackboneError, OptionError
 
-__all__ = ["METHODS", "Method", "Trainable", "initial_rows", "method_for", "trainable"]
+__all__ = ["METHODS", "Method", "Trainable", "initial_rows", "method_for", "trainable", "usual_steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,11 @@ def method_for(backbone: Backbone, name: str | None = None) -> Method:
     if name is None:
         raise BackboneError(f"The moongate.json of {backbone.name!r} sets method. {message}")
     raise OptionError(message)
+
+
+def usual_steps(settings: Settings, method: Method) -> int:
+    """Return the optimizer steps for each subject: those of the method times the model's `steps_scale`, at least 1."""
+    return max(1, round(method.steps_per_subject * settings.steps_scale))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,7 +24,7 @@ from moongate.data.augmentation import PHRASES
 from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.extras import versions
 from moongate.limits import MAX_BATCH, check_count
-from moongate.training.method import Method, initial_rows
+from moongate.training.method import Method, initial_rows, usual_steps
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
 from moongate.training.ranks import Ranks
 from moongate.training.runs import check_run, seeded
@@ -210,7 +210,7 @@ class Plan:
             options=options,
             first_rows=first_rows,
             rare_token=rare_token,
-            steps=options.steps or method.steps_per_subject * len(subjects),
+            steps=options.steps or usual_steps(backbone.settings, method) * len(subjects),
             targets_per_step=targets_per_step,
             learning_rate=_learning_rate(options, method, backbone, _pictures_per_step(targets_per_step, method)),
             resolution_px=_resolution_px(options, backbone),

@@ -9,7 +9,8 @@ from moongate.pocket import examples
 from moongate.studio.drafts import Draft
 from moongate.studio.teach import of_example
 from moongate.studio.worker.bench import Bench, Setup
-from moongate.studio.worker.teaching import bring_photos
+from moongate.studio.worker.teaching import bring_photos, usual_steps
+from moongate.training import method
 
 
 @pytest.mark.parametrize("name", examples())
@@ -48,3 +49,15 @@ def test_photos_of_one_name_from_two_folders_are_all_brought_with_their_own_capt
     captions = {photo.file.stem: photo.caption for photo in draft.photos()}
     assert {captions["0"], captions["0-2"]} == {"caption 0", "caption 1"}
     assert len(captions) == 4
+
+
+def test_a_new_subject_is_taught_for_as_many_steps_as_suit_the_model(
+    pocket_tokenizing: Backbone, tmp_path: Path
+) -> None:
+    settings = pocket_tokenizing.settings
+    own = method.METHODS[settings.method or "custom-diffusion"]
+    assert usual_steps(Bench(Setup(device="cpu")), "pocket") == method.usual_steps(settings, own) < 250
+    for content, steps in (('{"steps_scale": 0.1}', 25), ("{}", 250), ("[", 250), ("[]", 250)):
+        (tmp_path / "moongate.json").write_text(content)
+        assert usual_steps(Bench(Setup(device="cpu")), str(tmp_path)) == steps
+    assert usual_steps(Bench(Setup(device="cpu")), "owner/a-model-of-a-hub") == 250

@@ -25,6 +25,7 @@ ANSWERS: Mapping[str, str] = {
     "merge_report": "composing",
     "model_facts": "teaching",
     "side_of": "teaching",
+    "usual_steps": "teaching",
 }
 """The kinds of questions, which are names of functions, with the modules of this package that hold them."""
 

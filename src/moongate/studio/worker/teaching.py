@@ -19,10 +19,13 @@ __all__ = [
     "measure_speed",
     "model_facts",
     "side_of",
+    "usual_steps",
 ]
 
 WHOLE_PX = 640
 """Side of a photo on which a mask is drawn."""
+STEPS = 250
+"""Steps for a subject by the paper's method."""
 TRIED_STEPS = 3
 """Steps of the training whose speed is measured; the first one is not timed."""
 
@@ -61,6 +64,18 @@ def side_of(_bench: Bench, model: str) -> int | None:
         return int(unet["sample_size"]) * 2 ** (len(channels) - 1)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def usual_steps(_bench: Bench, model: str) -> int:
+    """Return the steps for a subject that suit a model by its `moongate.json`; the paper's where no folder is here.
+
+    The file is read without torch, which takes seconds to load.
+    """
+    folder = weights_folder() if model == "pocket" else Path(model)
+    try:
+        return max(1, round(STEPS * parse_json(read_text(folder / "moongate.json")).get("steps_scale", 1)))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return STEPS
 
 
 def measure_speed(bench: Bench, model: str | None = None) -> float:
