@@ -237,12 +237,12 @@ def _evaluated(
         comparisons=comparisons,
         options=options,
     ).to_json()
-    rows = [{KEPT[name]: value for name, value in row.items() if name in KEPT} for row in evaluation["measures"]]
+    rows = [{name: value for name, value in row.items() if name in KEPT} for row in evaluation["measures"]]
     return {"concept": concept.hash if concept else None, "measures": rows}
 
 
-KEPT = {name: name for name in ("measure", "features", "value", "low", "high")} | {"thing": "subject"}
-"""What a record keeps of each measure, by its name in an evaluation."""
+KEPT = ("measure", "features", "subject", "value", "low", "high")
+"""What a record keeps of each measure."""
 
 
 def _size_bytes(concept: Concept) -> int:

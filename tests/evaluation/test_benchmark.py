@@ -99,7 +99,7 @@ def test_the_record_holds_every_setting_and_figure(
     assert drawn == [(prompt, seed) for prompt in said for seed in (0, 1)]
     assert reader.read == ["photo of a teddy bear on the beach", "a red teddy bear"]
     assert record["prompts"][1] == {"given": "a red {}", "drawn": said[1], "read": "a red teddy bear"}
-    assert record["concept"] == {"hash": concept.hash, "method": "custom-diffusion", "things": ["<bear> teddy bear"]}
+    assert record["concept"] == {"hash": concept.hash, "method": "custom-diffusion", "subjects": ["<bear> teddy bear"]}
     assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([0, 1], 1, ["colors"])
     assert [given["kind"] for given in record["targets"]] == ["held out", "training"]
     assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -90,7 +90,7 @@ class Measure:
             "measure": self.measure,
             "features": self.features,
             "pictures": self.pictures,
-            "thing": self.subject,
+            "subject": self.subject,
             "value": self.value,
             "low": self.low,
             "high": self.high,
@@ -127,7 +127,7 @@ class Evaluation:
             "versions": dict(self.versions),
             "base": asdict(self.base),
             "concept": self.concept
-            and {"hash": self.concept.hash, "method": self.concept.method, "things": list(self.concept.subjects)},
+            and {"hash": self.concept.hash, "method": self.concept.method, "subjects": list(self.concept.subjects)},
             "count": self.count,
             "seeds": list(self.seeds),
             "sampling": asdict(self.sampling),
@@ -135,7 +135,7 @@ class Evaluation:
             "features": list(self.features),
             "prompts": [asdict(prompt) for prompt in self.prompts],
             "targets": [
-                {"thing": facts.words, "kind": facts.kind, "pictures": facts.pictures, "content": facts.content}
+                {"subject": facts.words, "kind": facts.kind, "pictures": facts.pictures, "content": facts.content}
                 for facts in self.targets
             ],
             "references": [asdict(facts) for facts in self.references],
