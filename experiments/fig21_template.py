@@ -8,7 +8,7 @@ from experiments.records import Record, Results
 from experiments.scores import BASE, OURS
 
 TITLE = "Fig. 21: the template of the training captions, without the token"
-FIGURE, PROMPT = "fig21", "photo of a {}"
+FIGURE, PROMPT = "fig21", "{style} of a {}"
 METHODS = (BASE, f"{OURS}-without-regularization", OURS)
 
 

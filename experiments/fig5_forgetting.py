@@ -8,6 +8,7 @@ from experiments.records import Record, Results
 from experiments.rendering import NAMES, interval, labeled_rows, table
 from experiments.scores import BASE, OURS
 from experiments.study import FEW
+from moongate import pocket
 
 TITLE = "Fig. 5: the word of the category, with and without regularization"
 FIGURE, PROMPT = "fig5", "photo of a {} on the beach"
@@ -26,14 +27,19 @@ def report(results: Results, out: Path) -> str:
 
 def words(figure: str, prompt: str, methods: Sequence[str]) -> Iterator[Word]:
     """Yield the records of what a prompt without the token draws after training by each method."""
-    yield from (Word(example, method, prompt, figure) for example in FEW for method in methods)
+    yield from (word(figure, prompt, example, method) for example in FEW for method in methods)
+
+
+def word(figure: str, prompt: str, example: str, method: str) -> Word:
+    """Return the record of a subject and a method; `{style}` in the prompt is the style of the subject's pictures."""
+    return Word(example, method, prompt.replace("{style}", pocket.example(example).style), figure)
 
 
 def compared(results: Results, out: Path, figure: str, prompt: str, methods: Sequence[str]) -> str:
     """Return a table of methods with 95 % intervals over subjects, and the first pictures of each subject."""
     rows = []
     for method in methods:
-        found = [results[Word(example, method, prompt, figure)] for example in FEW]
+        found = [results[word(figure, prompt, example, method)] for example in FEW]
         rows.append(
             (
                 NAMES[method],
@@ -43,8 +49,9 @@ def compared(results: Results, out: Path, figure: str, prompt: str, methods: Seq
                 interval([[values["recognized"] / values["pictures"]] for values in found], digits=0, percent=True),
             )
         )
+    asked = prompt.format("[category]", style="[style]")
     text = (
-        f'The prompt is "{prompt.format("[category]")}", without the token. Image alignment is measured with '
+        f'The prompt is "{asked}", without the token. Image alignment is measured with '
         "held-out pictures of the subject: above that of pocket itself, the subject has leaked into the word. "
         "Diversity is the mean of 1 - cosine over pairs of pictures (Lite0). Means over "
         f"{len(FEW)} subjects with 95 % intervals over them, seed 0.\n\n"
@@ -52,6 +59,6 @@ def compared(results: Results, out: Path, figure: str, prompt: str, methods: Seq
     head = ("method", "image alignment", "image alignment (Lite0)", "diversity", "category recognized")
     text += table(head, rows)
     for example in FEW:
-        shown = {NAMES[method]: results.picture(Word(example, method, prompt, figure)) for method in methods}
+        shown = {NAMES[method]: results.picture(word(figure, prompt, example, method)) for method in methods}
         text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"{figure}_{example}.png")
     return text

@@ -205,8 +205,9 @@ class Size:
     """Precision of pocket. bfloat16 takes two thirds of the time of float32 on a processor with instructions for it,
     and many times as long on others."""
     sampling: SampleOptions = field(
-        default_factory=lambda: SampleOptions(steps=20, guidance=6.0, scheduler="dpm++", batch=10)
+        default_factory=lambda: SampleOptions(steps=12, guidance=4.0, scheduler="dpm++", batch=10)
     )
+    """The guidance is pocket's own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,12 +246,15 @@ class Study:
         return Recognizer.load()
 
     def subject(self, example: str) -> Subject:
-        """Return the subject with its training pictures, captioned as in the paper (Sec. 4), and its token."""
+        """Return the subject with its training pictures, their own captions, and its token.
+
+        The captions name the style and the place, as all captions of pocket's corpus do. With the paper's "photo of a"
+        (Sec. 4) pocket learns half as much of the subject (`recipe/LOG.md`).
+        """
         if example in STYLES:
             return style_subject(example)
-        source, token = pocket.example(example), f"<{example.lower()}>"
-        subject = Subject.load(source.training, category=source.category, token=token)
-        return dataclasses.replace(subject, captions=(photo_of(f"{token} {source.category}"),) * len(subject.pictures))
+        source = pocket.example(example)
+        return Subject.load(source.training, category=source.category, token=f"<{example.lower()}>")
 
     def held_out(self, example: str, *, subject: int = 0) -> Targets:
         """Return the pictures of the subject that no training sees."""
@@ -327,7 +331,8 @@ class Study:
     ) -> Concept:
         """Return a concept from the folder, or train it and save it there."""
         method = for_pocket(name)
-        options = dataclasses.replace(options, neutral_decay=self._neutral_decay(name))
+        steps = options.steps or method.steps_per_subject * len(examples)
+        options = dataclasses.replace(options, steps=steps, neutral_decay=self._neutral_decay(name))
         recipe = [list(examples), dataclasses.asdict(method), options.seed, options.steps, options.rare_token]
         recipe += [self.backbone.fingerprint.to_json(), start_from and start_from.hash]
         stem = f"{'-'.join(examples)}-{name}-{options.seed}-{digest(json.dumps(recipe, sort_keys=True), length=10)}"
