@@ -6,7 +6,7 @@ from statistics import median
 
 from experiments.records import Needs, Record, Results, Training
 from experiments.scores import OURS, Single
-from experiments.study import IN_FULL, for_pocket
+from experiments.study import IN_FULL, for_pocket, steps_for
 
 __all__ = ["SECONDS_PER_PICTURE", "SECONDS_PER_STEP", "Cost", "Speeds", "costs", "planned"]
 
@@ -102,7 +102,7 @@ def planned(results: Results, experiments: Mapping[str, Sequence[Record]], *, on
 
 
 def _steps(training: Training) -> int:
-    return training.steps or for_pocket(training.method).steps_per_subject * len(training.examples)
+    return training.steps or steps_for(for_pocket(training.method), len(training.examples))
 
 
 def _first(training: Training) -> Training:

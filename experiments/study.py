@@ -44,6 +44,7 @@ __all__ = [
     "Study",
     "for_pocket",
     "real_pictures",
+    "steps_for",
 ]
 
 EXAMPLES = (
@@ -159,7 +160,7 @@ FASTER = {"fine-tune-all": 4.0, "dreambooth": 8.0, "textual-inversion": 4.0}
 """Factor on the learning rate of the baselines, so that fewer steps lead nearly as far. With the divisor of the steps
 the loss of two of them on held-out pictures would rise: on one example (drawn-owl) DreamBooth leaves a loss of 0.489,
 0.463 and 0.528 at 4, 8 and 20 times its learning rate, Textual Inversion 0.500, 0.494, 0.472 and 0.496 at 0.2, 1, 4 and
-16 times. Our method is as good after half of pocket's steps at the same learning rate (`recipe/LOG.md`)."""
+16 times. Our method is as good after half of its steps at the same learning rate (`recipe/LOG.md`)."""
 
 
 IN_FULL = "-in-full"
@@ -183,6 +184,11 @@ def for_pocket(name: str) -> Method:
         steps_per_subject=method.steps_per_subject // FEWER_STEPS.get(known, 2),
         lr_per_picture=method.lr_per_picture * FASTER.get(known, 1),
     )
+
+
+def steps_for(method: Method, subjects: int) -> int:
+    """Return the steps for subjects that are taught together: half as many for each as for one alone, as on pocket."""
+    return method.steps_per_subject * subjects // min(subjects, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +337,7 @@ class Study:
     ) -> Concept:
         """Return a concept from the folder, or train it and save it there."""
         method = for_pocket(name)
-        steps = options.steps or method.steps_per_subject * len(examples)
+        steps = options.steps or steps_for(method, len(examples))
         options = dataclasses.replace(options, steps=steps, neutral_decay=self._neutral_decay(name))
         recipe = [list(examples), dataclasses.asdict(method), options.seed, options.steps, options.rare_token]
         recipe += [self.backbone.fingerprint.to_json(), start_from and start_from.hash]

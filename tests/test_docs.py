@@ -32,9 +32,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = blocks(README, "python")
-    assert "steps=125" in example
+    assert "steps=150" in example
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("steps=125", "steps=2"), "README.md", "exec"), {})
+    exec(compile(example.replace("steps=150", "steps=2"), "README.md", "exec"), {})
     assert Concept.load("bear.safetensors").subjects[0].token == "<bear>"
     assert (tmp_path / "bears.png").stat().st_size > 10_000
 

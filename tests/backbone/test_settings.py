@@ -24,6 +24,7 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
         "method": "dreambooth",
         "lr_scale": 4,
         "steps_scale": 0.5,
+        "joint_steps_scale": 0.25,
         "token_lr_scale": 12.0,
         "neutral_decay": 0.003,
         "guidance": 3.0,
@@ -38,7 +39,8 @@ def test_every_key_of_the_file_is_read(tmp_path: Path) -> None:
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(content))
     settings = Settings.read(tmp_path / SETTINGS_FILE)
     assert (settings.method, settings.lr_scale, settings.token_lr_scale) == ("dreambooth", 4, 12.0)
-    assert (settings.neutral_decay, settings.steps_scale, settings.shards) == (0.003, 0.5, 2)
+    assert (settings.neutral_decay, settings.shards) == (0.003, 2)
+    assert (settings.steps_scale, settings.joint_steps_scale) == (0.5, 0.25)
     assert (settings.prompt_sets, settings.features) == (("pocket", "pocket-pair"), ("pocket-clip",))
     assert (settings.guidance, settings.retrieval_threshold, settings.rare_tokens) == (3.0, 0.39, (20, 30))
 

@@ -20,9 +20,11 @@ from experiments.study import (
     Size,
     Study,
     for_pocket,
+    steps_for,
 )
 from experiments.styles import STYLES, style_pictures, style_subject
 from moongate import METHODS, Backbone, pocket
+from moongate.backbone import SETTINGS_FILE, Settings
 from moongate.data.pictures import read_picture
 from moongate.demo.recognizer import Recognizer
 from moongate.merging import MergeOptions
@@ -90,6 +92,16 @@ def test_methods_on_pocket_take_fewer_steps_and_never_go_further(name: str) -> N
     assert for_pocket(f"{name}-in-full") == dataclasses.replace(paper, augments=False)
     assert not scaled.augments
     assert for_pocket(f"{name}-with-augmentation").augments == paper.augments
+
+
+def test_subjects_that_are_taught_together_take_as_many_steps_for_each_as_pocket_says() -> None:
+    settings = Settings.read(pocket.weights_folder() / SETTINGS_FILE)
+    assert settings.joint_steps_scale
+    for name in ("custom-diffusion", "dreambooth"):
+        alone, two, three = (steps_for(for_pocket(name), subjects) for subjects in (1, 2, 3))
+        assert alone == for_pocket(name).steps_per_subject
+        assert two / (2 * alone) == pytest.approx(settings.joint_steps_scale / settings.steps_scale)
+        assert three / two == pytest.approx(3 / 2, abs=0.01)
 
 
 def test_the_pictures_of_kid_are_not_those_of_training(tmp_path: Path) -> None:

@@ -122,9 +122,8 @@ def test_subjects_are_taught_jointly_from_the_photos_of_the_page_teach(places: P
         {"pictures": str(places.photos / "b" / "teach"), "category": "teddy bear", "token": "<bear>"},
         {"pictures": str(places.photos / "d" / "teach"), "category": "dog", "token": "<rex>"},
     ]
-    assert (job["model"], job["steps"]) == ("tiny", 500)
-    unknown = [replace(card, steps=None) for card in cards(places)]
-    assert "steps" not in joint_job(pair, unknown, places, model="pocket")  # then what suits the model
+    assert job["model"] == "tiny"
+    assert "steps" not in job  # so that as many are taken as suit the model
 
 
 def test_subjects_without_photos_are_named(places: Places, pair: Composition) -> None:

@@ -51,9 +51,11 @@ def test_a_model_may_say_that_fewer_steps_suit_it(
     tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects = [make_subject("<one>"), make_subject("<two>", category="cat")]
-    for scale, steps in ((0.5, 2 * 125), (1e-6, 2 * 1)):
-        monkeypatch.setattr(tiny, "settings", replace(tiny.settings, steps_scale=scale))
-        assert Plan.of(tiny, subjects, [prior] * 2, METHOD).steps == steps
+    for scale, joint, steps in ((0.5, None, (125, 2 * 125)), (0.5, 0.2, (125, 2 * 50)), (1e-6, None, (1, 2))):
+        settings = replace(tiny.settings, steps_scale=scale, joint_steps_scale=joint)
+        monkeypatch.setattr(tiny, "settings", settings)
+        plans = [Plan.of(tiny, some, [prior] * len(some), METHOD) for some in (subjects[:1], subjects)]
+        assert tuple(plan.steps for plan in plans) == steps
         assert Plan.of(tiny, subjects, [prior] * 2, METHOD, options=TrainOptions(steps=7)).steps == 7
 
 

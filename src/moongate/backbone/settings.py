@@ -29,6 +29,8 @@ class Settings:
     """Factor on the learning rate of every method, so that the methods keep the ratios of the paper."""
     steps_scale: float = 1.0
     """Factor on the number of steps of every method."""
+    joint_steps_scale: float | None = None
+    """The same where several subjects are taught together; None is `steps_scale`."""
     token_lr_scale: float = 1.0
     """Further factor on the learning rate of new tokens; the paper's is 1."""
     neutral_decay: float = 0.0
@@ -111,6 +113,7 @@ CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "method": (_is_text, 'a name, such as "custom-diffusion"'),
     "lr_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 4.0"),
     "steps_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 0.5"),
+    "joint_steps_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 0.3"),
     "token_lr_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 12.0"),
     "neutral_decay": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more, such as 0.003"),
     "guidance": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more, such as 6.0"),

@@ -24,7 +24,7 @@ class Demo:
     out: Path = Path("demo")
     """Folder for index.html and the concept file. An earlier demo there is replaced."""
     steps: OptionalInt = None
-    """Optimizer steps. Default: 125."""
+    """Optimizer steps. Default: 150."""
     seed: int = 0
     """Seed of training and pictures."""
     output: Output = field(default_factory=OutputOptions)
@@ -58,7 +58,7 @@ class DemoCompose:
     out: Path = Path("demo/compose")
     """Folder for index.html and the concept files. An earlier demo there is replaced."""
     steps: OptionalInt = None
-    """Optimizer steps for each subject. Default: 125."""
+    """Optimizer steps for each subject. Default: 150, and 75 where both are taught together."""
     count: int = 8
     """Pictures for each of the eight prompts and each of the strategies that are compared:
     joint training, merge, sequential training and addition. 8 take 10 to 20 minutes on two cores."""

@@ -170,11 +170,9 @@ def joint_job(composition: Composition, cards: Sequence[Card], places: Places, *
         OptionError: There are no photos of a subject.
     """
     subjects = [_with_photos(words, places) for card in cards for words in card.words]
-    steps = [card.steps for card in cards if card.steps]
-    known = {"steps": sum(steps)} if len(steps) == len(cards) else {}  # else as many as suit the model
     name = composition.joint_file(places).stem
     base = next((card.model for card in cards if card.model), model)
-    return {"name": name, "concepts": subjects, "model": base, **known, "regularization": "auto"}
+    return {"name": name, "concepts": subjects, "model": base, "regularization": "auto"}
 
 
 def _with_photos(words: str, places: Places) -> dict[str, str]:

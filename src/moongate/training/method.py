@@ -148,9 +148,10 @@ def method_for(backbone: Backbone, name: str | None = None) -> Method:
     raise OptionError(message)
 
 
-def usual_steps(settings: Settings, method: Method) -> int:
-    """Return the optimizer steps for each subject: those of the method times the model's `steps_scale`, at least 1."""
-    return max(1, round(method.steps_per_subject * settings.steps_scale))
+def usual_steps(settings: Settings, method: Method, subjects: int = 1) -> int:
+    """Return the optimizer steps for so many subjects: those of the method, by what the model's settings say."""
+    scale = settings.steps_scale if subjects == 1 else settings.joint_steps_scale or settings.steps_scale
+    return subjects * max(1, round(method.steps_per_subject * scale))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

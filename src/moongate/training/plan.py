@@ -210,7 +210,7 @@ class Plan:
             options=options,
             first_rows=first_rows,
             rare_token=rare_token,
-            steps=options.steps or usual_steps(backbone.settings, method) * len(subjects),
+            steps=options.steps or usual_steps(backbone.settings, method, len(subjects)),
             targets_per_step=targets_per_step,
             learning_rate=_learning_rate(options, method, backbone, _pictures_per_step(targets_per_step, method)),
             resolution_px=_resolution_px(options, backbone),
