@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from experiments.study import Size, Study
 from moongate import Concept, pocket
-from moongate.data import photo_of
+from moongate.data import Preset
 from moongate.demo.recognizer import Recognizer
 from moongate.editing.regions import Region, RegionOptions, sample_in_regions
 from moongate.evaluation.metrics import mean_interval
@@ -50,6 +50,8 @@ REGIONS: dict[str, tuple[tuple[tuple[float, float, float, float], ...], float]] 
     "exchanged": ((RIGHT, LEFT), 1.0),
 }
 """The regions of the first and of the second subject, and in which share of the steps they do not see each other."""
+PLACES = ("on the beach", "in a forest", "in the snow", "in a room", "on a blue background")
+"""The pictures are in these places in turn, because all of pocket's captions name one."""
 SHOWN = 6
 """Pictures of each pair, way and kind of regions on the sheet."""
 
@@ -102,11 +104,13 @@ def _measure(
     """Draw pictures of a pair, and keep what is seen in them and the first of them."""
     categories = [pocket.example(example).category for example in PAIRS[number]]
     words = [subject.words for subject in concept.subjects] if concept else categories
+    style = pocket.example(PAIRS[number][0]).style
+    prompts = [Preset(caption=f"{style} of a {{}} {place}").describe(*words) for place in PLACES]
     with concept.applied(study.backbone) if concept else contextlib.nullcontext():
-        pictures = _drawn(study, words, kind, count)
+        pictures = _drawn(study, words, [prompts[index % len(prompts)] for index in range(count)], kind)
     seen = np.array(_seen(recognizer, pictures, categories))
     content = io.BytesIO()
-    np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{photo_of(*words)}, {way}, regions: {kind}")
+    np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{' and '.join(words)}, {way}, regions: {kind}")
     write_atomically(_file(study, number, way, kind), content.getvalue())
     print(PAIRS[number], way, kind, dict(zip(MEASURES, seen.sum(0).tolist(), strict=True)), flush=True)
 
@@ -151,14 +155,14 @@ def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
     return study.merged(pair, 0).concept if way == "merge" else study.sequential(pair, 0)
 
 
-def _drawn(study: Study, words: Sequence[str], kind: str, count: int) -> Pictures:
+def _drawn(study: Study, words: Sequence[str], prompts: Sequence[str], kind: str) -> Pictures:
     """Draw both subjects in one picture, each in its region if there are regions."""
     boxes, apart = REGIONS[kind]
     regions = [Region(words=words[number], box=box) for number, box in enumerate(boxes)]
     drawn = sample_in_regions(
         study.backbone,
-        [photo_of(*words)] * count,
-        seeds=range(count),
+        prompts,
+        seeds=range(len(prompts)),
         regions=regions,
         options=study.size.sampling,
         region_options=RegionOptions(apart_share=apart),
