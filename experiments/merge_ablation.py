@@ -12,7 +12,7 @@ from experiments.study import PAIRS, SEEDS, TRIPLES
 
 TITLE = "The options of a merge"
 PARTIAL = True
-"""The pairs can be shown before the triples are measured."""
+"""Ways that are measured can be shown before the others are."""
 SETS = {"five pairs": PAIRS[:5], "three triples": TRIPLES}
 BESIDE = {BASE: "pocket itself", "joint": "joint training"}
 """Ways without options, for comparison."""
@@ -22,17 +22,12 @@ HEAD = ("merge", "all recognized", "image", "image of the weakest", "text", "kep
 def records() -> Iterator[Record]:
     """Yield the records of the tables."""
     sets = [s for some in SETS.values() for s in some]
-    for seed in SEEDS:
-        yield from _of_seed(sets, seed)
-
-
-def _of_seed(sets: Sequence[tuple[str, ...]], seed: int) -> Iterator[Several]:
-    yield from (Several(s, way, seed) for way in BESIDE for s in sets)
-    yield from (Several(s, "merge", seed, merging) for merging in MERGES for s in sets)
+    yield from (Several(s, way, seed) for seed in SEEDS for way in BESIDE for s in sets)
+    yield from (Several(s, "merge", seed, merging) for seed in SEEDS for merging in MERGES for s in sets)
 
 
 def report(results: Results, _out: Path) -> str:
-    """Return a table for the pairs and one for the triples."""
+    """Return a table for the pairs and one for the triples, of the ways that are measured with the first seed."""
     text = (
         "Means with 95 % intervals over the sets of subjects, whose seeds are resampled together. Image is the "
         "alignment with held-out pictures of each subject (pocket-clip); kept is the least share of its change that a "
@@ -40,21 +35,20 @@ def report(results: Results, _out: Path) -> str:
         "and the unconditional shift how far those of the empty prompt do, relative to their size. The concepts are "
         "the same in all rows.\n"
     )
+    ways = [(title, {"way": way}) for way, title in BESIDE.items()]
+    ways += [(merging, {"way": "merge", "merging": merging}) for merging in MERGES]
     for name, sets in SETS.items():
-        if absent := results.absent(_of_seed(sets, SEEDS[0])):
-            text += f"\n**{name}**\n\nNot measured yet: {len(absent)} records are missing.\n"
-            continue
-        rows = [_row(results, sets, title, way) for way, title in BESIDE.items()]
-        rows += [_row(results, sets, merging, "merge", merging) for merging in MERGES]
-        text += f"\n**{name}**\n\n" + table(HEAD, rows)
+        groups = {title: [[Several(s, seed=seed, **way) for seed in SEEDS] for s in sets] for title, way in ways}
+        measured = {title: of for title, of in groups.items() if not results.absent(group[0] for group in of)}
+        rows = [_row(results, title, of) for title, of in measured.items()]
+        text += f"\n**{name}**\n\n" + (table(HEAD, rows) if rows else "Not measured yet.\n")
     return text
 
 
-def _row(
-    results: Results, sets: Sequence[tuple[str, ...]], title: str, way: str, merging: str | None = None
-) -> tuple[str, ...]:
-    groups = [[Several(s, way, seed, **({"merging": merging} if merging else {})) for seed in SEEDS] for s in sets]
+def _row(results: Results, title: str, groups: Sequence[Sequence[Several]]) -> tuple[str, ...]:
+    """Return the row of a way from its records, grouped by set of subjects."""
     there = [[record for record in group if not results.absent([record])] for group in groups]
+    way = there[0][0].way
 
     def cell(of: Any, *, digits: int = 3, percent: bool = False) -> str:
         return interval([[of(record) for record in group] for group in there], digits=digits, percent=percent)
