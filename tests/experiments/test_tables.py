@@ -148,7 +148,10 @@ def test_an_ordering_holds_is_reversed_or_is_too_near_to_tell(everything: Result
 def test_the_tables_name_what_is_not_measured_yet_and_show_the_rest(everything: Results, tmp_path: Path) -> None:
     _write(without(everything, Several(PAIRS[0], "merge")), tmp_path)
     written = (tmp_path / "tables.md").read_text()
-    assert written.count("Not measured yet: 1 records are missing.") == 3  # pairs, the ablation of merges, Fig. 8
+    assert written.count("Not measured yet: 1 records are missing.") == 2  # pairs and Fig. 8
+    pairs, triples = written.split("**five pairs**")[1].split("**three triples**")
+    assert ("\n| with both |" in pairs, "\n| with both |" in triples) == (False, True)
+    assert "\n| with further contexts |" in pairs
     rows = [line for line in written.splitlines() if line.endswith("| not measured yet |")]
     assert len(rows) == 1
     assert "joint training before merge" in rows[0]
