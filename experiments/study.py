@@ -255,7 +255,7 @@ class Study:
         """Return the subject with its training pictures, their own captions, and its token.
 
         The captions name the style and the place, as all captions of pocket's corpus do. With the paper's "photo of a"
-        (Sec. 4) pocket learns half as much of the subject (`recipe/LOG.md`).
+        (Sec. 4) pocket learns less of the subject (`recipe/LOG.md`).
         """
         if example in STYLES:
             return style_subject(example)

@@ -69,6 +69,8 @@ def test_pocket_states_its_defaults_in_its_file() -> None:
         ('{"lr_scale": "4"}', r"moongate.json sets 'lr_scale' to \"4\". It must be a number above 0"),
         ('{"lr_scale": 0}', "'lr_scale' to 0. It must be a number above 0"),
         ('{"lr_scale": true}', "'lr_scale' to true"),
+        ('{"steps_scale": 1e300}', r"'steps_scale' to 1e\+300. It must be a number above 0 and at most 100"),
+        ('{"joint_steps_scale": 0}', "'joint_steps_scale' to 0. It must be a number above 0"),
         ('{"token_lr_scale": -1}', "'token_lr_scale' to -1. It must be a number above 0, such as 12.0"),
         ('{"neutral_decay": -1}', "'neutral_decay' to -1. It must be a number of 0 or more, such as 0.003"),
         ('{"guidance": NaN}', "'guidance' to NaN. It must be a number of 0 or more"),

@@ -101,6 +101,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_steps_scale(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 100
+
+
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -112,8 +116,8 @@ def _is_list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "method": (_is_text, 'a name, such as "custom-diffusion"'),
     "lr_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 4.0"),
-    "steps_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 0.5"),
-    "joint_steps_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 0.3"),
+    "steps_scale": (_is_steps_scale, "a number above 0 and at most 100, such as 0.5"),
+    "joint_steps_scale": (_is_steps_scale, "a number above 0 and at most 100, such as 0.3"),
     "token_lr_scale": (lambda value: _is_number(value) and value > 0, "a number above 0, such as 12.0"),
     "neutral_decay": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more, such as 0.003"),
     "guidance": (lambda value: _is_number(value) and value >= 0, "a number of 0 or more, such as 6.0"),

@@ -57,7 +57,13 @@ def test_a_new_subject_is_taught_for_as_many_steps_as_suit_the_model(
     settings = pocket_tokenizing.settings
     own = method.METHODS[settings.method or "custom-diffusion"]
     assert usual_steps(Bench(Setup(device="cpu")), "pocket") == method.usual_steps(settings, own) < 250
-    for content, steps in (('{"steps_scale": 0.1}', 25), ("{}", 250), ("[", 250), ("[]", 250)):
+    for content, steps in (
+        ('{"steps_scale": 0.1}', 25),
+        ("{}", 250),
+        ("[", 250),
+        ("[]", 250),
+        ('{"steps_scale": 1e308}', 250),
+    ):
         (tmp_path / "moongate.json").write_text(content)
         assert usual_steps(Bench(Setup(device="cpu")), str(tmp_path)) == steps
     assert usual_steps(Bench(Setup(device="cpu")), "owner/a-model-of-a-hub") == 250

@@ -74,7 +74,7 @@ def usual_steps(_bench: Bench, model: str) -> int:
     folder = weights_folder() if model == "pocket" else Path(model)
     try:
         return max(1, round(STEPS * parse_json(read_text(folder / "moongate.json")).get("steps_scale", 1)))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return STEPS
 
 
