@@ -1,6 +1,6 @@
 """Which options of a merge help: five pairs and three triples, three seeds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,16 +14,19 @@ TITLE = "The options of a merge"
 PARTIAL = True
 """Ways that are measured can be shown before the others are."""
 SETS = {"five pairs": PAIRS[:5], "three triples": TRIPLES}
-BESIDE = {BASE: "pocket itself", "joint": "joint training"}
-"""Ways without options, for comparison."""
+WAYS: Mapping[str, Mapping[str, str]] = {
+    "pocket itself": {"way": BASE},
+    "joint training": {"way": "joint"},
+    **{merging: {"way": "merge", "merging": merging} for merging in MERGES},
+}
+"""Two ways without options, for comparison, and the merges: what a record of each is made with."""
 HEAD = ("merge", "all recognized", "image", "image of the weakest", "text", "kept", "drift", "unconditional shift")
 
 
 def records() -> Iterator[Record]:
     """Yield the records of the tables."""
     sets = [s for some in SETS.values() for s in some]
-    yield from (Several(s, way, seed) for seed in SEEDS for way in BESIDE for s in sets)
-    yield from (Several(s, "merge", seed, merging) for seed in SEEDS for merging in MERGES for s in sets)
+    yield from (Several(s, seed=seed, **way) for seed in SEEDS for way in WAYS.values() for s in sets)
 
 
 def report(results: Results, _out: Path) -> str:
@@ -35,10 +38,10 @@ def report(results: Results, _out: Path) -> str:
         "and the unconditional shift how far those of the empty prompt do, relative to their size. The concepts are "
         "the same in all rows.\n"
     )
-    ways = [(title, {"way": way}) for way, title in BESIDE.items()]
-    ways += [(merging, {"way": "merge", "merging": merging}) for merging in MERGES]
     for name, sets in SETS.items():
-        groups = {title: [[Several(s, seed=seed, **way) for seed in SEEDS] for s in sets] for title, way in ways}
+        groups = {
+            title: [[Several(s, seed=seed, **way) for seed in SEEDS] for s in sets] for title, way in WAYS.items()
+        }
         measured = {title: of for title, of in groups.items() if not results.absent(group[0] for group in of)}
         rows = [_row(results, title, of) for title, of in measured.items()]
         text += f"\n**{name}**\n\n" + (table(HEAD, rows) if rows else "Not measured yet.\n")

@@ -68,12 +68,13 @@ class Draft:
     folder: Path
 
     @classmethod
-    def create(cls, photos: Path, name: str) -> Self:
+    def create(cls, photos: Path, name: str, settings: Settings | None = None) -> Self:
         """Make an empty draft whose name is free.
 
         Args:
             photos: The folder of all drafts.
             name: What a user calls it.
+            settings: What is chosen; None is nothing but defaults.
 
         Raises:
             OptionError: The name is empty, or the folder cannot be written.
@@ -82,7 +83,7 @@ class Draft:
             raise OptionError("The name is empty. Give the subject a name, such as bear.")
         folder = free_path(photos / file_name(name))
         draft = cls(folder=folder)
-        draft.write(Settings())
+        draft.write(settings or Settings())
         for place in (TEACH, HELD_OUT):
             (folder / place).mkdir(exist_ok=True)
         return draft

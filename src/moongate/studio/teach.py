@@ -80,9 +80,8 @@ def _go(name: str) -> None:
 
 async def _begin(studio: Studio, name: str) -> None:
     with errors_shown():
-        draft = Draft.create(studio.places.photos, name)
-        draft.choose(steps=await studio.usual_steps())
-        _go(draft.name)
+        settings = Settings(steps=await studio.usual_steps())
+        _go(Draft.create(studio.places.photos, name, settings).name)
 
 
 async def _bring(studio: Studio, button: ui.button, *, example: str | None = None, folder: str | None = None) -> None:
@@ -94,8 +93,8 @@ async def _bring(studio: Studio, button: ui.button, *, example: str | None = Non
             source, settings, held_out = studio.places.inside(folder or ""), Settings(), ()
             if not folder or not source.is_dir():
                 raise OptionError(f"There is no folder {folder!r} in {studio.places.root}. Check the path.")
-        draft = await asyncio.to_thread(Draft.create, studio.places.photos, example or source.name)
-        draft.write(replace(settings, steps=await studio.usual_steps()))
+        settings = replace(settings, steps=await studio.usual_steps())
+        draft = await asyncio.to_thread(Draft.create, studio.places.photos, example or source.name, settings)
         notes = await studio.lens.ask("bring_photos", source=str(source), target=str(draft.teach))
         for photo in held_out:
             await studio.lens.ask("bring_photos", source=str(photo), target=str(draft.held_out), prefix="judge-")

@@ -7,6 +7,7 @@ from typing import Any
 from moongate.errors import PictureError
 from moongate.files import free_stem, write_atomically
 from moongate.pocket import weights_folder
+from moongate.studio.drafts import Settings
 from moongate.studio.worker.bench import Bench
 from moongate.texts import parse_json, read_text
 
@@ -24,8 +25,6 @@ __all__ = [
 
 WHOLE_PX = 640
 """Side of a photo on which a mask is drawn."""
-STEPS = 250
-"""Steps for a subject by the paper's method."""
 TRIED_STEPS = 3
 """Steps of the training whose speed is measured; the first one is not timed."""
 
@@ -57,7 +56,7 @@ def model_facts(bench: Bench, model: str | None = None) -> dict[str, int]:
 
 def side_of(_bench: Bench, model: str) -> int | None:
     """Return the side of a model's pictures in pixels from its configuration; None if it is not in a folder here."""
-    folder = weights_folder() if model == "pocket" else Path(model)
+    folder = _folder_of(model)
     try:
         unet, vae = (parse_json(read_text(folder / part / "config.json")) for part in ("unet", "vae"))
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
@@ -71,11 +70,16 @@ def usual_steps(_bench: Bench, model: str) -> int:
 
     The file is read without torch, which takes seconds to load.
     """
-    folder = weights_folder() if model == "pocket" else Path(model)
+    usual = Settings().steps
     try:
-        return max(1, round(STEPS * parse_json(read_text(folder / "moongate.json")).get("steps_scale", 1)))
+        return max(1, round(usual * parse_json(read_text(_folder_of(model) / "moongate.json")).get("steps_scale", 1)))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError):
-        return STEPS
+        return usual
+
+
+def _folder_of(model: str) -> Path:
+    """Return the folder of a model, which is not there if the name is one of a hub."""
+    return weights_folder() if model == "pocket" else Path(model)
 
 
 def measure_speed(bench: Bench, model: str | None = None) -> float:
