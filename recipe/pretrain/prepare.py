@@ -14,6 +14,7 @@ program, are compared with newly computed ones, and kept when they agree.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from recipe.networks import load_autoencoder
 __all__ = ["Parts", "PrepareOptions", "Prepared", "prepare"]
 
 MANIFEST_FILE, TEXT_FILE = "prepared.json", "text.pt"
-KINDS = ("latents", "features")
 PART_PICTURES = 7_000
 BATCH = 64
 REPA_BLOCK = 10
@@ -57,6 +57,8 @@ class PrepareOptions:
     """Folder with `tokenizer/` and `text_encoder/`."""
     out: Path = Path("runs/pocket/prepared")
     """Output folder; 2 GB for 98,000 pictures."""
+    features: bool = True
+    """Compute the features for REPA, which a denoiser needs that is trained with `--repa-weight` above 0."""
     workers: int = 2
     """Processes of one thread."""
     device: str = "cpu"
@@ -72,10 +74,10 @@ def prepare(options: PrepareOptions) -> None:
         OptionError: the autoencoder cannot be read, or the folder belongs to another corpus or other networks.
     """
     corpus = Corpus(options.corpus)
-    encoders = {kind: _encoder(kind, options) for kind in KINDS}
+    encoders = _encoders(options)
     options.out.mkdir(parents=True, exist_ok=True)
     _claim(options, corpus, encoders)
-    jobs = [(kind, begin, end) for kind in KINDS for begin, end in _gaps(options.out, kind, len(corpus.pictures))]
+    jobs = [(kind, begin, end) for kind in encoders for begin, end in _gaps(options.out, kind, len(corpus.pictures))]
     _run(jobs, options)
     if not (options.out / TEXT_FILE).exists():
         _write_text(options, corpus)
@@ -108,7 +110,6 @@ class Prepared:
 
     Attributes:
         latents: of every picture.
-        features: for REPA, of every picture.
         training: how many pictures belong to the training set; they come first.
         pairs: indices of the training pictures with two objects.
         singles: indices of the others.
@@ -129,7 +130,8 @@ class Prepared:
         self.manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text())
         if self.manifest["corpus"] != digest(scenes.read_bytes()):
             raise CorpusError(f"{folder} was prepared from another corpus than {corpus_folder}. Choose that one.")
-        self.latents, self.features = (Parts(folder, kind, len(corpus.scenes)) for kind in KINDS)
+        self._folder, self._count = folder, len(corpus.scenes)
+        self.latents = Parts(folder, "latents", self._count)
         text = torch.load(folder / TEXT_FILE, weights_only=True, mmap=True)
         self._text, self._rows = text["features"], text["rows"]
         self.training = corpus.training
@@ -139,6 +141,11 @@ class Prepared:
             raise CorpusError(
                 f"{corpus_folder} has {len(self.pairs)} pictures of two objects and {len(self.singles)} others."
             )
+
+    @cached_property
+    def features(self) -> Parts:
+        """Those for REPA, of every picture. Raises CorpusError if they were not computed."""
+        return Parts(self._folder, "features", self._count)
 
     def text(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n tokens width"]:
         """Return the features of the captions of pictures; -1 stands for the empty caption."""
@@ -213,7 +220,7 @@ _work: tuple[PrepareOptions, Corpus, dict[str, Encoder]]
 def _begin_worker(options: PrepareOptions) -> None:
     global _work
     torch.set_num_threads(1)
-    _work = options, Corpus(options.corpus), {kind: _encoder(kind, options) for kind in KINDS}
+    _work = options, Corpus(options.corpus), _encoders(options)
 
 
 def _write_part(job: tuple[str, int, int]) -> None:
@@ -228,8 +235,11 @@ def _encoded(encoder: Encoder, corpus: Corpus, indices: Tensor) -> Tensor:
     return encoder(corpus.images(indices)).half().cpu()
 
 
-def _encoder(kind: str, options: PrepareOptions) -> Encoder:
-    return _latent_encoder(options) if kind == "latents" else _repa_encoder(options.device)
+def _encoders(options: PrepareOptions) -> dict[str, Encoder]:
+    encoders = {"latents": _latent_encoder(options)}
+    if options.features:
+        encoders["features"] = _repa_encoder(options.device)
+    return encoders
 
 
 def _latent_encoder(options: PrepareOptions) -> Encoder:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_other_settings_and_other_files_are_refused(trained: Run, tmp_path: Path
 def test_a_missing_preparation_is_named_with_its_command(corpus_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no prepared\.json\. Run `python -m recipe\.pretrain\.prepare"):
         train_denoiser(DenoiserOptions(corpus=corpus_folder, prepared=tmp_path, out=tmp_path / "out"), Team())
+
+
+def test_without_repa_the_features_are_not_needed(
+    trained: Run, prepared_folder: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(prepared_folder, bare, ignore=shutil.ignore_patterns("features_*"))
+    with pytest.raises(CorpusError, match="has no features of the pictures 0 to"):
+        train_denoiser(DenoiserOptions(corpus=corpus_folder, prepared=bare, out=tmp_path / "refused"), Team())
+    options = {"pictures": 4, "repa_weight": 0.0}
+    train_denoiser(
+        DenoiserOptions(corpus=corpus_folder, prepared=bare, out=tmp_path / "without", batch=2, **options), Team()
+    )
+    state = torch.load(tmp_path / "without" / "state.pt", weights_only=True)
+    assert same(state, trained("with", **options))
 
 
 def test_times_are_stratified_and_favor_high_noise() -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_rows_are_those_of_the_pictures_and_captions(
     assert prepared.training == corpus.training
     assert all(len(corpus.scenes[index]["categories"]) == 2 for index in prepared.pairs)
     assert len(prepared.pairs) + len(prepared.singles) == corpus.training
+
+
+def test_features_can_be_left_out(options: PrepareOptions) -> None:
+    for part in options.out.glob("features_*"):
+        part.unlink()
+    prepare(replace(options, features=False))
+    assert not list(options.out.glob("features_*"))
+    prepare(options)
+    assert list(options.out.glob("features_*"))
 
 
 def test_missing_parts_are_computed_to_the_same_values(
