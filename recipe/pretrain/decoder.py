@@ -3,7 +3,8 @@
 The encoder is frozen, so that stored latents stay valid. An average of all likely pictures lacks sharp edges and
 texture. The decoder learns them from a pretrained network (`recipe.pretrain.perception`), and from critics: one of
 patches of pixels (Esser et al., "Taming Transformers", 2021, Sec. 3.1), whose features it matches too, and one at each
-depth of that network (Sauer et al., "Projected GANs", 2021). Every `--measure-every` steps the held-out PSNR is
+depth of that network (Sauer et al., "Projected GANs", 2021). With `--drawn` the critics also see what the decoder makes
+of latents that the denoiser drew, which are what it will decode. Every `--measure-every` steps the held-out PSNR is
 measured; the last decoder that has at least `--least-psnr-db` is kept. It begins with the autoencoder's own decoder,
 which may be smaller. Writes `weights.safetensors` with the whole autoencoder; the command resumes.
 """
@@ -24,8 +25,9 @@ from moongate.errors import OptionError
 from recipe.command import command
 from recipe.corpus import Corpus
 from recipe.fitting import Constant, Position, Stage, fit, hidden_weights, native_autocast
-from recipe.networks import load_autoencoder, write_weights
+from recipe.networks import load_autoencoder, read_weights, write_weights
 from recipe.pretrain.autoencoder import CELL_PX, CROP_PX, WEIGHTS_FILE, picture_loss, psnr_db
+from recipe.pretrain.drawn import LATENTS
 from recipe.pretrain.perception import DEPTHS, Perception, perceptual_distance
 from recipe.pretrain.prepare import Prepared
 
@@ -54,12 +56,16 @@ class DecoderOptions:
     """Folder of the stored latents."""
     autoencoder: Path = Path("runs/pocket/autoencoder/weights.safetensors")
     """Weights of the autoencoder that made the latents."""
+    drawn: Path | None = None
+    """Latents that a denoiser drew (`recipe.pretrain.drawn`), for the critics; none unless given."""
     out: Path = Path("runs/pocket/decoder")
     """Output folder."""
     steps: int = 2000
     """Number of steps; in the second half the learning rate falls to zero."""
     batch: int = 24
     """Crops of a step."""
+    drawn_batch: int = 8
+    """Crops of drawn latents beside them, with `--drawn`."""
     lr: float = 1e-3
     """Learning rate, of the decoder and of the critics."""
     perceptual_weight: float = 8.0
@@ -82,14 +88,13 @@ def train_decoder(options: DecoderOptions) -> None:
     Raises:
         CorpusError: the corpus or its preparation is not finished.
         MissingLibrary: the packages of EfficientNet-Lite1 are not installed.
-        OptionError: the autoencoder cannot be read, or no decoder reached the least PSNR.
+        OptionError: the autoencoder or the drawn latents cannot be read, or no decoder reached the least PSNR.
     """
     corpus, prepared = Corpus(options.corpus), Prepared(options.prepared, options.corpus)
     torch.manual_seed(options.seed)
     model = load_autoencoder(options.autoencoder)
     model.to(options.device, memory_format=torch.channels_last)
-    critics = nn.ModuleDict({"pixels": Critic(), "depths": nn.ModuleList(map(_depth_critic, DEPTHS))})
-    players = nn.ModuleDict({"decoder": model.decoder, "critics": critics})
+    players = nn.ModuleDict({"decoder": model.decoder, "critics": _make_critics()})
     players.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     losses = _Losses(players, corpus, prepared, options)
     stage = Stage(batch=options.batch, lr=options.lr, betas=(0.5, 0.99), seed=options.seed, device=options.device)
@@ -157,6 +162,10 @@ def _depth_critic(channels: int) -> nn.Sequential:
     return nn.Sequential(kernels[0], nn.LeakyReLU(0.2), kernels[1], nn.LeakyReLU(0.2), kernels[2])
 
 
+def _make_critics() -> nn.ModuleDict:
+    return nn.ModuleDict({"pixels": Critic(), "depths": nn.ModuleList(map(_depth_critic, DEPTHS))})
+
+
 class _Losses:
     """The parts of the loss of one batch: of the decoder, and of the critics."""
 
@@ -164,16 +173,17 @@ class _Losses:
         self.decoder, self.critics = players["decoder"], cast(nn.ModuleDict, players["critics"])
         self.perception = Perception().to(options.device)
         self.corpus, self.prepared, self.options = corpus, prepared, options
+        self.drawn = None if options.drawn is None else _read_drawn(options.drawn)
 
     def __call__(self, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         device = self.options.device
         latents, images = self._crops(generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        noisy = (latents + LATENT_NOISE * noise).to(device, memory_format=torch.channels_last)
+        latents = latents.to(device, memory_format=torch.channels_last)
         images = images.to(device, memory_format=torch.channels_last)
         inside = (..., slice(EDGE_PX, -EDGE_PX), slice(EDGE_PX, -EDGE_PX))
+        stored = slice(len(images))
         with native_autocast(device):
-            decoded = self.decoder(noisy)
+            decoded = self.decoder(latents)
             with torch.no_grad():
                 seen = self.perception(images[inside])
             decoded_seen = self.perception(decoded[inside])
@@ -183,9 +193,10 @@ class _Losses:
             adversarial = self._adversarial_loss(real_features, decoded[inside], decoded_seen)
             self.critics.requires_grad_(True)
         rise = min(1.0, max(0, step - CRITIC_ALONE_STEPS) / CRITIC_RISE_STEPS)
+        perceptual = perceptual_distance([each[stored] for each in decoded_seen], seen)
         return {
-            "picture": picture_loss(decoded.float(), images),
-            "perceptual": self.options.perceptual_weight * perceptual_distance(decoded_seen, seen),
+            "picture": picture_loss(decoded[stored].float(), images),
+            "perceptual": self.options.perceptual_weight * perceptual,
             "adversarial": rise * self.options.critic_weight * adversarial,
             "critic": critic,
         }
@@ -202,19 +213,31 @@ class _Losses:
         """Return how little decoded crops deceive the critics, and how far the critic's features are from real ones."""
         scores, features = self.critics["pixels"](decoded)
         pairs = zip(features, real_features, strict=True)
-        matched = [F.l1_loss(own.float(), real.detach().float()) for own, real in pairs]
+        matched = [F.l1_loss(own[: len(real)].float(), real.detach().float()) for own, real in pairs]
         depths = zip(cast(nn.ModuleList, self.critics["depths"]), decoded_seen, strict=True)
         perceived = torch.stack([critic(each).float().mean() for critic, each in depths]).mean()
         return FEATURES_WEIGHT * torch.stack(matched).sum() - scores.float().mean() - DEPTHS_WEIGHT * perceived
 
     def _crops(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return crops of stored latents, and the same crops of their pictures."""
+        """Return crops of stored latents with noise, then of drawn ones; and of the pictures of those stored."""
         chosen = torch.randint(0, self.corpus.training, (self.options.batch,), generator=generator).sort().values
         latents, images = self.prepared.latents[chosen], self.corpus.images(chosen)
         cells = CROP_PX // CELL_PX
         top, left = torch.randint(0, latents.shape[-1] - cells + 1, (2,), generator=generator).tolist()
+        within = (..., slice(top, top + cells), slice(left, left + cells))
         rows, columns = slice(CELL_PX * top, CELL_PX * top + CROP_PX), slice(CELL_PX * left, CELL_PX * left + CROP_PX)
-        return latents[:, :, top : top + cells, left : left + cells], images[:, :, rows, columns]
+        stored = latents[within] + LATENT_NOISE * torch.randn(latents[within].shape, generator=generator)
+        if self.drawn is None:
+            return stored, images[:, :, rows, columns]
+        picked = torch.randint(0, len(self.drawn), (self.options.drawn_batch,), generator=generator)
+        return torch.cat([stored, self.drawn[picked][within]]), images[:, :, rows, columns]
+
+
+def _read_drawn(path: Path) -> Float[Tensor, "n 8 16 16"]:
+    weights, _ = read_weights(path)
+    if LATENTS not in weights:
+        raise OptionError(f"{path} holds no {LATENTS}. Give a file that `recipe.pretrain.drawn` writes as --drawn.")
+    return weights[LATENTS]
 
 
 def _hinge(real: Tensor, decoded: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from moongate.sampling import SampleOptions, sample
 from recipe.pretrain.assemble import AssembleOptions, assemble
 from recipe.pretrain.decoder import DecoderOptions, train_decoder
 from recipe.pretrain.denoiser import DenoiserOptions, train_denoiser
+from recipe.pretrain.drawn import DrawnOptions, draw_latents
 from recipe.pretrain.image_tower import ImageTowerOptions, train_image_tower
 from recipe.team import Team
 from recipe.yardstick import YardstickOptions, measure
@@ -22,16 +23,25 @@ def test_every_stage_takes_what_the_stage_before_wrote(
 ) -> None:
     read = {"corpus": corpus_folder, "prepared": prepared_folder}
     train_denoiser(DenoiserOptions(**read, out=tmp_path / "denoiser", pictures=8, batch=2), Team())
+    drawn, denoiser = tmp_path / "drawn.safetensors", tmp_path / "denoiser" / "weights.safetensors"
+    draw_latents(DrawnOptions(**read, denoiser=denoiser, out=drawn, count=3, steps=2))
     train_decoder(
         DecoderOptions(
-            **read, autoencoder=autoencoder_file, out=tmp_path / "decoder", steps=2, batch=2, least_psnr_db=0
+            **read,
+            autoencoder=autoencoder_file,
+            drawn=drawn,
+            out=tmp_path / "decoder",
+            steps=2,
+            batch=2,
+            drawn_batch=1,
+            least_psnr_db=0,
         )
     )
     train_image_tower(ImageTowerOptions(corpus=corpus_folder, out=tmp_path / "clip", steps=2, batch=4))
     autoencoder = tmp_path / "decoder" / "weights.safetensors"
     assemble(
         AssembleOptions(
-            denoiser=tmp_path / "denoiser" / "weights.safetensors",
+            denoiser=denoiser,
             autoencoder=autoencoder,
             images=tmp_path / "clip",
             out=tmp_path / "weights",

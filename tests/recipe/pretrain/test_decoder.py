@@ -4,12 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from torch import nn
 
 from moongate.errors import OptionError
 from recipe import networks
+from recipe.corpus import Corpus
 from recipe.networks import read_weights, write_weights
 from recipe.pretrain import decoder as module
 from recipe.pretrain.decoder import DecoderOptions, train_decoder
+from recipe.pretrain.prepare import Prepared
 
 pytestmark = pytest.mark.usefixtures("fixed_perception")
 
@@ -57,6 +60,30 @@ def test_a_larger_decoder_begins_as_the_autoencoders_own(options: DecoderOptions
     weights = read_weights(options.out / "weights.safetensors")[0]
     networks.make_autoencoder().load_state_dict(weights)
     torch.testing.assert_close(weights["encoder.layers.0.weight"], small.state_dict()["encoder.layers.0.weight"])
+
+
+def test_drawn_latents_are_seen_by_the_critics_alone(options: DecoderOptions, tmp_path: Path) -> None:
+    """There is no picture to compare them with."""
+    write_weights(tmp_path / "drawn.safetensors", {"latents": torch.randn(3, 8, 16, 16)})
+    corpus, prepared = Corpus(options.corpus), Prepared(options.prepared, options.corpus)
+    decoder = networks.load_autoencoder(options.autoencoder).decoder
+    players = nn.ModuleDict({"decoder": decoder, "critics": module._make_critics()}).eval()
+    crops: list[int] = []
+    players["critics"]["pixels"].register_forward_hook(lambda _, inputs, __: crops.append(len(inputs[0])))
+    parts = []
+    for each in (options, replace(options, drawn=tmp_path / "drawn.safetensors", drawn_batch=1)):
+        torch.manual_seed(0)  # of the kernels of `FixedPerception`
+        losses = module._Losses(players, corpus, prepared, each)
+        parts.append(losses(torch.Generator().manual_seed(0), 100))
+    assert crops == [2, 2, 2, 2, 3, 3]  # real ones, and twice the decoded ones
+    without, beside = parts
+    for name in ("picture", "perceptual"):
+        torch.testing.assert_close(beside[name], without[name])
+
+
+def test_a_file_without_drawn_latents_is_named(options: DecoderOptions) -> None:
+    with pytest.raises(OptionError, match=r"holds no latents\. Give a file that `recipe.pretrain.drawn` writes"):
+        train_decoder(replace(options, drawn=options.autoencoder))
 
 
 def test_a_run_that_was_stopped_gives_the_decoder_of_an_uninterrupted_one(
