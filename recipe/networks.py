@@ -92,7 +92,8 @@ def grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
     """Return the weights of an autoencoder that begins as a smaller one.
 
     That one may have fewer latent channels, narrower layers in its decoder, and fewer blocks there. What its channels
-    read from new ones begins at zero, and so does what a new block adds.
+    read from new ones begins at zero, and so does what a new block adds. A block ends with a ReLU, so that the first
+    block of a level that had none still changes what comes out.
 
     Args:
         weights: the smaller autoencoder's.
