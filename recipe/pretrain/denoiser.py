@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moongate.errors import OptionError, first_line
@@ -179,15 +179,18 @@ class _Losses:
         velocity = self.schedule.get_velocity(clean, noise, times).to(device)
         with native_autocast(device):
             predicted = self.unet(noisy, times.to(device), context).sample
-            seen = None if self.features is None else self.head(self.middle)
-        loss = F.mse_loss(predicted.float(), velocity)
-        if self.features is None or seen is None:
-            return {"v": loss}
-        features = self.features[chosen].to(device)
+        parts = {"v": F.mse_loss(predicted.float(), velocity)}
+        if self.features is not None:
+            parts["repa"] = options.repa_weight * self._distance_to(self.features[chosen].to(device))
+        return parts
+
+    def _distance_to(self, features: Float[Tensor, "n channels rows columns"]) -> Float[Tensor, ""]:
+        """Return one minus the cosine of what the head makes of the middle to the normalized features."""
+        with native_autocast(self.options.device):
+            seen = self.head(self.middle)
         means, spreads = features.mean((2, 3), keepdim=True), features.std((2, 3), keepdim=True)
         features = (features - means) / (spreads + 1e-3)
-        distance = 1 - F.cosine_similarity(seen.float(), features, dim=1).mean()
-        return {"v": loss, "repa": options.repa_weight * distance}
+        return 1 - F.cosine_similarity(seen.float(), features, dim=1).mean()
 
     def _choose(self, count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
         pairs, singles = self.prepared.pairs, self.prepared.singles
