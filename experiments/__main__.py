@@ -147,7 +147,7 @@ def _seed(record: Record) -> int:
 
 def _write(results: Results, out: Path) -> None:
     """Write `tables.md` with every experiment whose records are there, and say how many the others lack."""
-    parts = ["# The paper's tables and figures on pocket\n", _about(results.size)]
+    parts = ["# The paper's tables and figures on pocket\n", _about(results)]
     records = _records(EXPERIMENTS)
     if stale := results.stale(records):
         parts.append(
@@ -169,15 +169,17 @@ def _write(results: Results, out: Path) -> None:
     print(f"Wrote {out / 'tables.md'}")
 
 
-def _about(size: Size) -> str:
+def _about(results: Results) -> str:
+    size, precisions = results.size, results.precisions(_records(EXPERIMENTS))
+    counts = " and ".join(f"{count} records in {precision}" for precision, count in sorted(precisions.items()))
     return (
         "Written by `python -m experiments` (`make tables`) from `experiments/results/records.jsonl`. "
         f"One subject: {size.count} picture of each of 20 prompts; several: {size.pair_count} of each of 12; KID: "
         f"{size.references} real pictures; sampling: {size.sampling.scheduler}, {size.sampling.steps} steps, guidance "
-        f"{size.sampling.guidance:g}, in {size.dtype}. `experiments/study.py` holds the steps and learning rates of "
-        "the methods. Text alignment and image alignment are cosines in the features of the named network; image "
-        "alignment is measured against pictures held out from training. Compare these values with one another, not "
-        "with those of the paper. [findings.md](findings.md) says what they mean.\n"
+        f"{size.sampling.guidance:g}; {counts or 'no records'}. `experiments/study.py` holds the steps and learning "
+        "rates of the methods. Text alignment and image alignment are cosines in the features of the named network; "
+        "image alignment is measured against pictures held out from training. Compare these values with one another, "
+        "not with those of the paper. [findings.md](findings.md) says what they mean.\n"
     )
 
 

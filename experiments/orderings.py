@@ -34,18 +34,27 @@ class Claim:
     over: Sequence[Any] = EXAMPLES
     """The subjects or pairs that both were measured on."""
 
-    def records(self, which: str) -> list[list[Record]]:
+    def records(self, which: str, seeds: Sequence[int]) -> list[list[Record]]:
         """Return the records of one side: for each subject or pair, one for each seed."""
         if which == BASE:
             return [[Base(example)] for example in self.over]
         kind: Any = Single if isinstance(self.over[0], str) else Several
-        return [[kind(taught, which, seed) for seed in SEEDS] for taught in self.over]
+        return [[kind(taught, which, seed) for seed in seeds] for taught in self.over]
 
-    def differences(self, results: Results) -> list[float]:
+    def both_sides(self, seeds: Sequence[int] = SEEDS) -> list[Record]:
+        """Return all records of some seeds."""
+        sides = (self.records(which, seeds) for which in (self.first, self.second))
+        return [record for side in sides for records in side for record in records]
+
+    def measured(self, results: Results) -> list[int]:
+        """Return the seeds of which all records are there."""
+        return [seed for seed in SEEDS if not results.absent(self.both_sides([seed]))]
+
+    def differences(self, results: Results, seeds: Sequence[int]) -> list[float]:
         """Return for each subject or pair by how much the first is better."""
         factor = -1000 if self.column == KID else 1
         sides = [
-            [mean(results.values(records, *MEASURES[self.column])) for records in self.records(which)]
+            [mean(results.values(records, *MEASURES[self.column])) for records in self.records(which, seeds)]
             for which in (self.first, self.second)
         ]
         return [factor * (first - second) for first, second in zip(*sides, strict=True)]
@@ -77,7 +86,7 @@ CLAIMS = (
 def records() -> Iterator[Record]:
     """Yield the records that the orderings are read from."""
     for claim in CLAIMS:
-        yield from _both_sides(claim)
+        yield from claim.both_sides()
 
 
 def report(results: Results, _out: Path) -> str:
@@ -86,30 +95,27 @@ def report(results: Results, _out: Path) -> str:
     for claim in CLAIMS:
         name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
         paper = f"{claim.paper[0]:g}, {claim.paper[1]:g}"
-        if results.absent(_both_sides(claim)):
-            rows.append((name, paper, "", str(len(claim.over)), "", "not measured yet"))
+        seeds = claim.measured(results)
+        if not seeds:
+            rows.append((name, paper, "", str(len(claim.over)), "0", "", "not measured yet"))
             continue
-        differences = claim.differences(results)
+        differences = claim.differences(results, seeds)
         error = stdev(differences) / len(differences) ** 0.5
         number = len(differences)
         verdict = _verdict(mean(differences), error)
         digits = 0 if claim.column == KID else 3
         difference = f"{mean(differences):+.{digits}f} ± {error:.{digits}f}"
-        rows.append((name, paper, difference, str(number), _needed(mean(differences), error, number), verdict))
+        needed = _needed(mean(differences), error, number)
+        rows.append((name, paper, difference, str(number), str(len(seeds)), needed, verdict))
     note = (
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
         "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Needed is the "
-        f"number of subjects or pairs that would decide it if it is the true one. Means over {len(SEEDS)} seeds.\n\n"
+        "number of subjects or pairs that would decide it if it is the true one. Means over the seeds of which all "
+        f"records are there, {len(SEEDS)} at most.\n\n"
     )
     decided = sum(row[-1] in DECIDED for row in rows)
-    text = note + table(("in the paper", "paper's values", "difference here", "number", "needed", "here"), rows)
-    return text + f"\n{decided} of {len(rows)} are decided.\n"
-
-
-def _both_sides(claim: Claim) -> Iterator[Record]:
-    for side in (claim.first, claim.second):
-        for records in claim.records(side):
-            yield from records
+    head = ("in the paper", "paper's values", "difference here", "number", "seeds", "needed", "here")
+    return note + table(head, rows) + f"\n{decided} of {len(rows)} are decided.\n"
 
 
 def _verdict(difference: float, error: float) -> str:

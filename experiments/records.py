@@ -8,6 +8,7 @@ into the one file, so that an interrupted run loses nothing.
 
 import io
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -79,7 +80,7 @@ class Results:
     new: Path
     """Folder of the records measured since, one JSON file each; they replace those of the same key."""
     size: Size
-    """The size that records must have; one of another size counts as absent."""
+    """The size that records must have; one of another size counts as absent. Their precision may differ."""
     weights: str = field(default_factory=weights_digest)
     """Digest of the weights of pocket that records should be of; one of other weights is stale."""
 
@@ -131,6 +132,10 @@ class Results:
         for path in new:
             path.unlink()
 
+    def precisions(self, records: Iterable[Record]) -> dict[str, int]:
+        """Return how many of the records that were measured are of each precision."""
+        return dict(Counter(self._settings(record)["size"]["dtype"] for record in records if self._has(record)))
+
     def __getitem__(self, record: Record) -> dict[str, Any]:
         """Return the values of a record that is there."""
         return self._contents[record.key]
@@ -179,7 +184,12 @@ class Results:
         return settings
 
     def _has(self, record: Record) -> bool:
-        return record.key in self._contents and self._settings(record)["size"] == asdict(self.size)
+        return record.key in self._contents and _drawn(self._settings(record)["size"]) == _drawn(asdict(self.size))
+
+
+def _drawn(size: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a size without its precision, which depends on the machine."""
+    return {name: value for name, value in size.items() if name != "dtype"}
 
 
 def webp_row(images: Iterable[UInt8[np.ndarray, "height _ 3"]]) -> bytes:
