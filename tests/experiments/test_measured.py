@@ -113,8 +113,10 @@ def test_pocket_itself_is_asked_for_an_armchair_in_words(tmp_path: Path, monkeyp
 
 def test_pairs_are_chosen_among_subjects_that_are_recognized_and_not_alike(study: Study) -> None:
     options = Options(examples=("chairWithCushion", "winchesterSofa", "drawn-owl", "jar"))
-    recognized, pairs = chosen_by(study, options)
-    assert set(recognized) == set(options.examples)
-    assert recognized["jar"] < options.least  # so it is in no pair
-    assert set(pairs) == {("chairWithCushion", "drawn-owl"), ("winchesterSofa", "drawn-owl")}
-    assert all(0 <= both <= of == 5 for both, of in pairs.values())
+    counts = chosen_by(study, options)
+    assert set(counts.real) == set(options.examples)
+    assert counts.real["jar"] < options.least  # so it is in no pair, and is not taught
+    assert set(counts.taught) == {"chairWithCushion", "winchesterSofa", "drawn-owl"}
+    assert all(0 <= seen <= 20 for seen in counts.taught.values())
+    assert set(counts.pairs) == {("chairWithCushion", "drawn-owl"), ("winchesterSofa", "drawn-owl")}
+    assert all(0 <= both <= of == 5 for both, of in counts.pairs.values())
