@@ -64,7 +64,8 @@ def report(results: Results, out: Path) -> str:
         "Each edit is drawn from the noise of its source, with attention control (prompt-to-prompt's shares of 0.8 and "
         "0.4) and without. Inside is where the recognizer sees the object; for another place it is the rest of the "
         "picture, for another style all of it. Structure and features are those of EfficientNet-Lite0, text alignment "
-        "that of pocket-clip. Means of ten edits, with 95% intervals over the edits.\n\n![edits](fig10_editing.png)\n"
+        "that of pocket-clip. Means with 95 % intervals over the edits, whose number follows where it is not ten: an "
+        "edit of the whole picture has no outside.\n\n![edits](fig10_editing.png)\n"
     )
     for name, title in MEASURES.items():
         rows = [(kind, *(_mean(results, same, way, name) for way in WAYS)) for kind, same in kinds.items()]
@@ -77,4 +78,5 @@ def _mean(results: Results, same: list[EditRecord], way: str, name: str) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "-"
-    return interval([[value] for value in values], digits=1 if mean(values) > 1 else 3)
+    number = f", {len(values)} edits" if len(values) < len(same) else ""
+    return interval([[value] for value in values], digits=1 if mean(values) > 1 else 3) + number

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.records import Record, Results
 from experiments.rendering import MEASURES, counted, interval, table
-from experiments.scores import BASE, MERGES, Several
+from experiments.scores import BASE, DEFAULT, MERGES, Several
 from experiments.study import PAIRS, SEEDS, TRIPLES
 
 TITLE = "The options of a merge"
@@ -20,7 +20,17 @@ WAYS: Mapping[str, Mapping[str, str]] = {
     **{merging: {"way": "merge", "merging": merging} for merging in MERGES},
 }
 """Two ways without options, for comparison, and the merges: what a record of each is made with."""
-HEAD = ("merge", "all recognized", "image", "image of the weakest", "text", "kept", "drift", "unconditional shift")
+HEAD = (
+    "merge",
+    "all recognized",
+    "against the default",
+    "image",
+    "image of the weakest",
+    "text",
+    "kept",
+    "drift",
+    "unconditional shift",
+)
 
 
 def records() -> Iterator[Record]:
@@ -32,7 +42,8 @@ def records() -> Iterator[Record]:
 def report(results: Results, _out: Path) -> str:
     """Return a table for the pairs and one for the triples, of the ways that are measured with the first seed."""
     text = (
-        "Means with 95 % intervals over the sets of subjects, whose seeds are resampled together. Image is the "
+        "Means with 95 % intervals over the sets of subjects, of means over their seeds. Against the default is the "
+        "difference in what is recognized, set by set, from the merge that is the default, in points. Image is the "
         "alignment with held-out pictures of each subject (pocket-clip); kept is the least share of its change that a "
         "subject keeps where all are named; drift is how far the keys and values of held-out neutral captions move, "
         "and the unconditional shift how far those of the empty prompt do, relative to their size. The concepts are "
@@ -43,13 +54,15 @@ def report(results: Results, _out: Path) -> str:
             title: [[Several(s, seed=seed, **way) for seed in SEEDS] for s in sets] for title, way in WAYS.items()
         }
         measured = {title: of for title, of in groups.items() if not results.absent(group[0] for group in of)}
-        rows = [_row(results, title, of) for title, of in measured.items()]
+        rows = [_row(results, title, of, measured.get(DEFAULT, ())) for title, of in measured.items()]
         text += f"\n**{name}**\n\n" + (table(HEAD, rows) if rows else "Not measured yet.\n")
     return text
 
 
-def _row(results: Results, title: str, groups: Sequence[Sequence[Several]]) -> tuple[str, ...]:
-    """Return the row of a way from its records, grouped by set of subjects."""
+def _row(
+    results: Results, title: str, groups: Sequence[Sequence[Several]], default: Sequence[Sequence[Several]]
+) -> tuple[str, ...]:
+    """Return the row of a way from its records and those of the default, both grouped by set of subjects."""
     there = [[record for record in group if not results.absent([record])] for group in groups]
     way = there[0][0].way
 
@@ -65,6 +78,7 @@ def _row(results: Results, title: str, groups: Sequence[Sequence[Several]]) -> t
 
     seen, pictures = counted(results, [record for group in there for record in group])
     cells = [f"{cell(share, digits=0, percent=True)}, {seen} of {pictures}"]
+    cells.append(_difference(results, groups, default, share) if default and title != DEFAULT else "")
     cells += ["", ""] if way == BASE else [cell(lambda r: mean(images(r))), cell(lambda r: min(images(r)))]
     cells.append(cell(lambda r: results.values([r], *MEASURES["text"])[0]))
     if way == "merge":
@@ -73,3 +87,14 @@ def _row(results: Results, title: str, groups: Sequence[Sequence[Several]]) -> t
             cell(lambda r, n=n: results[r]["merge"][n], digits=2, percent=True) for n in ("drift", "unconditional")
         ]
     return (title, *cells, *[""] * (len(HEAD) - 1 - len(cells)))
+
+
+def _difference(
+    results: Results, groups: Sequence[Sequence[Several]], default: Sequence[Sequence[Several]], of: Any
+) -> str:
+    """Return by how many points a share is higher than the default's, over the seeds that both have."""
+    differences = []
+    for group, usual in zip(groups, default, strict=True):
+        both = [pair for pair in zip(group, usual, strict=True) if not results.absent(pair)]
+        differences.append([100 * (of(record) - of(other)) for record, other in both])
+    return interval(differences, digits=0, signed=True)

@@ -111,7 +111,8 @@ def report(results: Results, _out: Path) -> str:
         "The difference is positive where the first is better (for KID, where it is lower), with its standard error "
         "over the subjects or pairs; a difference of less than two standard errors is too near to tell. Needed is the "
         "number of subjects or pairs that would decide it if it is the true one. Means over the seeds of which all "
-        f"records are there, {len(SEEDS)} at most.\n\n"
+        f"records are there, {len(SEEDS)} at most. Pairs share subjects, which the standard error does not count: it "
+        "is too small where the differences come from the subjects.\n\n"
     )
     decided = sum(row[-1] in DECIDED for row in rows)
     head = ("in the paper", "paper's values", "difference here", "number", "seeds", "needed", "here")

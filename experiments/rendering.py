@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import t
 
 from experiments.records import Record, Results
-from moongate.evaluation.metrics import mean_interval
 from moongate.pages import SheetGroup, grouped_sheet
 
 __all__ = [
@@ -87,13 +86,14 @@ def recognized(results: Results, records: Sequence[Record]) -> str:
     return f"{seen / pictures:.0%} ({seen} of {pictures})"
 
 
-def interval(values: Sequence[Sequence[float]], *, digits: int = 3, percent: bool = False) -> str:
-    """Return the mean of the values of all groups with its 95 % interval over resampled groups."""
-    groups = [number for number, group in enumerate(values) for _ in group]
-    flat = torch.tensor([value for group in values for value in group], dtype=torch.float64)
-    found = mean_interval(flat, torch.tensor(groups), generator=torch.Generator().manual_seed(0))
-    spec = f".{digits}{'%' if percent else 'f'}"
-    return f"{found.value:{spec}} ({found.low:{spec}} to {found.high:{spec}})"
+def interval(groups: Sequence[Sequence[float]], *, digits: int = 3, percent: bool = False, signed: bool = False) -> str:
+    """Return the mean of the groups' means with its 95 % interval, by Student's t, which holds for few groups too."""
+    values = [mean(group) for group in groups]
+    middle, half = mean(values), 0.0
+    if len(values) > 1:
+        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    spec = f"{'+' if signed else ''}.{digits}{'%' if percent else 'f'}"
+    return f"{middle:{spec}} ({middle - half:{spec}} to {middle + half:{spec}})"
 
 
 def over_seeds(seeds: Sequence[int]) -> str:

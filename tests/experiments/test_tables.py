@@ -21,7 +21,8 @@ from experiments.layers import BLOCKS
 from experiments.measuring import Measuring
 from experiments.pictures import Attention, Row, Word
 from experiments.records import Record, Results, webp_row
-from experiments.scores import MERGES, Base, Several, Single
+from experiments.rendering import interval
+from experiments.scores import DEFAULT, MERGES, Base, Several, Single
 from experiments.study import EXAMPLES, PAIRS, SEEDS, Size
 from moongate.fleet import Assignment, Job
 from moongate.fleet.queue import check_names
@@ -294,12 +295,25 @@ def test_a_new_record_is_plain_json_with_its_settings(tmp_path: Path) -> None:
 def test_the_ablation_of_merges_shows_every_option_with_intervals_and_counts(
     everything: Results, tmp_path: Path
 ) -> None:
+    better = made_up(Several(PAIRS[0], "merge", 0, "with further contexts"))
+    better["recognized"]["all"] = 9 + 27  # in one of three seeds of one of five pairs: 100 / 15 points in the mean
+    everything.put(Several(PAIRS[0], "merge", 0, "with further contexts"), better)
     report = merge_ablation.report(everything, tmp_path)
     for merging in MERGES:
         pairs, triples = [line for line in report.splitlines() if line.startswith(f"| {merging} |")]
-        assert "33% (33% to 33%), 135 of 405 |" in pairs  # five pairs, three seeds, 27 pictures of each
         assert ", 81 of 243 |" in triples
+        if merging == "with further contexts":
+            assert "| +7 (-12 to +25) |" in pairs
+        else:
+            assert "33% (33% to 33%), 135 of 405 |" in pairs  # five pairs, three seeds, 27 pictures of each
+            assert ("| +0 (+0 to +0) |" in pairs) == (merging != DEFAULT)
     assert report.count("| pocket itself |") == 2
+
+
+def test_an_interval_over_few_groups_is_as_wide_as_students_t_makes_it() -> None:
+    # Means 1 to 5: standard error (2.5 / 5)^(1/2), and 2.776 is the 97.5 % quantile for four degrees of freedom.
+    assert interval([[0.5, 1.5], [2], [3], [4], [5]], digits=2) == "3.00 (1.04 to 4.96)"
+    assert interval([[0.25]], percent=True, digits=0) == "25% (25% to 25%)"
 
 
 def test_an_ordering_says_how_many_subjects_would_decide_it() -> None:
