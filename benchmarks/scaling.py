@@ -161,6 +161,8 @@ class Options:
 def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
+    if len(set(options.captions)) < 2:
+        raise SystemExit(f"--captions has {len(set(options.captions))} size; give at least two, such as 10000 100000.")
     works: dict[str, tuple[Callable[[int], Point], Sequence[int]]] = {
         "merge": (merge, merging.CONCEPTS),
         "evaluate": (draw_and_measure, PICTURES),

@@ -24,8 +24,10 @@ from experiments.measuring import Measuring
 from experiments.plan import planned
 from experiments.records import Record, Results
 from experiments.study import SEEDS, Size
+from moongate.errors import OptionError
 from moongate.files import exclusive, write_atomically
 from moongate.fleet import Job, Status, run
+from recipe.command import command
 
 EXPERIMENTS = (
     "table1_single",
@@ -82,14 +84,13 @@ class Options:
     size: Size = field(default_factory=Size)
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Measure and write the tables."""
-    options = tyro.cli(Options, description=__doc__)
     known = (*EXPERIMENTS, *ON_REQUEST)
     if unknown := sorted(set(options.names) - set(known)):
-        raise SystemExit(f"There is no experiment {unknown[0]!r}. Known: {', '.join(known)}.")
+        raise OptionError(f"There is no experiment {unknown[0]!r}. Known: {', '.join(known)}.")
     if not 1 <= options.seeds <= len(SEEDS):
-        raise SystemExit(f"There are {len(SEEDS)} seeds, not {options.seeds}. Give a number from 1 to {len(SEEDS)}.")
+        raise OptionError(f"There are {len(SEEDS)} seeds, not {options.seeds}. Give a number from 1 to {len(SEEDS)}.")
     names = options.names or EXPERIMENTS
     if options.plan:
         by_name = {name: _of_seeds(_records([name]), options.seeds) for name in options.names or known}
@@ -184,4 +185,4 @@ def _about(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(Options, main, description=__doc__)

@@ -23,6 +23,7 @@ from moongate.backbone import POCKET, Backbone
 from moongate.data.folders import find_pictures
 from moongate.data.pictures import read_picture
 from moongate.evaluation import Clip
+from moongate.files import write_atomically
 from moongate.pocket import Example, examples
 from recipe.corpus.places import PROCEDURAL, STAGES
 
@@ -123,7 +124,7 @@ def main() -> None:
         "captions": {kind: round(mean(values), 3) for kind, values in hits.items()},
         "photos": len(hits["place"]),
     }
-    OUT.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(OUT, (json.dumps(record, indent=1) + "\n").encode())
     print(json.dumps(record, indent=1))
 
 

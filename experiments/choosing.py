@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from experiments.scores import OURS, prompts_for, worded, words_of
 from experiments.study import EXAMPLES, Size, Study
@@ -22,6 +21,7 @@ from moongate import pocket
 from moongate.evaluation import read_prompts
 from moongate.evaluation.prompts import filled
 from moongate.sampling import SampleOptions
+from recipe.command import command
 
 __all__ = ["ALIKE", "Counts", "Options", "chosen_by"]
 
@@ -81,9 +81,8 @@ def chosen_by(study: Study, options: Options) -> Counts:
     return Counts(real=real, taught=taught, pairs=pairs)
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Measure and print, the best first."""
-    options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{pocket.weights_digest()}-{options.size.dtype}", size=options.size)
     counts = chosen_by(study, options)
@@ -95,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(Options, main, description=__doc__)

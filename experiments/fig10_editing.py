@@ -9,7 +9,8 @@ import numpy as np
 from experiments.edits import MEASURES, PLACE, STYLE, WAYS, EditRecord
 from experiments.records import Record, Results
 from experiments.rendering import interval, table
-from moongate.pages import contact_sheet
+from moongate.files import write_atomically
+from moongate.pages import contact_sheet, png_bytes
 
 TITLE = "Fig. 10: edits by prompt-to-prompt"
 SUBJECT, COLOR = "a taught subject", "add a color"
@@ -59,7 +60,8 @@ def report(results: Results, out: Path) -> str:
         row = np.asarray(results.picture(shown))
         images += np.split(row, len(WAYS) + 1, axis=1)
         labels += [shown.source, f"{shown.target}, with control", "without"]
-    contact_sheet(images, columns=2 * (len(WAYS) + 1), labels=labels).save(out / "fig10_editing.png")
+    sheet = contact_sheet(images, columns=2 * (len(WAYS) + 1), labels=labels)
+    write_atomically(out / "fig10_editing.png", png_bytes(sheet))
     text = (
         "Each edit is drawn from the noise of its source, with attention control (prompt-to-prompt's shares of 0.8 and "
         "0.4) and without. Inside is where the recognizer sees the object; for another place it is the rest of the "

@@ -8,7 +8,8 @@ from PIL import Image
 
 from experiments.pictures import Attention
 from experiments.records import Record, Results
-from moongate.pages import contact_sheet
+from moongate.files import write_atomically
+from moongate.pages import contact_sheet, png_bytes
 
 TITLE = "Fig. 16: where each word looks"
 PROMPTS = {"jar": "photo of a {} on the beach", "winchesterArmchair": "photo of a {} in the snow"}
@@ -29,6 +30,7 @@ def report(results: Results, out: Path) -> str:
         large = [Image.fromarray(part).resize(picture.size, Image.Resampling.BICUBIC).convert("RGB") for part in maps]
         labels = ["picture", *(word["word"] for word in attention["words"])]
         images = [np.asarray(image) for image in (picture, *large)]
-        contact_sheet(images, columns=len(images), labels=labels).save(out / f"fig16_{example}.png")
+        sheet = contact_sheet(images, columns=len(images), labels=labels)
+        write_atomically(out / f"fig16_{example}.png", png_bytes(sheet))
         text += f"\n{attention['prompt']}\n\n![attention](fig16_{example}.png)\n"
     return text

@@ -10,7 +10,8 @@ from experiments.pictures import Row
 from experiments.records import Record, Results
 from experiments.rendering import NAMES, stacked
 from experiments.study import PAIRS, SOME, real_pictures
-from moongate.pages import Page
+from moongate.files import write_atomically
+from moongate.pages import Page, png_bytes
 
 TITLE = "Fig. 6 and 7: side by side"
 SINGLE = ("photo of a {} on the beach", "photo of a {} in the snow", "watercolor painting of a {} in a forest")
@@ -42,7 +43,7 @@ def report(results: Results, out: Path) -> str:
             for method, row in zip(methods, rows, strict=True):
                 page.row(NAMES[method], [np.asarray(row)])
             if examples == subjects[0]:
-                stacked(rows).save(out / f"fig6_{half}.png")
+                write_atomically(out / f"fig6_{half}.png", png_bytes(stacked(rows)))
         text += f"{' and '.join(subjects[0])}, from top to bottom: {', '.join(NAMES[m] for m in methods)}.\n\n"
         text += f"![{half}](fig6_{half}.png)\n\n"
     page.save(out / "side_by_side.html")

@@ -85,7 +85,7 @@ class Results:
     """Digest of the weights of pocket that records should be of; one of other weights is stale."""
 
     def absent(self, records: Iterable[Record]) -> list[Record]:
-        """Return the records that were never measured, or only with another size."""
+        """Return the records that were never measured, or only with another size or other prompts."""
         return [record for record in dict.fromkeys(records) if not self._has(record)]
 
     def stale(self, records: Iterable[Record]) -> list[Record]:
@@ -184,7 +184,11 @@ class Results:
         return settings
 
     def _has(self, record: Record) -> bool:
-        return record.key in self._contents and _drawn(self._settings(record)["size"]) == _drawn(asdict(self.size))
+        if record.key not in self._contents:
+            return False
+        settings = self._settings(record)
+        same_size = _drawn(settings["size"]) == _drawn(asdict(self.size))
+        return same_size and settings["prompts"] == self._own_settings["prompts"]
 
 
 def _drawn(size: Mapping[str, Any]) -> dict[str, Any]:

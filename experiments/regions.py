@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import UInt8
 
 from experiments.study import Size, Study
@@ -31,10 +30,11 @@ from moongate.data import Preset
 from moongate.demo.recognizer import Recognizer
 from moongate.editing.regions import Region, RegionOptions, sample_in_regions
 from moongate.evaluation.metrics import mean_interval
-from moongate.files import write_atomically
+from moongate.files import digest, write_atomically
 from moongate.pages import SheetGroup, grouped_sheet
 from moongate.pocket import weights_digest
 from moongate.sampling import SampleOptions
+from recipe.command import command
 
 PAIRS = (
     ("drawn-owl", "tulips"),
@@ -82,15 +82,14 @@ class Options:
     """The guidance is pocket's own, because that is what users draw with."""
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Measure and write."""
-    options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     study = Study(folder=options.folder / f"{weights_digest()}-{options.size.dtype}", size=options.size)
     recognizer = Recognizer.load()
     for number in options.pairs:
         for way in options.ways:
-            missing = [kind for kind in options.kinds if not _file(study, number, way, kind).exists()]
+            missing = [kind for kind in options.kinds if not _file(study, number, way, kind, options.count).exists()]
             concept = _concept(study, PAIRS[number], way) if missing else None
             for kind in missing:
                 _measure(study, recognizer, number, way, kind, concept, options.count)
@@ -111,12 +110,15 @@ def _measure(
     seen = np.array(_seen(recognizer, pictures, categories))
     content = io.BytesIO()
     np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{' and '.join(words)}, {way}, regions: {kind}")
-    write_atomically(_file(study, number, way, kind), content.getvalue())
+    write_atomically(_file(study, number, way, kind, count), content.getvalue())
     print(PAIRS[number], way, kind, dict(zip(MEASURES, seen.sum(0).tolist(), strict=True)), flush=True)
 
 
-def _file(study: Study, number: int, way: str, kind: str) -> Path:
-    return study.folder / "seen" / f"{number}-{way}-{kind.replace(' ', '-')}.npz"
+def _file(study: Study, number: int, way: str, kind: str, count: int) -> Path:
+    """Return where the counts are kept; another pair, number of pictures or sampling has another file."""
+    made_by = json.dumps([PAIRS[number], count, dataclasses.asdict(study.size.sampling)])
+    name = f"{'-'.join(PAIRS[number])}-{way}-{kind.replace(' ', '-')}-{digest(made_by, length=8)}.npz"
+    return study.folder / "seen" / name
 
 
 def _write(study: Study, options: Options) -> None:
@@ -125,7 +127,7 @@ def _write(study: Study, options: Options) -> None:
     sheet, pairs = [], set()
     for way in WAYS:
         for kind in REGIONS:
-            files = [(number, _file(study, number, way, kind)) for number in range(len(PAIRS))]
+            files = [(number, _file(study, number, way, kind, options.count)) for number in range(len(PAIRS))]
             there = [(number, np.load(file)) for number, file in files if file.exists()]
             if there:
                 pairs |= {number for number, _ in there}
@@ -190,4 +192,4 @@ def _shares(seen: Sequence[Seen]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command(Options, main, description=__doc__)

@@ -24,7 +24,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +44,7 @@ from moongate.regularization.collection import nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
 from moongate.sampling import SampleOptions
+from recipe.command import command
 
 WAYS = ("base", "none", "generated", "retrieved", "word")
 """The base model, and the sources of the regularization pictures of a training."""
@@ -264,7 +264,7 @@ def _picture(record: Record) -> UInt8[np.ndarray, "_ _ 3"]:
 def _settings(way: str, backbone: Backbone, options: Options) -> dict[str, Any]:
     """Return all that a row depends on, so that it is measured again when one of them changes."""
     settings = {key: getattr(options, key) for key in ("steps", "count", "pictures", "sampling_steps", "seed")}
-    settings["backbone"] = backbone.fingerprint.short
+    settings |= {"weights": pocket.weights_digest(), "guidance": backbone.settings.guidance}
     if way == "retrieved":
         settings["encoder"] = digest(np.round(np.array(Clip.of_backbone(backbone).probe), 2).tobytes(), length=8)
     return settings
@@ -277,4 +277,4 @@ def _known(runs: Path, task: tuple[str, str], settings: dict[str, Any]) -> Row |
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    command(Options, main, description=__doc__)

@@ -1,5 +1,6 @@
 """Values of records as Markdown tables and plots."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,7 +11,8 @@ from PIL import Image
 from scipy.stats import t
 
 from experiments.records import Record, Results
-from moongate.pages import SheetGroup, grouped_sheet
+from moongate.files import write_atomically
+from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 
 __all__ = [
     "ALIGNMENTS",
@@ -123,8 +125,9 @@ def plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str,
 
 def save(figure: Figure, path: Path) -> str:
     """Write a plot without a date, so that equal plots give equal files, and return the Markdown that shows it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    write_atomically(path, content.getvalue())
     return f"![{path.stem}]({path.name})\n"
 
 
@@ -140,8 +143,7 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
 
 def labeled_rows(rows: Mapping[str, Image.Image], path: Path) -> str:
     """Write rows of square pictures, each below its name, into one file, and return the Markdown that shows it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     split = {name: np.split(np.asarray(row), row.width // row.height, axis=1) for name, row in rows.items()}
     groups = [SheetGroup(title=name, images=images, labels=()) for name, images in split.items()]
-    grouped_sheet(groups, columns=max(map(len, split.values()))).save(path)
+    write_atomically(path, png_bytes(grouped_sheet(groups, columns=max(map(len, split.values())))))
     return f"![{path.stem}]({path.name})\n"

@@ -360,9 +360,8 @@ def _write_concepts(
             places = [*rng.permutation(PLACES), *rng.permutation(PLACES)]
             for index in range(count):
                 single = dataclasses.replace(item, name=item.category, views=[item.views[views[index % len(views)]]])
-                scene = make_scene(
-                    [single], rng=rng, panoramas=panoramas, place=str(places[index]), style=item.kind, size="medium"
-                )
+                place = str(places[index % len(places)])
+                scene = make_scene([single], rng=rng, panoramas=panoramas, place=place, style=item.kind, size="medium")
                 Image.fromarray(scene.picture).save(folder / f"{index:02d}.webp", quality=92, method=6)
                 if part == "train":
                     (folder / f"{index:02d}.txt").write_text(f"{scene.style} of a {{}} {scene.place}\n")

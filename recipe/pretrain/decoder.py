@@ -100,9 +100,12 @@ def train_decoder(options: DecoderOptions) -> None:
     stage = Stage(batch=options.batch, lr=options.lr, betas=(0.5, 0.99), seed=options.seed, device=options.device)
     crops = options.steps * options.batch
     whole = Constant(pictures=crops, decay_pictures=crops // 2)
-    console, kept, psnr = Console(), False, 0.0
+    console, kept, psnr = Console(), (options.out / WEIGHTS_FILE).exists(), 0.0
     for stop in [*range(options.measure_every, options.steps, options.measure_every), options.steps]:
-        fit(players, losses, _Until(whole, stop), stage, folder=options.out, muon=hidden_weights(model.decoder))
+        until = _Until(whole, stop)
+        position = fit(players, losses, until, stage, folder=options.out, muon=hidden_weights(model.decoder))
+        if position.step > stop:  # a run that goes on has measured this already
+            continue
         psnr = psnr_db(model, corpus, MEASURED_PICTURES, device=options.device)
         console.print(f"{stop} steps: {psnr:.2f} dB on held-out pictures")
         if psnr >= options.least_psnr_db:

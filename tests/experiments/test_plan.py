@@ -1,16 +1,17 @@
 """The plan counts each record and each training once, and reckons with the speeds that were measured."""
 
-import sys
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.__main__ import main
+from experiments.__main__ import Options, main
 from experiments.plan import GENERATED, RELATIVE, SECONDS_PER_PICTURE, SECONDS_PER_STEP, costs, planned
 from experiments.records import Record, Results
 from experiments.scores import OURS, Base, Several, Single
 from experiments.study import PAIRS, Size, for_pocket
+from moongate.errors import OptionError
 
 FIRST, SECOND = PAIRS[0]
 SIZE = Size(count=1, pair_count=2, references=30)
@@ -72,11 +73,9 @@ def test_the_plan_adds_up_what_runs_without_being_named(results: Results) -> Non
 
 
 def test_the_plan_of_all_tables_is_printed_and_stays_below_twenty_core_hours(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    places = ["--records", str(tmp_path / "none.jsonl"), "--folder", str(tmp_path / "run"), "--results", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["experiments", "--plan", *places])
-    main()
+    main(Options(plan=True, records=tmp_path / "none.jsonl", folder=tmp_path / "run", results=tmp_path))
     printed = capsys.readouterr().out
     (total,) = [line.split() for line in printed.splitlines() if line.startswith("sum")]
     assert 0 < float(total[-1]) <= 20
@@ -84,11 +83,8 @@ def test_the_plan_of_all_tables_is_printed_and_stays_below_twenty_core_hours(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["table9"], ["--seeds", "4"]])
-def test_an_unknown_experiment_or_seed_is_named_before_any_work(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["experiments", *arguments, "--folder", str(tmp_path / "run")])
-    with pytest.raises(SystemExit, match=r"no experiment 'table9'|3 seeds, not 4"):
-        main()
+@pytest.mark.parametrize("options", [Options(names=("table9",)), Options(seeds=4)])
+def test_an_unknown_experiment_or_seed_is_named_before_any_work(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"no experiment 'table9'|3 seeds, not 4"):
+        main(dataclasses.replace(options, folder=tmp_path / "run"))
     assert not list(tmp_path.iterdir())

@@ -190,6 +190,12 @@ def test_only_what_is_missing_or_of_another_size_is_measured(everything: Results
     assert larger.missing(records) == records
 
 
+def test_a_record_of_other_prompts_is_measured_again(everything: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.records.read_prompts", lambda _name: ["photo of a {} on the moon"])
+    records = list(table3_ablation.records())
+    assert results_in(everything.file.parent).missing(records) == list(dict.fromkeys(records))
+
+
 def test_new_records_are_folded_into_one_file_with_the_settings_once(tmp_path: Path) -> None:
     results, records = results_in(tmp_path), [*table3_ablation.records(), Row(("jar",), "dreambooth", ("a",))]
     for record in records:
