@@ -49,7 +49,7 @@ class AutoencoderOptions:
     )
     """Weights of an earlier autoencoder, or None to begin at random."""
     steps: int = 2000
-    """Training steps; 2,000 take 17 minutes on two cores."""
+    """Training steps; 2,000 take about 45 minutes on two cores."""
     batch: int = 64
     """Crops of a batch; a step has two batches."""
     lr: float = 1e-3

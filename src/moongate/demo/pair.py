@@ -195,7 +195,7 @@ def _seen_alone(recognizer: Recognizer, pair: Sequence[Example]) -> dict[str, fl
 
 
 def _prompts(words: Sequence[str], *, style: str) -> list[str]:
-    """Return the prompts for two subjects, in the words of pocket's corpus."""
+    """Return the prompts for two subjects, built as the captions of pocket's corpus are."""
     return [
         Preset(caption=f"{own or style} of a {{}} {place}").describe(*(words if index % 2 == 0 else words[::-1]))
         for index, (own, place) in enumerate(SCENES)

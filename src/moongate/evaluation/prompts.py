@@ -20,7 +20,8 @@ __all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", 
 PROMPT_SETS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
     Path(__file__).with_name("prompts.json").read_text(encoding="utf-8")
 )
-"""Prompts by set and kind. Those of `pocket` and `pocket-pair` use only words that pocket knows."""
+"""Prompts by set and kind. Those of `pocket` and `pocket-pair` use words of pocket's corpus, but for
+"pencil sketch"."""
 DEFAULT_SETS = ("object", "pair")
 """Sets for one subject and for two, for a model whose `moongate.json` names none."""
 PLACE = re.compile(r"\{(?P<index>\d?)\}")
