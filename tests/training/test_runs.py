@@ -157,7 +157,10 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
     run.log({"index": 1})
     run.save({"step": 12})
     with pytest.raises(OptionError, match=r"has done 12 steps already, which is more than --steps 3"):
-        Run.begin(tmp_path, CONFIG, resume=True).restore(steps=3)
+        Run.begin(tmp_path, CONFIG | {"steps": 3}, resume=True).restore(steps=3)
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG, "a refused run changes no record"
+    Run.begin(tmp_path, CONFIG | {"steps": 20}, resume=True).restore(steps=20)
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
 
 
 def test_a_state_cut_or_altered_anywhere_is_refused_or_read_the_same(tmp_path: Path) -> None:

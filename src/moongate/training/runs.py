@@ -11,7 +11,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -37,15 +37,16 @@ class Run:
 
     folder: Path | None
     resumes: bool
-    settings: str = ""
-    """Digest of the entries of config.json in which a resumed run may not differ."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that decides the result of the run, as plain JSON."""
     writes: bool = True
     """Whether this process writes the records; of several that train together, one does."""
 
     @classmethod
     def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool, writes: bool = True) -> Self:
-        """Write config.json and, unless the run resumes an earlier one, remove an earlier state, log and
-        concepts.
+        """Remove an earlier state, log and concepts, and write config.json, unless the run resumes an earlier one.
+
+        Then `restore` writes config.json.
 
         Args:
             folder: The run folder, which `check_run` has accepted; None keeps no records.
@@ -56,17 +57,16 @@ class Run:
         Raises:
             OptionError: The folder cannot be written.
         """
-        if folder and writes:
-            if not resume:
-                (folder / STATE).unlink(missing_ok=True)
-                (folder / LOG).unlink(missing_ok=True)
-                for kept in (folder / CONCEPTS).glob("[0-9]*.safetensors"):
-                    kept.unlink()
-            write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
-        return cls(folder=folder, resumes=resume, settings=_digest(config), writes=writes)
+        if folder and writes and not resume:
+            (folder / STATE).unlink(missing_ok=True)
+            (folder / LOG).unlink(missing_ok=True)
+            for kept in (folder / CONCEPTS).glob("[0-9]*.safetensors"):
+                kept.unlink()
+            write_atomically(folder / CONFIG, _as_bytes(config))
+        return cls(folder=folder, resumes=resume, config=config, writes=writes)
 
     def restore(self, *, steps: int | None = None) -> dict[str, Any] | None:
-        """Return the saved state and cut the log back to its step; None for a run that does not resume one.
+        """Return the saved state, cut the log back to its step and write config.json; None if the run resumes none.
 
         Args:
             steps: Steps of the whole run; the state may not have done more.
@@ -77,8 +77,8 @@ class Run:
         """
         if not self.resumes or self.folder is None:
             return None
-        state = _read_state(self.folder / STATE)
-        if state.get("settings", self.settings) != self.settings:
+        state, settings = _read_state(self.folder / STATE), _digest(self.config)
+        if state.get("settings", settings) != settings:
             raise OptionError(
                 f"{self.folder / STATE} is of a run with other settings than {self.folder / CONFIG}: the folder holds "
                 "parts of two runs. Start again with --overwrite."
@@ -96,6 +96,7 @@ class Run:
             raise OptionError(f"{self.folder / LOG} cannot be read ({error}). Start again with --overwrite.") from error
         kept = lines[: state["step"]]  # one line for each step; a later line may be incomplete
         write_atomically(self.folder / LOG, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(self.folder / CONFIG, _as_bytes(self.config))
         return state
 
     def log(self, values: Mapping[str, Any]) -> None:
@@ -113,7 +114,7 @@ class Run:
         """Write the resumable state completely or not at all; it must hold the number of steps done as `step`."""
         if self.folder and self.writes:
             buffer = io.BytesIO()
-            torch.save({**state, "settings": self.settings}, buffer)
+            torch.save({**state, "settings": _digest(self.config)}, buffer)
             write_atomically(self.folder / STATE, buffer.getvalue())
 
     @property
@@ -181,6 +182,10 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: it is damaged ({first_line(error)}) Start again with --overwrite."
         ) from error
     return state
+
+
+def _as_bytes(config: Mapping[str, Any]) -> bytes:
+    return json.dumps(config, indent=1).encode()
 
 
 def _digest(config: Mapping[str, Any]) -> str:
