@@ -1,6 +1,7 @@
 """The records of a run in its folder, and how they are read; without PyTorch, for programs that only show a run."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,18 @@ from moongate.errors import OptionError
 from moongate.files import read_regular
 from moongate.limits import MAX_LOG_BYTES
 
-__all__ = ["CONCEPTS", "CONFIG", "LOG", "STATE", "Progress", "read_config", "read_progress", "read_steps"]
+__all__ = [
+    "CONCEPTS",
+    "CONFIG",
+    "LOG",
+    "STATE",
+    "Progress",
+    "holds_run",
+    "kept_concepts",
+    "read_config",
+    "read_progress",
+    "read_steps",
+]
 
 CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 """Everything that decides the result; a line for each step; what a resumed run continues from."""
@@ -29,6 +41,17 @@ class Progress:
     pictures_per_second: float
     left_s: float
     """Time of the steps that are left."""
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds what a run has done: its state, its log or concepts that it kept."""
+    return (folder / STATE).exists() or (folder / LOG).exists() or bool(kept_concepts(folder))
+
+
+def kept_concepts(run_folder: Path) -> dict[int, Path]:
+    """Return the files of the concepts that a run has kept, by step; other files beside them do not count."""
+    files = sorted((run_folder / CONCEPTS).glob("*.safetensors"))
+    return {int(file.stem): file for file in files if re.fullmatch("[0-9]{6,}", file.stem)}
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:

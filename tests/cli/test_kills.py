@@ -22,6 +22,7 @@ from command_line import run
 from conftest import write_pictures
 from making import make_concept
 from moongate.backbone import Backbone
+from moongate.run_records import holds_run
 
 RANDOM, INJECTED = 10, 2
 """Kills of each command at random moments, and while it writes."""
@@ -174,7 +175,7 @@ def test_a_killed_command_tears_no_file_loses_none_and_can_run_again(
         assert set(before) <= set(left), "lost"
         assert not case.at_once or left in (before, whole)
         assert contents(*(folder / path for path in inputs)) == untouched
-        resumes = (folder / "x.run" / "state.pt").exists()
+        resumes = holds_run(folder / "x.run")
         again = f"{case.words}{' --overwrite' if left else ''}{' --resume' if resumes else ''}"
         assert in_child(again, folder) == 0, folder.with_suffix(".log").read_text()
         assert contents(folder / case.out) == whole, "other bytes after a kill"

@@ -70,6 +70,37 @@ def test_a_folder_that_holds_another_run_or_none_is_refused(tmp_path: Path) -> N
     check_free(tmp_path, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "concepts/000100.safetensors"])
+def test_a_folder_with_a_log_or_kept_concepts_is_not_free_and_loses_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of another")
+    with pytest.raises(OptionError, match=r"holds a run already. Continue it .--resume., replace it .--overwrite."):
+        check_run(tmp_path, CONFIG, resume=False, overwrite=False)
+    with pytest.raises(OptionError, match=r"config.json cannot be read.*Start again with --overwrite"):
+        check_run(tmp_path, CONFIG, resume=True, overwrite=False)
+    assert (tmp_path / name).read_text() == "of another"
+
+
+def test_only_files_that_are_named_as_kept_concepts_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "concepts").mkdir()
+    for name in ("000050", "7", "2024-trip"):
+        (tmp_path / "concepts" / f"{name}.safetensors").touch()
+    check_run(tmp_path, CONFIG, resume=False, overwrite=True)
+    Run.begin(tmp_path, CONFIG, resume=False)
+    assert {path.stem for path in (tmp_path / "concepts").iterdir()} == {"7", "2024-trip"}
+
+
+def test_a_run_that_was_killed_before_its_first_state_is_resumed_from_its_beginning(tmp_path: Path) -> None:
+    Run.begin(tmp_path, CONFIG, resume=False).log({"index": 1})
+    with pytest.raises(OptionError, match="was started with seed = 0, not 1"):
+        check_run(tmp_path, CONFIG | {"seed": 1}, resume=True, overwrite=False)
+    check_run(tmp_path, CONFIG, resume=True, overwrite=False)
+    run = Run.begin(tmp_path, CONFIG, resume=True)
+    assert run.restore(steps=4) is None
+    run.log({"index": 1})
+    assert (tmp_path / "log.jsonl").read_text() == '{"index": 1}\n'
+
+
 def test_a_resumed_run_may_differ_in_steps_and_versions_only(tmp_path: Path) -> None:
     Run.begin(tmp_path, CONFIG, resume=False).save({"step": 1})
     check_run(tmp_path, CONFIG | {"steps": 9, "versions": {}}, resume=True, overwrite=False)

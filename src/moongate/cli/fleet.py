@@ -135,11 +135,11 @@ def perform(assignment: "Assignment") -> dict[str, Any]:
 
 
 def _read(settings: Any, folder: Path, **given: Any) -> FleetJob:
-    """Return the job of settings in the folder of a fleet; it resumes if it has a saved state."""
-    from moongate.run_records import STATE
+    """Return the job of settings in the folder of a fleet; it resumes if it has begun before."""
+    from moongate.run_records import holds_run
 
     place = Path(os.path.normpath(folder / settings["folder"]))
-    resumes = (folder.parent / f"{settings['job']['name']}.run" / STATE).exists()
+    resumes = holds_run(folder.parent / f"{settings['job']['name']}.run")
     return FleetJob.read(settings["job"], folder=place, out=folder.parent, resume=resumes, **given)
 
 

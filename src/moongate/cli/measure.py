@@ -46,8 +46,8 @@ class Measure:
         from moongate.evaluation.networks import check_network, load_network
         from moongate.files import check_folder, is_held
         from moongate.run_page.measures import when_to_stop
-        from moongate.run_page.measuring import kept_concepts, measure
-        from moongate.run_records import read_config
+        from moongate.run_page.measuring import measure
+        from moongate.run_records import kept_concepts, read_config
 
         check_count("count", self.count)
         config = read_config(self.run)

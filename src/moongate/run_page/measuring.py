@@ -22,10 +22,10 @@ from moongate.merging.neutral import neutral_captions
 from moongate.run_page.album import Album, Drawn, Part
 from moongate.run_page.drawing import draw
 from moongate.run_page.measures import Measured, read_measures, write_measures
-from moongate.run_records import CONCEPTS
+from moongate.run_records import kept_concepts
 from moongate.training.method import METHODS
 
-__all__ = ["SEEDS", "kept_concepts", "measure", "unrelated_prompts"]
+__all__ = ["SEEDS", "measure", "unrelated_prompts"]
 
 SEEDS = range(4)
 """Seeds of the pictures of the subject; `moongate train --validate-every` draws the same."""
@@ -33,11 +33,6 @@ SEED = 0
 """Seed of the pictures of unrelated prompts."""
 
 Pixels = UInt8[np.ndarray, "_height _width 3"]
-
-
-def kept_concepts(run_folder: Path) -> dict[int, Path]:
-    """Return the concept files that a run has kept, by step."""
-    return {int(file.stem): file for file in sorted((run_folder / CONCEPTS).glob("[0-9]*.safetensors"))}
 
 
 def unrelated_prompts(words: Sequence[str], count: int) -> list[str]:

@@ -89,7 +89,7 @@ class TrainOptions:
     recompute: bool = False
     """Whether activations are computed again in the backward pass: less memory, more time, the same result."""
     resume: bool = False
-    """Whether the run continues from the state in `run_folder`."""
+    """Whether the run in `run_folder` is continued: from its last state, or from the beginning if it saved none."""
     overwrite: bool = False
     """Whether another run in `run_folder` may be replaced."""
 

@@ -22,7 +22,7 @@ from moongate.errors import OptionError, first_line
 from moongate.files import check_folder, digest, read_regular, remedy, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
-from moongate.run_records import CONCEPTS, CONFIG, LOG, STATE
+from moongate.run_records import CONFIG, LOG, STATE, holds_run, kept_concepts
 from moongate.texts import parse_json, read_text
 
 __all__ = ["Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
@@ -37,6 +37,7 @@ class Run:
 
     folder: Path | None
     resumes: bool
+    """Whether the run continues from a state in the folder."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Everything that decides the result of the run, as plain JSON."""
     writes: bool = True
@@ -44,26 +45,25 @@ class Run:
 
     @classmethod
     def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool, writes: bool = True) -> Self:
-        """Remove an earlier state, log and concepts, and write config.json, unless the run resumes an earlier one.
+        """Remove an earlier state, log and concepts, and write config.json, unless the run resumes from a state.
 
-        Then `restore` writes config.json.
+        A run that was killed before its first state begins again. `restore` writes the config.json of one that resumes.
 
         Args:
             folder: The run folder, which `check_run` has accepted; None keeps no records.
             config: Everything that decides the result of the run, as plain JSON.
-            resume: Whether the run continues from the state in the folder.
+            resume: Whether the run continues the one in the folder.
             writes: Whether this process writes the records.
 
         Raises:
             OptionError: The folder cannot be written.
         """
-        if folder and writes and not resume:
-            (folder / STATE).unlink(missing_ok=True)
-            (folder / LOG).unlink(missing_ok=True)
-            for kept in (folder / CONCEPTS).glob("[0-9]*.safetensors"):
-                kept.unlink()
+        resumes = resume and folder is not None and (folder / STATE).exists()
+        if folder and writes and not resumes:
+            for record in (folder / STATE, folder / LOG, *kept_concepts(folder).values()):
+                record.unlink(missing_ok=True)
             write_atomically(folder / CONFIG, _as_bytes(config))
-        return cls(folder=folder, resumes=resume, config=config, writes=writes)
+        return cls(folder=folder, resumes=resumes, config=config, writes=writes)
 
     def restore(self, *, steps: int | None = None) -> dict[str, Any] | None:
         """Return the saved state, cut the log back to its step and write config.json; None if the run resumes none.
@@ -128,14 +128,14 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
     Args:
         folder: The run folder.
-        resume: Whether the run continues from the state in the folder.
+        resume: Whether the run continues the one in the folder.
         overwrite: Whether the run may replace another one.
 
     Raises:
         OptionError: The folder holds a run already, or, when resuming, none; or it cannot be written.
     """
     check_folder(folder)
-    exists = (folder / STATE).exists()
+    exists = holds_run(folder)
     if resume and not exists:
         raise OptionError(f"{folder} holds no {STATE} to resume from. Start without --resume.")
     if exists and not resume and not overwrite:
