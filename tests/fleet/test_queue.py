@@ -93,7 +93,7 @@ def test_a_claim_whose_file_was_moved_ends_where_the_file_is(queue: Queue) -> No
     assert queue.state("first") == "paused"
 
 
-def test_a_job_may_be_added_again_and_with_other_settings_only_after_it_failed(queue: Queue) -> None:
+def test_a_job_may_be_added_again_and_with_other_settings_while_it_is_queued_or_after_it_failed(queue: Queue) -> None:
     queue.add(Job(name="first", settings={"seed": 5}))
     assert queue.states() == {"first": "queued", "second": "queued"}, "it is only queued: the new settings hold"
     with queue.claim({"first"}, worker="a") as claim:  # type: ignore[union-attr]

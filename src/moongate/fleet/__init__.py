@@ -79,7 +79,8 @@ def run(
         The status of each job, in the order of `jobs`. A job that was canceled meanwhile is left out.
 
     Raises:
-        OptionError: A name cannot be used, a job is in the folder with other settings, or the cluster does not answer.
+        OptionError: A name cannot be used, a job is running, paused or done with other settings, or the cluster does
+            not answer.
         FleetError: Workers end again and again before they have begun a job, or the cluster is gone.
         MissingLibrary: Ray is not installed.
     """

@@ -98,10 +98,12 @@ class Queue:
     folder: Path
 
     def add(self, job: Job) -> None:
-        """Queue a job, unless it is there already; one that failed is queued again, also with other settings.
+        """Queue a job, unless it is there already; one that failed is queued again.
+
+        Other settings replace those of a job that is queued or has failed.
 
         Raises:
-            OptionError: The job is there with other settings and has not failed, or the folder cannot be written.
+            OptionError: The job is running, paused or done with other settings, or the folder cannot be written.
         """
         lock = try_lock(self._lock(job.name))
         try:
