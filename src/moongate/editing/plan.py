@@ -78,7 +78,7 @@ class Edited:
     source: UInt8[np.ndarray, "height width 3"]
     """The picture as it was: drawn, or the photo in the size that was edited."""
     image: UInt8[np.ndarray, "height width 3"]
-    """The picture before the edit."""
+    """The picture after the edit."""
     edit: Edit
     source_maps: tuple[WordMap, ...] = ()
     """Each word of the source prompt with its map, if `EditOptions.keeps_maps`."""
