@@ -11,6 +11,7 @@ from moongate.errors import ConceptFileError
 from moongate.interop import read
 from moongate.limits import MAX_TOKENS
 from moongate.tensor_files import read_tensors
+from moongate.training.method import free_rare_token
 
 ODD: list[Any] = [
     None,
@@ -33,6 +34,7 @@ PLACES = [
     *(("subjects", 0), ("subjects", 0, "category"), ("subjects", 0, "token"), ("subjects", 0, "prompts")),
     *(("subjects", 0, "prompts", 0), ("fingerprint", "layout"), ("fingerprint", "norms"), ("fingerprint", "norms", 0)),
     *(("subjects", 0, "more_tokens"), ("record", "contexts"), ("record", "rare_token"), ("tokens", 0)),
+    ("record", "next_rare_token"),
 ]
 
 
@@ -57,7 +59,7 @@ def test_an_odd_value_anywhere_in_a_header_is_an_error_that_names_the_file_or_is
                 assert path.name in str(error)  # noqa: PT017
             else:
                 assert all(isinstance(subject.words, str) for subject in concept.subjects)
-                assert isinstance(concept.record.get("rare_token", 0), int)
+                assert free_rare_token(concept) >= 0
                 assert len(concept.fingerprint.short) >= 7
 
 

@@ -51,8 +51,9 @@ def _check_fingerprint(value: Any) -> None:
 
 
 def _check_record(record: Mapping[str, Any], subjects: int) -> None:
-    rare_token = record.get("rare_token", 0)
-    _check(_is_whole(rare_token) and 0 <= rare_token < 2**31, "rare_token must be a whole number of 0 or more")
+    for name in ("rare_token", "next_rare_token"):
+        index = record.get(name, 0)
+        _check(_is_whole(index) and 0 <= index < 2**31, f"{name} must be a whole number of 0 or more")
     contexts = record.get("contexts") or []
     _check(isinstance(contexts, list), "the contexts must be a list")
     _check(len(contexts) in (0, subjects), f"there are contexts for {len(contexts)} of {subjects} subjects")

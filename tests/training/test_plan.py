@@ -169,6 +169,20 @@ def test_a_concept_to_start_from_decides_the_first_rare_token(
     assert first(replace(earlier, record={"rare_token": 1}), rare_token=0) == 0
 
 
+def test_trainings_one_after_the_other_begin_as_each_rare_token_in_turn(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    concept, found = None, []
+    for token in ("<one>", "<two>", "<three>"):
+        options = TrainOptions(steps=1, batch=1)
+        concept = train(tiny, [make_subject(token)], [prior], METHOD, options=options, start_from=concept)
+        found.append(concept.record["rare_token"])
+    assert found == [0, 1, 2]
+    options = TrainOptions(steps=1, batch=1, rare_token=1)
+    again = train(tiny, [make_subject("<four>")], [prior], METHOD, options=options, start_from=concept)
+    assert (again.record["rare_token"], again.record["next_rare_token"]) == (1, 3), "those before stay in use"
+
+
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("batch", 0), ("checkpoint_steps", -1)])
 def test_counts_of_zero_are_refused(name: str, value: int) -> None:
     with pytest.raises(OptionError, match=f"{name} is {value}; it must be at least 1"):

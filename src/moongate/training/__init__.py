@@ -23,7 +23,7 @@ from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
 from moongate.training.batches import Batch, Batches
-from moongate.training.method import Method, Trainable, method_for, trainable
+from moongate.training.method import Method, Trainable, free_rare_token, method_for, trainable
 from moongate.training.neutral_decay import NeutralDecay
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
@@ -297,6 +297,8 @@ def _concept(plan: Plan, moving: Trainable, steps: int, *, held_out_loss: float 
     rows = {token: row.detach().float().cpu().clone() for token, row in moving.rows.items()}
     facts = plan.config | {"steps": steps} | ({} if held_out_loss is None else {"held_out_loss": held_out_loss})
     record = {key: facts[key] for key in RECORDED if key in facts}
+    used = plan.rare_token + len(plan.first_rows)
+    record["next_rare_token"] = max(used, free_rare_token(earlier)) if earlier else used
     held_out = [name for subject in plan.subjects for name in subject.held_out]
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},

@@ -24,7 +24,7 @@ from moongate.data.augmentation import PHRASES
 from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.extras import versions
 from moongate.limits import MAX_BATCH, check_count
-from moongate.training.method import Method, initial_rows, usual_steps
+from moongate.training.method import Method, free_rare_token, initial_rows, usual_steps
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
 from moongate.training.ranks import Ranks
 from moongate.training.runs import check_run, seeded
@@ -441,8 +441,7 @@ def _rare_token(options: TrainOptions, start_from: Concept | None) -> int:
     """Return the index of the first rare token to use: the one asked for, or the first that is free."""
     if options.rare_token is not None or start_from is None:
         return options.rare_token or 0
-    used: int = start_from.record.get("rare_token", 0)
-    return used + len(start_from.tokens)
+    return free_rare_token(start_from)
 
 
 def _worded(subject: Subject, method: Method) -> Subject:
