@@ -296,6 +296,14 @@ def test_what_cannot_follow_a_concept_is_refused_before_any_work(
 
     with pytest.raises(TokenError, match="Two subjects are both called '<one>'"):
         follow(tiny, earlier, "<one>")
+    (one,) = earlier.subjects
+    wide_word = replace(
+        earlier,
+        tokens={"<one>": earlier.tokens["<one>"], "<one-2>": earlier.tokens["<one>"]},
+        subjects=(replace(one, more_tokens=("<one-2>",)),),
+    )
+    with pytest.raises(TokenError, match="called '<one-2>' and '<One-2>', which the text encoder reads as one word"):
+        follow(tiny, wide_word, "<One-2>")
     with pytest.raises(OptionError, match="does not train. Use the method .* 'custom-diffusion-cross-attention'"):
         follow(tiny, first)
     with pytest.raises(OptionError, match="1 new tokens need as many rare tokens from index 3 on"):

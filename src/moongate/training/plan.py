@@ -325,7 +325,8 @@ def _check_subjects(
     tokens = [subject.token for subject in subjects if subject.token]
     for token in tokens:
         backbone.check_token(token)
-    names = [record.token or record.category for record in (start_from.subjects if start_from else ())]
+    names = [*(start_from.tokens if start_from else ())]
+    names += [record.category for record in (start_from.subjects if start_from else ()) if not record.token]
     names += [subject.token or subject.category for subject in subjects]
     for index, name in enumerate(names):
         for earlier in names[:index]:
