@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
@@ -143,6 +143,13 @@ def test_a_model_folder_with_an_image_encoder_is_a_clip(pipeline_folder: Path) -
 def test_a_model_folder_without_a_part_is_named(part: str, pipeline_folder: Path) -> None:
     (pipeline_folder / part).rename(pipeline_folder / "elsewhere")
     with pytest.raises(BackboneError, match=f"has no {part}"):
+        Clip.load(pipeline_folder)
+
+
+@pytest.mark.parametrize("content", [b"torn", save({"projection": torch.eye(16)})], ids=["damaged", "misnamed"])
+def test_a_projection_that_cannot_be_read_is_named(content: bytes, pipeline_folder: Path) -> None:
+    (pipeline_folder / PROJECTION_FILE).write_bytes(content)
+    with pytest.raises(BackboneError, match=rf"{PROJECTION_FILE} holds no matrix '{PROJECTION}' that can be read"):
         Clip.load(pipeline_folder)
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from moongate.backbone import POCKET, PROJECTION, PROJECTION_FILE, SETTINGS_FILE, Backbone, Settings
+from moongate.backbone import POCKET, PROJECTION_FILE, SETTINGS_FILE, Backbone, Settings
 from moongate.backbone.loading import LOADING_ERRORS
+from moongate.backbone.text import read_projection
 from moongate.data.pictures import as_tensor
 from moongate.errors import BackboneError, OptionError, first_line
 from moongate.evaluation.networks.preprocessing import central_square, normalized
@@ -129,17 +129,17 @@ class Clip:
         """Load the text encoder, the caption projection and the image tower of a folder in diffusers' layout."""
         from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
-        projection = folder / PROJECTION_FILE
-        for part in (projection, folder / IMAGE_ENCODER):
-            if not part.exists():
-                raise BackboneError(f"{folder} has no {part.name}, which its CLIP needs. Give a folder with both.")
+        projection = read_projection(folder)
+        if projection is None or not (folder / IMAGE_ENCODER).exists():
+            part = PROJECTION_FILE if projection is None else IMAGE_ENCODER
+            raise BackboneError(f"{folder} has no {part}, which its CLIP needs. Give a folder with both.")
         model = pretrained(CLIPVisionModelWithProjection, folder / IMAGE_ENCODER, device=device)
         return cls(
             name=name,
             threshold=Settings.read(folder / SETTINGS_FILE).retrieval_threshold,
             tokenizer=_tokenizer(folder / "tokenizer"),
             text_encoder=pretrained(CLIPTextModel, folder / "text_encoder", device=device),
-            text_projection=load_file(projection)[PROJECTION].float().to(device),
+            text_projection=projection.to(device),
             image_tower=ImageTower(
                 model=model.vision_model,
                 projection=model.visual_projection,
