@@ -183,6 +183,21 @@ def test_textual_inversion_is_called_by_its_token_alone(
     assert reader.read == ["a red teddy bear"]
 
 
+def test_a_word_of_several_vectors_is_drawn_with_all_of_them(
+    tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
+) -> None:
+    reader, (subject,) = Reader(), concept.subjects
+    wide = replace(
+        concept,
+        tokens={**concept.tokens, "<bear-2>": tiny.token_row(30)},
+        subjects=(replace(subject, more_tokens=("<bear-2>",)),),
+    )
+    prompts = ["a <bear> cat", "a red {}"]
+    evaluate(tiny, wide, prompts, [reader.network], folder=tmp_path, options=replace(OPTIONS, count=1))
+    assert drawn == [("a <bear> <bear-2> cat", 0), ("a red <bear> <bear-2> teddy bear", 0)]
+    assert reader.read == ["a teddy bear cat", "a red teddy bear"]
+
+
 def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
     tiny: Backbone, concept: Concept, tmp_path: Path, drawn: list[tuple[str, int]]
 ) -> None:

@@ -163,6 +163,7 @@ def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
         for subject in subjects
     ]
     drawn = [filled(prompt, words) for prompt in prompts]
+    drawn = [concept.spelled(text) for text in drawn] if concept else drawn
     return [
         Wording(given=given, drawn=text, read=without_tokens(text, subjects))
         for given, text in zip(prompts, drawn, strict=True)
