@@ -90,6 +90,14 @@ def test_a_concept_acts_on_the_target_alone_unless_the_source_names_its_token(ea
     assert np.array_equal(both.source, before)
 
 
+def test_a_negative_prompt_names_the_concept_only_if_every_source_does(tiny: Backbone) -> None:
+    concept, sampling = concept_of(tiny), replace(SAMPLING, negative_prompt="a <rex>")
+    both = Edit(source="a red <rex> dog", target="a <rex> dog", seed=1)
+    assert made(tiny, both, sampling, concept=concept).image.shape == (64, 64, 3)
+    with pytest.raises(TokenError, match="negative prompt 'a <rex>' uses '<rex>', but a source prompt names no token"):
+        edit(tiny, [both, Edit(source="a dog", target="a <rex> dog")], concept=concept, sampling=sampling)
+
+
 def test_a_blend_leaves_everything_as_it_was_where_its_words_do_not_look(tiny: Backbone) -> None:
     everywhere = made(tiny, Edit(source=SOURCE, target=TARGET, seed=1))
     one = Edit(source=SOURCE, target=TARGET, seed=1, blend=("bear", "dog"))

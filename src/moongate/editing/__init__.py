@@ -14,6 +14,7 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.editing.drawing import all_edited, applied
 from moongate.editing.plan import Edit, Edited, EditOptions, planned
+from moongate.errors import TokenError, shortened
 from moongate.sampling import SampleOptions, check_prompt, check_seeds, make_scheduler
 
 __all__ = ["Edit", "EditOptions", "Edited", "edit"]
@@ -49,6 +50,7 @@ def edit(
 
     Raises:
         TokenError: A prompt, also the negative one, has a `<token>` that neither the backbone nor the concept provides.
+            A source on which the concept does not act reads the negative prompt too, without the concept's tokens.
         OptionError: Two prompts have no word in common, a word of `reweight` or `blend` is in no prompt, a mask does
             not fit its picture, or a seed, a side or another option is out of range.
         BaseMismatchError: The concept is for another base.
@@ -61,4 +63,16 @@ def edit(
     with applied(concept, backbone):
         check_prompt(backbone, sampling.negative_prompt, kind="negative prompt")
         plans = [planned(backbone, item, sampling, concept) for item in edits]
+    if not all(plan.source_has_concept for plan in plans):
+        _check_negative_of_sources(backbone, sampling.negative_prompt)
     return all_edited(backbone, plans, concept, options, sampling, on_step)
+
+
+def _check_negative_of_sources(backbone: Backbone, negative_prompt: str) -> None:
+    """Check that a source that is drawn by the base alone can read the negative prompt."""
+    if unknown := backbone.unknown_tokens(negative_prompt):
+        raise TokenError(
+            f"The negative prompt {shortened(negative_prompt)!r} uses {unknown[0]!r}, but a source prompt names no "
+            "token of the concept and is drawn by the base, which does not know it. Name a token in each source "
+            "prompt, or leave it out of the negative prompt."
+        )
