@@ -95,7 +95,8 @@ def train(
         OptionError: A setting does not fit; raised before any work.
         TokenError: A token cannot be used, or two subjects have the same name; raised before any work.
         BaseMismatchError: The concept to start from was made for another backbone; raised before any work.
-        TrainingDiverged: The loss is no longer a finite number; the last good state is saved.
+        TrainingDiverged: The loss is no longer a finite number, or gradients overflow float16 however they are scaled;
+            the last good state is saved.
         KeyboardInterrupt: The user stopped the run; the state is saved.
     """
     method = method or method_for(backbone)
@@ -147,6 +148,9 @@ def _trained(plan: Plan, on_step: Callable[[Step], None] | None) -> Concept:
                     run.log(dataclasses.asdict(step))
                     if on_step and ranks.is_first:
                         on_step(step)
+                if optimizer.overflows:
+                    _save(run, index, moving, optimizer)
+                    raise _overflowed(optimizer.skipped_steps, run.saved_state)
                 is_stopping = any(stops for *_, stops in read)
                 if is_saved or is_stopping:
                     _save(run, index, moving, optimizer, is_needed=is_stopping)
@@ -280,11 +284,21 @@ def _check_space(folder: Path | None, moving: Trainable) -> None:
 
 
 def _diverged(step: int, saved_state: Path | None) -> TrainingDiverged:
-    kept = f" The last good state is in {saved_state}." if saved_state else ""
     return TrainingDiverged(
-        f"The loss is not a finite number at step {step}; training stopped.{kept} Lower the learning rate "
-        "(--lr-per-picture), or use float32 (--dtype float32)."
+        f"The loss is not a finite number at step {step}; training stopped.{_state_in(saved_state)} Lower the learning "
+        "rate (--lr-per-picture), or use float32 (--dtype float32)."
     )
+
+
+def _overflowed(skipped_steps: int, saved_state: Path | None) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"The gradients overflow float16 in {skipped_steps} steps, however small the loss scale; training stopped."
+        f"{_state_in(saved_state)} Use bfloat16 or float32 (--dtype)."
+    )
+
+
+def _state_in(saved_state: Path | None) -> str:
+    return f" The last good state is in {saved_state}." if saved_state else ""
 
 
 def _concept(plan: Plan, moving: Trainable, steps: int, *, held_out_loss: float | None = None) -> Concept:

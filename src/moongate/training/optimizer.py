@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moongate.errors import TrainingDiverged
 from moongate.extras import library
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerName", "check_optimizer"]
@@ -67,6 +66,11 @@ class Optimizer:
         """Whether a loss or gradient that is not finite leaves its step out and the run goes on."""
         return self._scaler.is_enabled()
 
+    @property
+    def overflows(self) -> bool:
+        """Whether gradients have overflowed float16 again and again, however small the loss scale."""
+        return self.scales_loss and self._scaler.get_scale() < SMALLEST_SCALE
+
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add the gradients of a loss, multiplied by the loss scale."""
         self._scaler.scale(loss).backward()
@@ -82,9 +86,6 @@ class Optimizer:
 
         Returns:
             1 if the parameters moved, and 0 if not.
-
-        Raises:
-            TrainingDiverged: Gradients overflow again and again, however small the loss scale.
         """
         if self._scaler.is_enabled():
             return self._scaled_step()
@@ -102,11 +103,6 @@ class Optimizer:
         self._inner.zero_grad(set_to_none=True)
         is_moved = self._scaler.get_scale() >= scale
         self.skipped_steps += not is_moved
-        if self._scaler.get_scale() < SMALLEST_SCALE:
-            raise TrainingDiverged(
-                f"The gradients overflow float16 in {self.skipped_steps} steps, however small the loss scale. Use "
-                "bfloat16 or float32 (--dtype)."
-            )
         return torch.full_like(self._broken, is_moved)
 
     def state(self) -> dict[str, Any]:
