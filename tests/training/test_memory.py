@@ -113,6 +113,8 @@ def test_options_that_make_it_fit_are_named_alone_or_together(
     assert remedies(plan, 2_000_000_000) == alone
     assert remedies(plan, 1_000_000_000) == ["--dtype bfloat16 (or float16) --recompute (1.0 GB)"]
     assert remedies(plan, 100_000_000) == []
+    in_shards = planned(tiny, make_subject(), prior, batch=4, shards=2)
+    assert remedies(in_shards, 2_000_000_000)[-1] == "--batch 2 (2.0 GB)", "one target picture for each shard"
 
 
 @pytest.mark.usefixtures("by_rule")

@@ -152,10 +152,11 @@ def remedies(plan: Plan, available: int) -> list[str]:
     """
     setting = Setting.of(plan)
     side = plan.backbone.resolution_px
+    one_target = {"targets_per_step": 1, "pictures_per_step": plan.pictures_per_step // plan.targets_per_step}
     changes: list[tuple[str, dict[str, Any]]] = [
         ("--dtype bfloat16 (or float16)", {"dtype": torch.bfloat16}),
         ("--recompute", {"recompute": True}),
-        ("--batch 1", {"targets_per_step": 1, "pictures_per_step": plan.pictures_per_step // plan.targets_per_step}),
+        (f"--batch {plan.shards}", one_target),
         ("--optimizer adamw8bit", {"optimizer": "adamw8bit"}),
         (f"--resolution {side // 2}", {"resolution_px": side // 2}),
     ]
