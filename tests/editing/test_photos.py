@@ -38,9 +38,10 @@ def test_a_denoiser_that_always_sees_the_same_picture_and_noise_gives_their_stra
     assert torch.equal(path[-1], clean)
     for timestep, latents in zip(scheduler.timesteps, path, strict=False):
         level = cumulative[int(timestep)]
-        # The first step has the clean latents alone, from which kinds other than epsilon and v cannot tell the noise.
-        if kind != "sample":
-            torch.testing.assert_close(latents, level.sqrt() * clean + (1 - level).sqrt() * noise, atol=2e-3, rtol=1e-3)
+        # The first step has the clean latents alone, from which a predicted sample tells no noise.
+        told = 0 if kind == "sample" else noise
+        expected = level.sqrt() * clean + (1 - level).sqrt() * told
+        torch.testing.assert_close(latents, expected, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "euler"])
