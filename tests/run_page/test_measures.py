@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from moongate.run_page.measures import MEASURES, Measured, measures_chart, read_measures, when_to_stop, write_measures
+from moongate.run_page.measures import (
+    MEASURES,
+    Measured,
+    measures_chart,
+    read_measures,
+    stop_said,
+    when_to_stop,
+    write_measures,
+)
 
 
 def measured(alignment: list[float], drift: list[float]) -> list[Measured]:
@@ -33,6 +41,18 @@ def test_the_step_to_stop_at_is_where_alignment_no_longer_rises_and_drift_does(
     alignment: list[float], drift: list[float], stop: int | None
 ) -> None:
     assert when_to_stop(measured(alignment, drift)) == stop
+
+
+@pytest.mark.parametrize(
+    ("alignment", "said"),
+    [
+        ([0.2, 0.5, 0.8, 0.8, 0.8, 0.8], "stops rising at step 50, while drift still rises: stop there"),
+        ([0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "still rises, or drift does not: more steps may help"),
+        ([0.8, 0.7, 0.8, 0.5, 0.4, 0.3], "never rose above that of the base model on these photos"),
+    ],
+)
+def test_what_is_said_of_measures_holds_for_them(alignment: list[float], said: str) -> None:
+    assert stop_said(measured(alignment, RISING_DRIFT)) == f"Image alignment {said}."
 
 
 def test_the_step_to_stop_at_does_not_depend_on_the_units_of_the_measures() -> None:

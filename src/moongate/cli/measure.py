@@ -79,7 +79,7 @@ class Measure:
 
         rows = [[str(each.step), f"{each.alignment:.3f}", f"{each.drift:.3f}"] for each in measures]
         print_table(console, ["step", "image alignment", "drift"], rows)
-        say(console, stop_said(stop))
+        say(console, stop_said(measures))
         return {"run": str(self.run), "stop": stop, "measures": [asdict(each) for each in measures]}
 
 

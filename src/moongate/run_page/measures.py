@@ -77,11 +77,14 @@ def when_to_stop(measures: Sequence[Measured]) -> int | None:
     return None if is_last or drift[-1] - drift[stop] <= RISE_SHARE * cost else measures[stop].step
 
 
-def stop_said(stop: int | None) -> str:
-    """Return what `when_to_stop` says, as a sentence."""
-    if stop is None:
-        return "Image alignment still rises, or drift does not: more steps may help."
-    return f"Image alignment stops rising at step {stop}, while drift still rises: stop there."
+def stop_said(measures: Sequence[Measured]) -> str:
+    """Return what `when_to_stop` says of measures, as a sentence."""
+    stop = when_to_stop(measures)
+    if stop is not None:
+        return f"Image alignment stops rising at step {stop}, while drift still rises: stop there."
+    if len(measures) > 1 and all(each.alignment <= measures[0].alignment for each in measures):
+        return "Image alignment never rose above that of the base model on these photos."
+    return "Image alignment still rises, or drift does not: more steps may help."
 
 
 def measures_chart(measures: Sequence[Measured], stop: int | None) -> Chart:

@@ -114,7 +114,7 @@ def _add_measures(page: Page, run_folder: Path) -> None:
     stop = when_to_stop(measures)
     page.text("h2", "When to stop")
     page.chart(measures_chart(measures, stop))
-    page.text("p", stop_said(stop))
+    page.text("p", stop_said(measures))
 
 
 def _seed(drawn: Drawn) -> str:

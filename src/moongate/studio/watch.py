@@ -161,7 +161,7 @@ def _show_stop(seen: Seen) -> None:
             paragraph("Not measured yet.")
             return
         stop = when_to_stop(seen.measures)
-        notice(stop_said(stop), level="good" if stop is None else "fair").mark("stop")
+        notice(stop_said(seen.measures), level="good" if stop is None else "fair").mark("stop")
         chart(measures_chart(seen.measures, stop))
 
 
