@@ -211,6 +211,14 @@ def test_a_doubled_collection_is_mended_by_the_next_run(encoder: Clip, place: st
     assert sorted(rows) == sorted(record.key for record in given)
 
 
+def test_a_search_of_a_doubled_collection_gives_each_record_once_and_ends(encoder: Clip, place: str) -> None:
+    given = records(20)
+    collection = build(given, encoder, place)
+    collection._table.add(collection._table.to_arrow().slice(0, 12))
+    found = keys(Collection.open(place).search(encoder.captions(["red dog"])[0]))
+    assert sorted(found) == sorted(record.key for record in given)
+
+
 def test_an_addition_leaves_one_version_on_the_disk_and_earlier_readers_read_it(
     encoder: Clip, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

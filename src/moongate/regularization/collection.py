@@ -226,7 +226,7 @@ class Collection:
                     yielded.add(row["key"])
                     similarity = 1 - row.pop("_distance")
                     yield Hit(record=Record(**row), similarity=similarity)
-            if len(rows) < min(limit, total):
+            if len(rows) < limit:  # all rows, of which two may have one key
                 return
             limit *= 8
 
