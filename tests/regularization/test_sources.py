@@ -226,26 +226,54 @@ def test_a_data_set_of_the_hub_keeps_its_bytes_and_is_named_when_unreachable(
         read("someone/captions")
 
 
+class Rows(list):
+    """What `datasets` streams, with as much of it as is used."""
+
+    features = types.MappingProxyType({"image": None, "text": None})
+
+
+def stream(rows: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every data set of the hub have these rows."""
+    stand_in = types.ModuleType("datasets")
+    stand_in.load_dataset = lambda *_arguments, **_options: Rows(rows)
+    stand_in.Image = type("Image", (), {})
+    stand_in.exceptions = types.SimpleNamespace(DatasetsError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+
+
 def test_pictures_of_the_hub_that_are_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_files(tmp_path)
     pictures = [{"path": str(files / "0.png"), "bytes": None}, {"path": None, "bytes": png(1)}]
     pictures += [{"path": str(files / "gone.png"), "bytes": None}, None]
-
-    class Rows(list):
-        """What `datasets` streams, with as much of it as is used."""
-
-        features = types.MappingProxyType({"image": None, "text": None})
-
-    rows = Rows({"image": picture, "text": caption} for picture, caption in zip(pictures, "abcd", strict=True))
-    stand_in = types.ModuleType("datasets")
-    stand_in.load_dataset = lambda *_arguments, **_options: rows
-    stand_in.Image = type("Image", (), {})
-    stand_in.exceptions = types.SimpleNamespace(DatasetsError=RuntimeError)
-    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    stream([{"image": picture, "text": text} for picture, text in zip(pictures, "abcd", strict=True)], monkeypatch)
     records, skipped = read("someone/captions")
     assert [(record.caption, record.data) for record in records] == [("a", png(0)), ("b", png(1))]
     assert records[0].picture == "hub:someone/captions#0"
     assert skipped.counts == {"captions without a picture": 2}
+
+
+def test_a_column_of_file_names_does_not_hide_the_pictures_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [*(png(number) for number in range(3)), None]
+    columns = {"file_name": [f"{n}.png" for n in range(4)], "image": pictures, "text": [*CAPTIONS, "gone"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    check(tmp_path / "a.parquet")
+    stream([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], monkeypatch)
+    records, skipped = read("someone/captions")
+    assert [(record.caption, record.data) for record in records] == list(zip(CAPTIONS, pictures, strict=False))
+    assert skipped.counts == {"captions without a picture": 1}
+
+
+def test_a_text_in_place_of_a_picture_of_the_hub_is_an_address_and_no_file_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private.png").write_bytes(png(0))
+    texts = (str(tmp_path / "private.png"), "https://host/0.png")
+    stream([{"image": text, "text": "a dog"} for text in texts], monkeypatch)
+    records, skipped = read("someone/captions")
+    assert [record.picture for record in records] == ["https://host/0.png"]
+    assert skipped.counts == {"captions without a picture": 1}
 
 
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -294,26 +294,27 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
         skipped.add(f"{file} ({error})", "broken Parquet files")
         return
     by_lower = {name.lower(): name for name in table.schema_arrow.names}
-    columns = {
-        kind: next((by_lower[key] for key in keys if key in by_lower), None)
-        for kind, keys in (("caption", CAPTION_KEYS), ("picture", PICTURE_KEYS), ("license", LICENSE_KEYS))
-    }
-    if not (columns["caption"] and columns["picture"]):
+    pictures, captions, licenses = (
+        [by_lower[key] for key in keys if key in by_lower] for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENSE_KEYS)
+    )
+    if not (captions and pictures):
         raise CollectionError(
             f"{file} has the columns {', '.join(by_lower.values())}. It needs a caption (caption or text) and a "
             "picture (url or image)."
         )
     try:
-        for index, row in _parquet_rows(file, table, [name for name in columns.values() if name], skipped):
+        for index, row in _parquet_rows(file, table, [*pictures, *captions[:1], *licenses[:1]], skipped):
             if row is None:
                 skipped.add(f"{file}, row {index + 1}", "rows with values that cannot be read")
                 continue
-            values = {kind: row.get(name) if name else None for kind, name in columns.items()}
-            picture, data = _parquet_picture(file, columns["picture"], index, values["picture"])
-            if not picture:
+            column, value = _first_picture((name, _unpacked(row[name])) for name in pictures)
+            if not value:
                 skipped.add(f"{file}, row {index + 1}", "captions without a picture")
                 continue
-            yield from _checked(_text(values["caption"]), picture, _text(values["license"]), data, skipped)
+            where = f"{file.absolute()}#{column}:{index}"
+            picture, data = (value, None) if isinstance(value, str) else (where, value)
+            caption, license = (_text(row[names[0]]) if names else "" for names in (captions, licenses))
+            yield from _checked(caption, picture, license, data, skipped)
     except (errors, *UNREADABLE) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
 
@@ -340,13 +341,20 @@ def _parquet_rows(
         first += table.metadata.row_group(group).num_rows
 
 
-def _parquet_picture(file: Path, column: str | None, row: int, value: Any) -> tuple[str, bytes | None]:
-    """Return where a picture is and its bytes; "" when there is none, and no bytes for an address."""
-    if isinstance(value, dict):  # as the hub stores pictures
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and value:
-        return f"{file.absolute()}#{column}:{row}", value
-    return (value, None) if isinstance(value, str) and re.match(r"https?://", value) else ("", None)
+def _unpacked(value: Any) -> Any:
+    """Return the bytes or the path of a picture that is stored as the hub stores it, and any other value as it is."""
+    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+
+
+def _first_picture(values: Iterable[tuple[str, Any]]) -> tuple[str, str | bytes]:
+    """Return the first column with bytes or an address, and that value; empty ones if there is none.
+
+    A file name or path is passed over: the file is not here, or it is another one, of this machine.
+    """
+    for column, value in values:
+        if (isinstance(value, bytes) and value) or (isinstance(value, str) and re.match(r"https?://", value)):
+            return column, value
+    return "", ""
 
 
 def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
@@ -361,14 +369,10 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             if isinstance((rows.features or {}).get(column), datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         for index, row in enumerate(rows):
-            value = next((row[key] for key in PICTURE_KEYS if row.get(key)), None)
-            where, data = f"hub:{name}#{index}", None
-            if isinstance(value, dict):
-                data = value.get("bytes") or _opened(value.get("path"))
-            elif isinstance(value, str):
-                where = value
-            if data is None and where.startswith("hub:"):
-                skipped.add(where, "captions without a picture")
+            _, value = _first_picture((key, _downloaded(row.get(key))) for key in PICTURE_KEYS)
+            where, data = (value, None) if isinstance(value, str) else (f"hub:{name}#{index}", value)
+            if not value:
+                skipped.add(f"hub:{name}#{index}", "captions without a picture")
                 continue
             for record in _checked(first_text(row, CAPTION_KEYS), where, first_text(row, LICENSE_KEYS), data, skipped):
                 yield Record(**{**vars(record), "data": data})
@@ -377,6 +381,11 @@ def _read_hub(name: str, skipped: Skipped) -> Iterator[Record]:
             f"There is no folder {name}, and no data set of the hub of that name can be read "
             f"({type(error).__name__}). Check the path, or the connection to the hub."
         ) from error
+
+
+def _downloaded(value: Any) -> Any:
+    """Return the bytes of a picture that is stored as the hub stores it, and any other value as it is."""
+    return (value.get("bytes") or _opened(value.get("path"))) if isinstance(value, dict) else value
 
 
 def _opened(path: str | None) -> bytes | None:
