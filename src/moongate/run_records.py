@@ -96,7 +96,7 @@ def read_progress(run_folder: Path) -> Progress | None:
         pictures = int(config["batch"]) * (2 if config["regularization"] else 1)
         left_s = (steps - step) * pictures / speed if speed > 0 else 0.0
         model = str(config["backbone"])
-    except (OptionError, OSError, ValueError, LookupError, TypeError):
+    except (OptionError, OSError, ValueError, OverflowError, LookupError, TypeError):
         return None
     return Progress(model=model, step=step, steps=steps, pictures_per_second=speed, left_s=left_s)
 

@@ -63,6 +63,7 @@ def test_an_item_compares_the_methods_that_drew_it() -> None:
         ({"methods": ["ours", "others"]}, "are of the methods ours, theirs"),
         ({"items": []}, "no pictures to compare"),
         ({"items": 3}, "is not a study that can be read"),
+        ({"seed": float("inf")}, "is not a study that can be read"),
         (
             {"items": [{"prompt": "p", "targets": [], "pictures": {"ours": "../../secret.png", "theirs": "b"}}]},
             "'../../secret.png' is not a name of a picture",

@@ -42,7 +42,11 @@ def test_files_that_are_gone_or_outside_are_left_out(places: Places, pair: Compo
     assert [concept.file.stem for concept in Composition.read(places).concepts] == ["dog"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"concepts": 3}', "[" * 1000])
+WITHOUT_END = """{"concepts": [], "prompt": "", "seed": 1e999, "count": 1, "steps": 1, "ways": [], "regions": {},
+"drawn": ""}"""
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"concepts": 3}', "[" * 1000, WITHOUT_END])
 def test_a_damaged_file_chooses_nothing(content: str, places: Places) -> None:
     (places.root / "composition.json").write_text(content)
     assert Composition.read(places) == Composition()

@@ -30,7 +30,8 @@ def test_pictures_that_say_nothing_and_damaged_files_are_left_out(places: Places
     file = make_drawing(places.gallery / "a.png", "a")
     (places.gallery / "cut.png").write_bytes(file.read_bytes()[:60])
     (places.gallery / "text.png").write_bytes(b"no picture")
-    for number, text in enumerate(("{", "[]", '{"seed": 1}', '{"prompt": "x", "seed": "?"}', "[" * 1000, "{}")):
+    texts = ("{", "[]", '{"seed": 1}', '{"prompt": "x", "seed": "?"}', '{"prompt": "x", "seed": 1e999}', "[" * 1000)
+    for number, text in enumerate((*texts, "{}")):
         content = png_bytes(_image(), texts={"moongate": text})
         (places.gallery / f"bad-{number}.png").write_bytes(content)
     (places.gallery / "plain.png").write_bytes(png_bytes(_image()))

@@ -108,7 +108,7 @@ class Study:
             )
         except OSError as error:
             raise OptionError(f"{folder} holds no study ({path.name}: {error.strerror}). Check the path.") from error
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             if isinstance(error, OptionError):
                 raise
             raise OptionError(f"{path} is not a study that can be read: {error}. Make it again.") from error

@@ -70,7 +70,7 @@ class Composition:
                 regions={str(words): _box(box) for words, box in facts["regions"].items()},
                 drawn=str(facts["drawn"]),
             )
-        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        except (OSError, ValueError, OverflowError, TypeError, LookupError, AttributeError):
             return cls()
 
     def write(self, places: Places) -> None:

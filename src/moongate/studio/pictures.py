@@ -117,7 +117,7 @@ def _read(file: Path, changed: int) -> Picture | None:
             text, (width, height) = image.info.get("moongate"), image.size
         facts = parse_json(text) if isinstance(text, str) else None
         return _picture(file, changed, (width, height), facts) if isinstance(facts, dict) else None
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, OverflowError, TypeError, LookupError, Image.DecompressionBombError):
         return None
 
 

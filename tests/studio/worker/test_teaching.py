@@ -9,7 +9,7 @@ from moongate.pocket import examples
 from moongate.studio.drafts import Draft
 from moongate.studio.teach import of_example
 from moongate.studio.worker.bench import Bench, Setup
-from moongate.studio.worker.teaching import bring_photos, usual_steps
+from moongate.studio.worker.teaching import bring_photos, side_of, usual_steps
 from moongate.training import method
 
 
@@ -49,6 +49,16 @@ def test_photos_of_one_name_from_two_folders_are_all_brought_with_their_own_capt
     captions = {photo.file.stem: photo.caption for photo in draft.photos()}
     assert {captions["0"], captions["0-2"]} == {"caption 0", "caption 1"}
     assert len(captions) == 4
+
+
+@pytest.mark.parametrize(("sample_size", "side_px"), [("8", 16), ("1e999", None), ('"?"', None)])
+def test_the_side_of_a_model_is_read_from_its_configuration(
+    sample_size: str, side_px: int | None, tmp_path: Path
+) -> None:
+    for part, content in (("unet", f'{{"sample_size": {sample_size}}}'), ("vae", '{"block_out_channels": [4, 4]}')):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(content)
+    assert side_of(Bench(Setup(device="cpu")), str(tmp_path)) == side_px
 
 
 def test_a_new_subject_is_taught_for_as_many_steps_as_suit_the_model(

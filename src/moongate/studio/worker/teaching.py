@@ -61,7 +61,7 @@ def side_of(_bench: Bench, model: str) -> int | None:
         unet, vae = (parse_json(read_text(folder / part / "config.json")) for part in ("unet", "vae"))
         channels = vae.get("block_out_channels") or vae["encoder_block_out_channels"]
         return int(unet["sample_size"]) * 2 ** (len(channels) - 1)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError):
         return None
 
 

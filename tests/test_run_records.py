@@ -1,0 +1,15 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from moongate.run_records import read_progress
+
+
+@pytest.mark.parametrize(("index", "step"), [("3", 3), ("1e999", None), ("NaN", None), ("[]", None)])
+def test_progress_is_none_where_the_log_gives_no_step(index: str, step: int | None, tmp_path: Path) -> None:
+    config = {"backbone": "tiny", "steps": 10, "batch": 1, "regularization": []}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "log.jsonl").write_text(f'{{"index": {index}, "pictures_per_second": 2.0}}\n')
+    progress = read_progress(tmp_path)
+    assert (progress.step if progress else None) == step
