@@ -9,7 +9,7 @@ import pytest
 
 from moongate.errors import MoongateWarning, OptionError
 from moongate.preference import Answer, Study, add, answer, picture_key, read_answers, read_sent
-from studying import bare_study, said
+from studying import TIME, bare_study, said
 
 
 def sent(path: Path, of: Study, answers: list[dict[str, object]], **changes: object) -> Path:
@@ -79,6 +79,16 @@ def test_a_cut_line_costs_one_answer_and_is_named(tmp_path: Path) -> None:
         assert [one.trial.item for one in read_answers(tmp_path, study)] == [0, 1, 3]
 
 
+def test_a_time_that_utc_cannot_hold_costs_one_answer_and_is_named(tmp_path: Path) -> None:
+    study = bare_study()
+    for item in range(2):
+        answer(tmp_path, study, said("anna", item, "ours"))
+    path = tmp_path / "answers.jsonl"
+    path.write_text(path.read_text().replace(TIME, "0001-01-01T00:00:00+01:00", 1))
+    with pytest.warns(MoongateWarning, match=r"Line 1 of .*: the time '0001.*' cannot be written in UTC"):
+        assert [one.trial.item for one in read_answers(tmp_path, study)] == [1]
+
+
 def test_a_killed_process_loses_no_answer_that_was_given(tmp_path: Path) -> None:
     code = """
 import sys
@@ -140,6 +150,7 @@ def test_a_file_that_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
         ([{**good, "choice": "both"}], {}, "the choice 'both'"),
         ([{**good, "time": "noon"}], {}, "Invalid isoformat"),
         ([{**good, "time": "2026-01-31T12:00:00"}], {}, "has no zone"),
+        ([{**good, "time": "0001-01-01T00:00:00+01:00"}], {}, "cannot be written in UTC"),
         ([{"question": "text"}], {}, "it lacks 'left'"),
     ]
     for answers, changes, message in cases:

@@ -152,8 +152,11 @@ def _checked(study: Study, given: Answer) -> Answer:
     time = datetime.fromisoformat(given.time)
     if time.tzinfo is None:
         raise ValueError(f"the time {given.time!r:.40} has no zone")
-    rater = check_rater(given.rater)
-    return Answer(rater=rater, trial=given.trial, choice=given.choice, time=_written(time.astimezone(UTC)))
+    try:
+        written = _written(time.astimezone(UTC))
+    except OverflowError as error:  # in the first or last hours that a date can have
+        raise ValueError(f"the time {given.time!r:.40} cannot be written in UTC") from error
+    return Answer(rater=check_rater(given.rater), trial=given.trial, choice=given.choice, time=written)
 
 
 def _written(time: datetime) -> str:
