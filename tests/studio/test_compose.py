@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from moongate.studio.pictures import pictures
 from moongate.studio.state import Studio
 from studio.conftest import until
 from studio_making import make_drawing
+
+EMPTY_REPORT: dict[str, Any] = {
+    "sentences": [],
+    "shares": {},
+    "conflicts": [],
+    "head": [],
+    "rows": [],
+    "lost": None,
+    "cost": "",
+}
+"""A report of a merge in which there is nothing to say."""
 
 
 @pytest.fixture
@@ -57,6 +69,39 @@ def test_chosen_concepts_are_merged_at_once_and_the_report_follows_the_strengths
 
     visit(look)
     assert Composition.read(studio.places).concepts[1].strength == 0.3
+
+
+def test_a_report_that_comes_late_does_not_replace_that_of_the_strengths_that_are_set(
+    studio: Studio, files: list[Path], visit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, goes_on, answered = asyncio.Event(), asyncio.Event(), list[float]()
+
+    async def ask(_kind: str, *, concepts: list[tuple[str, float]], **_arguments: Any) -> dict[str, Any]:
+        ((_, strength),) = concepts
+        if strength != 1:
+            began.set()
+            await goes_on.wait()
+        answered.append(strength)
+        return {**EMPTY_REPORT, "sentences": [(f"Merged at {strength:g}.", "good")]}
+
+    monkeypatch.setattr(studio.desk, "ask", ask)
+
+    async def look(user: User) -> None:
+        await user.open("/compose")
+        await user.should_see(marker="add-bear", retries=100)
+        user.find(marker="add-bear").click()
+        await user.should_see("Merged at 1.", retries=100)
+        (slider,) = user.find(marker="strength-bear").elements
+        slider.value = 0.95
+        await began.wait()
+        slider.value = 1.0
+        goes_on.set()
+        await until(lambda: answered == [1, 0.95])
+        await asyncio.sleep(0.3)
+        assert len(user.find("Merged at").elements) == 1
+        await user.should_see("Merged at 1.")
+
+    visit(look)
 
 
 def test_a_concept_is_dropped_into_the_field_and_taken_out_of_it(
@@ -186,8 +231,7 @@ def answer_nothing(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the desk give an empty report at once, for what does not depend on it."""
 
     async def ask(_kind: str, **_arguments: Any) -> dict[str, Any]:
-        names: dict[str, Any] = {"sentences": [], "shares": {}, "conflicts": [], "head": [], "rows": []}
-        return names | {"lost": None, "cost": ""}
+        return EMPTY_REPORT
 
     monkeypatch.setattr(studio.desk, "ask", ask)
 

@@ -151,10 +151,15 @@ class _Compose:
         self._change(self.known.strengthened(file, float(event.value)), anew=False)
         background_tasks.create(self._ask())
 
+    def _wanted(self) -> list[tuple[str, float]]:
+        """Return the concepts that are chosen, with their strengths, as the worker is asked about them."""
+        return [(str(concept.file), concept.strength) for concept in self.known.concepts]
+
     async def _ask(self) -> None:
         """Let the worker merge, and show what it reports; only the latest question of this page counts."""
-        asked, place = [(str(c.file), c.strength) for c in self.known.concepts], self.report
+        asked, place = self._wanted(), self.report
         if self.reported and self.reported[0] == asked:
+            place.clear()
             with place:
                 show_report(self.reported[1])
             return
@@ -167,7 +172,7 @@ class _Compose:
             found = str(error)
         except asyncio.CancelledError:
             return
-        if place.is_deleted:
+        if place.is_deleted or asked != self._wanted():
             return
         place.clear()
         with place:
