@@ -3,10 +3,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from nicegui.testing import User
 
 from moongate.run_page import Album, Drawn
 from moongate.run_page.measures import Measured, write_measures
+from moongate.studio.commands import Command, Started
 from moongate.studio.state import Studio
 from run_page.test_page import CONFIG
 
@@ -70,6 +72,26 @@ def test_a_folder_of_photos_outside_is_not_read(studio: Studio, tmp_path: Path, 
         user.find(marker="measure").click()
         await user.should_see("is not in", retries=100)
         assert studio.commands.all() == []
+
+    visit(look)
+
+
+def test_the_measuring_of_a_run_is_shown_and_not_that_of_another_whose_name_begins_alike(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., None]
+) -> None:
+    started = []
+    for number, (name, state) in enumerate((("bear", "finished"), ("bear2", "failed"), ("bear-blue", "failed"))):
+        run = studio.places.concepts / f"{name}.run"
+        write_run(run, steps=3)
+        command = Command(("measure", str(run), "--photos", "x", "--follow"))
+        common = {"began": number, "status": None, "log": studio.places.commands / "x"}
+        started.append(Started(name=f"measure-{name}", command=command, state=state, **common))
+    monkeypatch.setattr(studio.commands, "all", lambda: started[::-1])
+
+    async def look(user: User) -> None:
+        await user.open(f"/watch?run={studio.places.concepts / 'bear.run'}")
+        await user.should_see("--follow: finished.", retries=100)
+        await user.should_not_see("--follow: failed.")
 
     visit(look)
 

@@ -36,7 +36,7 @@ __all__ = ["PATH", "TITLE", "show"]
 
 PATH, TITLE = "/watch", "Watch"
 MEASURE = "measure"
-"""What the started `moongate measure` is called among the commands."""
+"""The command that measures a run, and what it is called among those that were started."""
 
 
 @dataclass(frozen=True)
@@ -183,16 +183,16 @@ def _show_measuring(studio: Studio, run: Path) -> None:
         command_line(lambda: _command(studio, run, folder.value or ""))
         button = ui.button("Measure", icon="query_stats").mark("measure")
         button.on_click(lambda: _measure(studio, run, folder.value or "", button))
-        name = f"{MEASURE}-{run.stem}"
+        words = (MEASURE, str(run))
         live(
-            lambda: next((each for each in studio.commands.all() if each.name.startswith(name)), None),
+            lambda: next((each for each in studio.commands.all() if each.command.words[:2] == words), None),
             lambda started: notice(f"{started.command.line}: {started.state}.", level="good") if started else None,
         )
 
 
 def _command(studio: Studio, run: Path, folder: str) -> Command:
     device = ("--device", studio.device) if studio.device else ()
-    return Command(("measure", str(run), "--photos", folder, "--follow", *device))
+    return Command((MEASURE, str(run), "--photos", folder, "--follow", *device))
 
 
 async def _measure(studio: Studio, run: Path, folder: str, button: ui.button) -> None:
