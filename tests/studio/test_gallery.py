@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from nicegui.testing import User
 
 from moongate.concept import Concept
-from moongate.studio.commands import Command, Commands, Started
+from moongate.studio.commands import Command, Commands, Started, State
 from moongate.studio.state import Studio
 from studio.conftest import until
 from studio_making import make_concept, make_drawing
@@ -66,6 +67,36 @@ def test_drawings_are_started_to_take_turns_and_one_that_waits_is_shown(
 
     visit(look)
     assert given == [True]
+
+
+def test_a_drawing_that_runs_is_shown_however_many_wait_and_a_failure_until_others_follow(
+    bear: Concept, studio: Studio, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., None]
+) -> None:
+    def started(number: int, state: State) -> Started:
+        log = studio.places.commands / "x"
+        return Started(
+            name=f"draw-{number}", command=Command(("generate",)), began=number, state=state, status=None, log=log
+        )
+
+    others = [replace(started(9, "running"), name=f"measure-{number}") for number in range(5)]
+    drawings = [
+        *(started(number, "waiting") for number in range(7, 2, -1)),
+        started(2, "running"),
+        started(1, "failed"),
+    ]
+    known = [*others, *drawings]
+    monkeypatch.setattr(studio.commands, "all", lambda: known)
+
+    async def look(user: User) -> None:
+        await user.open("/gallery")
+        await user.should_see("draw-2 is running.", retries=100)
+        for number in range(3, 8):
+            await user.should_see(f"draw-{number} waits until")
+        await user.should_not_see("draw-1 failed")
+        known[:] = drawings[3:]
+        await user.should_see("draw-1 failed: it printed nothing.", retries=100)
+
+    visit(look)
 
 
 def test_two_pictures_are_compared(bear: Concept, studio: Studio, visit: Callable[..., None]) -> None:

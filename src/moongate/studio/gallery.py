@@ -10,7 +10,7 @@ from nicegui import events, ui
 
 from moongate.errors import OptionError
 from moongate.files import file_name, free_path
-from moongate.studio.commands import Command, State
+from moongate.studio.commands import ALIVE, Command, Started, State
 from moongate.studio.drawings import Chosen, edit_command, redraw_command
 from moongate.studio.pictures import Picture, differences, pictures
 from moongate.studio.report import table
@@ -36,6 +36,8 @@ SHOWN = 48
 """Pictures that are shown at first, and how many more each time."""
 COMMANDS = ("draw-", "redraw-", "edit-")
 """How the names of commands begin whose pictures appear here."""
+LATEST = 5
+"""A drawing that failed is shown as long as it is one of so many that were started last."""
 LAST_CHARACTERS = 400
 
 
@@ -78,10 +80,14 @@ class _Gallery:
             total=len(found),
             running=tuple(
                 (each.name, each.state, each.printed[-LAST_CHARACTERS:] if each.state == "failed" else "")
-                for each in self.studio.commands.all()[:5]
-                if each.name.startswith(COMMANDS) and each.state not in ("finished", "stopped")
+                for each in self._unfinished()
             ),
         )
+
+    def _unfinished(self) -> list[Started]:
+        """Return all drawings that run or wait, and those of the latest that failed."""
+        ours = [each for each in self.studio.commands.all() if each.name.startswith(COMMANDS)]
+        return [each for each in ours if each.state in ALIVE or (each.state == "failed" and each in ours[:LATEST])]
 
     def _show(self, found: _Found) -> None:
         for name, state, printed in found.running:
