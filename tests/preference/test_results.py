@@ -1,5 +1,7 @@
 """Shares and intervals against closed forms of the bootstrap."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,8 +59,20 @@ def test_an_interval_needs_several_raters_or_prompts() -> None:
 
 
 def test_answers_that_all_agree_are_not_given_an_interval_without_width() -> None:
-    results = results_of(bare_study(), answers_of(np.ones((3, 4), dtype=int)))
-    assert preference_rows(results)[0][3:5] == ("100.0%", "unknown: all agree")
+    for chosen in (0, 1):
+        results = results_of(bare_study(), answers_of(np.full((3, 4), chosen)))
+        assert (results.preferences[0].low, results.preferences[0].high) == (None, None)
+        assert preference_rows(results)[0][3:5] == ("100.0%", "unknown: all agree")
+
+
+def test_raters_who_each_choose_either_once_do_not_agree_and_have_no_interval() -> None:
+    """Two pictures of one prompt: every resample of the raters has the same share."""
+    study = bare_study(prompts=2)
+    study = replace(study, items=tuple(replace(item, prompt="one prompt") for item in study.items))
+    results = results_of(study, answers_of(np.array([[1, 0], [1, 0]])))
+    assert preference_rows(results)[0][3:5] == ("50.0%", "unknown: ask more raters or prompts")
+    first = results.to_json()["preferences"][0]
+    assert (first["share"], first["low"], first["high"]) == (0.5, None, None)
 
 
 def test_the_preferred_method_comes_first_in_a_row() -> None:

@@ -51,7 +51,7 @@ class Preference:
     share: float | None
     """Share of the answers that chose the first, from 0 to 1; None without an answer."""
     low: float | None
-    """The interval at `LEVEL`; None where neither several raters nor several prompts were asked."""
+    """The interval at `LEVEL`; None where the answers give none: of one rater on one prompt, or all alike."""
     high: float | None
     answers: int
     """Answers that chose one."""
@@ -141,9 +141,10 @@ def _row(one: Preference) -> tuple[str, ...]:
     if share < 0.5:
         first, second, share = second, first, 1 - share
         low, high = (None, None) if low is None or high is None else (1 - high, 1 - low)
-    interval = "unknown: ask more raters or prompts" if low is None else f"{low:.1%} to {high:.1%}"
-    if low == high and low is not None:
-        interval = "unknown: all agree"
+    if low is not None:
+        interval = f"{low:.1%} to {high:.1%}"
+    else:
+        interval = f"unknown: {'all agree' if share == 1 and one.answers > 1 else 'ask more raters or prompts'}"
     left = f"{one.left:.0%}"
     return one.question, first, second, f"{share:.1%}", interval, str(one.answers), str(one.skips), left
 
@@ -222,7 +223,10 @@ def _problem(wins: Float64[np.ndarray, "methods methods"], methods: Sequence[str
 def _interval(
     study: Study, answers: Sequence[Answer], measured: Callable[[Weights], Float64[np.ndarray, "resamples values"]]
 ) -> tuple[Float64[np.ndarray, " values"], Float64[np.ndarray, " values"]] | None:
-    """Return the bounds of values over resampled raters and prompts; None where there is nothing to resample."""
+    """Return the bounds of values over resampled raters and prompts; None where there is nothing to resample.
+
+    Nor is there where all resamples are alike: bounds without width would claim certainty.
+    """
     raters, rater_of = _numbered([one.rater for one in answers])
     prompts, prompt_of = _numbered([study.items[one.trial.item].prompt for one in answers])
     if raters < 2 and prompts < 2:
@@ -234,7 +238,7 @@ def _interval(
     if len(usable) < (1 - LEFT_OUT) * len(values):
         return None
     low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+    return None if np.isclose(low, high).any() else (low, high)
 
 
 def _numbered(names: Sequence[str]) -> tuple[int, Int64[np.ndarray, " answers"]]:
