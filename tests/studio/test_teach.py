@@ -103,6 +103,18 @@ def test_photos_are_shown_as_the_model_sees_them_with_what_is_wrong(
     visit(look)
 
 
+def test_a_photo_that_was_replaced_on_the_disk_is_shown_anew(
+    studio: Studio, draft: Draft, visit: Callable[..., None]
+) -> None:
+    async def look(user: User) -> None:
+        await user.open("/?draft=bear")
+        await until(lambda: len(list(studio.places.previews.glob("*.png"))) == 6)
+        (draft.teach / "0.png").write_bytes(photo(0, size=(40, 40)))
+        await user.should_see("0.png is smaller than the 64 pixels", retries=100)
+
+    visit(look)
+
+
 def test_a_caption_is_kept_and_read_with_the_words_of_the_thing(draft: Draft, visit: Callable[..., None]) -> None:
     async def look(user: User) -> None:
         await user.open("/?draft=bear")

@@ -57,8 +57,8 @@ class Photo:
     caption: str
     """Its caption with `{}` for the words of the subject; empty if it has none of its own."""
     mask: Path | None
-    changed: int
-    """Changes when the photo, its caption or its mask does."""
+    changed: tuple[int, ...]
+    """Times of the last changes of the photo and its mask, in nanoseconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +130,14 @@ class Draft:
             for file in files:
                 if file.name.startswith(".") or file.name.endswith((CAPTION, MASK)):
                     continue
-                companions = [file.stem + ending for ending in (CAPTION, MASK) if file.stem + ending in others]
-                times = [path.stat().st_mtime_ns for path in (file, *(place / name for name in companions))]
+                mask = place / (file.stem + MASK) if file.stem + MASK in others else None
                 found.append(
                     Photo(
                         file=file,
                         is_held_out=place == self.held_out,
                         caption=_caption(place / (file.stem + CAPTION)),
-                        mask=place / (file.stem + MASK) if file.stem + MASK in others else None,
-                        changed=hash(tuple(times)),
+                        mask=mask,
+                        changed=tuple(path.stat().st_mtime_ns for path in (file, mask) if path),
                     )
                 )
         return found

@@ -1,6 +1,7 @@
 """The photos of a draft as a part of the page Teach: as the model sees them, with captions and masks."""
 
 import secrets
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,9 @@ async def _take(studio: Studio, draft: Draft, event: events.UploadEventArguments
             arriving.unlink(missing_ok=True)
 
 
-def _known(draft: Draft) -> list[tuple[Path, bool, Path | None, int]]:
+def _known(draft: Draft) -> list[Photo]:
     """Return what the cards depend on: not the captions, which one may be typing."""
-    return [
-        (photo.file, photo.is_held_out, photo.mask, photo.mask.stat().st_mtime_ns if photo.mask else 0)
-        for photo in draft.photos()
-    ]
+    return [replace(photo, caption="") for photo in draft.photos()]
 
 
 def _show(studio: Studio, draft: Draft, _known: Any) -> None:
