@@ -162,6 +162,19 @@ def test_the_pool_is_searched_without_a_collection(
     assert json.loads((out / "retrieval.json").read_text())["collection"] == "pool"
 
 
+def test_an_empty_collection_is_named_and_the_pool_is_not_searched_in_its_place(tiny: Backbone, tmp_path: Path) -> None:
+    def stopped() -> Iterator[Record]:
+        yield Record(caption="photo of a dog", picture="/0.png", key="0")
+        raise KeyboardInterrupt
+
+    clip, place = Clip.of_backbone(tiny), str(tmp_path / "collection")
+    with pytest.raises(KeyboardInterrupt):
+        Collection.index(stopped(), clip, place=place, skipped=Skipped())
+    collection, options = Collection.open(place), RetrieveOptions(threshold=-1, count=1)
+    with pytest.raises(CollectionError, match="The collection is empty. Index a source into it."):
+        retrieve("photo of a dog", clip=clip, collection=collection, out=tmp_path / "reg", options=options)
+
+
 def test_two_processes_that_write_one_folder_both_succeed(tmp_path: Path) -> None:
     out, options = tmp_path / "reg", RetrieveOptions(threshold=0, count=2)
 

@@ -152,8 +152,8 @@ class RetrieveSearch:
 
     def _encoder(self, collection: "Collection | None") -> "Clip":
         """Load the encoder that the collection was indexed with; pocket's for the pool."""
-        name = collection.encoder_name if collection else "pocket"
-        clip = name if collection and collection.made_by_clip and not self.model.model else None
+        name = "pocket" if collection is None else collection.encoder_name
+        clip = name if collection is not None and collection.made_by_clip and not self.model.model else None
         try:
             return _encoder(self.encoder or clip, self.model, default=name, downloads=self.encoder is not None)
         except BackboneError as error:

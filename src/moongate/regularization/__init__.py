@@ -181,7 +181,7 @@ def _retrieve(
         )
     collection = Collection.open(options.collection) if options.collection else None
     clip = Clip.of_backbone(backbone)
-    if collection and collection.made_by_clip:
+    if collection is not None and collection.made_by_clip:
         clip = Clip.load(collection.encoder_name, downloads=False)
     retrieve_options = RetrieveOptions(
         threshold=clip.threshold if options.threshold is None else options.threshold,

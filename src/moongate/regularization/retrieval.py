@@ -123,11 +123,11 @@ def retrieve(
     """
     if len(query) > MAX_CAPTION_CHARACTERS:
         raise OptionError(f"The query has {len(query)} characters; at most {MAX_CAPTION_CHARACTERS} are read.")
-    if collection:
+    if collection is not None:
         collection.check(clip)
     vector = clip.captions([query])[0]
     hits: Iterable[Hit]
-    if collection:
+    if collection is not None:
         hits, read = collection.search(vector, by=options.by), collection.read
     else:
         hits, read = nearest(read_source(str(pocket.pool_folder()), Skipped()), vector, clip), _read_pool
@@ -208,7 +208,8 @@ def write_nearest(
 
 
 def _facts(query: str, clip: Clip, collection: Collection | None) -> dict[str, str]:
-    return {"query": query, "collection": collection.place if collection else pocket.POOL, "encoder": clip.name}
+    place = pocket.POOL if collection is None else collection.place
+    return {"query": query, "collection": place, "encoder": clip.name}
 
 
 def _read_pool(record: Record) -> bytes:
