@@ -85,6 +85,26 @@ def test_retrieved_pictures_come_from_the_collection_once_and_with_notes(
     assert choose(tiny, "bear", folder=tmp_path / "run", options=options).notes == ()
 
 
+def test_pictures_are_retrieved_again_from_a_collection_that_has_grown_unless_a_run_continues(
+    tiny: Backbone, captioned: Path, collection: str, tmp_path: Path
+) -> None:
+    options = RegularizationOptions(collection=collection, threshold=-1, count=9)
+
+    def retrieved(*, resumes: bool = False) -> int:
+        found = choose(tiny, "bear", folder=tmp_path / "run", options=options, resumes=resumes).pictures
+        assert found is not None
+        return len(found.pictures)
+
+    assert retrieved() == 4
+    write_pictures(tmp_path / "more", count=2, seed=1)
+    for number in range(2):
+        (tmp_path / "more" / f"{number}.txt").write_text(f"photo of {number} bears")
+    more = read_source(str(tmp_path / "more"), Skipped())
+    Collection.index(more, Clip.of_backbone(tiny), place=collection, skipped=Skipped())
+    assert retrieved(resumes=True) == 4
+    assert retrieved() == 6
+
+
 def test_the_pool_gives_pictures_whose_captions_name_the_category(
     tiny: Backbone, captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

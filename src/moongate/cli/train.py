@@ -351,6 +351,7 @@ class Train:
                 options=wanted,
                 method=method,
                 preset=replace(preset, caption=chosen.class_caption or preset.caption),
+                resumes=self.resume,
                 on_progress=show,
             )
         say_notes(console, found.notes)

@@ -103,6 +103,7 @@ def choose(
     options: RegularizationOptions | None = None,
     method: Method | None = None,
     preset: Preset = PRESETS["object"],
+    resumes: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda _stage, _done, _wanted: None,
 ) -> Chosen:
     """Return regularization pictures of a category.
@@ -110,10 +111,12 @@ def choose(
     Args:
         backbone: The model to be trained, with no concept applied.
         category: The category of the subject, such as "teddy bear".
-        folder: Where generated and retrieved pictures are kept. What is there already is not made again.
+        folder: Where generated and retrieved pictures are kept. What is there already is not made again, but pictures
+            are retrieved again after captions were added to the collection.
         options: Which pictures, and how many.
         method: The training method, which may need none, or generated ones.
         preset: Its caption is the prompt of generated pictures and the query of retrieved ones.
+        resumes: Whether a run continues, which keeps the pictures that it began with.
         on_progress: Called with "Generating" or "Retrieving", the number of pictures done and the number wanted.
 
     Raises:
@@ -136,7 +139,7 @@ def choose(
     if source == "generated":
         pictures = _generated(backbone, prompt, options.count, folder, on_progress)
     elif source == "retrieved":
-        notes = _retrieve(backbone, prompt, folder / source, options, on_progress)
+        notes = _retrieve(backbone, prompt, folder / source, options, resumes, on_progress)
         pictures = Regularization.load(folder / source, category=category, at_most=options.count)
     elif source == POOL:
         pool = pocket.pool_folder()
@@ -171,6 +174,7 @@ def _retrieve(
     query: str,
     out: Path,
     options: RegularizationOptions,
+    resumes: bool,
     on_progress: Callable[[str, int, int], None],
 ) -> tuple[str, ...]:
     """Retrieve pictures into `out` unless they are there, and return the notes about it."""
@@ -188,7 +192,9 @@ def _retrieve(
         count=options.count,
         side_px=backbone.resolution_px,
     )
-    if already_retrieved(query, clip=clip, collection=collection, out=out, options=retrieve_options):
+    if already_retrieved(
+        query, clip=clip, collection=collection, out=out, options=retrieve_options, of_any_size=resumes
+    ):
         return ()
     retrieved = retrieve(
         query,

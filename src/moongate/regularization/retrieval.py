@@ -136,15 +136,26 @@ def retrieve(
 
 
 def already_retrieved(
-    query: str, *, clip: Clip, collection: Collection | None, out: Path, options: RetrieveOptions
+    query: str,
+    *,
+    clip: Clip,
+    collection: Collection | None,
+    out: Path,
+    options: RetrieveOptions,
+    of_any_size: bool = False,
 ) -> bool:
-    """Return whether the folder `out` holds what `retrieve` would write there."""
+    """Return whether the folder `out` holds what `retrieve` would write there.
+
+    With `of_any_size`, it may also hold what was retrieved before captions were added to the collection.
+    """
     manifest = out / MANIFEST
     try:
         recorded = dict(parse_json(read_text(manifest))) if manifest.is_file() else {}
     except (OSError, ValueError, TypeError):  # damaged: it is retrieved again
         recorded = {}
     wanted = {**_facts(query, clip, collection), **asdict(options)}
+    if of_any_size:
+        del wanted["captions"]
     return {key: recorded.get(key) for key in wanted} == wanted
 
 
@@ -152,7 +163,7 @@ def write_nearest(
     hits: Iterable[Hit],
     read: Callable[[Record], bytes],
     *,
-    facts: Mapping[str, str],
+    facts: Mapping[str, str | int | None],
     out: Path,
     options: RetrieveOptions,
     on_progress: Callable[[int], None] = lambda _: None,
@@ -207,9 +218,10 @@ def write_nearest(
     )
 
 
-def _facts(query: str, clip: Clip, collection: Collection | None) -> dict[str, str]:
-    place = pocket.POOL if collection is None else collection.place
-    return {"query": query, "collection": place, "encoder": clip.name}
+def _facts(query: str, clip: Clip, collection: Collection | None) -> dict[str, str | int | None]:
+    """Return what a retrieval depends on besides its options; captions are added to a collection, and never changed."""
+    place, captions = (pocket.POOL, None) if collection is None else (collection.place, len(collection))
+    return {"query": query, "collection": place, "captions": captions, "encoder": clip.name}
 
 
 def _read_pool(record: Record) -> bytes:
