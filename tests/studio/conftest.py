@@ -42,7 +42,7 @@ class Near(Desk):
         async with self._turn:
             """Wait for the answer to a question that nobody waits for anymore."""
 
-    async def _exchange(self, question: bytes, on_progress: Callable[[int, int], None]) -> Any:
+    async def _exchange(self, question: bytes) -> Any:
         asked = json.loads(question)
 
         def answered() -> str:

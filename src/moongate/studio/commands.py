@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -39,11 +38,6 @@ class Command:
     """A command of Moongate, as words after `moongate`."""
 
     words: tuple[str, ...]
-
-    @property
-    def argv(self) -> list[str]:
-        """The command for this Python, whatever the folders that the shell looks in."""
-        return [sys.executable, "-m", "moongate", *self.words]
 
     @property
     def line(self) -> str:
@@ -159,14 +153,6 @@ class Commands:
         for other in earlier:
             while self.look(other).state in ALIVE:
                 time.sleep(LOOK_EVERY_S)
-
-    def stop(self, name: str) -> bool:
-        """Ask a command to save its state and end; return whether it was alive."""
-        if self.look(name).state not in ALIVE or (process := self._read(name, "process")) is None:
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process["pid"], signal.SIGTERM)
-        return True
 
     def _state(self, name: str, began: float) -> State:
         child = self._children.get(name)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,21 +33,13 @@ class Desk:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
     _latest: dict[str, object] = field(default_factory=dict, init=False, repr=False)
 
-    async def ask(
-        self,
-        kind: str,
-        *,
-        replaces: str | None = None,
-        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-        **arguments: Any,
-    ) -> Any:
+    async def ask(self, kind: str, *, replaces: str | None = None, **arguments: Any) -> Any:
         """Return what the worker answers.
 
         Args:
             kind: One of `moongate.studio.worker.ANSWERS`.
             replaces: A name for questions of which only the latest counts, such as those of one slider: an earlier one
                 of this name that the worker has not begun is not asked anymore.
-            on_progress: Called with what is done and what there is to do.
             arguments: What the question takes, as plain JSON.
 
         Raises:
@@ -66,7 +58,7 @@ class Desk:
                     if self._latest.get(replaces) is not me:
                         raise asyncio.CancelledError
                     del self._latest[replaces]  # it begins; pages that are gone leave nothing here
-                return await self._exchange(question, on_progress)
+                return await self._exchange(question)
 
         answering = asyncio.create_task(answer())
         answering.add_done_callback(_looked_at)
@@ -85,21 +77,18 @@ class Desk:
         self._process = process
         self._kill()
 
-    async def _exchange(self, question: bytes, on_progress: Callable[[int, int], None]) -> Any:
+    async def _exchange(self, question: bytes) -> Any:
         process = await self._running()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             process.stdin.write(question)
             await process.stdin.drain()
-            while line := await process.stdout.readline():
+            if line := await process.stdout.readline():
                 message = json.loads(line)
-                if "progress" in message:
-                    on_progress(*message["progress"])
-                elif "error" in message:
+                if "error" in message:
                     raise _error(message["error"], message["text"])
-                else:
-                    return message["answer"]
+                return message["answer"]
         except (OSError, ValueError) as error:
             if isinstance(error, MoongateError):
                 raise

@@ -24,7 +24,7 @@ def main(setup: str) -> None:
         answers.flush()
 
     warnings.simplefilter("ignore")
-    bench = Bench(Setup(**json.loads(setup)), on_progress=lambda done, total: say(progress=[done, total]))
+    bench = Bench(Setup(**json.loads(setup)))
     for line in sys.stdin:
         question = json.loads(line)
         try:

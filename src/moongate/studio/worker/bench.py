@@ -1,6 +1,5 @@
 """What the worker process keeps from one question to the next: the model that was used last, and concepts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,6 @@ class Bench:
     """The loaded model, and the concepts that were read last."""
 
     setup: Setup
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None
-    """Takes what is done of an answer, and what there is to do."""
     _models: "dict[str, Backbone]" = field(default_factory=dict, init=False, repr=False)
     _concepts: "dict[tuple[str, int], Imported]" = field(default_factory=dict, init=False, repr=False)
 

@@ -47,11 +47,7 @@ def model_facts(bench: Bench, model: str | None = None) -> dict[str, int]:
     """
     backbone = bench.backbone(model)
     numbers = sum(weight.numel() for weight in backbone.weights("cross-attention-kv").values())
-    return {
-        "resolution_px": backbone.resolution_px,
-        "change_bytes": 4 * (numbers + sum(backbone.token_widths)),
-        "is_large": int(len(backbone.encoders) > 1),
-    }
+    return {"resolution_px": backbone.resolution_px, "change_bytes": 4 * (numbers + sum(backbone.token_widths))}
 
 
 def side_of(_bench: Bench, model: str) -> int | None:
@@ -155,8 +151,7 @@ def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> li
         gathered = gather(Path(source))
         captions = read_captions(gathered.photos, gathered.folders)
     place, taken = Path(target), set[str]()
-    for done, (photo, caption) in enumerate(zip(gathered.photos, captions, strict=True)):
-        bench.on_progress(done, len(captions))
+    for photo, caption in zip(gathered.photos, captions, strict=True):
         read_picture(photo)
         stem = free_stem(f"{prefix}{photo.stem}", taken)  # two folders may have photos of one name
         taken.add(stem)
@@ -170,12 +165,11 @@ def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> li
 
 
 def look_at_photos(
-    bench: Bench, photos: Sequence[str], masks: Sequence[str | None], side_px: int, previews: str
+    _bench: Bench, photos: Sequence[str], masks: Sequence[str | None], side_px: int, previews: str
 ) -> list[dict[str, Any]]:
     """Return for each photo how the model will see it and what should be known of it.
 
     Args:
-        bench: The worker.
         photos: The files.
         masks: The mask of each, if it has one.
         side_px: Side of the model's pictures.
@@ -189,8 +183,7 @@ def look_at_photos(
 
     found: list[dict[str, Any]] = []
     pictures = dict[str, Any]()
-    for done, (file, mask_file) in enumerate(zip(photos, masks, strict=True)):
-        bench.on_progress(done, len(photos))
+    for file, mask_file in zip(photos, masks, strict=True):
         name = Path(file).name
         try:
             picture = read_picture(Path(file))
