@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, FlowMatchEulerDiscreteScheduler
 
 from moongate.backbone import Backbone
 from moongate.backbone.model_folder import check_folder
 from moongate.errors import BackboneError
 from moongate.pocket import weights_folder
+from moongate.sampling import SampleOptions, sample
 
 
 @pytest.fixture
@@ -57,6 +58,18 @@ def test_a_model_of_any_size_is_refused_before_it_is_built(
     change(folder / file, **values)
     with pytest.raises(BackboneError, match=f"{file} sets {said}; models of Moongate have at most"):
         Backbone.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler])
+def test_a_model_with_a_scheduler_that_has_no_lower_bound_is_loaded_and_draws(folder: Path, kind: Any) -> None:
+    kind.from_config(json.loads((folder / "scheduler" / "scheduler_config.json").read_text())).save_pretrained(
+        folder / "scheduler"
+    )
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    change(folder / "model_index.json", scheduler=["diffusers", kind.__name__])
+    backbone = Backbone.load(folder, device="cpu")
+    (drawn,) = sample(backbone, ["photo of a dog"], seeds=[0], options=SampleOptions(steps=2))
+    assert drawn.image.std() > 0
 
 
 def test_the_layout_is_not_built_from_such_a_model_either(folder: Path) -> None:

@@ -133,7 +133,10 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers at any depth of a configuration with their keys, and the lengths of its lists of blocks."""
+    """Yield the numbers at any depth of a configuration with their keys, and the lengths of its lists of blocks.
+
+    A lower bound of minus infinity, which DPM-Solver's schedulers write, is no size.
+    """
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _numbers(item, str(name))
@@ -142,7 +145,7 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
             yield f"number of {key}", len(value)
         for item in value:
             yield from _numbers(item, key)
-    elif isinstance(value, int | float) and not (isinstance(value, float) and math.isnan(value)):
+    elif isinstance(value, int) or (isinstance(value, float) and not math.isnan(value) and value != -math.inf):
         yield key, value
 
 
