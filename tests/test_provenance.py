@@ -34,7 +34,7 @@ PLACES = [
     *(("subjects", 0), ("subjects", 0, "category"), ("subjects", 0, "token"), ("subjects", 0, "prompts")),
     *(("subjects", 0, "prompts", 0), ("fingerprint", "layout"), ("fingerprint", "norms"), ("fingerprint", "norms", 0)),
     *(("subjects", 0, "more_tokens"), ("record", "contexts"), ("record", "rare_token"), ("tokens", 0)),
-    ("record", "next_rare_token"),
+    *(("record", "next_rare_token"), ("record", "rows")),
 ]
 
 

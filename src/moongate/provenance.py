@@ -60,6 +60,9 @@ def _check_record(record: Mapping[str, Any], subjects: int) -> None:
     for texts in contexts:
         _check_texts(texts, "the contexts")
         _check(all(text.count("{}") == 1 for text in texts), "each context must have one {} for the subject")
+    rows = record.get("rows", [])
+    _check(isinstance(rows, list) and all(isinstance(facts, Mapping) for facts in rows), "the rows must be objects")
+    _check_texts([facts["words"] for facts in rows], "the words of rows")
 
 
 def _check_texts(value: Any, name: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moongate.backbone import Backbone
+from moongate.compression import compress
 from moongate.concept import Concept
 from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
@@ -75,6 +76,18 @@ def test_an_edit_is_kept_by_later_merges_and_can_be_taken_out(
     assert "dog=&gt;red chair" in write_report(both.report, tmp_path).read_text()
     out = merge(tiny, [both.concept], options=MergeOptions(without=("dog=>red chair",), contexts=1)).concept
     assert out.file_bytes == merge(tiny, pair[:1], options=options).concept.file_bytes
+
+
+def test_an_edit_that_was_compressed_or_scaled_is_named_when_it_is_merged(
+    tiny: Backbone, pair: Sequence[Concept]
+) -> None:
+    """Its rows are lost then, and the change of the weights alone does not say what it does to which words."""
+    for concepts in ([], pair[:1]):
+        edited = merge(tiny, concepts, options=ONE).concept
+        for changed in (compress(edited).concept, edited.scaled(0.8)):
+            with pytest.raises(OptionError, match=r"\(dog=>red chair\).*cannot be kept.*Merge the original"):
+                merge(tiny, [changed, pair[1]])
+    merge(tiny, [compress(merge(tiny, pair[:1]).concept).concept.scaled(0.8), pair[1]])  # subjects keep their values
 
 
 @pytest.mark.parametrize(

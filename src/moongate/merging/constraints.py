@@ -24,7 +24,7 @@ from torch import Tensor
 from moongate.backbone import Backbone
 from moongate.backbone.text import folded
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
-from moongate.errors import OptionError
+from moongate.errors import OptionError, listed
 from moongate.merging.features import (
     BESIDE,
     ELSEWHERE,
@@ -273,9 +273,16 @@ def check_mergeable(backbone: Backbone, concept: Concept) -> None:
 
     Raises:
         BaseMismatchError: The concept is for another base.
-        OptionError: The concept names no subject, changes no weights, or changes more than keys and values of text.
+        OptionError: The concept names no subject, changes no weights, or changes more than keys and values of text; or
+            it has lost what an earlier merge kept of its edits.
     """
     concept.check_base(backbone)
+    edits = [facts["words"] for facts in concept.record.get("rows", ())[len(concept.subjects) :]]
+    if edits and not concept.kept:
+        raise OptionError(
+            f"A merged concept edits words of the base ({listed(edits)}). This cannot be kept after compression or at "
+            "another strength. Merge the original file."
+        )
     if concept.kept and not concept.subjects:  # edits of the base alone
         return
     if not concept.subjects or not all(subject.words for subject in concept.subjects):
