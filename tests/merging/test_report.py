@@ -71,3 +71,13 @@ def test_the_word_within_anothers_words_is_not_its_own(tiny: Backbone) -> None:
     now = torch.cat([rows @ merged.concept.deltas[name].full().double().T for name in plain.deltas], 1)
     expected = float((now - own).norm() / own.norm())
     assert merged.report.subjects[0].joint_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_drift_alone_counts_the_matrices_that_are_merged(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    """With keys alone it is the drift of a concept that changes keys alone."""
+    keys = {layer: change for layer, change in pair[0].deltas.items() if layer.endswith("to_k.weight")}
+    less, whole = (
+        merge(tiny, [concept], options=MergeOptions(only="keys")).report.subjects[0].drift_alone
+        for concept in (replace(pair[0], deltas=keys), pair[0])
+    )
+    assert less == pytest.approx(whole)

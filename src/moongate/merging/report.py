@@ -51,7 +51,7 @@ class SubjectFit:
     beside: Mapping[str, float]
     """The same for each other subject that was tried, by its words."""
     drift_alone: float
-    """Drift on held-out neutral captions if the subject's own concept is applied alone."""
+    """Drift on held-out neutral captions if the subject's own concept is applied alone, to the merged matrices."""
 
     @property
     def worst_residual(self) -> float:
@@ -162,7 +162,10 @@ def measure(
     """
     neutral = held_out_rows(backbone, captions, cache=cache)
     size = _squares(_weights(backbone, deltas), neutral)
-    drift_alone = [(_squares(kept.concept.deltas.values(), neutral) / size) ** 0.5 for kept in constraints.subjects]
+    own = [
+        [change for layer, change in kept.concept.deltas.items() if layer in deltas] for kept in constraints.subjects
+    ]
+    drift_alone = [(_squares(changes, neutral) / size) ** 0.5 for changes in own]
     empty = empty_prompt_features(backbone)
     hardest = max(factorized.values(), key=lambda problem: problem.condition)
     return MergeReport(
