@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 from making import invented
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Fingerprint
 from moongate.compression import compress
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
@@ -184,6 +184,14 @@ def test_the_empty_prompt_keeps_the_keys_and_values_of_the_base(each: Backbone) 
         assert moved.norm() <= 1e-6 * change.full().norm()
         assert (free.concept.deltas[name].full().double() @ room.T).norm() > 1e3 * moved.norm()
     assert fixed.report.unconditional < free.report.unconditional
+
+
+def test_a_merge_names_its_base_whichever_concepts_do(tiny: Backbone, pair: Sequence[Concept]) -> None:
+    """Its weights are made for the model that it was made with, also if no concept says which model it is for."""
+    first, second = (replace(concept, base="", fingerprint=Fingerprint.unknown()) for concept in pair)
+    for concepts in ([first, second], [first, pair[1]], [pair[0], second]):
+        merged = merge(tiny, concepts).concept
+        assert (merged.base, merged.fingerprint) == (tiny.name, tiny.fingerprint)
 
 
 @pytest.mark.parametrize("only", ["keys", "values"])

@@ -213,13 +213,14 @@ def _concept(
     subjects = constraints.subjects
     names = {token for kept in subjects for token in kept.record.tokens}
     kept, blocks = constraints.stored
+    known = [concept for concept in concepts if concept.fingerprint.norms]
     return Concept(
         deltas={layer: LowRank(up=change.up.float(), down=change.down.float()) for layer, change in deltas.items()},
         tokens={token: row for concept in concepts for token, row in concept.tokens.items() if token in names},
         token_widths=backbone.token_widths,
         subjects=tuple(kept.record for kept in subjects),
-        base=concepts[0].base if concepts else backbone.name,
-        fingerprint=concepts[0].fingerprint if concepts else backbone.fingerprint,
+        base=known[0].base if known else backbone.name,
+        fingerprint=known[0].fingerprint if known else backbone.fingerprint,
         method="merge",
         record=_record(subjects, blocks, options),
         kept=kept,
