@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from command_line import command, fails, run
 from making import invented
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Fingerprint
 from moongate.concept import Concept
 
 
@@ -208,9 +209,25 @@ def test_a_library_gives_the_concepts_that_prompts_name_and_keeps_their_merge(
     run(draw.but(both, out=tmp_path / "kept"))
     pictures = [np.array(Image.open(next((tmp_path / name).glob("a-*.png")))) for name in ("merged", "kept")]
     assert np.array_equal(*pictures)
+    records = [Image.open(next((tmp_path / name).glob("a-*.png"))).text["moongate"] for name in ("merged", "kept")]
+    assert records[0] == records[1]  # the files are named, not the one in the cache
     draw = draw.but(model=tmp_path / "no-model")  # what is wrong with the prompt is said before a model is looked for
     assert "<tom> in" in fails(capsys, draw.but("a <tom> cat"))
     assert "either --concept or --library" in fails(capsys, draw.but(concept=kept))
+
+
+def test_a_merge_that_was_kept_for_one_model_is_not_drawn_with_another(
+    tiny: Backbone, tiny_folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    """Also where no concept says which model it is for."""
+    for number, word in enumerate(("bear", "dog")):
+        concept = replace(invented(tiny, (f"<{word}>", word), seed=number), base="", fingerprint=Fingerprint.unknown())
+        concept.save(tmp_path / "library" / f"{word}.safetensors")
+    draw = command("generate", "a <bear> bear and a <dog> dog", library=tmp_path / "library", count=1, steps=1)
+    for model in (tiny_folder, other_folder):
+        run(draw.but(model=model, out=tmp_path / "drawn", device="cpu"))
+    kept = [Concept.load(path) for path in (tmp_path / "cache" / "moongate" / "library").iterdir()]
+    assert {concept.base for concept in kept} == {str(tiny_folder), str(other_folder)}
 
 
 def test_compare_writes_one_sheet_with_and_without_the_concept(

@@ -1,11 +1,12 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from making import invented
-from moongate.backbone import Backbone
+from moongate.backbone import Backbone, Fingerprint
 from moongate.concept import Concept
 from moongate.errors import OptionError, TokenError
 from moongate.merging import library
@@ -70,12 +71,13 @@ def test_a_broken_file_is_named_and_skipped(folder: Path) -> None:
         Library.open(folder / "cat.safetensors")
 
 
-def test_a_merge_is_kept_by_the_content_of_its_files(folder: Path, tiny: Backbone) -> None:
-    def path() -> Path:
-        return merge_file(Library.open(folder).named_in(["a <one> bear and a <two> cat"]), folder)
+def test_a_merge_is_kept_by_its_base_and_the_content_of_its_files(folder: Path, tiny: Backbone) -> None:
+    def path(base: Fingerprint = tiny.fingerprint) -> Path:
+        return merge_file(Library.open(folder).named_in(["a <one> bear and a <two> cat"]), base, folder)
 
     first = path()
     (folder / "bear.safetensors").touch()
     assert path() == first
+    assert path(replace(tiny.fingerprint, norms=(1.0,))) != first
     invented(tiny, ("<one>", "bear"), seed=9).save(folder / "bear.safetensors", overwrite=True)
     assert path() != first

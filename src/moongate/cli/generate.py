@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
     from moongate.editing.regions import Region
+    from moongate.merging.library import Entry
     from moongate.sampling import Sample, SampleOptions
 
 __all__ = ["Generate"]
@@ -89,7 +90,7 @@ class Generate:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.editing.regions import of_subjects, sample_in_regions
-        from moongate.files import check_folder, write_atomically
+        from moongate.files import check_folder
         from moongate.sampling import check_seeds
 
         files, misplaced = self._split_concepts()
@@ -100,26 +101,21 @@ class Generate:
         )
         check_seeds(self._seeds)
         check_folder(self.out)
-        chosen, kept = self._chosen(prompts, files)
+        chosen, named = self._chosen(prompts, files)
         regions = self._regions()
         if self.compare and regions:
             raise OptionError("--compare draws without regions. Leave out either --compare or the regions.")
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
-        strengths = [strength for _, strength in chosen]
+        applied, strengths = concepts, [strength for _, strength in chosen]
+        if self.together == "merge" and len(concepts) > 1:
+            applied, strengths = [_merged(backbone, concepts, strengths, named, console)], [1.0]
         if self.compare:
-            return self._compared(backbone, concepts, strengths, prompts, options, console)
+            return self._compared(backbone, applied, strengths, prompts, options, console)
         jobs = [(prompt, seed) for prompt in prompts for seed in self._seeds]
         with contextlib.ExitStack() as stack:
-            if self.together == "merge" and len(concepts) > 1:
-                applied = [_merged(backbone, concepts, strengths, console)]
-                if kept:
-                    write_atomically(kept, applied[0].file_bytes)
-                stack.enter_context(applied[0].applied(backbone))
-            else:
-                applied = concepts
-                for concept, strength in zip(concepts, strengths, strict=True):
-                    stack.enter_context(concept.applied(backbone, strength=strength))
+            for one, strength in zip(applied, strengths, strict=True):
+                stack.enter_context(one.applied(backbone, strength=strength))
             for prompt in prompts:
                 _check_brackets(prompt, applied)
             spelled = [_spelled(prompt, applied) for prompt, _ in jobs]
@@ -145,18 +141,15 @@ class Generate:
         options: "SampleOptions",
         console: Console,
     ) -> dict[str, Any]:
-        """Draw the sheet of --compare, of one concept or of several merged ones."""
+        """Draw the sheet of --compare, of one concept or of the merge of several."""
         from moongate.cli.compare import write_comparison
         from moongate.files import free_path
 
-        if not concepts or (len(concepts) > 1 and self.together != "merge"):
+        if len(concepts) != 1:
             raise OptionError(
                 "--compare needs one concept, or several with --together merge. Name them with --concept."
             )
-        if len(concepts) == 1:
-            concept = concepts[0].scaled(strengths[0])
-        else:
-            concept = _merged(backbone, concepts, strengths, console)
+        concept = concepts[0].scaled(strengths[0])
         sheet = self.out / COMPARISON if self.overwrite else free_path(self.out / COMPARISON)
         return write_comparison(
             backbone, concept, prompts, seeds=self._seeds, options=options, sheet=sheet, console=console
@@ -203,23 +196,19 @@ class Generate:
             )
         return list(dict.fromkeys(prompts))
 
-    def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> tuple[list[tuple[Path, float]], Path | None]:
-        """Return the concept files with their strengths, and where the merge of a library's files is to be kept."""
+    def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> "tuple[list[tuple[Path, float]], list[Entry]]":
+        """Return the concept files with their strengths, and those that are a library's, whose merge is kept."""
         chosen = [split_strength(text) for text in files]
-        kept: Path | None = None
+        named: list[Entry] = []
         if self.library and chosen:
             raise OptionError("Give either --concept or --library, which finds the concepts by their tokens.")
         if self.library:
-            from moongate.merging.library import Library, merge_file
+            from moongate.merging.library import Library
 
             library = Library.open(self.library)
             for sentence in library.broken:
                 warn(sentence)
             named = library.named_in(prompts)
-            if self.together == "merge" and len(named) > 1:
-                kept = merge_file(named, cache_folder())
-                if kept.exists():
-                    return [(kept, 1.0)], None
             chosen = [(path, 1.0) for path in library.paths(named)]
         missing = next((file for file, _ in chosen if not file.exists()), None)
         if missing is not None:
@@ -231,7 +220,7 @@ class Generate:
                 f"{len(chosen)} concepts were given, but --together refuse allows one. Merge them into one file with "
                 "`moongate merge`."
             )
-        return chosen, kept
+        return chosen, named
 
     def _names(self, prompts: Sequence[str]) -> list[str]:
         """Return a file name for each prompt and seed; prompts that would get the same name are numbered."""
@@ -329,14 +318,26 @@ def _check_brackets(prompt: str, concepts: "Sequence[Concept]") -> None:
 
 
 def _merged(
-    backbone: "Backbone", concepts: "Sequence[Concept]", strengths: Sequence[float], console: Console
+    backbone: "Backbone",
+    concepts: "Sequence[Concept]",
+    strengths: Sequence[float],
+    named: "Sequence[Entry]",
+    console: Console,
 ) -> "Concept":
-    """Merge concepts at their strengths in memory, and print the verdict."""
+    """Merge concepts at their strengths and print the verdict; take the merge of a library's files that was kept."""
+    from moongate.concept import Concept
+    from moongate.files import write_atomically
     from moongate.merging import MergeOptions, merge
+    from moongate.merging.library import merge_file
     from moongate.merging.page import verdict
 
+    kept = merge_file(named, backbone.fingerprint, cache_folder()) if named else None
+    if kept and kept.exists():
+        return Concept.load(kept)
     scaled = [concept.scaled(strength) for concept, strength in zip(concepts, strengths, strict=True)]
     merged = merge(backbone, scaled, options=MergeOptions(cache=cache_folder()))
     for line in verdict(merged.report):
         say(console, line)
+    if kept:
+        write_atomically(kept, merged.concept.file_bytes)
     return merged.concept

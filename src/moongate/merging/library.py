@@ -18,6 +18,7 @@ from moongate.concept import FORMAT
 from moongate.errors import ConceptFileError, OptionError, TokenError, listed
 from moongate.extras import versions
 from moongate.files import digest, write_atomically
+from moongate.fingerprint import Fingerprint
 from moongate.merging import MergeOptions
 from moongate.tensor_files import CHECKSUM, read_texts
 from moongate.texts import parse_json
@@ -118,9 +119,10 @@ class Library:
         return f"Its tokens: {listed(sorted(owners)) or 'none'}."
 
 
-def merge_file(entries: Sequence[Entry], cache: Path) -> Path:
-    """Return where the merge of files is kept; its name follows from their contents and from what merges them."""
-    key = digest(*(entry.content for entry in entries), repr(MergeOptions()), repr(versions()), length=24)
+def merge_file(entries: Sequence[Entry], base: Fingerprint, cache: Path) -> Path:
+    """Return where the merge of files is kept; its name follows from their contents, the base, and what merges them."""
+    facts = (repr(base), repr(MergeOptions()), repr(versions()))
+    key = digest(*(entry.content for entry in entries), *facts, length=24)
     return cache / "library" / f"{key}.safetensors"
 
 
