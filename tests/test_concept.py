@@ -149,6 +149,16 @@ def test_renaming_a_token_resolves_a_clash(tiny: Backbone, make_concept: MakeCon
         make_concept().renamed({"<cat>": "<dog>"})
 
 
+@pytest.mark.parametrize("word", ["<bear>", r"<\q>", r"<\n>", r"<\1>", "<a.b>"])
+def test_a_word_of_several_vectors_is_spelled_with_all_of_them_whatever_its_name(
+    make_concept: MakeConcept, word: str
+) -> None:
+    subjects = (SubjectRecord(category="bear", token=word, more_tokens=("<b-2>", "<b-3>")), SubjectRecord(category="a"))
+    concept = dataclasses.replace(make_concept(), subjects=subjects)
+    spelled = f"a {word} <b-2> <b-3> bear and {word} <b-2> <b-3>"
+    assert concept.spelled(f"a {word} bear and {word}") == spelled == concept.spelled(spelled)
+
+
 def test_a_token_of_two_text_encoders_has_one_row_that_splits(make_concept: MakeConcept, tmp_path: Path) -> None:
     concept = dataclasses.replace(make_concept(), token_widths=(6, 10))
     again = Concept.load(concept.save(tmp_path / "two.safetensors"))

@@ -323,10 +323,9 @@ class Concept:
 
         Other programs write such a word once, and read all of its vectors.
         """
-        for subject in self.subjects:
-            further = "".join(f" {token}" for token in subject.more_tokens)
-            if subject.token and further:
-                prompt = re.sub(rf"{re.escape(subject.token)}(?!{re.escape(further)})", subject.token + further, prompt)
+        for first, *more in (subject.tokens for subject in self.subjects if subject.tokens[1:]):
+            further = "".join(f" {token}" for token in more)
+            prompt = (first + further).join(re.split(rf"{re.escape(first)}(?!{re.escape(further)})", prompt))
         return prompt
 
     @cached_property
