@@ -14,6 +14,7 @@ from conftest import all_weights, assert_same
 from moongate.backbone import Backbone, Fingerprint
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, TokenError
+from moongate.tensor_bytes import CHECKSUM
 
 MakeConcept = Callable[..., Concept]
 
@@ -326,3 +327,20 @@ def test_a_concept_with_a_broken_part_is_named(
     save_file(tensors, path, metadata=header | changed)
     with pytest.raises(ConceptFileError, match="lacks a part that its header promises"):
         Concept.load(path)
+
+
+@pytest.mark.parametrize(("low_rank", "end", "renamed"), [(False, ".delta", ".dlta"), (True, ".up", ".upper")])
+def test_a_tensor_that_is_no_change_is_named(
+    make_concept: MakeConcept, tmp_path: Path, low_rank: bool, end: str, renamed: str
+) -> None:
+    """A concept without some of its changes would draw another subject."""
+    path = make_concept(low_rank=low_rank).save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = {key: text for key, text in file.metadata().items() if key != CHECKSUM}
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(end))
+    for changed in ({name.replace(end, renamed): tensors.pop(name)}, {}):
+        save_file(tensors | changed, path, metadata=header)
+        if changed or low_rank:
+            with pytest.raises(ConceptFileError, match="bear.safetensors lacks .*is no change of a weight"):
+                Concept.load(path)

@@ -437,6 +437,8 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
             if not (tensor.ndim == down.ndim == 2 and tensor.shape[1] == len(down)):
                 raise ValueError(f"the factors of {name!r} do not fit together")
             deltas[name] = LowRank(up=tensor, down=down)
+        elif suffix != "down" or f"{name}.up" not in tensors:
+            raise ValueError(f"{key!r} is no change of a weight")
     return deltas
 
 
