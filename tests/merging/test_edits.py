@@ -99,6 +99,7 @@ def test_an_edit_that_was_compressed_or_scaled_is_named_when_it_is_merged(
         (("dog=>cat=>bear",), (), "cannot be read"),
         ((), ("dog=>cat",), "words to protect are words alone"),
         (("dog=>dog",), (), "would change nothing"),
+        (("Dog=>dog",), (), "would change nothing"),
         (("dog=>cat", "dog=>bear"), (), "contradict each other"),
         (("dog=>cat",), ("Dog",), "contradict each other"),
     ],
@@ -122,4 +123,16 @@ def test_words_that_the_model_cannot_read_and_words_of_a_subject_are_refused(
     with pytest.raises(TokenError, match="too long"):
         merge(tiny, options=MergeOptions(protect=("dog " * 20,)))
     with pytest.raises(OptionError, match="is a subject of the merge"):
-        merge(tiny, pair, options=MergeOptions(protect=("<one> bear",)))
+        merge(tiny, pair, options=MergeOptions(protect=("<one> Bear",)))
+
+
+@pytest.mark.parametrize("options", [{"erase": ("Dog=>cat",)}, {"protect": ("Tree",)}, {"protect": ("an",)}], ids=str)
+def test_words_that_occur_in_a_context_as_the_tokenizer_reads_it_are_left_out_of_it(
+    tiny: Backbone, options: dict[str, tuple[str, ...]]
+) -> None:
+    """It reads "photo of a Tree and a tree" in lower case, and "photo of an an" has an article that was made to fit."""
+    merged = merge(tiny, options=MergeOptions(contexts=1, **options))
+    small = {name: tuple(map(str.lower, words)) for name, words in options.items()}
+    again = merge(tiny, options=MergeOptions(contexts=1, **small))
+    for layer, change in merged.concept.deltas.items():
+        assert torch.equal(change.full(), again.concept.deltas[layer].full())

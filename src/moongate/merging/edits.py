@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
+from moongate.backbone.text import folded
 from moongate.errors import OptionError, TokenError
 from moongate.merging.constraints import CONTEXTS, SOFT_DIRECTIONS, Rows, single
 from moongate.merging.features import (
@@ -21,6 +22,7 @@ from moongate.merging.features import (
     BESIDE,
     feature_width,
     filled,
+    fits,
     fitting,
     pieces,
     stand_ins,
@@ -70,9 +72,9 @@ def edits_of(erase: Sequence[str], protect: Sequence[str]) -> tuple[Edit, ...]:
                 f"{text!r} cannot be read. Say what to erase and what to draw instead, such as "
                 f'--erase "snowman{ARROW}object"; words to protect are words alone.'
             )
-        if edit.words == edit.becomes:
+        if folded(edit.words) == folded(edit.becomes or ""):
             raise OptionError(f"{text!r} would change nothing. Name other words to draw instead.")
-        earlier = edits.setdefault(edit.words.lower(), edit)
+        earlier = edits.setdefault(folded(edit.words), edit)
         if earlier != edit:
             raise OptionError(
                 f"{earlier.name!r} and {edit.name!r} contradict each other: {edit.words!r} can only be erased once, "
@@ -101,11 +103,11 @@ def check_words(backbone: Backbone, edits: Sequence[Edit], subjects: Sequence[st
                     f"The tokenizer of {backbone.name!r} has no pieces for {words!r}, so the model cannot read it. "
                     "Choose other words."
                 )
-            if not fitting(backbone, words, CONTEXTS[:1]) and words not in CONTEXTS[0]:
+            if not fits(backbone, filled(CONTEXTS[0], words)):
                 raise TokenError(
                     f"{words[:60]!r} is too long for the captions of {backbone.name!r}. Choose fewer words."
                 )
-        if edit.words in subjects:
+        if folded(edit.words) in map(folded, subjects):
             raise OptionError(
                 f"{edit.words!r} is a subject of the merge, so it cannot be erased or protected as well. Leave the "
                 "concept or the edit out."

@@ -3,7 +3,6 @@
 The module knows nothing of concepts and of what a merge keeps.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,6 +20,7 @@ __all__ = [
     "ELSEWHERE",
     "feature_width",
     "filled",
+    "fits",
     "fitting",
     "leading",
     "pieces",
@@ -60,10 +60,16 @@ def stand_ins(backbone: Backbone) -> Mapping[str, Float[Tensor, " width"]]:
 
 
 def fitting(backbone: Backbone, words: str, contexts: Sequence[str]) -> list[str]:
-    """Return those of `contexts` that do not hold the words and fit into the text encoder together with them."""
-    longest = backbone.tokenizer.model_max_length
-    others = [context for context in contexts if not re.search(rf"(?<!\w){re.escape(words)}(?!\w)", context)]
-    return [context for context in others if len(backbone.tokenizer(filled(context, words)).input_ids) <= longest]
+    """Return those of `contexts` that fit into the text encoder and hold the words once when they are filled in."""
+    wanted = pieces(backbone, words)
+    captions = {context: filled(context, words) for context in contexts}
+    fit = {context: pieces(backbone, caption) for context, caption in captions.items() if fits(backbone, caption)}
+    return [context for context, ids in fit.items() if len(_occurrences(ids, wanted)) == len(wanted)]
+
+
+def fits(backbone: Backbone, caption: str) -> bool:
+    """Return whether the text encoder reads the whole caption."""
+    return len(backbone.tokenizer(caption).input_ids) <= backbone.tokenizer.model_max_length
 
 
 def feature_width(backbone: Backbone) -> int:
