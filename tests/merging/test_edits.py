@@ -136,3 +136,25 @@ def test_words_that_occur_in_a_context_as_the_tokenizer_reads_it_are_left_out_of
     again = merge(tiny, options=MergeOptions(contexts=1, **small))
     for layer, change in merged.concept.deltas.items():
         assert torch.equal(change.full(), again.concept.deltas[layer].full())
+
+
+def test_long_protected_words_are_measured_in_short_captions(tiny: Backbone) -> None:
+    """They fit into none of the usual captions that are held out."""
+    words = "cat dog " * 4 + "cat dog"
+    captions = [f"{word} {words}" for word in ("my", "one")]
+    before = [keys_and_values(tiny, caption) for caption in captions]
+    merged = merge(tiny, options=MergeOptions(erase=ONE.erase, protect=(words,), contexts=1))
+    with merged.concept.applied(tiny):
+        after = [keys_and_values(tiny, caption) for caption in captions]
+    ends = [tiny.tokenizer(caption).input_ids.index(tiny.tokenizer.eos_token_id) for caption in captions]
+    was, now = (
+        torch.cat([rows[end - 10 : end + 1] for rows, end in zip(all_rows, ends, strict=True)])
+        for all_rows in (before, after)
+    )
+    assert merged.report.edits[1].held_out_error == pytest.approx(float((now - was).norm() / was.norm()), rel=1e-3)
+
+
+def test_an_erased_word_is_measured_in_captions_without_the_other_words(tiny: Backbone) -> None:
+    """Snow is in one of the usual captions that are held out."""
+    report = merge(tiny, options=MergeOptions(erase=("dog=>snow",), contexts=1)).report
+    assert 0 < report.edits[0].held_out_error < 1

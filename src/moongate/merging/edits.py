@@ -29,7 +29,7 @@ from moongate.merging.features import (
     word_features,
 )
 
-__all__ = ["ARROW", "Edit", "check_words", "edits_of", "features_of", "rows_of"]
+__all__ = ["ARROW", "Edit", "check_words", "edits_of", "features_of", "fitting_both", "rows_of"]
 
 ARROW = "=>"
 ERASING = 3.0
@@ -127,7 +127,7 @@ def rows_of(backbone: Backbone, edit: Edit, layers: Sequence[str], *, contexts: 
         contexts: Largest number of contexts in which the edit is exact.
         elsewhere: Weight of the edit in further contexts, as soft rows; 0 leaves them out.
     """
-    captions = _fitting(backbone, edit, CONTEXTS)[:contexts]
+    captions = fitting_both(backbone, edit, CONTEXTS)[:contexts]
     features, wanted = features_of(backbone, edit, captions)
     change = wanted - features
     soft = features[:0]
@@ -157,6 +157,12 @@ def features_of(
     return features[:, kept].flatten(0, 1), wanted[:, kept].flatten(0, 1)
 
 
+def fitting_both(backbone: Backbone, edit: Edit, contexts: Sequence[str]) -> list[str]:
+    """Return the contexts that both the words and those in their place fit into."""
+    fit = fitting(backbone, edit.words, contexts)
+    return fit if edit.becomes is None else [one for one in fitting(backbone, edit.becomes, contexts) if one in fit]
+
+
 def _elsewhere(backbone: Backbone, edit: Edit) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
     """Return few rows for an edit in many contexts: features, and the change of features whose values they get.
 
@@ -166,7 +172,7 @@ def _elsewhere(backbone: Backbone, edit: Edit) -> tuple[Float[Tensor, "rows widt
     parts = []
     with backbone.tokens(stand_ins(backbone)):
         for contexts, with_end in ((ANYWHERE, True), (BESIDE, False)):
-            if fit := _fitting(backbone, edit, contexts):
+            if fit := fitting_both(backbone, edit, contexts):
                 features, wanted = features_of(backbone, edit, fit, with_end=with_end)
                 parts.append(torch.stack([features, wanted - features]) / len(fit) ** 0.5)
     if not parts:
@@ -176,9 +182,3 @@ def _elsewhere(backbone: Backbone, edit: Edit) -> tuple[Float[Tensor, "rows widt
     left, values, right = torch.linalg.svd(features, full_matrices=False)
     leading = slice(SOFT_DIRECTIONS)
     return (values[:, None] * right)[leading], (left.T @ change)[leading]
-
-
-def _fitting(backbone: Backbone, edit: Edit, contexts: Sequence[str]) -> list[str]:
-    """Return the contexts that both the words and those in their place fit into."""
-    fit = fitting(backbone, edit.words, contexts)
-    return fit if edit.becomes is None else [one for one in fitting(backbone, edit.becomes, contexts) if one in fit]

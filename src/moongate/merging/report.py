@@ -15,8 +15,8 @@ from moongate.backbone import Backbone
 from moongate.concept import Dense, LowRank, SubjectRecord
 from moongate.merging.closed_form import Factorized
 from moongate.merging.constraints import Constraints, KeptSubject, value_change
-from moongate.merging.edits import Edit, features_of
-from moongate.merging.features import filled, fitting, word_features
+from moongate.merging.edits import Edit, features_of, fitting_both
+from moongate.merging.features import filled, word_features
 from moongate.merging.neutral import empty_prompt_features, held_out_rows
 
 __all__ = ["INFEASIBLE", "Conflict", "EditFit", "MergeReport", "SubjectFit", "measure"]
@@ -26,6 +26,8 @@ INFEASIBLE = 1e-6
 LOST = 0.5
 """A subject is predicted to be lost when a joint prompt loses this share of what its concept changed."""
 HELD_OUT_CONTEXTS = ("photo of a {} in the snow", "a red {} in a garden", "drawing of a {} at night")
+SHORT_CONTEXTS = ("my {}", "one {}")
+"""Held-out contexts for the words of an edit that do not fit into the others."""
 JOINT_CONTEXT = "photo of a {} and a {}"
 PARTNERS = 4
 """Largest number of other subjects that each subject is combined with to measure its joint error."""
@@ -220,7 +222,8 @@ def _fit(
 def _edit_fit(backbone: Backbone, constraints: Constraints, deltas: Mapping[str, LowRank], index: int) -> EditFit:
     edit = Edit.named(constraints.blocks[index].words)
     missed = began = 0.0
-    features, wanted = features_of(backbone, edit, fitting(backbone, edit.words, HELD_OUT_CONTEXTS))
+    contexts = fitting_both(backbone, edit, HELD_OUT_CONTEXTS) or fitting_both(backbone, edit, SHORT_CONTEXTS)
+    features, wanted = features_of(backbone, edit, contexts)
     for matrix, change in zip(_weights(backbone, deltas), deltas.values(), strict=True):
         goal = value_change(matrix, wanted - features)
         missed += float((value_change(change, features) - goal).square().sum())
