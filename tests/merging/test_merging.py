@@ -284,6 +284,9 @@ def test_neutral_captions_can_count_by_how_far_the_concepts_move_them(tiny: Back
     merged = merge(tiny, pair, options=options)
     assert merged.report.feasible
     assert merged.concept.record["neutral"] == "in-danger"
+    keys = {name: change for name, change in pair[0].deltas.items() if name.endswith("to_k.weight")}
+    edited = merge(tiny, [replace(pair[0], deltas=keys)], options=replace(options, erase=("dog=>chair",)))
+    assert edited.concept.deltas.keys() == pair[0].deltas.keys()  # also the values that no concept moves
 
 
 @pytest.mark.slow

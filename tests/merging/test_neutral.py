@@ -7,7 +7,13 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.merging import neutral
-from moongate.merging.neutral import held_out_features, held_out_rows, neutral_captions, regularization_gram
+from moongate.merging.neutral import (
+    held_out_features,
+    held_out_rows,
+    neutral_captions,
+    regularization_gram,
+    weighted_grams,
+)
 
 
 def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp_path: Path) -> None:
@@ -87,3 +93,9 @@ def test_held_out_captions_are_no_part_of_the_gram_matrix(tiny: Backbone) -> Non
         first, last = tiny.encode_text(["a dog", "a away"]).features.double()
     expected = torch.cat([first[:4], last[:4]])
     torch.testing.assert_close(held_out_features(tiny, captions), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_where_no_concept_moves_a_neutral_caption_all_of_them_count_alike(tiny: Backbone) -> None:
+    captions = ["left out", "a red chair", "dog"]
+    for gram in weighted_grams(tiny, captions, {"no concept": [], "no change": [torch.zeros(8, 16)]}).values():
+        torch.testing.assert_close(gram, regularization_gram(tiny, captions))

@@ -152,7 +152,7 @@ def weighted_grams(
     """Return a Gram matrix for each layer in which a feature counts by how far the concepts' own changes move it there.
 
     With m(f) = (sum over concepts n of |f D_n^T|^2)^(1/2), a feature f has the weight m(f) / mean of m, so that all
-    features together weigh as much as they do alike.
+    features together weigh as much as they do alike. Where no concept moves any, all weigh the same.
 
     Args:
         backbone: The base model.
@@ -163,9 +163,12 @@ def weighted_grams(
     features, weights = (torch.cat(parts) for parts in zip(*_features(backbone, used), strict=True))
     grams = {}
     for layer, own in changes.items():
-        squares = torch.stack([change.double().T @ change.double() for change in own]).sum(0)
+        squares = torch.zeros(features.shape[1], features.shape[1]).double()
+        for change in own:
+            squares += change.double().T @ change.double()
         moved = ((features @ squares) * features).sum(1).clamp(min=0).sqrt()
-        scaled = features * (weights * moved / moved.mean().clamp(min=1e-30)).sqrt()[:, None]
+        in_danger = weights * moved / moved.mean() if moved.any() else weights
+        scaled = features * in_danger.sqrt()[:, None]
         grams[layer] = scaled.T @ scaled
     return grams
 
