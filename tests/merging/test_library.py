@@ -7,7 +7,7 @@ import pytest
 
 from making import invented
 from moongate.backbone import Backbone, Fingerprint
-from moongate.concept import Concept
+from moongate.concept import Concept, SubjectRecord
 from moongate.errors import OptionError, TokenError
 from moongate.merging import library
 from moongate.merging.library import INDEX, Library, merge_file
@@ -33,6 +33,22 @@ def test_a_prompt_takes_the_files_of_the_tokens_that_it_names(folder: Path) -> N
         names(["a dog"], folder)
 
 
+def test_a_prompt_may_name_all_tokens_of_a_word_of_several_vectors(folder: Path, pair: Sequence[Concept]) -> None:
+    subjects = (SubjectRecord(category="dog", token="<w>", more_tokens=("<w-2>",)),)
+    rows = {token: pair[0].tokens["<one>"].clone() for token in ("<w>", "<w-2>")}
+    replace(pair[0], tokens=rows, subjects=subjects).save(folder / "dog.safetensors")
+    assert names(["a <w> dog"], folder) == names(["a <w> <w-2> dog"], folder) == ["dog.safetensors"]
+
+
+def test_an_index_of_an_earlier_version_is_made_anew(folder: Path) -> None:
+    Library.open(folder)
+    index = json.loads((folder / INDEX).read_text())
+    for entry in index["files"]:
+        entry["tokens"] = []
+    (folder / INDEX).write_text(json.dumps({**index, "version": library.VERSION - 1}))
+    assert names(["a <two> cat"], folder) == ["cat.safetensors"]
+
+
 def test_a_token_in_two_files_is_named_when_a_prompt_needs_it(folder: Path, tiny: Backbone) -> None:
     invented(tiny, ("<ONE>", "dog")).save(folder / "dog.safetensors")
     assert names(["a <two> cat"], folder) == ["cat.safetensors"]
@@ -56,7 +72,7 @@ def test_only_files_that_changed_are_read_again(folder: Path, tiny: Backbone, mo
     invented(tiny, ("<three>", "dog"), seed=3).save(folder / "cat.safetensors", overwrite=True)
     assert names(["a <three> dog"], folder) == ["cat.safetensors"]
     assert read[2:] == ["cat.safetensors"]
-    (folder / INDEX).write_text(json.dumps({"version": 1, "files": [{"file": 3}]}))
+    (folder / INDEX).write_text(json.dumps({"version": library.VERSION, "files": [{"file": 3}]}))
     assert names(["a <three> dog"], folder) == ["cat.safetensors"]
 
 

@@ -26,7 +26,7 @@ from moongate.texts import parse_json
 __all__ = ["Entry", "Library", "merge_file"]
 
 INDEX = ".moongate-library.json"
-VERSION = 1
+VERSION = 2
 """Version of the index; another one is made anew."""
 
 
@@ -143,7 +143,7 @@ def _read(path: Path, **facts: Any) -> Entry:
         if texts.get("format") != FORMAT:
             raise ConceptFileError("it is no Moongate concept. Make one of it with `moongate convert`.")
         concept = parse_json(texts["concept"])
-        tokens = tuple(str(subject["token"]) for subject in concept["subjects"] if subject["token"])
+        tokens = tuple(map(str, concept["tokens"]))
         content = texts.get(CHECKSUM) or digest(repr(texts), repr(facts))
         return Entry(file=path.name, tokens=tokens, content=content, **facts)
     except (ConceptFileError, KeyError, TypeError, ValueError) as error:
