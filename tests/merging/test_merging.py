@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 from making import invented
 from moongate.backbone import Backbone, Fingerprint
+from moongate.backbone.rare_tokens import latest
 from moongate.compression import compress
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import CONTEXTS
+from moongate.merging.features import stand_ins
 from moongate.merging.neutral import neutral_captions, regularization_gram, weighted_grams
 from moongate.sampling import SampleOptions, sample
 
@@ -258,6 +261,20 @@ def test_further_contexts_bring_a_subject_nearer_to_itself_there(
     without, some, much = missed(0), missed(1e3), missed(1e9)
     assert without > some > much
     assert much < 1e-3
+
+
+def test_a_model_whose_vocabulary_has_none_of_the_usual_rare_tokens_is_merged_with_its_own(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Rare tokens stand in for other subjects in further contexts."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "moongate.json").write_text("{}")
+    backbone = Backbone.load(folder, device="cpu", text_only=True)
+    assert not backbone.rare_tokens
+    rows = torch.stack([*stand_ins(backbone).values()])
+    started = torch.stack([backbone.token_row(token) for token in latest(backbone)[:4]])
+    torch.testing.assert_close((rows - started.flip(0)).norm(dim=1), 0.1 * started.flip(0).norm(dim=1))
+    assert merge(backbone, [invented(backbone, ("<one>", "bear"))]).report.feasible
 
 
 def test_neutral_captions_can_count_by_how_far_the_concepts_move_them(tiny: Backbone, pair: Sequence[Concept]) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
+from moongate.backbone.rare_tokens import latest
 from moongate.data import with_words
 from moongate.errors import TokenError
 from moongate.merging.neutral import encoded
@@ -51,9 +52,10 @@ PERTURBATION = 0.1
 def stand_ins(backbone: Backbone) -> Mapping[str, Float[Tensor, " width"]]:
     """Return rows for the tokens in `BESIDE`: rare tokens, slightly perturbed as by training; always the same."""
     generator = torch.Generator().manual_seed(0)
+    rare = backbone.rare_tokens or latest(backbone)[:4]
     rows = {}
     for number in range(4):
-        row = backbone.token_row(backbone.rare_tokens[-1 - number % len(backbone.rare_tokens)]).detach().cpu()
+        row = backbone.token_row(rare[-1 - number % len(rare)]).detach().cpu()
         noise = torch.randn(row.shape, generator=generator)
         rows[STAND_IN.format(number)] = row + PERTURBATION * row.norm() * noise / noise.norm()
     return rows
