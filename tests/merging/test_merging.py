@@ -234,8 +234,12 @@ def test_taking_out_one_of_two_that_contradict_gives_the_other_its_values_back(t
 
 def test_rows_that_do_not_fit_their_record_are_named(tiny: Backbone, pair: Sequence[Concept]) -> None:
     merged = merge(tiny, pair).concept
-    short = {name: rows[:-1] for name, rows in merged.kept.items()}
-    for broken in (replace(merged, kept=short), replace(merged, record={"contexts": merged.record["contexts"]})):
+    short, flat, single = (
+        {name: change(rows) for name, rows in merged.kept.items()}
+        for change in (lambda rows: rows[:-1], lambda rows: rows[:, 0], lambda rows: rows[0, 0])
+    )
+    without_rows = replace(merged, record={"contexts": merged.record["contexts"]})
+    for broken in (*(replace(merged, kept=kept) for kept in (short, flat, single)), without_rows):
         with pytest.raises(OptionError, match="do not fit its record"):
             merge(tiny, [broken])
 

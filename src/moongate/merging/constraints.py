@@ -212,15 +212,15 @@ def stored_rows(concept: Concept) -> list[Rows]:
             counts = tuple(map(int, facts["counts"]))
             end = begin + sum(counts) + int(facts["soft"])
             tensors = {name: rows[begin:end].double() for name, rows in concept.kept.items()}
-            if any(len(rows) != end - begin for rows in tensors.values()):
-                raise ValueError("too few rows")
+            if any(rows.ndim != 2 or len(rows) != end - begin for rows in tensors.values()):
+                raise ValueError("rows of another shape")
             features = tensors.pop("features")
             words = str(facts["words"])
             blocks.append(Rows(words=words, features=features, values=tensors, counts=counts, soft=int(facts["soft"])))
             begin = end
         if len(blocks) < len(concept.subjects):
             raise ValueError("too few blocks")
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise OptionError(
             f"A merged concept holds rows that do not fit its record ({error}). Merge its parts again."
         ) from error
