@@ -5,9 +5,9 @@ caption exactly in one context, or in up to eight, and as soft rows in fifty mor
 the same words other features after other text. Where the number of contexts is left open, contexts are left out until
 all constraints together take at most half of the features' free directions.
 
-A merged concept records its contexts, and its values there are exact. So a subject can be added to a merge, or taken
-out of it, without the files of the others. Storing the prescribed values in the file would double its size and add no
-information.
+A merged concept records its contexts and stores its rows: the features and the wanted change of their values. So a
+subject can be added to a merge, or taken out of it, without the files of the others, and also where the constraints
+contradict one another and the merge is a compromise.
 
 The module knows nothing of how the problem is solved.
 """
