@@ -98,8 +98,7 @@ class Train:
     """custom-diffusion, fine-tune-all, dreambooth, textual-inversion, or a variant. An unknown name lists all.
     Default: the method of the preset, or the one that suits the model."""
     steps: OptionalInt = None
-    """Optimizer steps. Default: for each subject those of the method, 250 for custom-diffusion; on pocket 150, or 75
-    for each of several."""
+    """Optimizer steps. Default: for each subject 250 with custom-diffusion; on pocket 150, or 75 each for several."""
     batch: OptionalInt = None
     """Target pictures in each step (default: 4, or 8 without regularization); as many regularization pictures join."""
     accumulate: OptionalInt = None
