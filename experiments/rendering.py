@@ -89,13 +89,19 @@ def recognized(results: Results, records: Sequence[Record]) -> str:
 
 
 def interval(groups: Sequence[Sequence[float]], *, digits: int = 3, percent: bool = False, signed: bool = False) -> str:
-    """Return the mean of the groups' means with its 95 % interval, by Student's t, which holds for few groups too."""
+    """Return the mean of the groups' means with its 95 % interval, by Student's t, which holds for few groups too.
+
+    With `percent` the values are shares; what an interval has below 0 or above 1 is cut off, unless they are `signed`.
+    """
     values = [mean(group) for group in groups]
     middle, half = mean(values), 0.0
     if len(values) > 1:
         half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    low, high = middle - half, middle + half
+    if percent and not signed:
+        low, high = max(low, 0.0), min(high, 1.0)
     spec = f"{'+' if signed else ''}.{digits}{'%' if percent else 'f'}"
-    return f"{middle:{spec}} ({middle - half:{spec}} to {middle + half:{spec}})"
+    return f"{middle:{spec}} ({low:{spec}} to {high:{spec}})"
 
 
 def over_seeds(seeds: Sequence[int]) -> str:

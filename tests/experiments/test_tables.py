@@ -320,6 +320,7 @@ def test_an_interval_over_few_groups_is_as_wide_as_students_t_makes_it() -> None
     # Means 1 to 5: standard error (2.5 / 5)^(1/2), and 2.776 is the 97.5 % quantile for four degrees of freedom.
     assert interval([[0.5, 1.5], [2], [3], [4], [5]], digits=2) == "3.00 (1.04 to 4.96)"
     assert interval([[0.25]], percent=True, digits=0) == "25% (25% to 25%)"
+    assert interval([[0.1], [0.9]], percent=True, digits=0) == "50% (0% to 100%)"  # 12.7 standard errors of 0.4
 
 
 def test_an_ordering_says_how_many_subjects_would_decide_it() -> None:
