@@ -122,7 +122,7 @@ def _outlook(report: MergeReport) -> "tuple[str, Level]":
         beside, error = lost.worst_beside
         place = f"beside {beside}" if beside else "in this merge"
         share = _kept(max(error, lost.worst_residual))
-        return f"{lost.words} will probably be lost {place}: it keeps {share:.0%} of its change there.", "bad"
+        return f"{lost.words} may be lost {place}: it keeps {share:.0%} of its change there. Draw both to see.", "bad"
     if len(report.subjects) == 1:
         text = (
             f"{worst.words} keeps {_kept(worst.worst_residual):.0%} of its change in its contexts and "

@@ -47,7 +47,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Sequence[str]]]) -> None:
 
 def _bar(words: str, share: float, *, is_lost: bool) -> None:
     with ui.element("div").classes("share"):
-        Words("span", f"{words} (probably lost)" if is_lost else words)
+        Words("span", f"{words} (may be lost)" if is_lost else words)
         bar = ui.element("progress").classes("" if share >= HALF else "low")
         bar._props.update({"max": 1, "value": round(share, 4), "aria-label": f"{words} keeps"})
         Words("span", f"{share:.0%}")
