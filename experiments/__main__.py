@@ -23,7 +23,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from experiments.measuring import Measuring
 from experiments.plan import planned
 from experiments.records import Record, Results
-from experiments.study import SEEDS, Size
+from experiments.study import SEEDS, Size, Study
 from moongate.errors import OptionError
 from moongate.files import exclusive, write_atomically
 from moongate.fleet import Job, Status, run
@@ -114,9 +114,8 @@ def _run(names: Sequence[str], options: Options) -> list[Status]:
     results = _results(options)
     missing = sorted(results.missing(_of_seeds(_records(names), options.seeds)), key=_seed)
     records = {record.key.replace("/", "-"): record for record in missing}
-    # The names of concepts and pictures do not say which weights and precision they depend on; the folder does.
-    folder = options.folder / f"{results.weights}-{options.size.dtype}"
-    measuring = Measuring(records=records, results=_results(options), folder=folder)
+    study = Study.within(options.folder, options.size)
+    measuring = Measuring(records=records, results=_results(options), folder=study.folder)
     jobs = [Job(name=name, settings={"record": record.key}) for name, record in records.items()]
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with exclusive(options.folder), Progress(*columns) as progress:

@@ -20,7 +20,6 @@ from experiments.study import EXAMPLES, Size, Study
 from moongate import pocket
 from moongate.evaluation import read_prompts
 from moongate.evaluation.prompts import filled
-from moongate.sampling import SampleOptions
 from recipe.command import command
 
 __all__ = ["ALIKE", "Counts", "Options", "chosen_by"]
@@ -41,9 +40,7 @@ class Options:
     """Folder of concepts and pictures; `make tables` uses the same concepts."""
     examples: tuple[str, ...] = EXAMPLES
     """The subjects to choose from."""
-    size: Size = field(
-        default_factory=lambda: Size(sampling=SampleOptions(steps=12, guidance=4.0, scheduler="dpm++", batch=5))
-    )
+    size: Size = field(default_factory=Size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ def chosen_by(study: Study, options: Options) -> Counts:
 def main(options: Options) -> None:
     """Measure and print, the best first."""
     torch.set_num_threads(1)
-    study = Study(folder=options.folder / f"{pocket.weights_digest()}-{options.size.dtype}", size=options.size)
+    study = Study.within(options.folder, options.size)
     counts = chosen_by(study, options)
     for example, count in sorted(counts.real.items(), key=lambda item: -item[1]):
         taught = f", taught {counts.taught[example]}" if example in counts.taught else ""

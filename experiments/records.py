@@ -186,9 +186,8 @@ class Results:
     def _has(self, record: Record) -> bool:
         if record.key not in self._contents:
             return False
-        settings = self._settings(record)
-        same_size = _drawn(settings["size"]) == _drawn(asdict(self.size))
-        return same_size and settings["prompts"] == self._own_settings["prompts"]
+        settings, own = self._settings(record), self._own_settings
+        return _drawn(settings["size"]) == _drawn(own["size"]) and settings["prompts"] == own["prompts"]
 
 
 def _drawn(size: Mapping[str, Any]) -> dict[str, Any]:

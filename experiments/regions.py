@@ -85,7 +85,7 @@ class Options:
 def main(options: Options) -> None:
     """Measure and write."""
     torch.set_num_threads(1)
-    study = Study(folder=options.folder / f"{weights_digest()}-{options.size.dtype}", size=options.size)
+    study = Study.within(options.folder, options.size)
     recognizer = Recognizer.load()
     for number in options.pairs:
         for way in options.ways:

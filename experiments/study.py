@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.styles import STYLES, style_pictures, style_subject
 from moongate import METHODS, Backbone, Concept, Method, Regularization, Subject, TrainOptions, merge, pocket, train
-from moongate.backbone.precision import usual_dtype
+from moongate.backbone import usual_dtype
 from moongate.data import photo_of
 from moongate.data.pictures import as_tensor, read_picture
 from moongate.demo.recognizer import Recognizer
@@ -240,6 +240,14 @@ class Study:
 
     folder: Path
     size: Size = field(default_factory=Size)
+
+    @classmethod
+    def within(cls, folder: Path, size: Size) -> "Study":
+        """Return the study whose folder in `folder` is that of pocket's weights and the precision.
+
+        The names of concepts and pictures do not say which weights and precision they depend on.
+        """
+        return cls(folder=folder / f"{pocket.weights_digest()}-{size.dtype}", size=size)
 
     @cached_property
     def backbone(self) -> Backbone:
