@@ -93,3 +93,12 @@ def test_a_rater_has_a_short_name_that_can_be_printed() -> None:
     for name in ("", "  ", "x" * 61, "a\x1b[31m"):
         with pytest.raises(OptionError, match="The rater's name"):
             check_rater(name)
+
+
+def test_a_name_of_any_script_is_kept_without_its_invisible_marks() -> None:
+    for name in ("علی\u200cرضا", "👩\u200d👩\u200d👧", "José", "山田"):
+        assert check_rater(name) == name
+    assert check_rater("\ufeffNo\u00ada\u200f") == "Noa"
+    for name in ("\u200d", "a\ud800", "\u202e"):
+        with pytest.raises(OptionError, match="The rater's name"):
+            check_rater(name)

@@ -1,6 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
+/* What a name may not have, so that the file of answers can be added; two joiners belong to names in some scripts. */
+const INVISIBLE = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}]/gu;
 let rater = "", answers = {}, order = [], shown = 0, isKept = true;
 
 /* A number from 0 to 2^32 - 1 that follows from a text: FNV-1a with MurmurHash3's last step. */
@@ -38,8 +40,8 @@ function kept() {
 
 function begin(event) {
   event.preventDefault();
-  rater = byId("rater").value.trim().replace(/\s+/g, " ");
-  if (!rater) return;
+  rater = byId("rater").value.replace(/\s+/g, " ").replace(INVISIBLE, "").trim();
+  if (!/[^\u200c\u200d]/u.test(rater)) return;
   answers = kept();
   order = ordered();
   byId("begin").hidden = true;

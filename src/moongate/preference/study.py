@@ -9,6 +9,7 @@ goes on where the answers end, and no state is stored.
 import dataclasses
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,8 @@ QUESTIONS: Mapping[Question, str] = {
 }
 """The questions of the paper (Sec. 4.3). A rater answers all trials of the first, and then those of the second."""
 RATER_CHARACTERS = 60
+JOINERS = "\u200c\u200d"
+"""Invisible characters that names in Persian and pictures of several persons are written with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +165,17 @@ class Study:
 
 
 def check_rater(name: str) -> str:
-    """Return the name of a rater without spaces around it.
+    """Return the name of a rater without spaces around it, and without invisible marks other than `JOINERS`.
 
     Raises:
-        OptionError: It is empty, too long, or has characters that cannot be printed.
+        OptionError: It is empty, too long, or has control characters.
     """
-    name = " ".join(name.split())
-    if not 0 < len(name) <= RATER_CHARACTERS or not name.isprintable():
+    kept = (character for character in name if character in JOINERS or unicodedata.category(character) != "Cf")
+    name = " ".join("".join(kept).split())
+    if not name.strip(JOINERS) or len(name) > RATER_CHARACTERS:
         raise OptionError(f"The rater's name {name!r:.80} must have 1 to {RATER_CHARACTERS} characters. Give another.")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise OptionError(f"The rater's name {name!r:.80} has control characters. Leave them out.")
     return name
 
 
