@@ -1,3 +1,5 @@
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,16 @@ def test_prompts_are_read_from_other_programs_too(tmp_path: Path) -> None:
     assert prompt_and_seed(make_picture(tmp_path / "y.png", seed=1)) == ("a cat", "y")
     with pytest.raises(PictureError, match="Write its prompt into z.txt"):
         prompt_and_seed(make_picture(tmp_path / "z.png", seed=1))
+
+
+def test_a_picture_that_says_it_is_huge_is_named_and_not_opened(tmp_path: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, b"IDAT")
+    ]
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(PictureError, match=r"huge.png is too large"):
+        prompt_and_seed(tmp_path / "huge.png")
 
 
 def test_overviews_are_no_pictures_of_a_method(methods: dict[str, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ prompt in a text file of the same name, and its file name takes the place of the
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +114,7 @@ def prompt_and_seed(path: Path) -> tuple[str, str]:
     Raises:
         PictureError: Neither the picture nor a text file beside it has a prompt, or it cannot be read.
     """
-    texts: Mapping[str, str] = {}
-    if path.suffix.lower() == ".png":
-        try:
-            with Image.open(path, formats=["PNG"]) as image:
-                texts = {str(key): text for key, text in image.info.items() if isinstance(text, str)}
-        except (OSError, SyntaxError, ValueError) as error:
-            raise PictureError(f"{path} is damaged or not a PNG file ({error}). Remove it.") from error
+    texts = _texts(path) if path.suffix.lower() == ".png" else {}
     try:
         facts = parse_json(texts["moongate"])
         return str(facts["prompt"]), str(facts["seed"])
@@ -138,6 +133,19 @@ def prompt_and_seed(path: Path) -> tuple[str, str]:
         return " ".join(read_text(beside).split()), path.stem
     except ValueError as error:
         raise PictureError(f"{beside} cannot be read: {error}. Save it as UTF-8.") from error
+
+
+def _texts(path: Path) -> Mapping[str, str]:
+    """Return the texts in a PNG file by their names. Raises PictureError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as image:
+                return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"{path} is too large ({error}). Shrink it or remove it.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"{path} is damaged or not a PNG file ({error}). Remove it.") from error
 
 
 def _drawn(folder: Path, subjects: Sequence[Subject]) -> dict[tuple[str, str], Path]:

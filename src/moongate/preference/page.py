@@ -83,6 +83,6 @@ def _data_url(path: Path) -> str:
         with Image.open(path, formats=["PNG"]) as image:
             image.thumbnail((STORED_PX, STORED_PX), Image.Resampling.LANCZOS)
             image.convert("RGB").save(buffer, format="WebP", quality=92)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OptionError(f"{path} is missing or damaged ({error}). Make the study again.") from error
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
