@@ -223,17 +223,20 @@ def _gradients(model: nn.Module, losses: Losses, stage: Stage, step: int, team: 
     """Set the gradients of the weights to their mean over all batches of a step; return the mean losses seen here."""
     own = team.shards(stage.shards)
     sums: dict[str, float] = {}
+    loss = 0.0
     for shard in own:
         generator = torch.Generator().manual_seed((stage.seed * 10**7 + step) * 64 + shard)
         parts = losses(generator, step)
         total = torch.stack([part.float() for part in parts.values()]).sum()
         total.backward()
-        if not math.isfinite(total.item()):
-            raise TrainingDiverged(
-                f"The loss of step {step} is {total.item()}. The last checkpoint remains; resume with a lower learning "
-                f"rate than {stage.lr} in a new folder."
-            )
+        loss += total.item()
         sums = {name: sums.get(name, 0.0) + part.item() / len(own) for name, part in parts.items()}
+    loss = team.summed(loss)  # each process learns of a bad loss in another one
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"The loss of step {step} is {loss}. The last checkpoint remains; resume with a lower learning rate than "
+            f"{stage.lr} in a new folder."
+        )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     team.sum_gradients(weights)
     if stage.shards > 1:

@@ -4,10 +4,11 @@ On a CPU, two processes with one thread each lose no speed, while two threads in
 gradients are averaged over gloo. This module knows nothing of models or data.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import get_context
 
-from moongate.errors import MoongateError, OptionError
+from moongate.errors import MoongateError, OptionError, RankLost, first_line
 
 __all__ = ["Team", "run_in_team"]
 
@@ -39,19 +40,30 @@ class Team:
         return range(self.rank, count, self.size)
 
     def agreed(self, value: float) -> float:
-        """Return the value that the first process has."""
+        """Return the value that the first process has. Raises RankLost when another process has ended."""
         if self.size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(shared, 0)
+        with _loss_explained():
+            dist.broadcast(shared, 0)
+        return float(shared)
+
+    def summed(self, value: float) -> float:
+        """Return the sum of the values of all processes. Raises RankLost when another process has ended."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        with _loss_explained():
+            dist.all_reduce(shared)
         return float(shared)
 
     def sum_gradients(self, weights: Sequence[nn.Parameter]) -> None:
-        """Replace the gradients of the weights by their sums over all processes."""
+        """Replace the gradients of the weights by their sums. Raises RankLost when another process has ended."""
         if self.size > 1:
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(joined)
+            with _loss_explained():
+                dist.all_reduce(joined)
             parts = joined.split([gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
@@ -99,3 +111,14 @@ def _join(work: Callable[[Any, Team], None], options: Any, rank: int, size: int,
         sys.exit(2)
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _loss_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            f"The other process of this run has ended ({first_line(error)}) Run the same command again; it goes on "
+            "from the last checkpoint."
+        ) from error

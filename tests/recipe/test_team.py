@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from moongate.errors import OptionError
+from moongate.errors import OptionError, RankLost, TrainingDiverged
 from recipe.team import Team, run_in_team
 from tiny_team import fit_line
 
@@ -31,9 +31,23 @@ def test_more_than_two_processes_are_refused() -> None:
 def test_one_process_computes_what_two_compute(tmp_path: Path) -> None:
     states = []
     for processes in (1, 2):
-        run_in_team(fit_line, SimpleNamespace(out=tmp_path / str(processes), processes=processes))
+        run_in_team(fit_line, SimpleNamespace(out=tmp_path / str(processes), processes=processes, second=""))
         states.append(torch.load(tmp_path / str(processes) / "state.pt", weights_only=True))
     one, two = states
     assert one["position"]["pictures"] == two["position"]["pictures"] == 80
     for part in ("model", "average"):
         assert all(map(torch.equal, one[part].values(), two[part].values()))
+
+
+@pytest.mark.parametrize(
+    ("second", "error", "message"),
+    [
+        ("diverges", TrainingDiverged, r"The loss of step 3 is inf. The last checkpoint remains"),
+        ("ends", RankLost, r"The other process of this run has ended .* Run the same command again"),
+    ],
+)
+def test_what_happens_in_the_second_process_alone_is_said_in_one_sentence(
+    tmp_path: Path, second: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run_in_team(fit_line, SimpleNamespace(out=tmp_path, processes=2, second=second))
