@@ -3,10 +3,10 @@
 `--plan` says what is missing and how long it will take, and measures nothing.
 
 Records are read from experiments/results/records.jsonl. A new record is written to runs/tables/records as soon as it is
-measured, so that an interrupted run continues, and all new ones are moved into that file at the end. The workers are a
-fleet: when one dies or a record fails, the others go on; runs/tables/jobs/logs has what they print. A record of other
-weights of pocket is measured again; delete the line of a record to measure it again. Concepts and pictures are kept in
-runs/tables.
+measured, so that an interrupted run continues, and all new ones are moved into that file at the end, or by
+`--render-only`, which measures nothing. The workers are a fleet: when one dies or a record fails, the others go on;
+runs/tables/jobs/logs has what they print. A record of other weights of pocket is measured again; delete the line of a
+record to measure it again. Concepts and pictures are kept in runs/tables.
 """
 
 import os
@@ -25,7 +25,7 @@ from experiments.plan import planned
 from experiments.records import Record, Results
 from experiments.study import SEEDS, Size, Study
 from moongate.errors import OptionError
-from moongate.files import exclusive, write_atomically
+from moongate.files import exclusive, is_held, write_atomically
 from moongate.fleet import Job, Status, run
 from recipe.command import command
 
@@ -80,7 +80,7 @@ class Options:
     plan: bool = False
     """Measure nothing and write nothing; print what is missing and the core hours that it will take."""
     render_only: bool = False
-    """Measure nothing; write the tables from the records that there are."""
+    """Measure nothing; move what an interrupted run left into the file of records, and write the tables."""
     size: Size = field(default_factory=Size)
 
 
@@ -97,10 +97,8 @@ def main(options: Options) -> None:
         print(planned(_results(options), by_name, on_request=() if options.names else ON_REQUEST))
         return
     failed = [] if options.render_only else _run(names, options)
-    results = _results(options)
-    if not options.render_only:
-        results.fold({record.key for record in _records((*EXPERIMENTS, *ON_REQUEST))})
-    _write(results, options.results)
+    _fold(options)
+    _write(_results(options), options.results)
     if failed:
         raise SystemExit("\n".join(f"{status.name} failed: {status.error}" for status in failed))
 
@@ -129,6 +127,17 @@ def _run(names: Sequence[str], options: Options) -> list[Status]:
         devices = ["cpu"] * options.workers
         statuses = run(options.folder / "jobs", jobs, measuring, devices=devices, on_change=show)
     return [status for status in statuses if status.state == "failed"]
+
+
+def _fold(options: Options) -> None:
+    """Move new records into the one file, unless a run is measuring more: it moves them at its end."""
+    if not _results(options).unfolded:
+        return
+    if is_held(options.folder):
+        print(f"New records stay in {options.folder / 'records'} while another process measures; it moves them later.")
+        return
+    with exclusive(options.folder):
+        _results(options).fold({record.key for record in _records((*EXPERIMENTS, *ON_REQUEST))})
 
 
 def _records(names: Sequence[str]) -> list[Record]:

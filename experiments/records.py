@@ -114,7 +114,7 @@ class Results:
 
         Records and pictures whose keys are not `known`, those of earlier tables, are dropped; none if it is None.
         """
-        new = sorted(self.new.rglob("*.json"))
+        new = self.unfolded
         if not new:
             return
         for picture in sorted(self.new.rglob("*.webp")):
@@ -131,6 +131,11 @@ class Results:
         write_atomically(self.file, text.encode())
         for path in new:
             path.unlink()
+
+    @property
+    def unfolded(self) -> list[Path]:
+        """The files of new records."""
+        return sorted(self.new.rglob("*.json"))
 
     def precisions(self, records: Iterable[Record]) -> dict[str, int]:
         """Return how many of the records that were measured are of each precision."""
@@ -170,7 +175,7 @@ class Results:
             else:
                 key = line.pop("key")
                 contents[key] = settings | line
-        for path in self.new.rglob("*.json"):
+        for path in self.unfolded:
             contents[path.relative_to(self.new).with_suffix("").as_posix()] = json.loads(path.read_text())
         return contents
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import merge_ablation, orderings, table1_single, table3_ablation
-from experiments.__main__ import EXPERIMENTS, ON_REQUEST, _write
+from experiments.__main__ import EXPERIMENTS, ON_REQUEST, Options, _write, main
 from experiments.edits import MEASURES as EDIT_MEASURES
 from experiments.edits import WAYS as EDIT_WAYS
 from experiments.edits import EditRecord
@@ -24,6 +24,7 @@ from experiments.records import Record, Results, webp_row
 from experiments.rendering import interval
 from experiments.scores import DEFAULT, MERGES, Base, Several, Single
 from experiments.study import EXAMPLES, PAIRS, SEEDS, Size
+from moongate.files import exclusive
 from moongate.fleet import Assignment, Job
 from moongate.fleet.queue import check_names
 
@@ -210,6 +211,26 @@ def test_new_records_are_folded_into_one_file_with_the_settings_once(tmp_path: P
     assert {record.key: again[record] for record in records} == before
     assert again.missing(records) == []
     assert again.picture(records[-1]).size == (96, 32)
+
+
+def test_what_an_interrupted_run_left_is_folded_when_the_tables_are_written(
+    everything: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(
+        records=everything.file, folder=tmp_path / "runs", results=tmp_path / "tables", render_only=True, workers=1
+    )
+    record = Single(EXAMPLES[0], "dreambooth")
+    left = Results(file=everything.file, new=options.folder / "records", size=options.size)
+    left.put(record, made_up(record) | {"bytes": 7})
+    with exclusive(options.folder):
+        main(options)
+    assert left.unfolded
+    assert "while another process measures" in capsys.readouterr().out
+    main(options)
+    assert not left.unfolded
+    assert results_in(everything.file.parent)[record]["bytes"] == 7
+    assert results_in(everything.file.parent).missing(all_records()) == []
+    assert (options.results / "tables.md").is_file()
 
 
 def test_a_folded_record_of_other_settings_keeps_them_until_it_is_measured_again(everything: Results) -> None:
