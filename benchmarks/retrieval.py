@@ -11,12 +11,14 @@ finds (recall).
 import dataclasses
 import itertools
 import json
+import math
 import random
 import re
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,6 +45,10 @@ PARTS = (
     ("on the beach", "in the snow", "at night", "in a garden", "in the desert", "under water"),
 )
 """Kinds of pictures, colors, subjects and places of synthetic captions."""
+CAPTIONS = math.prod(len(PARTS[part]) for part in (0, 1, 2, 1, 2, 3)) // len(PARTS[2]) * (len(PARTS[2]) - 1)
+"""Number of distinct synthetic captions: of a kind, two colors, two subjects that differ, and a place."""
+ROWS = 10_000
+"""Captions that are made at once."""
 FURTHER_WORDS = ("of", "a", "and")
 PLACES = 16
 """Maximum number of words of a synthetic caption."""
@@ -79,12 +85,32 @@ def precision(clip: Clip) -> dict[str, float]:
     return figures | {"recall_at_best": round(float(truth[similarity >= best].sum() / truth.sum()), 3)}
 
 
-def synthetic(count: int) -> list[str]:
-    """Return distinct captions of two subjects in a place, shuffled with a fixed seed."""
+def synthetic(count: int) -> Iterator[str]:
+    """Yield distinct captions of two subjects in a place, shuffled with a fixed seed; at most `CAPTIONS`."""
+    for index in array("L", random.Random(0).sample(range(CAPTIONS), count)):
+        yield _caption(index)
+
+
+def _caption(index: int) -> str:
+    """Return one of the `CAPTIONS` by its index."""
     kinds, colors, subjects, places = PARTS
-    combinations = itertools.product(kinds, colors, subjects, colors, subjects, places)
-    captions = [f"{k} of a {a} {x} and a {b} {y} {p}" for k, a, x, b, y, p in combinations if x != y]
-    return random.Random(0).sample(captions, count)
+    chosen = []
+    for size in (len(places), len(subjects) - 1, len(colors), len(subjects), len(colors), len(kinds)):
+        index, digit = divmod(index, size)
+        chosen.append(digit)
+    p, y, b, x, a, k = chosen
+    other = subjects[y + (y >= x)]
+    return f"{kinds[k]} of a {colors[a]} {subjects[x]} and a {colors[b]} {other} {places[p]}"
+
+
+def write_captions(file: Path, count: int) -> None:
+    """Write synthetic captions with addresses to a Parquet file, some at a time, so that they take no memory."""
+    captions = synthetic(count)
+    with pq.ParquetWriter(file, pa.schema({"url": pa.string(), "caption": pa.string()})) as writer:
+        for first in range(0, count, ROWS):
+            part = list(itertools.islice(captions, ROWS))
+            urls = [f"https://host/{first + n}.jpg" for n in range(len(part))]
+            writer.write_table(pa.table({"url": urls, "caption": part}))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,10 +149,8 @@ def scale(clip: Clip, count: int) -> dict[str, float]:
     """Index `count` captions with addresses from Parquet, and search them."""
     figures: dict[str, float] = {"captions": count, "peak_mb_before": _peak_mb()}
     with tempfile.TemporaryDirectory() as folder:
-        captions = synthetic(count)
         source = Path(folder) / "captions.parquet"
-        pq.write_table(pa.table({"url": [f"https://host/{n}.jpg" for n in range(count)], "caption": captions}), source)
-        del captions
+        write_captions(source, count)
         began = time.perf_counter()
         skipped = Skipped()
         place = str(Path(folder) / "collection")
@@ -165,6 +189,15 @@ class Options:
     """Synthetic captions to index; 0 for none."""
     json: bool = False
     """Print one line of JSON."""
+
+    def __post_init__(self) -> None:
+        check_captions(self.captions)
+
+
+def check_captions(count: int) -> None:
+    """End the program unless there are so many synthetic captions."""
+    if not 0 <= count <= CAPTIONS:
+        raise SystemExit(f"--captions is {count}; there are {CAPTIONS:,} synthetic captions. Give a number up to that.")
 
 
 def main() -> None:

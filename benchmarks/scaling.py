@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
@@ -42,6 +42,7 @@ MEMORY_GIB = 24
 SAMPLING = SampleOptions(steps=4, scheduler="dpm++", batch=10)
 
 Point = dict[str, float]
+Part = Literal["merge", "evaluate", "retrieve", "train"]
 
 
 def merge(concepts: int) -> Point:
@@ -69,7 +70,7 @@ def draw_and_measure(pictures: int) -> Point:
 def index(captions: int) -> Point:
     """Index captions whose words are added up, and search the index; reading one by the text encoder is timed apart."""
     clip = Clip.of_backbone(Backbone.load("pocket", device="cpu"))
-    few = retrieval.synthetic(READ_CAPTIONS)
+    few = list(retrieval.synthetic(READ_CAPTIONS))
     began = time.process_time()
     clip.captions(few)
     read = {"read_cpu_ms": round((time.process_time() - began) / len(few) * 1000, 2)}
@@ -150,8 +151,8 @@ def largest(points: Sequence[Point]) -> int:
 class Options:
     """What to measure, and how to print it."""
 
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ("merge", "evaluate", "retrieve", "train")
-    """merge, evaluate, retrieve, train."""
+    parts: Annotated[tuple[Part, ...], tyro.conf.Positional] = get_args(Part)
+    """What to measure."""
     captions: tuple[int, ...] = (10_000, 100_000)
     """Sizes of the index to measure, at least two."""
     json: bool = False
@@ -161,12 +162,15 @@ class Options:
 def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
-    if len(set(options.captions)) < 2:
-        raise SystemExit(f"--captions has {len(set(options.captions))} size; give at least two, such as 10000 100000.")
+    sizes = sorted(set(options.captions))
+    if len(sizes) < 2:
+        raise SystemExit(f"--captions has {len(sizes)} size; give at least two, such as 10000 100000.")
+    for size in sizes:
+        retrieval.check_captions(size)
     works: dict[str, tuple[Callable[[int], Point], Sequence[int]]] = {
         "merge": (merge, merging.CONCEPTS),
         "evaluate": (draw_and_measure, PICTURES),
-        "retrieve": (index, options.captions),
+        "retrieve": (index, sizes),
         "train": (train, RANKS),
     }
     figures: dict[str, Any] = {part: measured(*works[part]) for part in options.parts}
