@@ -83,12 +83,14 @@ def assemble(options: AssembleOptions) -> None:
     Console().print(f"{options.out}: {size / 1e6:.1f} MB, {pictures_seen:,} pictures seen")
 
 
-def make_pipeline(denoiser: Path, *, autoencoder: Path, text: Path) -> tuple[StableDiffusionPipeline, int | None]:
+def make_pipeline(
+    denoiser: Path, *, autoencoder: Path | None, text: Path
+) -> tuple[StableDiffusionPipeline, int | None]:
     """Return a pipeline in float32, and how many pictures its denoiser has seen if its file says so.
 
     Args:
         denoiser: its weights, or the state of a run.
-        autoencoder: weights.
+        autoencoder: weights; None leaves them random, for drawing latents alone.
         text: a folder with `tokenizer/` and `text_encoder/`.
 
     Raises:
@@ -99,7 +101,8 @@ def make_pipeline(denoiser: Path, *, autoencoder: Path, text: Path) -> tuple[Sta
             raise OptionError(f"{text} has no {name}/. Give a folder of pocket's weights as --text.")
     unet, vae = make_denoiser(), make_autoencoder()
     pictures_seen = read_average(unet, denoiser)
-    load_into(vae, autoencoder)
+    if autoencoder is not None:
+        load_into(vae, autoencoder)
     with quiet():
         pipeline = StableDiffusionPipeline(
             vae=vae,

@@ -5,24 +5,22 @@ first learns to make real pictures of both (`recipe.pretrain.decoder --drawn`). 
 pictures. Writes one safetensors file with `latents`, float16 [n, 8, 16, 16].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
-from jaxtyping import Float
 from rich.progress import track
 from safetensors.torch import save
-from torch import Tensor
 
+from moongate.backbone import Backbone
 from moongate.errors import OptionError
 from moongate.files import write_atomically
+from moongate.pocket import weights_folder
+from moongate.sampling import SampleOptions, denoised
 from recipe.command import command
+from recipe.corpus import Corpus
 from recipe.fitting import native_autocast
-from recipe.networks import LATENT_CHANNELS, LATENT_PX, make_denoiser, make_schedule
-from recipe.pretrain.denoiser import read_average
-from recipe.pretrain.prepare import Prepared
+from recipe.pretrain.assemble import make_pipeline
 
 __all__ = ["LATENTS", "DrawnOptions", "draw_latents"]
 
@@ -36,10 +34,10 @@ class DrawnOptions:
 
     corpus: Path = Path("corpus")
     """Folder of the corpus."""
-    prepared: Path = Path("runs/pocket/prepared")
-    """Folder with the features of the captions."""
     denoiser: Path = Path("runs/pocket/denoiser/state.pt")
     """Weights of the denoiser, or the `state.pt` of a run, whose average of the weights is taken."""
+    text: Path = field(default_factory=weights_folder)
+    """Folder with `tokenizer/` and `text_encoder/`."""
     out: Path = Path("runs/pocket/drawn.safetensors")
     """File to write."""
     count: int = 1536
@@ -63,36 +61,22 @@ def draw_latents(options: DrawnOptions) -> None:
     """Draw, and write the file.
 
     Raises:
-        CorpusError: the corpus or its preparation is not finished.
-        OptionError: the denoiser cannot be read.
+        CorpusError: the corpus is not finished.
+        OptionError: the denoiser or the text encoder cannot be read, or the guidance is out of range.
     """
-    prepared = Prepared(options.prepared, options.corpus)
-    unet = make_denoiser()
-    read_average(unet, options.denoiser)
-    unet.to(options.device).eval()
+    sampling = SampleOptions(steps=options.steps, guidance=options.guidance, scheduler="dpm++")
+    corpus = Corpus(options.corpus)
+    pipeline, _ = make_pipeline(options.denoiser, autoencoder=None, text=options.text)
+    backbone = Backbone(name="pocket", pipeline=pipeline.to(options.device))
     generator = torch.Generator().manual_seed(options.seed)
-    chosen = torch.randint(0, prepared.training, (options.count,), generator=generator)
-    empty = prepared.text(torch.tensor([-1]))
+    chosen = torch.randint(0, corpus.training, (options.count,), generator=generator)
+    seeds = torch.randint(0, 2**62, (options.count,), generator=generator)
     parts = []
-    for rows in track(chosen.split(BATCH), "Drawing"):
-        noise = torch.randn(len(rows), LATENT_CHANNELS, LATENT_PX, LATENT_PX, generator=generator)
-        contexts = torch.cat([empty.expand(len(rows), -1, -1), prepared.text(rows)])
-        with torch.inference_mode(), native_autocast(options.device):
-            parts.append(_denoised(unet, noise.to(options.device), contexts.to(options.device), options).cpu().half())
+    for rows, of_rows in track([*zip(chosen.split(BATCH), seeds.split(BATCH), strict=True)], "Drawing"):
+        captions = [corpus.captions[row] for row in rows.tolist()]
+        with torch.no_grad(), native_autocast(options.device):
+            parts.append(denoised(backbone, captions, of_rows.tolist(), sampling).cpu().half())
     write_atomically(options.out, save({LATENTS: torch.cat(parts)}))
-
-
-def _denoised(
-    unet: Any, latents: Float[Tensor, "n 8 16 16"], contexts: Float[Tensor, "2n tokens width"], options: DrawnOptions
-) -> Float[Tensor, "n 8 16 16"]:
-    """Denoise with guidance; the first half of the contexts is of the empty caption."""
-    schedule: Any = DPMSolverMultistepScheduler.from_config(make_schedule().config)
-    schedule.set_timesteps(options.steps)
-    for time in schedule.timesteps:
-        empty, captioned = unet(torch.cat([latents, latents]), time, contexts).sample.float().chunk(2)
-        guided = empty + options.guidance * (captioned - empty)
-        latents = schedule.step(guided, time, latents).prev_sample
-    return latents
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ __all__ = [
     "check_prompt",
     "check_scheduler",
     "check_seeds",
+    "denoised",
     "draw_missing",
     "first_noise",
     "guided_prediction",
@@ -320,20 +321,20 @@ def _drawn(
 ) -> Iterator[Sample]:
     for begin in range(0, len(prompts), options.batch):
         batch = slice(begin, begin + options.batch)
-        latents = _denoised(backbone, prompts[batch], seeds[batch], options, on_step)
+        latents = denoised(backbone, prompts[batch], seeds[batch], options, on_step)
         pictures = as_pixels(backbone.decode_latents(latents))
         for image, prompt, seed in zip(pictures, prompts[batch], seeds[batch], strict=True):
             yield Sample(image=image, prompt=prompt, seed=seed)
 
 
-def _denoised(
+def denoised(
     backbone: Backbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
     options: SampleOptions,
-    on_step: Callable[[], None] | None,
+    on_step: Callable[[], None] | None = None,
 ) -> Float[Tensor, "pictures channels height width"]:
-    """Return latents without noise; each picture's generator gives its first noise and, if used, that of each step."""
+    """Return latents without noise, of one batch; each seed gives a picture's first noise and, if used, each step's."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = first_noise(backbone, generators, options)
     scheduler = make_scheduler(backbone, options.scheduler)

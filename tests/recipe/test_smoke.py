@@ -24,7 +24,7 @@ def test_every_stage_takes_what_the_stage_before_wrote(
     read = {"corpus": corpus_folder, "prepared": prepared_folder}
     train_denoiser(DenoiserOptions(**read, out=tmp_path / "denoiser", pictures=8, batch=2), Team())
     drawn, denoiser = tmp_path / "drawn.safetensors", tmp_path / "denoiser" / "weights.safetensors"
-    draw_latents(DrawnOptions(**read, denoiser=denoiser, out=drawn, count=3, steps=2))
+    draw_latents(DrawnOptions(corpus=corpus_folder, denoiser=denoiser, out=drawn, count=3, steps=2))
     train_decoder(
         DecoderOptions(
             **read,
