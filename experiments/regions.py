@@ -29,8 +29,10 @@ from moongate import Concept, pocket
 from moongate.data import Preset
 from moongate.demo.recognizer import Recognizer
 from moongate.editing.regions import Region, RegionOptions, sample_in_regions
+from moongate.errors import OptionError
 from moongate.evaluation.metrics import mean_interval
 from moongate.files import digest, write_atomically
+from moongate.limits import check_count
 from moongate.pages import SheetGroup, grouped_sheet
 from moongate.pocket import weights_digest
 from moongate.sampling import SampleOptions
@@ -80,6 +82,13 @@ class Options:
     """Folder of the concepts and of what was drawn."""
     size: Size = field(default_factory=lambda: Size(sampling=SampleOptions(steps=14, scheduler="dpm++", batch=10)))
     """The guidance is pocket's own, because that is what users draw with."""
+
+    def __post_init__(self) -> None:
+        known: dict[str, Sequence[object]] = {"pairs": range(len(PAIRS)), "ways": WAYS, "kinds": tuple(REGIONS)}
+        for name, allowed in known.items():
+            if unknown := [value for value in getattr(self, name) if value not in allowed]:
+                raise OptionError(f"{name} has {unknown[0]!r}. Known: {', '.join(map(str, allowed))}.")
+        check_count("count", self.count)
 
 
 def main(options: Options) -> None:
