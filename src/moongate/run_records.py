@@ -14,6 +14,7 @@ __all__ = [
     "CONCEPTS",
     "CONFIG",
     "LOG",
+    "MEASURES",
     "STATE",
     "Progress",
     "holds_run",
@@ -27,6 +28,8 @@ CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 """Everything that decides the result; a line for each step; what a resumed run continues from."""
 CONCEPTS = "concepts"
 """Folder in a run folder with the concepts that the run kept on its way."""
+MEASURES = "measures.json"
+"""What the kept concepts were measured to be (`run_page.measures`)."""
 LAST_BYTES = 4000
 """What is read of the end of a log; a line takes 200 to 300 bytes."""
 

@@ -78,6 +78,26 @@ def test_what_was_measured_with_the_same_photos_is_not_drawn_again(
     assert len({each.photos for each in read_measures(tmp_path / "bear.run")}) == 1, "of one set of photos alone"
 
 
+def test_another_number_of_prompts_or_another_training_in_the_folder_is_measured_anew(
+    kept: Command, measure: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(command: Command) -> list[tuple[int, float, float]]:
+        capsys.readouterr()
+        run(command)
+        return [(m["step"], m["alignment"], m["drift"]) for m in json.loads(capsys.readouterr().out)["measures"]]
+
+    run(kept)
+    first = measured(measure)
+    more = measured(measure.but(count=3))
+    assert [step for step, *_ in more] == [0, 2, 4]
+    assert [alignment for _, alignment, _ in more] == [alignment for _, alignment, _ in first]
+    assert [drift for *_, drift in more[1:]] != [drift for *_, drift in first[1:]]
+    assert {each.unrelated for each in read_measures(tmp_path / "bear.run")} == {3}
+    run(kept.but(seed=7, overwrite=True))
+    assert read_measures(tmp_path / "bear.run") == []
+    assert measured(measure)[1:] != first[1:]
+
+
 def test_following_measures_what_a_training_keeps_until_it_has_ended(
     kept: Command, measure: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,5 +146,6 @@ def test_a_run_that_kept_nothing_and_a_folder_that_is_no_run_are_named(
 ) -> None:
     assert "bear.run" in fails(capsys, measure)
     run(train)
-    assert "has kept no concept to measure. Train with --save-every." in fails(capsys, measure)
+    for command in (measure, measure.but(follow=True)):
+        assert "has kept no concept to measure. Train with --save-every." in fails(capsys, command)
     assert "bear.safetensors" in fails(capsys, measure.but(tmp_path / "bear.safetensors"))

@@ -53,7 +53,7 @@ class Measure:
         config = read_config(self.run)
         check_folder(self.run)
         if not (self.follow or kept_concepts(self.run)):
-            raise OptionError(f"{self.run} has kept no concept to measure. Train with --save-every.")
+            raise self._nothing_kept()
         if self.features:
             check_network(self.features)
         photos = [read_picture(path) for path in find_pictures(self.photos)]
@@ -72,7 +72,12 @@ class Measure:
             if not is_running:
                 break
             time.sleep(LOOK_EVERY_S)
+        if not measures:
+            raise self._nothing_kept()
         return self._report(measures, when_to_stop(measures), console)
+
+    def _nothing_kept(self) -> OptionError:
+        return OptionError(f"{self.run} has kept no concept to measure. Train with --save-every.")
 
     def _report(self, measures: "Sequence[Measured]", stop: int | None, console: Console) -> dict[str, Any]:
         from moongate.run_page.measures import stop_said

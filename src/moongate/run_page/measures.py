@@ -13,11 +13,11 @@ from pathlib import Path
 
 from moongate.files import write_atomically
 from moongate.pages import Chart, line_chart
+from moongate.run_records import MEASURES
 from moongate.texts import parse_json, read_text
 
 __all__ = ["MEASURES", "Measured", "measures_chart", "read_measures", "stop_said", "when_to_stop", "write_measures"]
 
-MEASURES = "measures.json"
 RISE_SHARE = 0.1
 """Share of the whole rise of a curve below which a further rise counts as noise: four pictures measure each step."""
 
@@ -36,6 +36,8 @@ class Measured:
     """The network whose features are compared."""
     photos: str
     """Digest of the held-out photos."""
+    unrelated: int = 8
+    """Number of unrelated prompts that drift was measured on."""
 
 
 def read_measures(run_folder: Path) -> list[Measured]:

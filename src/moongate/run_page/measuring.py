@@ -55,7 +55,7 @@ def measure(
     count: int = 8,
     on_step: Callable[[Measured], None] = lambda _measured: None,
 ) -> list[Measured]:
-    """Measure the concepts that a run has kept and the base, but none that was measured before with these photos.
+    """Measure the concepts that a run has kept and the base, but none that was measured before in the same way.
 
     Pictures are drawn into the run's album, and those that are there already are not drawn again.
 
@@ -76,13 +76,13 @@ def measure(
         raise OptionError("There are no photos to compare with.")
     if not kept:
         raise OptionError(f"{run_folder} has kept no concept to measure. Train with --save-every.")
-    identity = digest(*(np.ascontiguousarray(photo).tobytes() for photo in photos))
+    content = digest(*(np.ascontiguousarray(photo).tobytes() for photo in photos))
     targets = network.image_features(torch.stack([square(photo, backbone.resolution_px) for photo in photos]))
-    found = {
-        each.step: each for each in read_measures(run_folder) if (each.network, each.photos) == (network.name, identity)
-    }
     first = Concept.load(next(iter(kept.values())))
     prompts = unrelated_prompts([subject.words for subject in first.subjects], count)
+    alike = (network.name, content, len(prompts))
+    earlier = read_measures(run_folder)
+    found = {each.step: each for each in earlier if (each.network, each.photos, each.unrelated) == alike}
     for step, file in ((0, None), *kept.items()):
         if step in found:
             continue
@@ -94,7 +94,8 @@ def measure(
             alignment=float(image_alignment(_features(network, subject), targets).mean()),
             drift=float(1 - F.cosine_similarity(_features(network, unrelated), before).mean()) if step else 0.0,
             network=network.name,
-            photos=identity,
+            photos=content,
+            unrelated=len(prompts),
         )
         write_measures(run_folder, [found[step] for step in sorted(found)])
         on_step(found[step])
