@@ -82,6 +82,10 @@ def test_the_record_of_another_concept_is_replaced_only_on_request(
     run(command("evaluate", bear, **options))  # its own record is made anew
     run(other.but(overwrite=True))
     assert json.loads((out / "record.json").read_text())["files"][0]["name"] == str(tmp_path / "other.safetensors")
+    for content in ('{"song": "another program wrote this"}', "[1]", "no JSON"):
+        (out / "record.json").write_text(content)
+        assert "record.json is not the record of an evaluation" in fails(capsys, other)
+        assert (out / "record.json").read_text() == content
 
 
 @pytest.mark.parametrize(

@@ -155,14 +155,20 @@ class Evaluate:
 
     def _check_record(self, concepts: "Sequence[Concept]") -> None:
         """Raise OptionError if the folder has the record of other concepts; the record of these is made again."""
+        from moongate.texts import parse_json, read_text
+
         record = self.out / "record.json"
-        try:
-            files = json.loads(record.read_text(encoding="utf-8"))["files"]
-            earlier = {str(file["hash"]): str(file["name"]) for file in files}
-        except (OSError, ValueError, LookupError, TypeError):
+        if self.overwrite or not record.exists():
             return
-        if not self.overwrite and [*earlier] != [concept.hash for concept in concepts]:
-            names = " and ".join(earlier.values()) or "the base alone"
+        try:
+            files = parse_json(read_text(record))["files"]
+            earlier = [(str(file["hash"]), str(file["name"])) for file in files]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OptionError(
+                f"{record} is not the record of an evaluation. Choose another --out, or replace it (--overwrite)."
+            ) from error
+        if [known for known, _ in earlier] != [concept.hash for concept in concepts]:
+            names = " and ".join(name for _, name in earlier) or "the base alone"
             raise OptionError(f"{record} is of {names}. Choose another --out, or replace it (--overwrite).")
 
     def _prompts(
