@@ -146,6 +146,6 @@ def test_a_run_that_kept_nothing_and_a_folder_that_is_no_run_are_named(
 ) -> None:
     assert "bear.run" in fails(capsys, measure)
     run(train)
-    for command in (measure, measure.but(follow=True)):
-        assert "has kept no concept to measure. Train with --save-every." in fails(capsys, command)
+    for asked in (measure, measure.but(follow=True)):
+        assert "has kept no concept to measure. Train with --save-every." in fails(capsys, asked)
     assert "bear.safetensors" in fails(capsys, measure.but(tmp_path / "bear.safetensors"))

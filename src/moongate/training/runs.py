@@ -45,7 +45,7 @@ class Run:
 
     @classmethod
     def begin(cls, folder: Path | None, config: Mapping[str, Any], *, resume: bool, writes: bool = True) -> Self:
-        """Remove an earlier state, log, concepts and measures, and write config.json, unless the run resumes from a state.
+        """Remove an earlier state, log, concepts and measures and write config.json, unless the run resumes a state.
 
         A run that was killed before its first state begins again. `restore` writes the config.json of one that resumes.
 

@@ -2,8 +2,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
+from making import make_clip
+from moongate.backbone import Backbone
+from moongate.errors import BackboneError
 from moongate.evaluation import load_network
 
 SIZES = {
@@ -31,3 +43,18 @@ def test_dino_from_a_folder_gives_the_class_token(kind: str, tmp_path: Path) -> 
     assert network.name == f"dino:{tmp_path}"
     torch.testing.assert_close(network.image_features(images[:1]), features[:1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(features.mean(1), torch.zeros(3), atol=1e-5, rtol=0)  # the final layer norm's
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "BertModel", "ResNetModel", "ViTModel"])
+def test_a_model_of_another_kind_is_refused_when_it_is_loaded(kind: str, tmp_path: Path, tiny: Backbone) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "CLIPModel":
+        make_clip(tmp_path, tiny)
+    elif kind == "BertModel":
+        BertModel(BertConfig(**small, vocab_size=20)).save_pretrained(tmp_path)
+    elif kind == "ResNetModel":
+        ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
+    else:  # it takes pictures of another size alone
+        ViTModel(ViTConfig(**{**SIZES, "image_size": 112}), add_pooling_layer=False).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=rf"\({kind}\) gives no class token for a picture. Give a DINO or DINOv2"):
+        load_network(f"dino:{tmp_path}")

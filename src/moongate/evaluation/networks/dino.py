@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moongate.errors import BackboneError
 from moongate.evaluation.networks.preprocessing import central_square, normalized
 from moongate.evaluation.networks.pretrained import pretrained
 
@@ -22,12 +23,14 @@ def dino_features(
 ) -> Callable[[Float[Tensor, "n 3 height width"]], Float[Tensor, "n features"]]:
     """Return a function from pictures in -1..1 to the class token of the last layer, float32.
 
+    One picture is tried at once, so that a model of another kind is refused before pictures are drawn.
+
     Args:
         source: A folder in transformers' layout, or a model id of the hub.
         device: Where the network computes.
 
     Raises:
-        BackboneError: The model cannot be found or read, or lacks weights.
+        BackboneError: The model cannot be found or read, lacks weights, or is of another kind.
     """
     from transformers import AutoModel
 
@@ -39,4 +42,13 @@ def dino_features(
         tokens: Tensor = model(pixel_values=squares).last_hidden_state
         return tokens[:, 0].float()
 
+    try:
+        fits = features(torch.zeros(1, 3, SIDE_PX, SIDE_PX)).ndim == 2
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise BackboneError(
+            f"The model {source!r} ({type(model).__name__}) gives no class token for a picture. Give a DINO or DINOv2 "
+            "model, or name a CLIP model with clip:SOURCE."
+        )
     return features
