@@ -27,6 +27,7 @@ from experiments.study import SEEDS, Size, Study
 from moongate.errors import OptionError
 from moongate.files import exclusive, is_held, write_atomically
 from moongate.fleet import Job, Status, run
+from moongate.limits import check_count
 from recipe.command import command
 
 EXPERIMENTS = (
@@ -91,6 +92,7 @@ def main(options: Options) -> None:
         raise OptionError(f"There is no experiment {unknown[0]!r}. Known: {', '.join(known)}.")
     if not 1 <= options.seeds <= len(SEEDS):
         raise OptionError(f"There are {len(SEEDS)} seeds, not {options.seeds}. Give a number from 1 to {len(SEEDS)}.")
+    check_count("workers", options.workers)
     names = options.names or EXPERIMENTS
     if options.plan:
         by_name = {name: _of_seeds(_records([name]), options.seeds) for name in options.names or known}

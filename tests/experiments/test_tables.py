@@ -24,6 +24,7 @@ from experiments.records import Record, Results, webp_row
 from experiments.rendering import interval
 from experiments.scores import DEFAULT, MERGES, Base, Several, Single
 from experiments.study import EXAMPLES, PAIRS, SEEDS, Size
+from moongate.errors import OptionError
 from moongate.files import exclusive
 from moongate.fleet import Assignment, Job
 from moongate.fleet.queue import check_names
@@ -231,6 +232,22 @@ def test_what_an_interrupted_run_left_is_folded_when_the_tables_are_written(
     assert results_in(everything.file.parent)[record]["bytes"] == 7
     assert results_in(everything.file.parent).missing(all_records()) == []
     assert (options.results / "tables.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ("table9",)}, "There is no experiment 'table9'"),
+        ({"seeds": 4}, "There are 3 seeds, not 4"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_measured(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        main(Options(folder=tmp_path / "runs", results=tmp_path / "tables", **changes))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folded_record_of_other_settings_keeps_them_until_it_is_measured_again(everything: Results) -> None:
