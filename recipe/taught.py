@@ -7,7 +7,8 @@ and `generate` have made, as `recipe/README.md` shows.
 import json
 import lzma
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,19 +20,33 @@ from torch import Tensor
 
 from moongate.compression import compress
 from moongate.concept import Concept, LowRank
+from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pocket import taught_folder
 from moongate.run_page import Album
 from moongate.run_page.measures import MEASURES
 from moongate.run_records import CONFIG, LOG
+from recipe.command import command
 
-__all__ = ["pack", "rounded", "small"]
+__all__ = ["TaughtOptions", "pack", "rounded", "small"]
 
 ENERGY = 0.5
 MANTISSA_BITS = 10
 """As many as float16 has: the factors then take half the space, and the pictures show no difference."""
 PARTS = ("taught", "validation", "comparison")
 """What is shipped of the pictures of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtOptions:
+    """What to pack."""
+
+    concepts: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Concept files; each keeps its name."""
+    run: Path | None = None
+    """The run folder of one of them. Without it or pictures, only the small concepts are written into `small`."""
+    pictures: Path | None = None
+    """Folder of PNG files that `moongate generate` has drawn with the small concepts."""
 
 
 def rounded(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -51,7 +66,7 @@ def small(concept: Concept) -> Concept:
     return replace(cut, deltas=deltas, tokens={token: rounded(row) for token, row in cut.tokens.items()})
 
 
-def pack(concepts: list[Path], run: Path, pictures: Path) -> None:
+def pack(concepts: Sequence[Path], run: Path, pictures: Path) -> None:
     """Write what is shipped.
 
     Args:
@@ -75,16 +90,20 @@ def pack(concepts: list[Path], run: Path, pictures: Path) -> None:
     shutil.copytree(pictures, folder / "pictures")
 
 
-def main(
-    concepts: Annotated[list[Path], tyro.conf.Positional], *, run: Path | None = None, pictures: Path | None = None
-) -> None:
-    """Pack everything; without a run or pictures, only write the small concepts into the folder `small`."""
-    if run is None or pictures is None:
-        for file in concepts:
+def main(options: TaughtOptions) -> None:
+    """Check that everything is there, and pack it."""
+    folders = [folder for folder in (options.run, options.pictures) if folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise OptionError(f"There is no folder {folder}. Check the path.")
+    if options.run is None or options.pictures is None:
+        if folders:
+            raise OptionError("A run and pictures are packed together. Give both --run and --pictures, or neither.")
+        for file in options.concepts:
             write_atomically(file.parent / "small" / file.name, small(Concept.load(file)).file_bytes)
         return
-    pack(concepts, run, pictures)
+    pack(options.concepts, options.run, options.pictures)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(TaughtOptions, main, description=__doc__)
