@@ -17,8 +17,6 @@ __all__ = [
     "AUTOENCODER",
     "DENOISER",
     "SCHEDULE",
-    "LATENT_CHANNELS",
-    "LATENT_PX",
     "TEXT_WIDTH",
     "grown",
     "load_autoencoder",
