@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,9 @@ def test_measures_are_read_back_in_the_order_of_their_steps_and_damaged_ones_are
     measures = measured([0.2, 0.5, 0.8], [0.0, 0.1, 0.2])
     write_measures(tmp_path, measures[::-1])
     assert read_measures(tmp_path) == measures
+    for changes in ({"step": "3"}, {"alignment": None}, {"drift": [0.1]}, {"photo": "0"}):
+        (tmp_path / MEASURES).write_text(json.dumps([asdict(measures[0]), {**asdict(measures[1]), **changes}]))
+        assert read_measures(tmp_path) == []
     (tmp_path / MEASURES).write_text('[{"step": 3}]')
     assert read_measures(tmp_path) == []
     assert read_measures(tmp_path / "nowhere") == []

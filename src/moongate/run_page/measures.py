@@ -46,6 +46,9 @@ def read_measures(run_folder: Path) -> list[Measured]:
         found = [Measured(**line) for line in parse_json(read_text(run_folder / MEASURES))]
     except (OSError, ValueError, TypeError):
         return []
+    numbers = [(each.step, each.alignment, each.drift) for each in found]
+    if not all(isinstance(s, int) and isinstance(a, int | float) and isinstance(d, int | float) for s, a, d in numbers):
+        return []
     return sorted(found, key=lambda each: each.step)
 
 
