@@ -20,6 +20,7 @@ from experiments.study import EXAMPLES, Size, Study
 from moongate import pocket
 from moongate.evaluation import read_prompts
 from moongate.evaluation.prompts import filled
+from moongate.limits import check_count
 from recipe.command import command
 
 __all__ = ["ALIKE", "Counts", "Options", "chosen_by"]
@@ -41,6 +42,9 @@ class Options:
     examples: tuple[str, ...] = EXAMPLES
     """The subjects to choose from."""
     size: Size = field(default_factory=Size)
+
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from moongate.evaluation.metrics import kid
 from moongate.evaluation.networks.clip import Clip
 from moongate.evaluation.networks.lite0 import lite0_features
 from moongate.files import digest, write_atomically
+from moongate.limits import check_count
 from moongate.regularization.collection import nearest
 from moongate.regularization.reading import read_bytes
 from moongate.regularization.sources import Record, Skipped, read_source
@@ -78,6 +79,14 @@ class Options:
     """Folder of the single rows."""
     out: Path = Path("docs/results/regularization.json")
     """File of all rows."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "count", "sampling_steps", "batch"):
+            check_count(name, getattr(self, name))
+        if self.pictures < 2:
+            raise OptionError(f"pictures is {self.pictures}; KID needs at least 2, and many to be meaningful.")
+        if not self.examples:
+            raise OptionError("There is no example to teach. Name one of pocket's, such as bulldog.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

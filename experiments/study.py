@@ -23,8 +23,10 @@ from moongate.backbone import usual_dtype
 from moongate.data import photo_of
 from moongate.data.pictures import as_tensor, read_picture
 from moongate.demo.recognizer import Recognizer
+from moongate.errors import OptionError
 from moongate.evaluation import Network, Reference, Targets, load_network
 from moongate.files import digest
+from moongate.limits import check_count
 from moongate.merging import Merged, MergeOptions
 from moongate.sampling import SampleOptions, draw_missing
 
@@ -224,6 +226,12 @@ class Size:
         default_factory=lambda: SampleOptions(steps=12, guidance=4.0, scheduler="dpm++", batch=10)
     )
     """The guidance is pocket's own."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "pair_count", "word_count", "part_count", "references", "unrelated"):
+            check_count(f"size.{name}", getattr(self, name))
+        if min(self.references, self.unrelated) < 2:
+            raise OptionError("size.references and size.unrelated must be at least 2, as KID and FID need.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

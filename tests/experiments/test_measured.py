@@ -13,6 +13,7 @@ from experiments.pictures import Row, Word
 from experiments.records import PICTURE, Record, Results
 from experiments.scores import MERGES, Base, Several, Single
 from experiments.study import PAIRS, TRIPLES, Size, Study, for_pocket
+from moongate.errors import OptionError
 from moongate.sampling import SampleOptions
 
 SIZE = Size(
@@ -109,6 +110,11 @@ def test_pocket_itself_is_asked_for_an_armchair_in_words(tmp_path: Path, monkeyp
     Base("winchesterArmchair").measure(Study(folder=tmp_path))
     assert "photo of an armchair on the beach" in asked
     assert not [prompt for prompt in asked if "a armchair" in prompt]
+
+
+def test_no_pictures_of_a_pair_are_refused_before_subjects_are_taught() -> None:
+    with pytest.raises(OptionError, match="count is 0; it must be at least 1"):
+        Options(count=0)
 
 
 def test_pairs_are_chosen_among_subjects_that_are_recognized_and_not_alike(study: Study) -> None:

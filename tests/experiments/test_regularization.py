@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,19 @@ def test_the_pictures_that_are_measured_with_are_photos_that_no_training_gets() 
 def test_a_category_with_too_few_photos_is_refused() -> None:
     with pytest.raises(OptionError, match=r"The pool has 0 photos of a unicorn to measure with; 10 are needed"):
         split_pool("unicorn", 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pictures": 1}, "pictures is 1; KID needs at least 2"),
+        ({"sampling_steps": 0}, "sampling_steps is 0; it must be at least 1"),
+        ({"examples": ()}, "There is no example to teach"),
+    ],
+)
+def test_numbers_that_nothing_can_be_measured_with_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Options(**changes)
 
 
 def test_each_way_gets_its_own_pictures_and_as_many(monkeypatch: pytest.MonkeyPatch) -> None:

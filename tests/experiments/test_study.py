@@ -27,6 +27,7 @@ from moongate import METHODS, Backbone, pocket
 from moongate.backbone import SETTINGS_FILE, Settings
 from moongate.data.pictures import read_picture
 from moongate.demo.recognizer import Recognizer
+from moongate.errors import OptionError
 from moongate.merging import MergeOptions
 
 TOGETHER = (*PAIRS, *MORE_PAIRS, *TRIPLES, *QUADRUPLES)
@@ -111,6 +112,13 @@ def test_the_pictures_of_kid_are_not_those_of_training(tmp_path: Path) -> None:
         trained = {picture.tobytes() for picture in pool.regularization.pictures}
         assert not trained & {picture.tobytes() for picture in pool.reference.pictures}
         assert len(pool.reference.pictures) == Size().references
+
+
+def test_a_size_that_nothing_can_be_measured_with_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"size.pair_count is 0; it must be at least 1"):
+        Size(pair_count=0)
+    with pytest.raises(OptionError, match=r"must be at least 2, as KID and FID need"):
+        Size(references=1)
 
 
 def test_a_concept_is_trained_once(tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
