@@ -74,7 +74,7 @@ def test_processes_meet_below_any_folder_for_temporary_files(
     odd = tmp_path / "with a ?, a # and a %20"
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
-    assert together(lambda: float(Ranks.current().summed([torch.ones(1)])), processes=2) == 2
+    assert together(lambda: float(Ranks.current().summed([[torch.ones(1)]])[0]), processes=2) == 2
     assert list(tmp_path.iterdir()) == [odd]
     assert list(odd.iterdir()) == []
 

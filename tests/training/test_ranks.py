@@ -13,7 +13,7 @@ from torch import distributed
 from moongate.backbone import Backbone
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, RankLost
-from moongate.training import Step, TrainOptions, train
+from moongate.training import Step, TrainOptions, ranks, train
 from moongate.training.method import METHODS
 from moongate.training.ranks import Ranks, joined
 
@@ -71,8 +71,8 @@ def test_two_ranks_give_the_concept_of_one_that_accumulates_two_shards(
 ) -> None:
     subject = make_subject()
     concept_hash, losses = shared(tiny, subject, prior, shards=2)()
-    ranks = together(2, tmp_path, shared(tiny, subject, prior))
-    assert ranks == [(concept_hash, losses), (concept_hash, [])]  # the first rank alone calls `on_step`
+    both = together(2, tmp_path, shared(tiny, subject, prior))
+    assert both == [(concept_hash, losses), (concept_hash, [])]  # the first rank alone calls `on_step`
     assert shared(tiny, subject, prior)()[0] != concept_hash, "the number of shards decides the last bits"
 
 
@@ -113,21 +113,39 @@ def test_sums_are_added_in_the_order_of_the_shards(tmp_path: Path) -> None:
     """In float32 these four numbers give another sum in any other order or grouping."""
     numbers = [torch.tensor([value]) for value in (1e8, 1.0, -1e8, 1.0)]
     one_by_one = ((numbers[0] + numbers[1]) + numbers[2]) + numbers[3]
-    assert torch.equal(Ranks().summed(numbers), one_by_one)
+    shards = [[number] for number in numbers]
+    assert torch.equal(Ranks().summed(shards)[0], one_by_one)
 
     def work() -> float:
-        ranks = Ranks.current()
-        return float(ranks.summed(numbers[2 * ranks.index : 2 * ranks.index + 2]))
+        own = Ranks.current()
+        return float(own.summed(shards[2 * own.index : 2 * own.index + 2])[0])
 
     assert together(2, tmp_path, work) == [float(one_by_one)] * 2
     assert float((numbers[0] + numbers[1]) + (numbers[2] + numbers[3])) != float(one_by_one)
+
+
+def test_tensors_of_any_shape_are_summed_in_as_few_exchanges_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "NUMBERS_AT_ONCE", 10)
+    exchanged: list[int] = []
+
+    def gathered(_: Ranks, tensor: torch.Tensor) -> list[torch.Tensor]:
+        exchanged.append(tensor.shape[1])
+        return [tensor]
+
+    monkeypatch.setattr(Ranks, "gathered", gathered)
+    shapes = (2, 3), (), (3,), (0,), (5, 4), (1, 1, 1)
+    shards = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    sums = Ranks().summed(shards)
+    assert exchanged == [10, 20, 1], "a tensor that is too large goes alone"
+    for total, parts in zip(sums, zip(*shards, strict=True), strict=True):
+        assert torch.equal(total, (parts[0] + parts[1]) + parts[2])
 
 
 def test_a_rank_whose_neighbor_has_ended_says_so(tmp_path: Path) -> None:
     def work() -> None:
         if Ranks.current().index == 0:
             os._exit(1)
-        Ranks.current().summed([torch.zeros(1)])
+        Ranks.current().summed([[torch.zeros(1)]])
 
     lost = together(2, tmp_path, work)[1]
     assert isinstance(lost, RankLost)

@@ -179,17 +179,16 @@ def _step(
     Returns:
         The loss, the target loss, the prior loss, and above 0 if any process has been interrupted (`stops`).
     """
-    plan, ranks, values, gradients = batches.plan, batches.ranks, [], []
+    plan, ranks, parts = batches.plan, batches.ranks, []
     for batch in shards:
         target_loss, prior_loss = _losses(plan, batch, batches.text(batch))
         loss = target_loss + plan.method.prior_weight * prior_loss
         optimizer.backward(loss)
-        values.append(torch.stack([loss, target_loss, prior_loss, loss.new_full((), stops)]).detach())
-        if ranks.count > 1:
-            gradients.append(moving.gradients_taken())
-    for parameter, parts in zip(moving.parameters(), zip(*gradients, strict=True), strict=bool(gradients)):
-        parameter.grad = ranks.summed(parts)
-    summed = ranks.summed(values)
+        values = torch.stack([loss, target_loss, prior_loss, loss.new_full((), stops)]).detach()
+        parts.append([values, *(moving.gradients_taken() if ranks.count > 1 else [])])
+    summed, *gradients = ranks.summed(parts)
+    for parameter, gradient in zip(moving.parameters(), gradients, strict=ranks.count > 1):
+        parameter.grad = gradient
     moved = optimizer.step(summed[0])
     moving.decay(moved * (plan.learning_rate * plan.method.weight_decay))
     if neutral:

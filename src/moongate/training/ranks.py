@@ -22,6 +22,8 @@ __all__ = ["Ranks", "joined"]
 
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others, which may draw pictures first. The launcher ends all when one has died."""
+NUMBERS_AT_ONCE = 8_000_000
+"""Numbers of small tensors that are exchanged together: each rank holds them once more for every shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,21 @@ class Ranks:
             distributed.all_gather(tensors, tensor.contiguous())
         return tensors
 
-    def summed(self, shards: Sequence[Tensor]) -> Tensor:
-        """Return the sum over all shards of all ranks, added one by one in their order.
+    def summed(self, shards: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return the sum of each tensor over all shards of all ranks, added one by one in their order.
+
+        Many are exchanged at once, because over gloo each exchange takes a millisecond or two, however small it is.
 
         Args:
-            shards: A tensor for each shard of this rank.
+            shards: For each shard of this rank its tensors of one type, with the same shapes in all shards.
         """
-        parts = [shard for rank in self.gathered(torch.stack(list(shards))) for shard in rank]
-        return reduce(torch.add, parts)
+        sums: list[Tensor] = []
+        for some in _groups(shards[0]):
+            flat = torch.stack([torch.cat([tensor.flatten() for tensor in shard[some]]) for shard in shards])
+            total = reduce(torch.add, [shard for rank in self.gathered(flat) for shard in rank])
+            parts = total.split([tensor.numel() for tensor in shards[0][some]])
+            sums += [part.view_as(tensor) for part, tensor in zip(parts, shards[0][some], strict=True)]
+        return sums
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
@@ -112,6 +121,17 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
         yield Ranks.current()
     finally:
         distributed.destroy_process_group()
+
+
+def _groups(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield slices of tensors that are exchanged together; a tensor that is large goes alone."""
+    begin, numbers = 0, 0
+    for index, tensor in enumerate(tensors):
+        if index > begin and numbers + tensor.numel() > NUMBERS_AT_ONCE:
+            yield slice(begin, index)
+            begin, numbers = index, 0
+        numbers += tensor.numel()
+    yield slice(begin, len(tensors))
 
 
 @contextlib.contextmanager
