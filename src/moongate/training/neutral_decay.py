@@ -56,9 +56,10 @@ class NeutralDecay:
             _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache)
         gram = _GRAMS[backbone]
         mean_eigenvalue = gram.trace() / len(gram)
-        shrunk = torch.linalg.inv(torch.eye(len(gram), dtype=gram.dtype) + strength * gram / mean_eigenvalue)
+        identity = torch.eye(len(gram), dtype=gram.dtype)
+        removed = identity - torch.linalg.inv(identity + strength * gram / mean_eigenvalue)
         self.before = {name: change.full() for name, change in (start_from.deltas if start_from else {}).items()}
-        self.shrunk: Float[Tensor, "width width"] = shrunk.float().to(backbone.device)
+        self.removed: Float[Tensor, "width width"] = removed.float().to(backbone.device)
 
     @torch.no_grad()
     def apply(self, moving: Trainable, moved: Float[Tensor, ""]) -> None:
@@ -68,9 +69,10 @@ class NeutralDecay:
             moving: What is trained.
             moved: 1 if the step moved it; 0 leaves all as it is.
         """
+        removed = moved * self.removed
         for name, weight in moving.weights.items():
             if name.endswith(WEIGHT_SETS["cross-attention-kv"]):
                 change = weight - moving.pretrained[name]
                 if name in self.before:
                     change -= self.before[name].to(change.device)
-                weight.add_(moved * (change @ self.shrunk - change))
+                weight.addmm_(change, removed, alpha=-1)
