@@ -8,12 +8,12 @@ in float32, with diffusers' own attention processors for Custom Diffusion, the w
 and one wait for the loss. Its pictures are ready in memory, because the example loads them in other processes.
 
 The sides take turns, round by round, each time in a separate child process, so that one model is in memory at a time.
-The time of `ours` includes what is computed before the first step. The time to encode pictures is divided by the steps
-of the round, which has as many regularization pictures for each step as a run of 250 steps with 200 pictures. The time
-of what a run does once, such as reading neutral captions, is divided by 250 steps. The first step of each round, which
-prepares kernels, is left out, except of `sd15-random` on a CPU, where a round has one step. Memory is the peak above
-what the child held after loading the model, added up over its processes. Where `ours` computes in float32 anyway,
-`exact` is the same and not run. With --json the last line is one JSON object.
+A round is a whole training of 250 steps. The time of `ours` includes what is computed before the first step. In shorter
+rounds, the time to encode pictures is divided by the steps of the round, which has as many regularization pictures for
+each step as a training with 200 pictures, and that of what a training does once, such as reading neutral captions, by
+250 steps. The first step of each round, which prepares kernels, is left out, except of `sd15-random` on a CPU, where a
+round has one step. Memory is the peak above what the child held after loading the model, added up over its processes.
+Where `ours` computes in float32 anyway, `exact` is the same and not run. With --json the last line is one JSON object.
 """
 
 import contextlib
@@ -55,8 +55,8 @@ STEPS, REGULARIZATION = 250, 200
 """Length of the paper's training of one concept, and its number of regularization pictures."""
 TARGETS = 4
 """Target pictures of a step; as many regularization pictures join them."""
-FEW_STEPS = 2
-"""Timed steps of a large model on a CPU, whose parts are not measured."""
+FEW_STEPS = 1
+"""Timed steps in a round of a large model on a CPU, whose parts are not measured."""
 SIDES = ("ours", "exact", "plain")
 
 
@@ -129,23 +129,22 @@ Rounds = dict[str, list[Round]]
 
 
 def main(
-    *, model: str = "pocket", side_px: int | None = None, steps: int | None = None, rounds: int = 5, json: bool = False
+    *, model: str = "pocket", side_px: int | None = None, steps: int | None = None, rounds: int = 2, json: bool = False
 ) -> None:
     """Measure and print.
 
     Args:
         model: `pocket`, a folder in diffusers' layout, or `sd15-random`: SD 1.5 of full size with random weights.
         side_px: Side of the pictures for `sd15-random`; 512 on a GPU and 128 on a CPU by default.
-        steps: Timed steps of each side in all rounds together; 250, or 2 for `sd15-random` on a CPU.
+        steps: Timed steps of each side in a round; 250, or 1 for `sd15-random` on a CPU.
         rounds: Number of rounds; the sides take turns.
         json: End with one line of JSON.
     """
     on_gpu = torch.cuda.is_available()
     is_large = model == RANDOM and not on_gpu
     steps = steps or (FEW_STEPS if is_large else STEPS)
-    rounds = min(rounds, 2 if is_large else rounds, steps)
     side_px = side_px or (512 if on_gpu else 128)
-    setup = Setup(model=model, side_px=side_px, steps=steps // rounds, warm=0 if is_large else 1)
+    setup = Setup(model=model, side_px=side_px, steps=steps, warm=0 if is_large else 1)
     device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads"
     print(f"{model}, {rounds} rounds of {setup.steps} steps of {2 * TARGETS} pictures on {device}", flush=True)
     found = measured(setup, rounds, has_parts=not is_large)
