@@ -19,6 +19,7 @@ from moongate.data.pictures import (
     as_pixels,
     as_tensor,
     read_alpha,
+    read_mask,
     read_mask_beside,
     read_picture,
     remarks,
@@ -141,6 +142,35 @@ def test_the_alpha_channel_is_a_mask_where_something_is_transparent(tmp_path: Pa
     image.save(tmp_path / "cut.png")
     assert read_alpha(tmp_path / "solid.png") is None
     assert (read_alpha(tmp_path / "cut.png").mean(1) == [0] * 5 + [255] * 15).all()
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I", "F", "LA", "RGBA", "values of 8 bits in 32"])
+def test_a_mask_of_any_mode_is_white_where_it_is_painted(tmp_path: Path, kind: str) -> None:
+    white = np.zeros((32, 32), dtype=bool)
+    white[:16] = True
+    if kind in ("LA", "RGBA"):
+        image = Image.new(kind, (32, 32), "white")
+        image.putalpha(Image.fromarray((white * 255).astype(np.uint8)))
+    elif kind == "F":
+        image = Image.fromarray(np.where(white, 1, 0.2).astype(np.float32))
+    elif kind == "I;16":
+        image = Image.fromarray(np.where(white, 65535, 13000).astype(np.uint16))
+    else:
+        image = Image.fromarray(np.where(white, 65535 if kind == "I" else 255, 40).astype(np.int32))
+    image.save(tmp_path / "mask.tiff")
+    assert np.array_equal(read_mask(tmp_path / "mask.tiff") >= 128, white)
+
+
+def test_a_mask_of_an_edit_may_be_small_but_not_black(tmp_path: Path) -> None:
+    mask = Image.new("L", (512, 512), "black")
+    mask.save(tmp_path / "mask.png")
+    with pytest.raises(PictureError, match=r"mask.png is black all over. Paint the place that may change white"):
+        read_mask(tmp_path / "mask.png", is_taught=False)
+    mask.paste("white", (100, 100, 108, 108))
+    mask.save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png", is_taught=False) == 255).sum() == 64
+    with pytest.raises(PictureError, match="too little to learn from"):
+        read_mask(tmp_path / "mask.png")
 
 
 def example_pictures() -> list[np.ndarray]:

@@ -142,7 +142,7 @@ class Edit:
             target=target,
             seed=self.seed or 0,
             picture=read_picture(Path(picture[0])) if picture else None,
-            mask=read_mask(self.mask) if self.mask else None,
+            mask=read_mask(self.mask, is_taught=False) if self.mask else None,
             reweight=dict(map(_weight, flat(self.reweight))),
             blend=tuple(flat(self.blend)),
         )

@@ -85,26 +85,41 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
     return np.array(picture)
 
 
-def read_mask(file: Path) -> UInt8[np.ndarray, "height width"]:
-    """Return a mask, white where something may change, shrunk as a picture of its size is.
+def read_mask(file: Path, *, is_taught: bool = True) -> UInt8[np.ndarray, "height width"]:
+    """Return a mask, shrunk as a picture of its size is: gray, from 16 bits as well, with transparent parts black.
+
+    Args:
+        file: The picture of the mask.
+        is_taught: Whether the mask is white where a subject is to be learned, so that too little white is an error.
+            Else it is white where a picture may change, which may be of any size.
 
     Raises:
         PictureError: The file cannot be read, or is black all over.
     """
-    return _usable(_upright(file, str(file)).convert("L"), file)
+    mask = _as_gray(_upright(file, str(file)))
+    if is_taught:
+        return _usable(mask, file)
+    if mask.getextrema()[1] < 128:
+        raise PictureError(f"The mask {file} is black all over. Paint the place that may change white (255).")
+    mask.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
+    return np.array(mask)
 
 
-def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:
+def read_mask_beside(path: Path, *, files: Sequence[Path] | None = None) -> UInt8[np.ndarray, "height width"] | None:
     """Return the mask of a picture, white where the subject is; None if there is no mask.
 
     The mask of `photo.jpg` is `photo.mask.png` or OneTrainer's `photo-masklabel.png` in the same folder, or has another
     suffix such as `photo.mask.jpg`.
 
+    Args:
+        path: The picture.
+        files: The files of its masks, as `masks_of` finds them for many pictures at once.
+
     Raises:
         PictureError: There are two masks, or the mask has other proportions than its picture, is black all over, or
             cannot be read.
     """
-    files = masks_beside(path)
+    files = masks_beside(path) if files is None else files
     if not files:
         return None
     if len(files) > 1:
@@ -112,7 +127,7 @@ def read_mask_beside(path: Path) -> UInt8[np.ndarray, "height width"] | None:
         raise PictureError(f"{path} has the masks {names}. Keep one of them.")
     file = files[0]
     width, height = _upright(path, str(path)).size
-    mask = _upright(file, str(file)).convert("L")
+    mask = _as_gray(_upright(file, str(file)))
     if abs(mask.width * height - mask.height * width) > max(width, height):
         raise PictureError(
             f"The mask {file} has {mask.width} x {mask.height} pixels and {path.name} {width} x {height}. Give it the "
@@ -295,12 +310,7 @@ def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Return the picture in RGB, with transparent parts on white."""
-    if image.mode in _DEEP_GRAY:
-        eight_bits = (np.arange(65536) / 257).round().astype(np.uint8)
-        image = Image.fromarray(eight_bits[np.asarray(image).clip(0, 65535)])
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    image = _in_eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -309,3 +319,27 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         rows = layer.crop((0, top, layer.width, min(top + _ROWS_AT_ONCE, layer.height)))
         rgb.paste(Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows).convert("RGB"), (0, top))
     return rgb
+
+
+def _as_gray(image: Image.Image) -> Image.Image:
+    """Return a mask in gray, with transparent parts on black: nothing is painted there."""
+    if image.mode in _DEEP_GRAY and image.getextrema()[1] <= 255:  # eight bits, as NumPy's integers are saved
+        return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    image = _in_eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("L")
+    layer = image.convert("RGBA")
+    gray = Image.new("L", layer.size)
+    gray.paste(layer.convert("L"), mask=layer.getchannel("A"))
+    return gray
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture as it is, but gray of 16 or 32 bits or of floats in eight bits: Pillow would cut such values."""
+    if image.mode in _DEEP_GRAY:
+        eight_bits = (np.arange(65536) / 257).round().astype(np.uint8)
+        return Image.fromarray(eight_bits[np.asarray(image).clip(0, 65535)])
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+    return image
