@@ -1,10 +1,11 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from moongate.data.folders import contents, find_pictures, gather, masks_beside
+from moongate.data.folders import contents, find_pictures, gather, masks_beside, masks_of
 from moongate.errors import MoongateWarning, PictureError
 
 
@@ -64,6 +65,24 @@ def test_what_the_mac_writes_beside_each_file_is_no_photo_and_no_mask(tmp_path: 
     here = gather(tmp_path).folders[0]
     assert (here.photos, here.masks, here.captions) == ((tmp_path / "a.jpg",), (tmp_path / "a.mask.png",), ())
     assert masks_beside(tmp_path / "a.jpg") == [tmp_path / "a.mask.png"]
+
+
+def test_the_masks_of_many_photos_are_those_of_each(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", "A.png", "b.jpg", "c.png", "a.mask.png", "b-masklabel.png", "B.mask.png")
+    picture(tmp_path / "d", "a.png", "A.mask.png")
+    photos = [path for path in tmp_path.rglob("?.*") if path.is_file()]
+    assert masks_of(photos) == {photo: masks_beside(photo) for photo in photos}
+    assert masks_of(photos)[tmp_path / "d" / "a.png"] == [tmp_path / "d" / "A.mask.png"]
+
+
+def test_a_large_folder_is_looked_at_in_a_moment(tmp_path: Path) -> None:
+    for number in range(3000):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.txt").touch()
+    begin = time.process_time()
+    here = contents(tmp_path)
+    assert len(here.photos) == len(here.captions) == len(masks_of(here.photos)) == 3000
+    assert time.process_time() - begin < 3, "for each photo, all files were looked at"
 
 
 def test_a_photo_that_is_given_twice_is_read_once(tmp_path: Path) -> None:

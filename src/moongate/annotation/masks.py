@@ -5,7 +5,7 @@ word shows which parts the denoiser draws from it. The mean over layers, heads a
 which Otsu's threshold divides into subject and background.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from moongate.annotation.describers import resized
 from moongate.backbone import Backbone
 from moongate.backbone.attention import recorded
 from moongate.data.captions import photo_of
-from moongate.data.folders import masks_beside
+from moongate.data.folders import masks_of
 from moongate.data.pictures import read_mask_beside, read_picture
 from moongate.errors import OptionError
 from moongate.files import write_atomically
@@ -80,11 +80,12 @@ def write_masks(
         OptionError: The threshold is not between 0 and 1, or a file cannot be written.
     """
     check_threshold(threshold)
-    shares = {} if overwrite else _shares_of_masks(photos)
+    existing = masks_of(photos)
+    shares = {} if overwrite else _shares_of_masks(existing)
     masks = []
     for number, photo in enumerate(photos, start=1):
-        existing, share = masks_beside(photo), shares.get(photo)
-        file = existing[0] if existing else photo.with_name(f"{photo.stem}.mask.png")
+        share = shares.get(photo)
+        file = existing[photo][0] if existing[photo] else photo.with_name(f"{photo.stem}.mask.png")
         if share is not None:
             masks.append(Mask(photo=photo, file=file, share=share, written=False))
         else:
@@ -97,9 +98,9 @@ def write_masks(
     return masks
 
 
-def _shares_of_masks(photos: Sequence[Path]) -> dict[Path, float]:
+def _shares_of_masks(existing: Mapping[Path, Sequence[Path]]) -> dict[Path, float]:
     """Return for each photo with a mask the share that is white in it. Raises PictureError for one to be corrected."""
-    masks = ((photo, read_mask_beside(photo)) for photo in photos)
+    masks = ((photo, read_mask_beside(photo, files=files)) for photo, files in existing.items())
     return {photo: float((mask >= 128).mean()) for photo, mask in masks if mask is not None}
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "fits",
     "gather",
     "masks_beside",
+    "masks_of",
 ]
 
 SUFFIXES = frozenset(
@@ -59,8 +60,6 @@ _IGNORED = (".npz", ".xmp", ".aae", ".thm", ".md", ".db", ".ini")
 descriptions, and what Windows and photo programs keep in each folder (Thumbs.db, desktop.ini)."""
 _OWN_FILES = ("retrieval.json", "settings.json")
 """Names that are ignored without a warning: files that Moongate writes next to drawn and retrieved pictures."""
-_OF_THE_MAC = "._"
-"""How the names of files begin that macOS writes next to others on disks of other systems, and hides."""
 _DESCRIPTIONS = ("readme", "license", "licence", "notice")
 _REPEATED = re.compile(r"\d{1,3}_.+")
 """Names of kohya's folders: the number of repeats in an epoch, and the words that are the caption there."""
@@ -99,17 +98,19 @@ class Gathered:
 
 def contents(folder: Path) -> Contents:
     """Return what lies in a folder, by kind; in subfolders nothing is looked at."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(_OF_THE_MAC))
-    paths = [path for path in paths if not path.name.startswith(".") or _is_picture(path)]
-    outside = [path for path in paths if leads_out(path)]
-    paths = [path for path in paths if path not in outside]
+    everything = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
+    everything = [path for path in everything if not path.name.startswith(".") or _is_picture(path)]
+    leading_out = {path for path in everything if leads_out(path)}
+    outside = [path for path in everything if path in leading_out]
     outside = [path for path in outside if _is_picture(path) or path.is_dir() or _is_text(path)]
-    files = [path for path in paths if path.is_file()]
-    photos, masks, companions = _by_kind([path for path in files if _is_picture(path)])
-    others = [path for path in paths if not path.is_dir() and path not in (*photos, *masks, *companions)]
+    paths = [path for path in everything if path not in leading_out]
+    photos, masks, companions = _by_kind([path for path in paths if path.is_file() and _is_picture(path)])
+    pictures = {*photos, *masks, *companions}
+    others = [path for path in paths if not path.is_dir() and path not in pictures]
     captions = [path for path in others if path.is_file() and path.suffix.lower() in CAPTION_SUFFIXES]
     captions = [path for path in captions if path.stem.casefold() not in _DESCRIPTIONS]
     listings = [path for path in others if path.is_file() and path.name.casefold() in LISTINGS]
+    texts = {*captions, *listings}
     return Contents(
         folder=folder,
         photos=tuple(photos),
@@ -117,7 +118,7 @@ def contents(folder: Path) -> Contents:
         companions=tuple(companions),
         captions=tuple(captions),
         listings=tuple(sorted(listings, key=lambda path: LISTINGS.index(path.name.casefold()))),
-        unread=tuple(path for path in others if path not in captions + listings and not _is_passed_over(path)),
+        unread=tuple(path for path in others if path not in texts and not _is_passed_over(path)),
         subfolders=tuple(path for path in paths if path.is_dir() and path.name.casefold() not in _IGNORED_FOLDERS),
         outside=tuple(outside),
     )
@@ -158,7 +159,8 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
         else:
             raise PictureError(f"{place} is neither a regular file nor a folder. Check the path.")
     _, masks, companions = _by_kind(files)
-    photos = [path for path in dict.fromkeys(found) if path not in (*masks, *companions)]
+    no_photos = {*masks, *companions}
+    photos = [path for path in dict.fromkeys(found) if path not in no_photos]
     _check_masks([*masks, *(mask for folder in folders for mask in folder.masks)], photos)
     _report(folders, companions)
     if not photos:
@@ -168,10 +170,24 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
 
 def masks_beside(photo: Path) -> list[Path]:
     """Return the masks of a photo: `photo.mask.png` or `photo-masklabel.png`, whatever their format."""
-    files = [path for path in sorted(photo.parent.iterdir()) if _is_picture(path) and path.is_file()]
-    files = [path for path in files if path == photo or not leads_out(path)]
-    stems = {path.stem for path in files if not _mask_base(path)}
-    return [path for path in files if fits(_mask_base(path), photo.stem, stems)]
+    return masks_of([photo])[photo]
+
+
+def masks_of(photos: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Return what `masks_beside` does for each of many photos; each folder is looked at once."""
+    wanted = dict.fromkeys(photos)
+    found: dict[Path, list[Path]] = {}
+    for folder in {photo.parent for photo in wanted}:
+        files = [path for path in sorted(folder.iterdir()) if _is_picture(path) and path.is_file()]
+        files = [path for path in files if path in wanted or not leads_out(path)]
+        stems = {path.stem for path in files if not _mask_base(path)}
+        masks: dict[str, list[Path]] = {}
+        for path in files:
+            masks.setdefault(_mask_base(path).casefold(), []).append(path)
+        for photo in (photo for photo in wanted if photo.parent == folder):
+            alike = masks.get(photo.stem.casefold(), [])
+            found[photo] = [mask for mask in alike if fits(_mask_base(mask), photo.stem, stems)]
+    return found
 
 
 def fits(name: str, stem: str, stems: Iterable[str]) -> bool:

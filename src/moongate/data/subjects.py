@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from moongate.data.caption_files import read_captions
 from moongate.data.captions import PRESETS, Preset, check_category, photo_of
-from moongate.data.folders import gather
+from moongate.data.folders import gather, masks_of
 from moongate.data.pictures import check_shows, read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
@@ -112,7 +112,8 @@ class Subject:
             )
         paths = files[: len(files) - holdout]
         words = _words(token, category)
-        masks = [read_mask_beside(path) for path in paths]
+        files_of = masks_of(paths)
+        masks = [read_mask_beside(path, files=files_of[path]) for path in paths]
         if alpha_is_mask:
             masks = [read_alpha(path) if mask is None else mask for path, mask in zip(paths, masks, strict=True)]
         return cls(
