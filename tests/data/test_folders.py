@@ -67,6 +67,13 @@ def test_what_the_mac_writes_beside_each_file_is_no_photo_and_no_mask(tmp_path: 
     assert masks_beside(tmp_path / "a.jpg") == [tmp_path / "a.mask.png"]
 
 
+def test_hidden_pictures_are_ignored_unless_they_are_named(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png", ".trashed-1700000000-b.png", ".c.mask.png")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    named = tmp_path / ".trashed-1700000000-b.png"
+    assert find_pictures([named]) == [named]
+
+
 def test_the_masks_of_many_photos_are_those_of_each(tmp_path: Path) -> None:
     picture(tmp_path, "a.png", "A.png", "b.jpg", "c.png", "a.mask.png", "b-masklabel.png", "B.mask.png")
     picture(tmp_path / "d", "a.png", "A.mask.png")

@@ -98,8 +98,7 @@ class Gathered:
 
 def contents(folder: Path) -> Contents:
     """Return what lies in a folder, by kind; in subfolders nothing is looked at."""
-    everything = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
-    everything = [path for path in everything if not path.name.startswith(".") or _is_picture(path)]
+    everything = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     leading_out = {path for path in everything if leads_out(path)}
     outside = [path for path in everything if path in leading_out]
     outside = [path for path in outside if _is_picture(path) or path.is_dir() or _is_text(path)]
