@@ -24,6 +24,12 @@ def test_training_reads_the_stubs(photos: list[Path], tmp_path: Path) -> None:
     assert set(subject.captions) == {"drawing of a <hoot> owl at night"}
 
 
+def test_photos_of_one_name_are_refused_because_they_would_share_what_is_written(photos: list[Path]) -> None:
+    photos[0].rename(photos[1].with_suffix(".jpg"))
+    with pytest.raises(PictureError, match=r"b.jpg and b.png would get one caption and one mask. Rename one of them"):
+        photos_to_annotate(photos[0].parent, "owl")
+
+
 def test_a_photo_that_has_a_caption_keeps_it(photos: list[Path], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("mine {}")
     (tmp_path / "b.caption").write_text("also mine {}")
