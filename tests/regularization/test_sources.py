@@ -288,6 +288,15 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
             read(source)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a red dog\na blue cat\n", "utf-8-sig")
+    assert list(read_captions(str(tmp_path / "captions.txt"), Skipped())) == ["a red dog", "a blue cat"]
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        add(shard, "0.png", png(0))
+        add(shard, "0.txt", "a red dog".encode("utf-8-sig"))
+    assert [record.caption for record in read(tmp_path / "a.tar")[0]] == ["a red dog"]
+
+
 def test_captions_alone_come_from_lines_of_text_or_any_source(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("a dog\n\n a cat \n")
     assert list(read_captions(str(tmp_path / "lines.txt"), Skipped())) == ["a dog", "a cat"]

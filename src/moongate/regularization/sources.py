@@ -110,7 +110,7 @@ def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
     """Yield the captions of a source without the pictures, or the lines of a text file in UTF-8."""
     if source.endswith(".txt") and Path(source).is_file():
         try:
-            with Path(source).open(encoding="utf-8") as lines:
+            with Path(source).open(encoding="utf-8-sig") as lines:
                 while line := lines.readline(MAX_LINE_CHARACTERS):
                     if caption := line.strip()[:MAX_CAPTION_CHARACTERS]:
                         yield caption
@@ -189,7 +189,8 @@ def _read_listing(file: Path, files: CaptionFiles, skipped: Skipped, seen: set[P
     try:
         for line, row in listing_rows(file, errors="replace"):
             if row is None:
-                skipped.add(f"{file}, line {line}", "lines that are not JSON objects")
+                reason = "JSON objects" if file.suffix.lower() == ".jsonl" else "rows of the table's columns"
+                skipped.add(f"{file}, line {line}", f"lines that are not {reason}")
                 continue
             name, caption, license = (first_text(row, keys) for keys in (PICTURE_KEYS, CAPTION_KEYS, LICENSE_KEYS))
             if not name and row:
@@ -275,7 +276,9 @@ def _shard_record(file: Path, name: str, parts: Mapping[str, tuple[int, bytes]],
     except ValueError:
         facts = {}
     facts = facts if isinstance(facts, dict) else {}
-    text = next((parts[suffix][1].decode(errors="replace") for suffix in TEXT_SUFFIXES if suffix in parts), "")
+    text = next(
+        (parts[suffix][1].decode("utf-8-sig", errors="replace") for suffix in TEXT_SUFFIXES if suffix in parts), ""
+    )
     caption = text or first_text(facts, CAPTION_KEYS)
     picture = next((parts[suffix] for suffix in parts if f".{suffix}" in SUFFIXES), None)
     if picture is None:
