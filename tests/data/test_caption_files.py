@@ -48,6 +48,21 @@ def test_a_table_lists_captions_too(tmp_path: Path) -> None:
     assert captions(tmp_path) == ["a cat", ""]
 
 
+def test_a_caption_with_commas_outside_of_quotation_marks_is_refused_and_not_cut(tmp_path: Path) -> None:
+    (pictures(tmp_path) / "metadata.csv").write_text("file_name,text\n0.png,a dog, red\n")
+    with pytest.raises(PictureError, match=r"Line 2 of .*metadata.csv cannot .* has commas in quotation marks"):
+        captions(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a dog,\n")
+    assert captions(tmp_path) == ["a dog", ""]
+
+
+def test_a_listing_that_was_copied_with_its_folder_fits_the_copy(tmp_path: Path) -> None:
+    for folder in (tmp_path / "old", tmp_path / "new"):
+        rows(pictures(folder), (str(tmp_path / "old" / "0.png"), "a red dog"), ("../old/1.png", "a cat"))
+    assert captions(tmp_path / "new") == ["a red dog", ""]
+    assert captions(tmp_path / "old") == ["a red dog", "a cat"]
+
+
 def test_of_captions_that_differ_the_first_counts_and_both_are_said(tmp_path: Path) -> None:
     rows(pictures(tmp_path), ("0.png", "from the listing"), ("1.png", "same"))
     (tmp_path / "metadata.csv").write_text("file_name,caption\n0.png,from the table\n")

@@ -7,6 +7,7 @@ both texts; captions that fit no picture are reported too.
 """
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,6 +86,11 @@ class CaptionFiles:
         for path in (folder / name, folder.joinpath(*parts)):
             if parts and _is_file(path):
                 return path
+        return self.picture_called(name, folder)
+
+    def picture_called(self, name: str, folder: Path) -> Path | None:
+        """Return the only picture of a folder whose name ends a path, or None; see `picture`."""
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         place = folder
         for part in parts[:-1]:
             place = next((path for path in self.contents(place).subfolders if _same(path.name, part)), folder)
@@ -124,24 +130,30 @@ def read_captions(photos: Sequence[Path], folders: Sequence[Contents] = ()) -> l
     lost: list[str] = []
     whole = [folder.folder for folder in folders]
     own = list(dict.fromkeys([*whole, *(photo.parent for photo in photos)]))
+    places = [_place(photo) for photo in photos]
     for folder in own:
         for listing in files.contents(folder).listings:
-            unknown = _add_rows(listing, files, rows)
+            unknown = _add_rows(listing, files, rows, frozenset(places))
             lost += unknown if folder in whole else []
     for folder in dict.fromkeys(place.parent for place in own):
         if folder not in own:
             _add_rows_from_above(folder, files, rows)
     for folder in whole:
         lost += [path.name for path in files.orphans(folder)]
-    captions = [files.caption(photo, rows.get(photo.absolute(), ())) for photo in photos]
+    captions = [files.caption(photo, rows.get(place, ())) for photo, place in zip(photos, places, strict=True)]
     files.warn_of_conflicts()
     if lost:
         warn(f"Captions that fit no picture: {listed(lost)}. Name each like its picture, or remove it.")
     return captions
 
 
-def _add_rows(listing: Path, files: CaptionFiles, rows: dict[Path, list[tuple[str, str]]]) -> list[str]:
-    """Add the captions of a listing to `rows` by picture, and return a phrase for each row that fits none."""
+def _add_rows(
+    listing: Path, files: CaptionFiles, rows: dict[Path, list[tuple[str, str]]], photos: frozenset[Path]
+) -> list[str]:
+    """Add the captions of a listing to `rows` by picture, and return a phrase for each row that fits none.
+
+    After a folder was copied, absolute names still lead to the earlier one: those mean the photo of the same name here.
+    """
     lost, keys, has_captions = [], set(), False
     for line, row in listing_rows(listing):
         name, caption = (first_text(row or {}, kind) for kind in (PICTURE_KEYS, CAPTION_KEYS))
@@ -150,10 +162,12 @@ def _add_rows(listing: Path, files: CaptionFiles, rows: dict[Path, list[tuple[st
         keys |= {str(key) for key in row}
         has_captions = has_captions or bool(caption)
         picture = files.picture(name, listing.parent)
+        if picture and _place(picture) not in photos and Path(name).is_absolute():
+            picture = files.picture_called(name, listing.parent) or picture
         if picture is None:
             lost.append(f"{name!r} in {listing.name}")
         else:
-            rows.setdefault(picture.absolute(), []).append((listing.name, caption))
+            rows.setdefault(_place(picture), []).append((listing.name, caption))
     if keys and not has_captions:
         warn(f"{listing} has no captions; its keys are {', '.join(sorted(keys))}. {_remedy(listing)}")
     return lost
@@ -166,7 +180,7 @@ def _add_rows_from_above(folder: Path, files: CaptionFiles, rows: dict[Path, lis
             for _, row in listing_rows(listing, errors="replace"):
                 picture = files.picture(first_text(row or {}, PICTURE_KEYS), folder)
                 if picture is not None:
-                    rows.setdefault(picture.absolute(), []).append((str(listing), first_text(row or {}, CAPTION_KEYS)))
+                    rows.setdefault(_place(picture), []).append((str(listing), first_text(row or {}, CAPTION_KEYS)))
 
 
 def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int, Mapping[str, Any] | None]]:
@@ -185,7 +199,7 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
                 table = csv.DictReader(_lines(lines, listing))
                 if len(table.fieldnames or ()) > MAX_COLUMNS:
                     raise PictureError(f"The listing {listing} has more than {MAX_COLUMNS} columns. {_remedy(listing)}")
-                yield from ((table.line_num, row) for row in table)
+                yield from ((table.line_num, None if _has_more_values(row) else row) for row in table)
             else:
                 yield from _json_rows(_lines(lines, listing))
     except UnicodeDecodeError as error:
@@ -212,6 +226,11 @@ def _lines(file: TextIO, listing: Path) -> Iterator[str]:
         yield line
 
 
+def _has_more_values(row: Mapping[Any, Any]) -> bool:
+    """Return whether a row of a table has more values than there are columns: of its caption a part would be lost."""
+    return any(value.strip() for value in row.get(None, ()))
+
+
 def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -232,7 +251,10 @@ def _text_of(path: Path) -> str:
 
 def _remedy(listing: Path) -> str:
     if listing.suffix.lower() == TABLE_SUFFIX:
-        return "Name its columns file_name,caption in the first line, with commas between them."
+        return (
+            "Name its columns file_name,caption in the first line, with commas between them, and put a caption that "
+            "has commas in quotation marks."
+        )
     return 'Write {"file_name": "0.png", "caption": "a dog"}.'
 
 
@@ -241,6 +263,11 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def _place(path: Path) -> Path:
+    """Return the absolute path without `..`, by which a photo and a row of a listing are compared."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _same(name: str, other: str) -> bool:
