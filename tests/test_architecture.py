@@ -16,7 +16,7 @@ import moongate
 
 SOURCE = Path(moongate.__file__).parent
 ONLY_IN = {
-    "diffusers": {"backbone", "sampling"},
+    "diffusers": {"backbone"},
     "transformers": {"annotation", "backbone", "evaluation"},
     "torchvision": set(),
 }

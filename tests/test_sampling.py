@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,23 @@ def test_an_unknown_scheduler_is_refused(tiny: Backbone) -> None:
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="fast"))
     with pytest.raises(OptionError, match="Unknown scheduler 'UNet2DModel'"):
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="UNet2DModel"))
+    with pytest.raises(OptionError, match="'DDIMInverseScheduler' is made for another kind of model"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(scheduler="DDIMInverseScheduler"))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [("ddpm", 1000), ("ddim", 1000), ("dpm++", 1000), ("dpm++", 999), ("LCMScheduler", 51), ("PNDMScheduler", 1)],
+)
+def test_a_number_of_steps_that_a_scheduler_cannot_take_is_refused(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch, scheduler: str, steps: int
+) -> None:
+    if scheduler != "PNDMScheduler":
+        config = {**tiny.scheduler_config, "steps_offset": 1}  # as that of Stable Diffusion
+        monkeypatch.setattr(tiny, "scheduler_config", config)
+    options = SampleOptions(scheduler=scheduler, steps=steps)
+    with pytest.raises(OptionError, match=f"scheduler '{re.escape(scheduler)}' cannot take {steps} steps"):
+        sample(tiny, ["a dog"], seeds=[0], options=options)
 
 
 def test_only_missing_pictures_are_drawn(tiny: Backbone, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
+from moongate.backbone.schedulers import SCHEDULERS, check_scheduler, make_scheduler, timed_scheduler
 from moongate.concept import Concept
 from moongate.data.pictures import as_pixels
 from moongate.errors import OptionError, TokenError, shortened, warn
@@ -46,17 +47,9 @@ __all__ = [
     "prompted",
     "sample",
     "step_arguments",
+    "timed_scheduler",
 ]
 
-SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Short names. The name of any scheduler class of diffusers can be given as well."""
 MAX_STEPS = 1000
 """Noise levels of the models that are read; more denoising steps than levels cannot be taken."""
 MAX_GUIDANCE = 100
@@ -141,7 +134,8 @@ def sample(
 
     Raises:
         TokenError: A prompt has a `<token>` that no applied concept provides, or that the text encoder does not read.
-        OptionError: The numbers of prompts and seeds differ, the scheduler is unknown, or a side does not fit.
+        OptionError: The numbers of prompts and seeds differ, the scheduler is unknown or cannot take the
+            number of steps, or a side does not fit.
     """
     options = (options or SampleOptions()).for_model(backbone)
     check_pairs(prompts, seeds)
@@ -155,7 +149,7 @@ def sample(
                 f"{_why_unguided(backbone, options)}."
             )
     check_seeds(seeds)
-    make_scheduler(backbone, options.scheduler)
+    timed_scheduler(backbone, options.scheduler, options.steps)
     latent_shape(backbone, options)
     return _drawn(backbone, prompts, seeds, options, on_step)
 
@@ -260,54 +254,6 @@ def check_seeds(seeds: Iterable[int]) -> None:
             raise OptionError(f"The seed {seed} is out of range. Give a whole number of at most 18 digits.")
 
 
-def check_scheduler(name: str) -> None:
-    """Check the name of a scheduler without a model, as `make_scheduler` does. Raises OptionError."""
-    if name.lower() not in SCHEDULERS:
-        _scheduler_class(name)
-
-
-def make_scheduler(backbone: Backbone, name: str) -> Any:
-    """Return a new scheduler of diffusers that is set up for the backbone's noise schedule.
-
-    Args:
-        backbone: The model.
-        name: One of `SCHEDULERS`, or the name of a scheduler class of diffusers.
-
-    Raises:
-        OptionError: There is no such scheduler, or it is one for another kind of model.
-    """
-    return _scheduler_class(name).from_config(backbone.scheduler_config)
-
-
-# --- schedulers -------------------------------------------------------------------------------------------------------
-
-
-def _scheduler_class(name: str) -> Any:
-    import diffusers
-
-    kind: Any = getattr(diffusers, SCHEDULERS.get(name.lower(), name), None)
-    if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise OptionError(
-            f"Unknown scheduler {name!r}. Known: {', '.join(SCHEDULERS)}, or a scheduler class of diffusers."
-        )
-    if not _draws_from_noise(kind):
-        raise OptionError(
-            f"The scheduler {name!r} is made for another kind of model (flow matching, tokens or sigmas of its own). "
-            f"Choose one of {', '.join(SCHEDULERS)}."
-        )
-    return kind
-
-
-def _draws_from_noise(kind: Any) -> bool:
-    """Return whether a scheduler takes the noise schedule of these models and steps with what they predict alone."""
-    if not (hasattr(kind, "step") and hasattr(kind, "scale_model_input")):
-        return False
-    parameters = inspect.signature(kind.step).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    takes_betas = "beta_start" in inspect.signature(kind.__init__).parameters
-    return takes_betas and required == ["self", "model_output", "timestep", "sample"]
-
-
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,8 +283,7 @@ def denoised(
     """Return latents without noise, of one batch; each seed gives a picture's first noise and, if used, each step's."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = first_noise(backbone, generators, options)
-    scheduler = make_scheduler(backbone, options.scheduler)
-    scheduler.set_timesteps(options.steps, device=backbone.device)
+    scheduler = timed_scheduler(backbone, options.scheduler, options.steps)
     latents = noise * scheduler.init_noise_sigma
     text = prompted(backbone, prompts, options)
     extra = step_arguments(scheduler, generators)

@@ -15,7 +15,7 @@ from moongate.concept import Concept
 from moongate.editing.drawing import all_edited, applied
 from moongate.editing.plan import Edit, Edited, EditOptions, planned
 from moongate.errors import TokenError, shortened
-from moongate.sampling import SampleOptions, check_prompt, check_seeds, make_scheduler
+from moongate.sampling import SampleOptions, check_prompt, check_seeds, timed_scheduler
 
 __all__ = ["Edit", "EditOptions", "Edited", "edit"]
 
@@ -58,7 +58,7 @@ def edit(
     options = options or EditOptions()
     default = SampleOptions(scheduler="ddpm" if options.inversion == "edit-friendly" else "ddim")
     sampling = (sampling or default).for_model(backbone)
-    make_scheduler(backbone, sampling.scheduler)
+    timed_scheduler(backbone, sampling.scheduler, sampling.steps)
     check_seeds(item.seed for item in edits)
     with applied(concept, backbone):
         check_prompt(backbone, sampling.negative_prompt, kind="negative prompt")

@@ -24,9 +24,9 @@ from moongate.sampling import (
     SampleOptions,
     first_noise,
     guided_prediction,
-    make_scheduler,
     prompted,
     step_arguments,
+    timed_scheduler,
 )
 
 __all__ = ["all_edited", "applied"]
@@ -82,8 +82,7 @@ class _Batch:
 
     def drawn(self, on_step: Callable[[], None] | None) -> Iterator[Edited]:
         """Draw the batch."""
-        scheduler = make_scheduler(self.backbone, self.sampling.scheduler)
-        scheduler.set_timesteps(self.sampling.steps, device=self.backbone.device)
+        scheduler = timed_scheduler(self.backbone, self.sampling.scheduler, self.sampling.steps)
         path = self._path(scheduler)
         timesteps = scheduler.timesteps[len(scheduler.timesteps) + 1 - len(path) :] if path else scheduler.timesteps
         if hasattr(scheduler, "set_begin_index"):

@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from moongate.backbone import Backbone
 from moongate.backbone.attention import computed, layer_size, self_attentions
 from moongate.errors import OptionError
-from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, make_scheduler, sample
+from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, sample, timed_scheduler
 from moongate.texts import parse_yaml
 
 __all__ = [
@@ -251,8 +251,7 @@ class _InRegions:
     ) -> "_InRegions":
         """Return what draws one prompt. Raises OptionError if it lacks the words of a region."""
         sides = (options.height_px or backbone.resolution_px, options.width_px or backbone.resolution_px)
-        scheduler = make_scheduler(backbone, options.scheduler)
-        scheduler.set_timesteps(options.steps)
+        scheduler = timed_scheduler(backbone, options.scheduler, options.steps)
         return cls(
             backbone=backbone,
             texts=region_texts(prompt, regions),
