@@ -39,7 +39,7 @@ def make_drawing(
     options = SampleOptions(steps=2)
     known = {"model": "tiny", "concepts": used, "steps": 2, "guidance": 6.0, "scheduler": "ddpm", **facts}
     sample = Sample(image=image, prompt=prompt, seed=seed)
-    texts = picture_texts(sample, model="tiny", concepts={}, options=options, facts=known)
+    texts = picture_texts(sample, model="tiny", concepts=[], options=options, facts=known)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(png_bytes(image, texts=texts))
     return file

@@ -269,7 +269,7 @@ class Generate:
 
         groups: dict[str, list[Sample]] = {}
         written = []
-        used = {concept["file"]: concept["strength"] for concept in record["concepts"]}
+        used = [(concept["file"], concept["strength"]) for concept in record["concepts"]]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=len(names), note="")
             for drawn, name in zip(samples, names, strict=True):
@@ -284,7 +284,7 @@ class Generate:
             SheetGroup(title=prompt, images=[s.image for s in drawn], labels=[f"seed {s.seed}" for s in drawn])
             for prompt, drawn in groups.items()
         ]
-        heading = ", ".join([record["model"], *(f"{file} at strength {strength:g}" for file, strength in used.items())])
+        heading = ", ".join([record["model"], *(f"{file} at strength {strength:g}" for file, strength in used)])
         columns = min(self.count, SHEET_COLUMNS)
         write_atomically(sheet, png_bytes(grouped_sheet(shown, columns=columns, heading=heading)))
         pictures = "1 picture" if len(names) == 1 else f"{len(names)} pictures"

@@ -5,7 +5,7 @@ a line of settings. ComfyUI takes the keys `prompt` and `workflow` for a graph o
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moongate.sampling import Sample, SampleOptions
@@ -24,14 +24,19 @@ SAMPLERS = {
 
 
 def picture_texts(
-    drawn: Sample, *, model: str, concepts: Mapping[str, float], options: SampleOptions, facts: Mapping[str, Any]
+    drawn: Sample,
+    *,
+    model: str,
+    concepts: Sequence[tuple[str, float]],
+    options: SampleOptions,
+    facts: Mapping[str, Any],
 ) -> dict[str, str]:
     """Return the texts of a picture's PNG file by keyword: `parameters` as A1111 writes them, and `moongate`, JSON.
 
     Args:
         drawn: The picture.
         model: Name of the base model.
-        concepts: The strength of each concept by its name.
+        concepts: The name of each concept and its strength; two may have one name.
         options: How the picture was drawn.
         facts: What `moongate` holds in addition to prompt and seed.
     """
@@ -43,14 +48,19 @@ def picture_texts(
         "Seed": drawn.seed,
         "Size": f"{width}x{height}",
         "Model": model,
-        "Concepts": ", ".join(f"{name}:{strength:g}" for name, strength in concepts.items()),
+        "Concepts": ", ".join(f"{name}:{strength:g}" for name, strength in concepts),
     }
-    negative = [f"Negative prompt: {options.negative_prompt}"] if options.negative_prompt else []
+    negative = [f"Negative prompt: {_on_one_line(options.negative_prompt)}"] if options.negative_prompt else []
     line = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value not in (None, ""))
     return {
-        "parameters": "\n".join([drawn.prompt, *negative, line]),
+        "parameters": "\n".join([_on_one_line(drawn.prompt), *negative, line]),
         "moongate": json.dumps({"prompt": drawn.prompt, "seed": drawn.seed, **facts}, ensure_ascii=False),
     }
+
+
+def _on_one_line(prompt: str) -> str:
+    """Return a prompt without its line breaks: a further line may look like the negative prompt."""
+    return " ".join(prompt.splitlines())
 
 
 def _quoted(value: str) -> str:
