@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from command_line import Command, command, fails, run
-from moongate.concept import Concept
+from making import invented
+from moongate.backbone import Backbone
+from moongate.concept import Concept, SubjectRecord
 
 
 @pytest.fixture
@@ -34,10 +38,11 @@ def test_edit_writes_the_source_the_edit_and_a_sheet_of_both(edit: Command, tmp_
     facts = json.loads((tmp_path / "edited" / "edit.json").read_text())
     assert (facts["source"], facts["target"], facts["seed"]) == ("photo of a dog", "photo of a red dog", 1)
     assert facts["reweight"] == {"red": 2.0}
-    assert facts["scheduler"] == "ddim"
+    assert (facts["scheduler"], facts["guidance"], facts["negative_prompt"]) == ("ddim", 6, "")
     with Image.open(tmp_path / "edited" / "edit.png") as picture:
         said = json.loads(picture.info["moongate"])
     assert (said["prompt"], said["source"], said["seed"]) == ("photo of a red dog", "photo of a dog", 1)
+    assert said["guidance"] == 6
 
 
 def test_a_photo_becomes_a_taught_subject_and_json_says_how(
@@ -58,6 +63,20 @@ def test_a_photo_becomes_a_taught_subject_and_json_says_how(
     assert "Cropped to 64 x 64" in " ".join(printed.err.split())
     with Image.open(photo) as picture, Image.open(tmp_path / "edited" / "edit.png") as edited:
         assert np.array_equal(np.asarray(edited)[:, 40:], np.asarray(picture)[:, 43:67])
+
+
+def test_a_word_of_several_vectors_is_reweighted_and_blended_as_a_whole(edit: Command, tmp_path: Path) -> None:
+    backbone = Backbone.load(edit.options["model"], device="cpu")
+    one = invented(backbone, ("<rex>", "dog"))
+    rows = {**one.tokens, "<rex-2>": torch.ones(sum(backbone.token_widths))}
+    subject = SubjectRecord(category="dog", token="<rex>", more_tokens=("<rex-2>",))
+    replace(one, tokens=rows, subjects=(subject,)).save(tmp_path / "rex.safetensors")
+    words = ("photo of a dog", "photo of a <rex> dog")
+    run(edit.but(*words, concept=tmp_path / "rex.safetensors", reweight="<rex> dog=2", blend="<rex> dog"))
+    facts = json.loads((tmp_path / "edited" / "edit.json").read_text())
+    assert facts["target"] == "photo of a <rex> <rex-2> dog"
+    assert facts["reweight"] == {"<rex> <rex-2> dog": 2.0}
+    assert facts["blend"] == ["<rex> <rex-2> dog"]
 
 
 def test_bad_input_to_edit_is_named_before_any_work(

@@ -29,6 +29,7 @@ from moongate.cli.terminal import progress_bar, say
 from moongate.errors import OptionError
 
 if TYPE_CHECKING:
+    from moongate.concept import Concept
     from moongate.editing import Edit as OneEdit
     from moongate.editing import Edited, EditOptions
     from moongate.sampling import SampleOptions
@@ -104,8 +105,9 @@ class Edit:
             [self.concept] if self.concept else [], self.model, console, dtype=self.dtype
         )
         concept = concepts[0].scaled(self.strength) if concepts else None
+        sampling = sampling.for_model(backbone)
         if concept:
-            one = dataclasses.replace(one, source=concept.spelled(one.source), target=concept.spelled(one.target))
+            one = _spelled(one, concept)
         with progress_bar(console) as progress:
             task = progress.add_task("Editing", total=None, note="")
             (edited,) = edit(
@@ -116,7 +118,7 @@ class Edit:
                 sampling=sampling,
                 on_step=lambda: progress.advance(task),
             )
-        facts = {"model": backbone.name, "concept": concept and concept.hash, **self._facts(edited, options)}
+        facts = {"model": backbone.name, "concept": concept and concept.hash, **self._facts(edited, options, sampling)}
         self._save(edited, facts, concepts[0].hash if concepts else None)
         say(console, f"Wrote {', '.join(FILES)} to {self.out}.")
         return facts
@@ -165,7 +167,7 @@ class Edit:
         for name in FILES:
             check_writable(self.out / name, overwrite=self.overwrite)
 
-    def _facts(self, edited: "Edited", options: "EditOptions") -> dict[str, Any]:
+    def _facts(self, edited: "Edited", options: "EditOptions", sampling: "SampleOptions") -> dict[str, Any]:
         """Return how the edit was made, as plain JSON."""
         one = edited.edit
         return {
@@ -178,8 +180,10 @@ class Edit:
             "mask": str(self.mask) if self.mask else None,
             "size": {"width_px": edited.image.shape[1], "height_px": edited.image.shape[0]},
             "strength": self.strength,
-            "steps": self.steps,
-            "scheduler": self.scheduler or SCHEDULERS[self.inversion],
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
+            "scheduler": sampling.scheduler,
+            "negative_prompt": sampling.negative_prompt,
             **dataclasses.asdict(options),
             "files": [str(self.out / name) for name in FILES],
         }
@@ -201,12 +205,21 @@ class Edit:
         said = {
             "prompt": facts["target"],
             "source": facts["source"],
-            **{name: facts[name] for name in ("seed", "model", "steps", "scheduler")},
+            **{name: facts[name] for name in ("seed", "model", "steps", "scheduler", "guidance", "negative_prompt")},
             "concepts": [used] if concept else [],
-            "guidance": self.guidance,
-            "negative_prompt": self.negative_prompt,
         }
         return {"moongate": json.dumps(said, ensure_ascii=False)}
+
+
+def _spelled(one: "OneEdit", concept: "Concept") -> "OneEdit":
+    """Return an edit in which each word of several vectors is followed by its further tokens, as in its prompts."""
+    return dataclasses.replace(
+        one,
+        source=concept.spelled(one.source),
+        target=concept.spelled(one.target),
+        reweight={concept.spelled(words): factor for words, factor in one.reweight.items()},
+        blend=tuple(map(concept.spelled, one.blend)),
+    )
 
 
 def _weight(text: str) -> tuple[str, float]:
