@@ -29,6 +29,7 @@ from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DRAWN_PX, check_count
 from moongate.pages import png_bytes
 
 __all__ = [
+    "MAX_ENLARGEMENT",
     "SCHEDULERS",
     "SETTINGS_FILE",
     "Sample",

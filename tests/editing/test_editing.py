@@ -207,6 +207,11 @@ def test_what_cannot_be_edited_is_refused_before_anything_is_drawn(tiny: Backbon
     refused(TokenError, "unknown token '<rex>'", target="photo of a <rex> dog")
     refused(OptionError, "mask has 8 x 8 pixels, and the picture 64 x 64", picture=photo_of_blocks(),
             mask=np.ones((8, 8), np.uint8))  # fmt: skip
+    refused(
+        OptionError,
+        "2400 x 16 pixels, and is too narrow: the model would draw 784 x 8",
+        picture=np.zeros((16, 2400, 3), np.uint8),
+    )
     refused(OptionError, "mask has 8 x 8 pixels, and the picture is drawn", mask=np.ones((8, 8), np.uint8))
     refused(OptionError, "mask is black", picture=photo_of_blocks(), mask=np.zeros((64, 64), np.uint8))
     refused(OptionError, "mask is black", mask=np.full((64, 64), 127, np.uint8))

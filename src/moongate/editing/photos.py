@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moongate.backbone import Backbone, Conditioning
 from moongate.errors import OptionError, warn
+from moongate.sampling import MAX_ENLARGEMENT
 
 __all__ = ["ddim_path", "fitted", "fitted_mask", "noised_path"]
 
@@ -30,10 +31,19 @@ def fitted(backbone: Backbone, picture: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.
 
     Args:
         backbone: The model.
-        picture: The photo, of any size. A warning says if it is not used as it is.
+        picture: The photo. A warning says if it is not used as it is.
+
+    Raises:
+        OptionError: The photo is so narrow that the model can draw no such picture.
     """
     height, width = picture.shape[:2]
     resized, cropped = _sizes(backbone, height, width)
+    least, most = backbone.resolution_px / MAX_ENLARGEMENT, backbone.resolution_px * MAX_ENLARGEMENT
+    if not least <= min(cropped) <= max(cropped) <= most:
+        raise OptionError(
+            f"The photo has {width} x {height} pixels, and is too narrow: the model would draw {cropped[1]} x "
+            f"{cropped[0]}, and its sides are {least:g} to {most:g}. Crop the photo."
+        )
     if cropped != (height, width):
         warn(
             f"The photo has {width} x {height} pixels; the model draws sides that are multiples of "
