@@ -79,6 +79,8 @@ def test_measures_are_read_back_in_the_order_of_their_steps_and_damaged_ones_are
         assert read_measures(tmp_path) == []
     (tmp_path / MEASURES).write_text('[{"step": 3}]')
     assert read_measures(tmp_path) == []
+    (tmp_path / MEASURES).write_text(json.dumps([{**asdict(one), "alignment": "a"} for one in measures]))
+    assert read_measures(tmp_path) == []
     assert read_measures(tmp_path / "nowhere") == []
 
 

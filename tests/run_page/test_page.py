@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from moongate.errors import OptionError
 from moongate.run_page import Album, Drawn, duration, page_of
@@ -151,6 +152,51 @@ def test_an_album_replaces_a_picture_that_is_drawn_again_and_can_be_cleared(tmp_
 )
 def test_times_are_in_units_that_people_use(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("changes", [{"step": "a"}, {"seed": 1.5}, {"prompt": 3}, {"part": "../../taught"}])
+def test_a_listing_with_values_of_other_types_has_no_pictures(tmp_path: Path, changes: dict[str, object]) -> None:
+    write_run(tmp_path, steps=10)
+    add(Album(tmp_path), 9, part="taught", step=0)
+    listing = tmp_path / "pictures.jsonl"
+    listing.write_text(json.dumps({**json.loads(listing.read_text()), **changes}))
+    assert Album(tmp_path).drawn() == []
+    assert "Running: step 10" in html(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "log"),
+    [
+        ({"learning_rate": "x"}, {}),
+        ({"method": "x"}, {}),
+        ({"dtype": 3}, {}),
+        ({"regularization": [3]}, {}),
+        ({"batch": None}, {}),
+        ({}, {"pictures_per_second": None}),
+        ({}, {"index": "1"}),
+        ({}, {"target_loss": None}),
+    ],
+)
+def test_records_of_other_types_are_named_in_one_sentence(
+    tmp_path: Path, config: dict[str, object], log: dict[str, object]
+) -> None:
+    write_run(tmp_path, steps=10, **log)
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    with pytest.raises(OptionError, match="holds no records of a run that can be read .*Check it"):
+        html(tmp_path)
+
+
+def test_only_png_files_of_a_size_that_can_be_drawn_are_pictures_of_a_run(tmp_path: Path) -> None:
+    album = Album(tmp_path)
+    add(album, 9, part="taught", step=0)
+    (drawn,) = album.drawn()
+    file = tmp_path / "pictures" / drawn.file
+    Image.new("RGB", (16, 16)).save(file, format="GIF")
+    with pytest.raises(OptionError, match="cannot be read"):
+        album.image(drawn)
+    Image.new("1", (20_000, 20_000)).save(file, format="PNG")
+    with pytest.raises(OptionError, match="cannot be read"):
+        album.image(drawn)
 
 
 def test_pictures_that_were_removed_or_damaged_end_neither_page_nor_training(tmp_path: Path) -> None:

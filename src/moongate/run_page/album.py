@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,6 +11,7 @@ from PIL import Image
 
 from moongate.errors import OptionError
 from moongate.files import write_atomically
+from moongate.limits import MAX_PIXELS
 from moongate.pages import png_bytes
 from moongate.texts import parse_json, read_text
 
@@ -24,7 +25,11 @@ LISTING, PICTURES = "pictures.jsonl", "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What a picture shows."""
+    """What a picture shows.
+
+    Raises:
+        TypeError: A value is of another type, as in the listing of a stranger.
+    """
 
     part: Part
     step: int
@@ -35,6 +40,15 @@ class Drawn:
     """Its seed, or the position of a picture to learn from."""
     place: int = 0
     """Position of its prompt among those that are drawn together."""
+
+    def __post_init__(self) -> None:
+        numbers = (self.step, self.seed, self.place)
+        if not (self.part in get_args(Part) and isinstance(self.prompt, str)):
+            raise TypeError(
+                f"a picture has a part of {get_args(Part)} and a prompt, not {self.part!r}, {self.prompt!r}"
+            )
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError(f"the step, seed and place of a picture are whole numbers, not {numbers}")
 
     @property
     def file(self) -> str:
@@ -71,9 +85,11 @@ class Album:
         """Return the pixels of a picture. Raises OptionError if it cannot be read."""
         file = self._pictures / drawn.file
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has more than {MAX_PIXELS // 10**6} million pixels")
                 return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise OptionError(
                 f"{file} cannot be read ({error}). Remove it: the run needs none of its pictures."
             ) from error

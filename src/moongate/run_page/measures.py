@@ -44,6 +44,10 @@ def read_measures(run_folder: Path) -> list[Measured]:
     """Return the measures of a run by step; none if there are none that can be read."""
     try:
         found = [Measured(**line) for line in parse_json(read_text(run_folder / MEASURES))]
+        if not all(
+            isinstance(number, int | float) for each in found for number in (each.step, each.alignment, each.drift)
+        ):
+            return []
     except (OSError, ValueError, TypeError):
         return []
     numbers = [(each.step, each.alignment, each.drift) for each in found]

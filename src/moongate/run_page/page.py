@@ -30,10 +30,28 @@ def page_of(run_folder: Path, status: Status) -> Page:
         OptionError: The folder has no records of a run that can be read.
     """
     try:
-        config, steps = read_config(run_folder), read_steps(run_folder)
-        words = words_of(config)
-    except (LookupError, TypeError) as error:
+        return _page(run_folder, status)
+    except OptionError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise OptionError(f"{run_folder} holds no records of a run that can be read ({error}). Check it.") from error
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people to read: "40 seconds", "3 minutes", "1.5 hours"."""
+    if seconds < 90:
+        return f"{max(2, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
+
+
+def words_of(config: dict[str, Any]) -> str:
+    """Return the words of what a run teaches: "<bear> teddy bear and <chair> armchair"."""
+    return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
+
+
+def _page(run_folder: Path, status: Status) -> Page:
+    config, steps = read_config(run_folder), read_steps(run_folder)
+    words = words_of(config)
     page = Page(title=f"Moongate: {words}", refresh_s=REFRESH_S if status == "running" else None)
     page.text("h1", f"Teaching {config['backbone']} {words}")
     _say_status(page, steps, config, status)
@@ -48,18 +66,6 @@ def page_of(run_folder: Path, status: Status) -> Page:
     page.text("h2", "Settings")
     page.table(["setting", "value"], _settings(config))
     return page
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people to read: "40 seconds", "3 minutes", "1.5 hours"."""
-    if seconds < 90:
-        return f"{max(2, round(seconds))} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
-
-
-def words_of(config: dict[str, Any]) -> str:
-    """Return the words of what a run teaches: "<bear> teddy bear and <chair> armchair"."""
-    return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
 
 
 def _say_status(page: Page, steps: Sequence[dict[str, Any]], config: dict[str, Any], status: Status) -> None:
