@@ -12,14 +12,16 @@ from moongate.backbone import Backbone
 from moongate.errors import MissingLibrary, OptionError
 
 
-def onnx_mean_of_colors(file: Path, *, channels: int = 3) -> Path:
+def onnx_mean_of_colors(
+    file: Path, *, channels: int = 3, pictures: int = 1, kind: int = onnx.TensorProto.FLOAT
+) -> Path:
     """Write a model whose mask is the mean of the colors."""
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    helper = onnx.helper
     graph = helper.make_graph(
         [helper.make_node("ReduceMean", ["picture"], ["mask"], axes=[1], keepdims=1)],
         "mean",
-        [helper.make_tensor_value_info("picture", kind, [1, channels, 32, 32])],
-        [helper.make_tensor_value_info("mask", kind, [1, 1, 32, 32])],
+        [helper.make_tensor_value_info("picture", kind, [pictures, channels, 32, 32])],
+        [helper.make_tensor_value_info("mask", kind, [pictures, 1, 32, 32])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     file.write_bytes(model.SerializeToString())
@@ -45,6 +47,39 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         onnx_segmenter(tmp_path / "text.onnx")
     with pytest.raises(OptionError, match=r"has the inputs \[1, 4, 32, 32\]"):
         onnx_segmenter(onnx_mean_of_colors(tmp_path / "four.onnx", channels=4))
+
+
+def test_a_model_in_half_precision_segments_and_inputs_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    picture = np.full((64, 96, 3), 255, dtype=np.uint8)
+    half, numbers = onnx.TensorProto.FLOAT16, onnx.TensorProto.INT32
+    whole = onnx_segmenter(onnx_mean_of_colors(tmp_path / "mean.onnx"))(picture)
+    assert onnx_segmenter(onnx_mean_of_colors(tmp_path / "half.onnx", kind=half))(picture) == pytest.approx(whole, 1e-2)
+    with pytest.raises(OptionError, match=r"\[1, 3, 32, 32\] of tensor\(int32\). It must have one of .* float16"):
+        onnx_segmenter(onnx_mean_of_colors(tmp_path / "numbers.onnx", kind=numbers))
+    with pytest.raises(OptionError, match=r"has the inputs \[4, 3, 32, 32\]"):
+        onnx_segmenter(onnx_mean_of_colors(tmp_path / "four.onnx", pictures=4))
+
+
+def test_a_model_that_fails_is_named(tmp_path: Path) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["picture"], ["shape"]),
+            helper.make_node("Slice", ["shape", "zero", "three"], ["short"]),
+            helper.make_node("Mul", ["short", "two"], ["sides"]),
+            helper.make_node("Reshape", ["picture", "sides"], ["mask"]),
+        ],
+        "fails",
+        [helper.make_tensor_value_info("picture", kind, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("mask", kind, None)],
+        [helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value]) for name, value in
+         (("zero", 0), ("three", 3), ("two", 2))],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "fails.onnx").write_bytes(model.SerializeToString())
+    segment = onnx_segmenter(tmp_path / "fails.onnx")
+    with pytest.raises(OptionError, match=r"fails.onnx cannot segment a picture: "):
+        segment(np.zeros((32, 32, 3), dtype=np.uint8))
 
 
 def test_without_onnxruntime_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

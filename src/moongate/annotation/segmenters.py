@@ -20,6 +20,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation of the colors, in 0..1, that both kinds of models were trained with."""
 SIDE_PX = 320
 """Side of the input of a file that takes any: that of U2Net."""
+NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""Types of the input that a model may have, as onnxruntime calls them."""
 CLIPSEG_SIDE_PX = 352
 CLIPSEG_FILES = ("config.json", "tokenizer_config.json")
 
@@ -33,7 +35,8 @@ def onnx_segmenter(file: Path) -> Segmenter:
         file: The ONNX file.
 
     Raises:
-        OptionError: There is no such file, it cannot be read, or its input is another one.
+        OptionError: There is no such file, it cannot be read, or its input is another one. The segmenter raises it if
+            the model fails, or its output is no mask.
         MissingLibrary: onnxruntime is not installed.
     """
     if not file.is_file():
@@ -41,18 +44,26 @@ def onnx_segmenter(file: Path) -> Segmenter:
     runtime = library("onnxruntime")
     try:
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    except _load_errors() as error:
+    except _model_errors() as error:
         raise OptionError(f"{file} cannot be read as an ONNX model: {first_line(error)}") from error
     inputs = session.get_inputs()
-    shape = list(inputs[0].shape)
-    if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-        shapes = "; ".join(str(list(value.shape)) for value in inputs)
-        raise OptionError(f"{file} has the inputs {shapes}. It must have one of [1, 3, side, side], such as U2Net's.")
+    shape = list(inputs[0].shape) if len(inputs) == 1 else []
+    takes_one = len(shape) == 4 and (shape[0] == 1 or not isinstance(shape[0], int))
+    if not (takes_one and shape[1] == 3 and shape[2] == shape[3] and inputs[0].type in NUMBERS):
+        kinds = "; ".join(f"{list(value.shape)} of {value.type}" for value in inputs) or "none"
+        raise OptionError(
+            f"{file} has the inputs {kinds}. It must have one of [1, 3, side, side], of float or float16, such as "
+            "U2Net's."
+        )
     side_px = shape[2] if isinstance(shape[2], int) else SIDE_PX
 
     def segment(picture: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "rows columns"]:
         pixels = normalized(resized(picture, side_px), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        output = np.asarray(session.run(None, {inputs[0].name: pixels.numpy()})[0], dtype=np.float32).squeeze()
+        try:
+            found = session.run(None, {inputs[0].name: pixels.numpy().astype(NUMBERS[inputs[0].type])})[0]
+        except _model_errors() as error:
+            raise OptionError(f"{file} cannot segment a picture: {first_line(error)}") from error
+        output = np.asarray(found, dtype=np.float32).squeeze()
         if output.ndim != 2:
             raise OptionError(f"The first output of {file} has the shape {list(output.shape)}; it must be one mask.")
         return output
@@ -60,10 +71,13 @@ def onnx_segmenter(file: Path) -> Segmenter:
     return segment
 
 
-def _load_errors() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises for a file that is not a model; its errors have no common class of their own."""
+def _model_errors() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises for a file that is no model, or fails; its errors have no common class."""
     states = library("onnxruntime.capi.onnxruntime_pybind11_state")
-    return (states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NotImplemented)
+    return (
+        *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NotImplemented),
+        *(states.NoSuchFile, states.RuntimeException),
+    )
 
 
 def clipseg_segmenter(folder: Path, category: str, *, device: str = "cpu") -> Segmenter:
