@@ -173,7 +173,7 @@ def test_regions_are_read_from_words_and_from_files(tmp_path: Path) -> None:
     for text in ("dog", "=0,0,1,1", "dog=0,0,1", "dog=0,0,a,1", "dog=0,0,1.5,1", "dog=0.5,0,0.5,1", "dog=nan,0,1,1"):
         with pytest.raises(OptionError, match="left, top, right and bottom|Give left, top, right"):
             parse_region(text)
-    file.write_text('"<bear>": {box: [0, 0, 0.5, 1], prompt: a <bear> }')
+    file.write_text('"<bear>": {box: [0, 0, 0.5, 1], prompt: a <bear> }', "utf-8-sig")
     assert read_regions(file) == [Region(words="<bear>", box=(0, 0, 0.5, 1), prompt="a <bear>")]
     for value in ("{box: [0, 0, 1, 1]}", "{prompt: a dog}", "{box: 3, prompt: a}", "{box: [0, 0, 1, 1], prompt: ''}"):
         file.write_text(f"dog: {value}")
@@ -185,6 +185,8 @@ def test_regions_are_read_from_words_and_from_files(tmp_path: Path) -> None:
             read_regions(file)
     with pytest.raises(OptionError, match="cannot be read"):
         read_regions(tmp_path / "none.yaml")
+    with pytest.raises(OptionError, match="it is not a regular file"):
+        read_regions(tmp_path)
 
 
 def test_the_region_of_a_token_is_that_of_its_subject() -> None:

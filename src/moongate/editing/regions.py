@@ -30,7 +30,7 @@ from moongate.backbone import Backbone
 from moongate.backbone.attention import computed, layer_size, self_attentions
 from moongate.errors import OptionError
 from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, sample, timed_scheduler
-from moongate.texts import parse_yaml
+from moongate.texts import parse_yaml, read_text
 
 __all__ = [
     "Region",
@@ -108,7 +108,7 @@ def read_regions(file: Path) -> list[Region]:
         OptionError: There is no such file, or it has another form.
     """
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(file))
     except OSError as error:
         raise OptionError(f"{file} cannot be read ({error.strerror}). Check the path.") from error
     except ValueError as error:
