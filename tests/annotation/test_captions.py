@@ -1,10 +1,11 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from moongate.annotation import photos_to_annotate, template_describer, write_captions
+from moongate.annotation import Description, photos_to_annotate, template_describer, write_captions
 from moongate.data import Subject
 from moongate.data.folders import find_pictures
 from moongate.errors import OptionError, PictureError
@@ -22,6 +23,25 @@ def test_training_reads_the_stubs(photos: list[Path], tmp_path: Path) -> None:
     assert [stub.written for stub in stubs] == [True] * 3
     subject = Subject.load(tmp_path, category="owl", token="<hoot>")
     assert set(subject.captions) == {"drawing of a <hoot> owl at night"}
+
+
+def test_photos_are_described_a_few_at_a_time_and_those_that_are_done_are_kept(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.annotation.captions.PHOTOS_AT_ONCE", 2)
+    counts = []
+
+    def describe(pictures: Sequence[np.ndarray]) -> list[Description]:
+        counts.append(len(pictures))
+        if counts == [2, 1]:
+            raise KeyboardInterrupt
+        return [Description(caption="a {}")] * len(pictures)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_captions(photos, describe)
+    assert [photo.with_suffix(".txt").exists() for photo in photos] == [True, True, False]
+    assert [stub.written for stub in write_captions(photos, describe)] == [False, False, True]
+    assert counts == [2, 1, 1]
 
 
 def test_photos_of_one_name_are_refused_because_they_would_share_what_is_written(photos: list[Path]) -> None:

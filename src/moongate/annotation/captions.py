@@ -13,6 +13,9 @@ from moongate.files import write_atomically
 
 __all__ = ["Stub", "template_describer", "write_captions"]
 
+PHOTOS_AT_ONCE = 16
+"""Photos that are in memory at once: each takes up to 7 MB, and as much again for what describes it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stub:
@@ -43,6 +46,9 @@ def template_describer(template: str = "photo of a {}") -> Describer:
 def write_captions(photos: Sequence[Path], describe: Describer, *, overwrite: bool = False) -> list[Stub]:
     """Describe photos and write `photo.txt` beside each that has no caption yet.
 
+    A few photos at a time are read, described and written, so that any number of them fits into memory, and the same
+    call continues one that was stopped.
+
     Args:
         photos: Photos, as `moongate.data.folders.find_pictures` returns them.
         describe: Gives a description of each picture.
@@ -57,13 +63,23 @@ def write_captions(photos: Sequence[Path], describe: Describer, *, overwrite: bo
     """
     captions = [""] * len(photos) if overwrite else read_captions(photos)
     without = [photo for photo, caption in zip(photos, captions, strict=True) if not caption]
-    pictures = [read_picture(photo) for photo in without]
-    described = dict(zip(without, describe(pictures) if pictures else (), strict=True))
-    stubs = []
-    for photo, caption in zip(photos, captions, strict=True):
-        file = photo.with_suffix(CAPTION_SUFFIXES[0])
-        description = described.get(photo, Description(caption=caption))
-        if photo in described:
-            write_atomically(file, f"{description.caption}\n".encode())
-        stubs.append(Stub(photo=photo, file=file, description=description, written=photo in described))
-    return stubs
+    described: dict[Path, Description] = {}
+    for begin in range(0, len(without), PHOTOS_AT_ONCE):
+        some = without[begin : begin + PHOTOS_AT_ONCE]
+        found = describe([read_picture(photo) for photo in some])
+        for photo, description in zip(some, found, strict=True):
+            write_atomically(_text_file(photo), f"{description.caption}\n".encode())
+            described[photo] = description
+    return [
+        Stub(
+            photo=photo,
+            file=_text_file(photo),
+            description=described.get(photo, Description(caption=caption)),
+            written=photo in described,
+        )
+        for photo, caption in zip(photos, captions, strict=True)
+    ]
+
+
+def _text_file(photo: Path) -> Path:
+    return photo.with_suffix(CAPTION_SUFFIXES[0])
