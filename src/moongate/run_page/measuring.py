@@ -29,6 +29,8 @@ __all__ = ["SEEDS", "measure", "unrelated_prompts"]
 
 SEEDS = range(4)
 """Seeds of the pictures of the subject; `moongate train --validate-every` draws the same."""
+LEAST_LETTERS = 3
+"""Shorter words, such as "a" and the "t" of "t shirt", are in most captions and do not say what is taught."""
 SEED = 0
 """Seed of the pictures of unrelated prompts."""
 
@@ -36,14 +38,15 @@ Pixels = UInt8[np.ndarray, "_height _width 3"]
 
 
 def unrelated_prompts(words: Sequence[str], count: int) -> list[str]:
-    """Return captions of a merge's neutral ones that name none of the words.
+    """Return captions of a merge's neutral ones that name none of the words; any captions if all do.
 
     Args:
         words: What is taught, such as categories.
         count: How many.
     """
-    named = [word.lower() for text in words for word in text.split()]
-    return [text for text in neutral_captions() if not any(word in text.lower() for word in named)][:count]
+    named = [word.lower() for text in words for word in text.split() if len(word) >= LEAST_LETTERS]
+    captions = neutral_captions()
+    return ([text for text in captions if not any(word in text.lower() for word in named)] or captions)[:count]
 
 
 def measure(
