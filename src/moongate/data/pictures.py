@@ -99,7 +99,7 @@ def read_mask(file: Path, *, is_taught: bool = True) -> UInt8[np.ndarray, "heigh
     mask = _as_gray(_upright(file, str(file)))
     if is_taught:
         return _usable(mask, file)
-    if mask.getextrema()[1] < 128:
+    if np.asarray(mask).max() < 128:
         raise PictureError(f"The mask {file} is black all over. Paint the place that may change white (255).")
     mask.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX)
     return np.array(mask)
@@ -323,7 +323,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _as_gray(image: Image.Image) -> Image.Image:
     """Return a mask in gray, with transparent parts on black: nothing is painted there."""
-    if image.mode in _DEEP_GRAY and image.getextrema()[1] <= 255:  # eight bits, as NumPy's integers are saved
+    if image.mode in _DEEP_GRAY and np.asarray(image).max() <= 255:  # eight bits, as NumPy's integers are saved
         return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     image = _in_eight_bits(image)
     if not image.has_transparency_data:
