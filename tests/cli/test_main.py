@@ -300,3 +300,12 @@ def test_the_tilde_is_the_home_folder_also_where_the_shell_leaves_it(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert f"--out is {tmp_path / 'a.bin'}" in fails(capsys, "train", "photos", "--category", "dog", *form)
+
+
+def test_a_closed_standard_output_is_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a shell closes it by >&-."""
+    monkeypatch.setattr(sys, "stdout", None)
+    run("--version")
+    with pytest.raises(SystemExit) as stopped:
+        run("info", tmp_path / "nothing.safetensors")
+    assert stopped.value.code == 2

@@ -229,7 +229,8 @@ def _errors_printed() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # shows whether the reader has gone
+            if sys.stdout:  # None where it was closed before the program began, as by >&-
+                sys.stdout.flush()  # shows whether the reader has gone
     except MoongateError as error:
         say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
