@@ -55,6 +55,7 @@ def test_json_that_cannot_be_used_is_a_value_error(text: str) -> None:
     [
         "[" * 1000,
         "category: 2001-99-99",
+        "2001-09-09: bear",
         "!!int x",
         "!!bool x",
         "!!float x",
@@ -96,3 +97,10 @@ def test_a_key_that_yaml_would_read_twice_is_named(tmp_path: Path) -> None:
 def test_an_error_in_yaml_is_told_with_its_place() -> None:
     with pytest.raises(ValueError, match="^mapping values are not allowed here in line 2, column 5$"):
         parse_yaml("a: 1\nb: c: d")
+
+
+def test_a_date_in_yaml_is_named(tmp_path: Path) -> None:
+    """It would be another type than any that JSON has."""
+    with pytest.raises(ValueError, match="^it holds the date 2024-01-02; write text in quotes$"):
+        parse_yaml("- category: 2024-01-02")
+    assert parse_yaml("- category: '2024-01-02'") == [{"category": "2024-01-02"}]

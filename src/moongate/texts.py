@@ -4,6 +4,7 @@ The parsers of other libraries end in many kinds of exceptions: deep nesting exh
 stand for more memory than there is.
 """
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
@@ -62,7 +63,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         ValueError: The text is no such YAML, is longer than `MAX_YAML_CHARACTERS` or deeper than `MAX_DEPTH`, or holds
-            characters that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
+            dates, characters that UTF-8 cannot hold, or numbers beyond `MAX_INTEGER`.
     """
     import yaml
 
@@ -126,6 +127,8 @@ def _checked(value: Any) -> Any:
                 item.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
             elif isinstance(item, int) and abs(item) > MAX_INTEGER:
                 raise ValueError(f"it holds a whole number of {item.bit_length()} bits; at most 64 are read")
+            elif isinstance(item, datetime.date):  # which YAML makes of 2024-01-01
+                raise ValueError(f"it holds the date {item}; write text in quotes")
             elif isinstance(item, dict):
                 below += [*item, *item.values()]
             elif isinstance(item, list):

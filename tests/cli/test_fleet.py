@@ -225,3 +225,18 @@ def test_a_list_of_jobs_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None
     for name, text in (("jobs.yaml", "- name: bear"), ("jobs.json", '[{"name": "bear"}]')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
         assert read_entries(tmp_path / name) == [{"name": "bear"}]
+
+
+def test_a_key_that_is_no_text_and_a_date_in_a_list_of_jobs_are_named(
+    write: Any, bear_job: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a job that is done, whose settings are compared with those of the file."""
+    fleet = write(bear_job)
+    file = tmp_path / "concepts" / "jobs" / "done" / "bear.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (tmp_path / "jobs.yaml").write_text("- name: bear\n  seed: 2024-01-02\n")
+    assert "it holds the date 2024-01-02; write text in quotes. Correct it there." in fails(capsys, fleet)
+    file.unlink()
+    (tmp_path / "jobs.yaml").write_text(json.dumps([bear_job])[:-2] + ', "evaluate": {1: 2}}]')
+    assert "The evaluation of the job 'bear' has the unknown key 1. Known: " in fails(capsys, fleet)

@@ -202,9 +202,9 @@ def _settable(kind: Any, hidden: Sequence[str]) -> list[str]:
     return [name for name in _leaves(kind) if name not in hidden]
 
 
-def _check_keys(keys: Sequence[str], known: Sequence[str], place: str) -> None:
+def _check_keys(keys: Sequence[Any], known: Sequence[str], place: str) -> None:
     if unknown := [key for key in keys if key not in known]:
-        raise OptionError(f"{place} has the unknown key {unknown[0]!r}. {_meant(unknown[0], known)}")
+        raise OptionError(f"{place} has the unknown key {unknown[0]!r}. {_meant(str(unknown[0]), known)}")
 
 
 def _meant(word: str, known: Any) -> str:
