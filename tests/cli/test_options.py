@@ -100,3 +100,25 @@ def test_a_value_that_cannot_be_read_is_named_with_the_option_and_what_to_write(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in fails(capsys, *words).replace("\u2502 ", "")
+
+
+LONG = "photo of a dog on the beach and " * 12
+"""A prompt that is longer than any file name."""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--concept", "gone.safetensors", LONG], "There is no concept file gone.safetensors."),
+        (["generate", LONG, "--concept", f"{LONG}:1"], "There is no concept file photo of a dog"),
+        (["edit", LONG, f"{LONG} cat"], "Without a picture, the source is drawn from a seed."),
+        (["analyze", "attention", "gone.safetensors", "--source", LONG], "There is no concept file gone.safetensors."),
+        (["merge", "gone.safetensors", "--protect", LONG, "--check"], "There is no concept file gone.safetensors."),
+        (["evaluate", "gone.safetensors", "--prompts", LONG], "is neither a set of prompts"),
+    ],
+)
+def test_a_prompt_that_is_too_long_for_a_file_name_is_taken_as_a_prompt(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *words)

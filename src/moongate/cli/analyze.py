@@ -133,8 +133,9 @@ class Analyze:
     def _photo(self) -> "UInt8[np.ndarray, 'height width 3'] | None":
         """Return the photo to edit, if there is one. Raises OptionError where options do not fit together."""
         from moongate.data.pictures import read_picture
+        from moongate.files import is_file
 
-        if self.source and Path(self.source).is_file():
+        if self.source and is_file(Path(self.source)):
             raise OptionError(
                 f"--source {self.source} is a file, but it must be the prompt of the picture. Give the file with "
                 "--photo, and say with --source what it shows."

@@ -127,6 +127,7 @@ class Edit:
         """Return the edit that the words and files ask for."""
         from moongate.data.pictures import read_mask, read_picture
         from moongate.editing import Edit as OneEdit
+        from moongate.files import is_file
 
         if not 2 <= len(self.words) <= 3:
             raise OptionError(f"{len(self.words)} arguments were given, where two or three are needed. {FORM}")
@@ -134,7 +135,7 @@ class Edit:
         if not (source.strip() and target.strip()):
             raise OptionError(f"A prompt is empty. {FORM}")
         if not picture and self.seed is None:
-            if Path(source).is_file():
+            if is_file(Path(source)):
                 raise OptionError(f"A picture and one prompt were given, but an edit has two prompts. {FORM}")
             raise OptionError("Without a picture, the source is drawn from a seed. Give one, such as --seed 1.")
         if picture and (self.width or self.height):

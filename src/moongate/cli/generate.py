@@ -31,7 +31,7 @@ from moongate.cli.options import (
     split_strength,
 )
 from moongate.cli.terminal import progress_bar, say
-from moongate.errors import OptionError, warn
+from moongate.errors import ConceptFileError, OptionError, warn
 from moongate.limits import check_count
 
 if TYPE_CHECKING:
@@ -167,11 +167,13 @@ class Generate:
 
     def _split_concepts(self) -> tuple[list[str], list[str]]:
         """Return the files of --concept, and the prompts behind them: it takes all words up to the next option."""
+        from moongate.files import exists
+
         files: list[str] = []
         prompts: list[str] = []
         for values in self.concept:
             for number, value in enumerate(values):
-                could_be = number and not split_strength(value)[0].exists() and not Path(value).suffix
+                could_be = number and not exists(split_strength(value)[0]) and not Path(value).suffix
                 (prompts if could_be and (" " in value or not self.prompts) else files).append(value)
         return files, prompts
 
@@ -198,6 +200,8 @@ class Generate:
 
     def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> "tuple[list[tuple[Path, float]], list[Entry]]":
         """Return the concept files with their strengths, and those that are a library's, whose merge is kept."""
+        from moongate.files import exists
+
         chosen = [split_strength(text) for text in files]
         named: list[Entry] = []
         if self.library and chosen:
@@ -210,7 +214,7 @@ class Generate:
                 warn(sentence)
             named = library.named_in(prompts)
             chosen = [(path, 1.0) for path in library.paths(named)]
-        missing = next((file for file, _ in chosen if not file.exists()), None)
+        missing = next((file for file, _ in chosen if not exists(file)), None)
         if missing is not None:
             raise OptionError(
                 f"There is no concept file {missing}. Check the path; if it is a prompt, put it in front of --concept."
@@ -333,11 +337,13 @@ def _merged(
 
     kept = merge_file(named, backbone.fingerprint, cache_folder()) if named else None
     if kept and kept.exists():
-        return Concept.load(kept)
+        with contextlib.suppress(ConceptFileError):  # it is damaged, and is made again
+            return Concept.load(kept)
     scaled = [concept.scaled(strength) for concept, strength in zip(concepts, strengths, strict=True)]
     merged = merge(backbone, scaled, options=MergeOptions(cache=cache_folder()))
     for line in verdict(merged.report):
         say(console, line)
     if kept:
-        write_atomically(kept, merged.concept.file_bytes)
+        with contextlib.suppress(OptionError):  # if it cannot be kept, the next command merges again
+            write_atomically(kept, merged.concept.file_bytes)
     return merged.concept

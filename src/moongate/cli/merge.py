@@ -171,5 +171,7 @@ def _knows(concept: "Concept", prompt: str, merged: "Concept") -> bool:
 
 def _words(value: str) -> list[str]:
     """Return the words of a text file, or else the words themselves."""
-    is_file = Path(value).suffix == ".txt" or Path(value).is_file()
-    return lines_of(Path(value), "words to protect") if is_file else [value]
+    from moongate.files import is_file
+
+    names_file = Path(value).suffix == ".txt" or is_file(Path(value))
+    return lines_of(Path(value), "words to protect") if names_file else [value]

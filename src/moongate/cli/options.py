@@ -352,8 +352,10 @@ def split_strength(text: str) -> tuple[Path, float]:
     """Read FILE or FILE:STRENGTH. Raises OptionError for a strength that is not a finite number."""
     if not text.strip():
         raise OptionError("The name of a concept file is empty. Give a file; a variable that is not set is empty too.")
+    from moongate.files import exists
+
     path, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or exists(Path(text)):
         return Path(text), 1.0
     try:
         strength = float(number)

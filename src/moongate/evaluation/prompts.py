@@ -13,6 +13,7 @@ from pathlib import Path
 from moongate.backbone import Backbone
 from moongate.data.captions import with_words
 from moongate.errors import OptionError
+from moongate.files import is_file
 from moongate.texts import read_lines
 
 __all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts"]
@@ -36,7 +37,7 @@ def read_prompts(choice: str) -> list[str]:
     """
     if choice in PROMPT_SETS:
         return [prompt for prompts in PROMPT_SETS[choice].values() for prompt in prompts]
-    if not Path(choice).is_file():
+    if not is_file(Path(choice)):
         raise OptionError(f"{choice!r} is neither a set of prompts ({', '.join(PROMPT_SETS)}) nor a file. Name one.")
     prompts = prompt_lines(Path(choice))
     if not prompts:
