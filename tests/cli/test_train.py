@@ -344,6 +344,7 @@ def test_held_out_pictures_that_judge_nothing_are_refused(
     no_work(monkeypatch)
     assert "would be ignored: the pictures of a folder judge" in fails(capsys, train.but(holdout=regularization))
     assert "is neither a number" in fails(capsys, train.but(holdout="some"))
+    assert "is neither a number" in fails(capsys, train.but(holdout="\u00b2"))
     assert "one number or folder for each" in fails(capsys, two.but(holdout=regularization, save_every=1))
     assert "keep_best needs held-out pictures" in fails(capsys, train.but(save_every=1, keep_best=True))
 

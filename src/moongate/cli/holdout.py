@@ -43,7 +43,7 @@ def holdouts(values: Sequence[str], subjects: int, *, are_judging: bool) -> list
     Raises:
         OptionError: The number of values does not fit, or a value is neither a number nor a folder that can judge.
     """
-    if len(values) not in (0, 1, subjects) or (len(values) == 1 < subjects and not values[0].isdigit()):
+    if len(values) not in (0, 1, subjects) or (len(values) == 1 < subjects and not values[0].isdecimal()):
         raise OptionError(
             f"{subjects} subjects need one number for all as --holdout, or one number or folder for each, but "
             f"{' and '.join(values)} was given."
@@ -53,7 +53,7 @@ def holdouts(values: Sequence[str], subjects: int, *, are_judging: bool) -> list
 
 
 def _holdout(value: str, are_judging: bool) -> Holdout:
-    if value.isdigit():
+    if value.isdecimal():
         return Holdout(count=int(value))
     if not Path(value).is_dir():
         raise OptionError(f"--holdout {value} is neither a number of pictures nor a folder. Check it.")

@@ -108,7 +108,7 @@ def _check(address: str) -> None:
     """Raise OptionError unless a cluster answers at the address."""
     host, colon, port = address.rpartition(":")
     if address != "auto":
-        if not (host and colon and port.isdigit() and "/" not in host):
+        if not (host and colon and port.isdecimal() and "/" not in host):
             raise OptionError(
                 f"The Ray address is {address!r}. Give that of the cluster's head, such as 10.0.0.1:6379, or auto on a "
                 "computer of the cluster."

@@ -96,7 +96,7 @@ class Gate:
         ):
             return PlainTextResponse("The studio answers only to its own pages.", 403)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_UPLOAD_BYTES:
+        if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
             return PlainTextResponse(f"More than {MAX_UPLOAD_BYTES // 10**6} MB are not taken.", 413)
         return None
 
