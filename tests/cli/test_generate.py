@@ -266,3 +266,23 @@ def test_numbers_that_cannot_be_meant_are_refused_at_once(
     options: dict[str, int], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in fails(capsys, command("generate", "a dog", model="nothing", **options))
+
+
+def test_a_library_is_drawn_where_its_merge_cannot_be_kept_or_was_damaged(
+    tiny: Backbone, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for number, word in enumerate(("bear", "dog")):
+        invented(tiny, (f"<{word}>", word), seed=number).save(tmp_path / "library" / f"{word}.safetensors")
+    draw = command("generate", "a <bear> bear and a <dog> dog", library=tmp_path / "library", count=1, steps=1)
+    draw = draw.but(model=tiny_folder, device="cpu", out=tmp_path / "drawn")
+    cache = tmp_path / "cache" / "moongate" / "library"
+    cache.parent.mkdir(parents=True)
+    cache.touch()  # a file, so that no folder can be made there
+    run(draw)
+    cache.unlink()
+    run(draw)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    run(draw)
+    assert kept.read_bytes() == whole

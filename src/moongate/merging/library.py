@@ -21,7 +21,7 @@ from moongate.files import digest, write_atomically
 from moongate.fingerprint import Fingerprint
 from moongate.merging import MergeOptions
 from moongate.tensor_files import CHECKSUM, read_texts
-from moongate.texts import parse_json
+from moongate.texts import parse_json, read_text
 
 __all__ = ["Entry", "Library", "merge_file"]
 
@@ -129,11 +129,15 @@ def merge_file(entries: Sequence[Entry], base: Fingerprint, cache: Path) -> Path
 def _kept(index: Path) -> dict[str, Entry]:
     """Return the entries of an index by file; none if it is missing, damaged, or of another version."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        facts = json.loads(index.read_text(encoding="utf-8"))
+        facts = parse_json(read_text(index))
         if facts["version"] == VERSION:
-            entries = [Entry(**{**entry, "tokens": tuple(map(str, entry["tokens"]))}) for entry in facts["files"]]
+            entries = [_entry(**entry) for entry in facts["files"]]
             return {entry.file: entry for entry in entries}
     return {}
+
+
+def _entry(*, tokens: Iterable[str], content: str, error: str, **facts: Any) -> Entry:
+    return Entry(tokens=tuple(map(str, tokens)), content=str(content), error=str(error), **facts)
 
 
 def _read(path: Path, **facts: Any) -> Entry:
