@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from command_line import Command, command, run
+from making import invented
+from moongate.backbone import Backbone
 from moongate.interop import FORMATS
 
 
@@ -45,3 +48,15 @@ def test_the_table_of_a_merge_shows_words_and_no_python(
     shown = capsys.readouterr().out
     assert "words <bear> teddy bear" in shown
     assert not any(mark in shown for mark in ("{'", "['", "[{"))
+
+
+def test_the_record_of_a_file_cannot_stand_for_what_the_file_is(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    concept = replace(invented(tiny, ("<rex>", "dog")), record={"bytes": "few", "tokens": 3, "steps": 7})
+    file = concept.save(tmp_path / "dog.safetensors")
+    run("info", file)
+    assert "few" not in capsys.readouterr().out
+    run("info", file, "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["bytes"], facts["tokens"], facts["steps"]) == (file.stat().st_size, ["<rex>"], 7)

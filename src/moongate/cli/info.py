@@ -81,7 +81,7 @@ def _summary_of(concept: "Concept") -> "Summary":
 
 def _facts(summary: "Summary", file: Path) -> dict[str, Any]:
     facts, ranks = summary.facts, summary.ranks
-    return {
+    own = {
         "base": facts["base"],
         "fingerprint": summary.fingerprint.short,
         "hash": summary.hash,
@@ -94,8 +94,8 @@ def _facts(summary: "Summary", file: Path) -> dict[str, Any]:
         "low_rank": len(ranks),
         "largest_rank": max(ranks, default=None),
         "bytes": bytes_of(file),
-        **facts["record"],
     }
+    return own | {key: value for key, value in facts["record"].items() if key not in own}
 
 
 def _facts_of_full_weights(recognized: "Recognized") -> dict[str, Any]:
