@@ -101,6 +101,32 @@ def test_a_job_that_the_fleet_refuses_fails_with_its_message_and_is_not_started_
         child.wait()
 
 
+def test_a_training_that_failed_is_tried_again_when_it_is_resumed_or_added_again(
+    trainings: Trainings, tiny_folder: Path
+) -> None:
+    """The fleet that it failed in ended with the status of one that refuses its jobs."""
+    folder, job = trainings.places.commands, entry(trainings, tiny_folder)
+    trainings.add(job)
+    (folder / "jobs.list").write_text(json.dumps([job]))
+    record = {"words": ["fleet", str(folder / "jobs.list"), "--out", "nowhere"], "began": 1.0}
+    for name, content in {"fleet.json": record, "fleet.ended": {"status": 2}}.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "fleet.log").write_text("error: out of memory")
+    trainings.queue.move("bear", "queued", "failed")  # as the fleet did
+    trainings.tend()
+    for again in (lambda: trainings.resume("bear"), lambda: trainings.add(job)):
+        again()
+        trainings.tend()
+        (started,) = (each for each in trainings.commands.all() if each.name != "fleet")
+        assert started.state == "running"
+        for child in trainings.commands._children.values():
+            child.kill()
+            child.wait()
+        for file in (*folder.glob(f"{started.name}.*"), folder / "jobs.list"):
+            file.unlink()
+        trainings.queue.move("bear", trainings.queue.state("bear") or "", "failed")
+
+
 def test_the_name_of_a_concept_is_free_again_when_it_was_deleted(trainings: Trainings, tiny_folder: Path) -> None:
     trainings.add(entry(trainings, tiny_folder))
     with pytest.raises(OptionError, match="'bear' is in the queue already"):

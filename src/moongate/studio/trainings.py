@@ -109,11 +109,13 @@ class Trainings:
         states = self.queue.states()
         waiting = [name for name, state in states.items() if state == "queued"]
         waiting += [name for name, state in states.items() if state == "running" and self.queue.is_abandoned(name)]
-        if waiting and fleets and fleets[0].status == REFUSED:
+        if fleets and fleets[0].status == REFUSED:
             refused = self._listed(fleets[0])
             for name in set(waiting) & set(refused):
                 self._fail(name, states[name], fleets[0].printed)
             waiting = [name for name in waiting if name not in refused]
+            # A job that is queued again from now on was not refused: somebody wants it to be tried again.
+            Path(fleets[0].command.words[1]).unlink(missing_ok=True)
         entries = [self.entry(name, states[name]) for name in waiting]
         if found := [entry for entry in entries if entry is not None]:
             self._start(found)
