@@ -112,12 +112,30 @@ def test_a_job_may_be_added_again_and_with_other_settings_while_it_is_queued_or_
     assert queue.state("first") == "done"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"done": 1, "unknown": 2}', b'{"error": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"\xff", b'{"done": 1, "unknown": 2}', b'{"error": null}', b'{"state": "done", "name": 3}'),
+        b'{"done": "much", "total": null, "seconds": "long", "worker": 3, "error": [], "result": "good"}',
+    ],
+)
 def test_a_status_that_somebody_else_wrote_does_no_harm(content: bytes, queue: Queue) -> None:
     (queue.folder / "status").mkdir()
     (queue.folder / "status" / "first.json").write_bytes(content)
     status = queue.status("first", "queued")
     assert (status.name, status.state, status.result) == ("first", "queued", {})
+    assert (status.total, status.seconds, status.share, status.error) == (0, 0.0, 0.0, None)
+    with queue.claim({"first"}, worker="a") as claim:  # type: ignore[union-attr]
+        claim.finish({})
+
+
+def test_a_result_that_is_no_json_fails_its_job_and_not_its_worker(queue: Queue) -> None:
+    with queue.claim({"first"}, worker="a") as claim:  # type: ignore[union-attr]
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            claim.finish({"file": Path("first.safetensors")})
+        claim.fail("Its result is no JSON.")
+    assert queue.state("first") == "failed"
+    assert queue.status("first", "failed").error == "Its result is no JSON."
 
 
 def test_the_share_of_a_job_is_that_of_its_steps_and_whole_only_at_its_end() -> None:

@@ -36,6 +36,16 @@ __all__ = ["STATES", "Claim", "Job", "Queue", "Status", "check_names"]
 STATES = ("queued", "running", "paused", "done", "failed")
 REPORT_EVERY_S = 1.0
 """Shortest time between two writings of a status."""
+KINDS: Mapping[str, Any] = {
+    "worker": str,
+    "process": str,
+    "done": int,
+    "total": int,
+    "seconds": int | float,
+    "error": str,
+    "result": dict,
+}
+"""What is read of the file of a status, which anyone may write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +146,9 @@ class Queue:
         """Return how far a job in this state is."""
         try:
             content = parse_json((self.folder / "status" / f"{name}.json").read_text(encoding="utf-8"))
-            known = {key: content[key] for key in Status.__dataclass_fields__ if key in content}
-            return Status(**{**known, "name": name, "state": state})
-        except (OSError, ValueError, TypeError):  # none yet, or a file that somebody else wrote
+            known = {key: content[key] for key, kind in KINDS.items() if isinstance(content.get(key), kind)}
+            return Status(name=name, state=state, **known)
+        except (OSError, ValueError, AttributeError):  # none yet, or a file that somebody else wrote
             return Status(name=name, state=state)
 
     def claim(self, names: Collection[str], *, worker: str) -> "Claim | None":
@@ -280,8 +290,9 @@ class Claim:
 
     def _write(self, **changes: Any) -> None:
         seconds = round(self._seconds + time.monotonic() - self._began, 1)
-        self._status = replace(self._status, seconds=seconds, **changes)
-        self.queue.write(self._status)
+        status = replace(self._status, seconds=seconds, **changes)
+        self.queue.write(status)
+        self._status = status  # not before: what cannot be written must not be in the next status, which says so
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:
