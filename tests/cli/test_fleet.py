@@ -240,3 +240,14 @@ def test_a_key_that_is_no_text_and_a_date_in_a_list_of_jobs_are_named(
     file.unlink()
     (tmp_path / "jobs.yaml").write_text(json.dumps([bear_job])[:-2] + ', "evaluate": {1: 2}}]')
     assert "The evaluation of the job 'bear' has the unknown key 1. Known: " in fails(capsys, fleet)
+
+
+def test_a_job_that_evaluates_alone_may_have_the_name_of_a_concept_that_is_there(
+    write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("photo of a {}\n")
+    for file in (tmp_path / "bear.safetensors", tmp_path / "concepts" / "bear.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    job = {"name": "bear", "evaluate": {**EVALUATION, "files": "bear.safetensors"}}
+    assert "There is no device 'cuda:99'" in fails(capsys, write(job).but(device="cuda:99"))

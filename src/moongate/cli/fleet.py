@@ -82,9 +82,8 @@ class Fleet:
         jobs = [Job(name=entry["name"], settings={"job": entry, "folder": place}) for entry in read_entries(self.jobs)]
         check_names(jobs)
         for job in jobs:
-            if Queue(folder).state(job.name) != "done":
+            if Queue(folder).state(job.name) != "done" and _read(job.settings, folder).train:
                 self._check_free(job.name)
-                _read(job.settings, folder)
         return jobs
 
     def _check_free(self, name: str) -> None:
