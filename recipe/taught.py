@@ -24,8 +24,7 @@ from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.pocket import taught_folder
 from moongate.run_page import Album
-from moongate.run_page.measures import MEASURES
-from moongate.run_records import CONFIG, LOG
+from moongate.run_records import CONFIG, LOG, MEASURES
 from recipe.command import command
 
 __all__ = ["TaughtOptions", "pack", "rounded", "small"]

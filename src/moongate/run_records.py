@@ -9,6 +9,7 @@ from typing import Any
 from moongate.errors import OptionError
 from moongate.files import read_regular
 from moongate.limits import MAX_LOG_BYTES
+from moongate.texts import parse_json, read_text
 
 __all__ = [
     "CONCEPTS",
@@ -64,7 +65,7 @@ def read_config(run_folder: Path) -> dict[str, Any]:
         OptionError: It is missing or cannot be read.
     """
     try:
-        config = json.loads((run_folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(read_text(run_folder / CONFIG))
         if not isinstance(config, dict):
             raise TypeError("it is not a JSON object")
     except (OSError, ValueError, TypeError) as error:
@@ -84,7 +85,7 @@ def read_steps(run_folder: Path) -> list[dict[str, Any]]:
     try:
         lines = read_regular(log, at_most=MAX_LOG_BYTES).decode().split("\n")
         return [json.loads(line) for line in lines[:-1]]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(run_folder, error) from error
 
 
@@ -94,7 +95,7 @@ def read_progress(run_folder: Path) -> Progress | None:
         config = read_config(run_folder)
         with (run_folder / LOG).open("rb") as log:
             log.seek(max(0, (run_folder / LOG).stat().st_size - LAST_BYTES))
-            last = json.loads(log.read().split(b"\n")[-2])
+            last = parse_json(log.read().split(b"\n")[-2])
         speed, step, steps = float(last["pictures_per_second"]), int(last["index"]), int(config["steps"])
         pictures = int(config["batch"]) * (2 if config["regularization"] else 1)
         left_s = (steps - step) * pictures / speed if speed > 0 else 0.0

@@ -16,7 +16,7 @@ from moongate.pages import Chart, line_chart
 from moongate.run_records import MEASURES
 from moongate.texts import parse_json, read_text
 
-__all__ = ["MEASURES", "Measured", "measures_chart", "read_measures", "stop_said", "when_to_stop", "write_measures"]
+__all__ = ["Measured", "measures_chart", "read_measures", "stop_said", "when_to_stop", "write_measures"]
 
 RISE_SHARE = 0.1
 """Share of the whole rise of a curve below which a further rise counts as noise: four pictures measure each step."""
@@ -44,10 +44,6 @@ def read_measures(run_folder: Path) -> list[Measured]:
     """Return the measures of a run by step; none if there are none that can be read."""
     try:
         found = [Measured(**line) for line in parse_json(read_text(run_folder / MEASURES))]
-        if not all(
-            isinstance(number, int | float) for each in found for number in (each.step, each.alignment, each.drift)
-        ):
-            return []
     except (OSError, ValueError, TypeError):
         return []
     numbers = [(each.step, each.alignment, each.drift) for each in found]
