@@ -216,3 +216,24 @@ def test_pictures_that_were_removed_or_damaged_end_neither_page_nor_training(tmp
     assert album.drawn() == []
     assert "Running: step 10" in html(tmp_path)
     album.clear()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"part": "../../photos/a"}, {"step": "5"}, {"seed": None}, {"place": 0.5}, {"prompt": 3}, {"more": 1}]
+)
+def test_a_listing_that_names_no_pictures_of_a_run_is_not_read(wrong: dict[str, object], tmp_path: Path) -> None:
+    album = Album(tmp_path)
+    add(album, 1, part="validation", step=5)
+    listing = tmp_path / "pictures.jsonl"
+    listing.write_text(json.dumps(json.loads(listing.read_text()) | wrong) + "\n")
+    assert album.drawn() == []
+
+
+def test_a_picture_of_another_format_than_png_is_not_decoded_whatever_its_name(tmp_path: Path) -> None:
+    """Some decoders of Pillow run programs."""
+    album = Album(tmp_path)
+    add(album, 1, part="validation", step=5)
+    (drawn,) = album.drawn()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / drawn.file, format="PPM")
+    with pytest.raises(OptionError, match=r"validation-000005-0-000.png cannot be read .* Remove it"):
+        album.image(drawn)
