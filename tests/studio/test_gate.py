@@ -53,7 +53,10 @@ def test_a_name_that_another_site_has_pointed_here_is_refused(visitor: Callable[
     assert visitor().get("/", headers={"host": host}).status_code == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8080"])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8080", "http://[", "127.0.0.1:8080"],
+)
 def test_what_another_page_sends_is_refused(visitor: Callable[..., TestClient], origin: str) -> None:
     client = visitor()
     assert client.post("/", headers={"origin": origin}).status_code == 403

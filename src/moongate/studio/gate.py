@@ -91,7 +91,7 @@ class Gate:
             return PlainTextResponse("The studio answers only to the names of this computer.", 403)
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
         is_link = scope["type"] == "http" and scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
-        if (origin is not None and urlsplit(origin).netloc != host) or (
+        if (origin is not None and origin.partition("://")[2] != host) or (
             site not in ("same-origin", "none") and not is_link
         ):
             return PlainTextResponse("The studio answers only to its own pages.", 403)
