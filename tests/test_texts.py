@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from moongate.limits import MAX_TEXT_BYTES, MAX_YAML_CHARACTERS
-from moongate.texts import parse_json, parse_yaml, read_text
+from moongate.texts import parse_json, parse_yaml, read_listing, read_text
 
 
 def test_a_text_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
@@ -87,11 +87,21 @@ def test_yaml_that_cannot_be_used_is_a_value_error(text: str) -> None:
 def test_a_key_that_yaml_would_read_twice_is_named(tmp_path: Path) -> None:
     """A forgotten dash makes one entry of two, of which the first would be lost."""
     with pytest.raises(
-        ValueError, match="it has 'pictures' twice in one entry; begin each entry of a list with a dash"
+        ValueError, match="it has 'pictures' twice in one entry; begin each entry of a list anew, in YAML with a dash"
     ):
         parse_yaml("- pictures: a\n  token: b\n  pictures: c\n")
     assert parse_yaml("- {a: 1, b: {a: 2}}\n- {a: 3}") == [{"a": 1, "b": {"a": 2}}, {"a": 3}]
     assert parse_yaml("# nothing") is None
+
+
+def test_a_key_that_a_listing_in_json_has_twice_is_named_and_other_programs_may_repeat_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "concepts.JSON"
+    file.write_text('[{"pictures": "a", "token": "b", "pictures": "c"}]')
+    with pytest.raises(ValueError, match="it has 'pictures' twice in one entry"):
+        read_listing(file)
+    assert parse_json(file.read_text()) == [{"pictures": "c", "token": "b"}]
+    file.write_text('[{"a": 1, "b": {"a": 2}}]')
+    assert read_listing(file) == [{"a": 1, "b": {"a": 2}}]
 
 
 def test_an_error_in_yaml_is_told_with_its_place() -> None:

@@ -7,13 +7,14 @@ stand for more memory than there is.
 import datetime
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from moongate.files import read_regular
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DEPTH, MAX_INTEGER, MAX_TEXT_BYTES, MAX_YAML_CHARACTERS
 
-__all__ = ["parse_json", "parse_yaml", "read_lines", "read_text"]
+__all__ = ["parse_json", "parse_yaml", "read_lines", "read_listing", "read_text"]
 
 
 def read_text(path: Path) -> str:
@@ -44,16 +45,31 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def parse_json(text: str | bytes) -> Any:
+def read_listing(path: Path) -> Any:
+    """Return the value of a file that a user writes: of JSON where it is named so, else of YAML.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It cannot be read as `read_text`, `parse_json` and `parse_yaml` do, or has a key twice in one entry.
+    """
+    is_json = path.suffix.lower() == ".json"
+    return parse_json(read_text(path), takes_repeated_keys=False) if is_json else parse_yaml(read_text(path))
+
+
+def parse_json(text: str | bytes, *, takes_repeated_keys: bool = True) -> Any:
     """Return the value of a JSON text.
+
+    Args:
+        text: The text.
+        takes_repeated_keys: Whether the last value of a key counts, as programs expect of one another's files.
 
     Raises:
         ValueError: The text is not JSON, is longer than `MAX_TEXT_BYTES` or deeper than `MAX_DEPTH`, or holds
-            characters that UTF-8 cannot hold or numbers beyond `MAX_INTEGER`.
+            characters that UTF-8 cannot hold, numbers beyond `MAX_INTEGER` or keys that are not taken.
     """
     _check_length(text, MAX_TEXT_BYTES)
     try:
-        return _checked(json.loads(text))
+        return _checked(json.loads(text, object_pairs_hook=None if takes_repeated_keys else _entry))
     except RecursionError as error:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from error
 
@@ -104,12 +120,21 @@ def _check_keys(root: Any) -> None:
     level = [root] if root else []
     for node in level:
         if node.id == "mapping":
-            keys = Counter(key.value for key, _ in node.value if key.id == "scalar")
-            if twice := next((key for key, count in keys.items() if count > 1), None):
-                raise ValueError(f"it has {twice!r} twice in one entry; begin each entry of a list with a dash")
+            _check_different(key.value for key, _ in node.value if key.id == "scalar")
             level += [value for _, value in node.value]
         elif node.id == "sequence":
             level += node.value
+
+
+def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON as a dictionary. Raises ValueError for a key that it has twice."""
+    _check_different(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def _check_different(keys: Iterable[str]) -> None:
+    if twice := next((key for key, count in Counter(keys).items() if count > 1), None):
+        raise ValueError(f"it has {twice!r} twice in one entry; begin each entry of a list anew, in YAML with a dash")
 
 
 def _is_long_number(text: str) -> bool:

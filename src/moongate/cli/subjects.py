@@ -224,13 +224,12 @@ def subjects_from_file(path: Path) -> list[SubjectOptions]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is wrong.
     """
-    from moongate.texts import parse_json, parse_yaml, read_text
+    from moongate.texts import read_listing
 
     if not path.is_file():
         raise OptionError(f"There is no file of concepts {path}. Check the path.")
     try:
-        text = read_text(path)
-        entries = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+        entries = read_listing(path)
     except ValueError as error:
         raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
     if not isinstance(entries, list) or not entries:
