@@ -160,3 +160,12 @@ def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):
         Backbone.load(folder, device="cpu")
+@pytest.mark.parametrize("text_only", [False, True])
+@pytest.mark.parametrize("lacking", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_model_without_the_words_of_its_tokenizer_is_refused(folder: Path, lacking: str, text_only: bool) -> None:
+    """transformers makes a tokenizer of two words then, to which every caption is nonsense."""
+    (folder / lacking).rename(folder.parent / "elsewhere")
+    with pytest.raises(BackboneError, match=r"tokenizer knows 2 of 561 words: its files are missing"):
+        Backbone.load(folder, device="cpu", text_only=text_only)
+
+

@@ -148,6 +148,7 @@ class TextEncoder:
             raise BackboneError(
                 f"The model's tokenizer sets model_max_length to {length!r}. CLIP's own reads 77 tokens."
             )
+        _check_complete(tokenizer, model.get_input_embeddings().num_embeddings)
         self.tokenizer = tokenizer
         self.tokenizer.model_max_length = int(min(length, model.config.max_position_embeddings))
         self.model = model
@@ -251,6 +252,21 @@ class TextEncoder:
             return Conditioning(features=features)
         rows = torch.arange(len(ids), device=ids.device)
         return Conditioning(features=features, pooled=project(output.last_hidden_state[rows, ends]))
+
+
+def _check_complete(tokenizer: "CLIPTokenizer", words: int) -> None:
+    """Refuse a tokenizer whose files are missing: transformers then makes one that reads every caption as nonsense.
+
+    Args:
+        tokenizer: The tokenizer.
+        words: How many the text encoder knows.
+    """
+    known = len(tokenizer.get_vocab())
+    if known < words // 2:
+        raise BackboneError(
+            f"The model's tokenizer knows {known} of {words} words: its files are missing (tokenizer.json, or "
+            "vocab.json and merges.txt). Copy or download the model again."
+        )
 
 
 class _ExtendedEmbedding(nn.Module):
