@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
 from moongate.backbone import Backbone
 from moongate.backbone.model_folder import check_folder
@@ -150,16 +151,21 @@ def test_captions_have_the_length_of_the_text_encoder_whatever_the_tokenizer_say
             Backbone.load(folder, device="cpu", text_only=text_only)
 
 
-def test_a_model_that_was_copied_in_half_precision_alone_is_loaded(tiny: Backbone, folder: Path) -> None:
-    for file in folder.rglob("*.safetensors"):
-        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+@pytest.mark.parametrize("part", ["", "vae"])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_a_model_or_part_that_was_copied_in_half_precision_alone_is_loaded(
+    tiny: Backbone, folder: Path, ending: str, part: str
+) -> None:
+    for file in (folder / part).rglob("*.safetensors"):
+        if ending == "bin":
+            stem = "pytorch_model" if file.stem == "model" else file.stem
+            torch.save(load_file(file), file.with_name(f"{stem}.fp16.bin"))
+            file.unlink()
+        else:
+            file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
     assert Backbone.load(folder, device="cpu").fingerprint == tiny.fingerprint
 
 
-def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
-    (folder / "model_index.json").write_text("[]")
-    with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):
-        Backbone.load(folder, device="cpu")
 @pytest.mark.parametrize("text_only", [False, True])
 @pytest.mark.parametrize("lacking", ["tokenizer", "tokenizer/tokenizer.json"])
 def test_a_model_without_the_words_of_its_tokenizer_is_refused(folder: Path, lacking: str, text_only: bool) -> None:
@@ -169,3 +175,7 @@ def test_a_model_without_the_words_of_its_tokenizer_is_refused(folder: Path, lac
         Backbone.load(folder, device="cpu", text_only=text_only)
 
 
+def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):
+        Backbone.load(folder, device="cpu")

@@ -71,7 +71,7 @@ def load_pipeline(
             if is_file:
                 pipeline = kind.from_single_file(model, config=source, **how)
             else:
-                how |= _variant(Path(model) / "unet")
+                how |= _variant(Path(model) / "unet") | _variant(Path(model) / "vae")
                 how |= _text_encoders(model, index, dtype, downloads)
                 pipeline = kind.from_pretrained(model, trust_remote_code=False, **how)
             _check_whole(pipeline, model, source)
@@ -201,7 +201,7 @@ def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, dow
 
 def _variant(folder: Path) -> dict[str, str]:
     """Return the variant of a part that was copied in half precision alone, as the argument that loads it."""
-    names = [file.name for file in folder.glob("*.safetensors")]
+    names = [file.name for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}")]
     return {"variant": "fp16"} if names and all(".fp16" in name for name in names) else {}
 
 
