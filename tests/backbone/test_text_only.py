@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from making import make_concept
 from moongate.backbone import Backbone
 from moongate.backbone.file_tokenizer import FileTokenizer
 from moongate.backbone.text_only import TextModel
-from moongate.errors import BaseMismatchError
+from moongate.errors import BackboneError, BaseMismatchError
 from moongate.merging import merge
 
 CAPTIONS = ["photo of a teddy bear on the beach", "", "a dog  in Drawing, 2 <bear> cats' ÄÖ 🐻 far", "red " * 40]
@@ -95,3 +96,22 @@ def test_a_merge_imports_no_classes_of_models(tiny: Backbone, tiny_folder: Path,
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert json.loads(done.stdout or "null") == [], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("tokenizer/tokenizer.json", {"normalizer": {"type": "Sequence"}}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": float("inf")}),
+        ("text_encoder/config.json", {"num_attention_heads": 3}),
+    ],
+)
+def test_what_is_odd_in_a_folder_is_left_to_loading_it_whole(
+    tiny_folder: Path, tmp_path: Path, file: str, values: dict[str, Any]
+) -> None:
+    odd = shutil.copytree(tiny_folder, tmp_path / "model") / file
+    odd.write_text(json.dumps(json.loads(odd.read_text()) | values))
+    try:
+        assert not isinstance(Backbone.load(tmp_path / "model", text_only=True).text_encoder, TextModel)
+    except BackboneError as error:
+        assert "cannot be loaded" in str(error)  # noqa: PT017

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moongate.backbone.file_tokenizer import FileTokenizer
 from moongate.backbone.hub import INDEX, snapshot
 from moongate.backbone.model_folder import FAMILIES, check_classes, check_folder
+from moongate.errors import BackboneError
 from moongate.texts import parse_json, read_text
 
 __all__ = ["TextModel", "TextParts", "read_text_parts"]
@@ -27,6 +28,8 @@ __all__ = ["TextModel", "TextParts", "read_text_parts"]
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 PREFIX = "text_model."
 """What transformers wrote before every name of a text encoder until version 5."""
+UNUSUAL: tuple[type[Exception], ...] = (Exception,)
+"""What reading a folder raises that is not as usual; tokenizers raises `Exception` itself."""
 WITH_PROJECTION = "CLIPTextModelWithProjection"
 NAMES = {
     "self_attn.out_proj": "self_attn.out_proj",
@@ -155,7 +158,9 @@ def read_text_parts(model: str, *, device: torch.device, endings: tuple[str, ...
         if "text_encoder_2" in index:
             second = _tokenizer(folder / "tokenizer_2"), _text_model(folder / "text_encoder_2", index["text_encoder_2"])
             parts.tokenizer_2, parts.text_encoder_2 = second  # type: ignore[attr-defined]
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SafetensorError):
+    except BackboneError:
+        raise
+    except UNUSUAL:
         return None
     for part in vars(parts).values():
         if isinstance(part, nn.Module):
