@@ -344,3 +344,12 @@ def test_a_tensor_that_is_no_change_is_named(
         if changed or low_rank:
             with pytest.raises(ConceptFileError, match="bear.safetensors lacks .*is no change of a weight"):
                 Concept.load(path)
+
+
+@pytest.mark.parametrize("name", ["unet.forward", "unet.config", "unet.conv_in", "text_encoder.dtype", "unet."])
+def test_what_is_no_weight_of_the_model_is_not_taken_for_one(
+    tiny: Backbone, make_concept: MakeConcept, name: str
+) -> None:
+    concept = dataclasses.replace(make_concept(), deltas={name: Dense(delta=torch.ones(3))})
+    with pytest.raises(BaseMismatchError, match=f"has no weight '{name}'"):
+        concept.check_base(tiny)

@@ -218,9 +218,8 @@ class Backbone:
         part, _, rest = name.partition(".")
         if part not in ("unet", "text_encoder", "text_encoder_2"):
             raise KeyError(name)
-        module_name, _, leaf = rest.rpartition(".")
         try:
-            return getattr(getattr(self, part).get_submodule(module_name), leaf)
+            return cast(nn.Parameter, getattr(self, part).get_parameter(rest))
         except AttributeError as error:
             raise KeyError(name) from error
 
