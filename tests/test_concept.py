@@ -353,3 +353,14 @@ def test_what_is_no_weight_of_the_model_is_not_taken_for_one(
     concept = dataclasses.replace(make_concept(), deltas={name: Dense(delta=torch.ones(3))})
     with pytest.raises(BaseMismatchError, match=f"has no weight '{name}'"):
         concept.check_base(tiny)
+
+
+def test_numbers_of_another_precision_are_read_as_float32(make_concept: MakeConcept, tmp_path: Path) -> None:
+    path = make_concept(low_rank=True).save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = {key: text for key, text in file.metadata().items() if key != CHECKSUM}
+    mixed = {name: tensor.half() if name.endswith(".up") else tensor for name, tensor in load_file(path).items()}
+    save_file(mixed, path, metadata=header)
+    for name, change in Concept.load(path).deltas.items():
+        assert change.full().dtype == torch.float32
+        assert torch.equal(change.full(), mixed[f"{name}.up"].float() @ mixed[f"{name}.down"])

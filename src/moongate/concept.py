@@ -188,8 +188,8 @@ class Concept:
                 f"{path} is a safetensors file but not a Moongate concept (its metadata lacks format={FORMAT!r}). "
                 "Give a file written by `moongate train`, or make one of it with `moongate convert`."
             )
-        check_finite(tensors, path)
-        others = dict(tensors)
+        others = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        check_finite(others, path)
         try:
             if int(header["version"]) > CONCEPT_VERSION:
                 raise ConceptFileError(
