@@ -161,6 +161,15 @@ def test_the_end_of_a_caption_that_is_not_read_is_given_as_it_was_written(each: 
         assert each.cut_off("red " * 14 + "<Bear> cat") == "<Bear> cat"
 
 
+def test_a_token_that_was_saved_inside_a_model_is_known(tiny_folder: Path, tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.tokenizer.add_tokens("<bear>")
+    pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer))
+    pipeline.save_pretrained(tmp_path / "model")
+    backbone = Backbone.load(tmp_path / "model", device="cpu")
+    assert backbone.unknown_tokens("photo of a <bear>, a <cat> <|endoftext|>") == ["<cat>", "<|endoftext|>"]
+
+
 def test_two_concepts_with_one_token_are_refused_and_nothing_stays_changed(tiny: Backbone) -> None:
     row = tiny.token_row(20)
     with tiny.tokens({"<bear>": row}), pytest.raises(TokenError, match="both use the token '<bear>'. Rename"):  # noqa: SIM117

@@ -354,8 +354,9 @@ class Backbone:
         return max((encoder.cut_off(caption) for encoder in self.encoders), key=len)
 
     def unknown_tokens(self, caption: str) -> list[str]:
-        """Return what a caption has in angle brackets and is not a token in use."""
-        return [token for token in re.findall(r"<[^<>\s]+>", caption) if token not in self._rows]
+        """Return what a caption has in angle brackets and is neither a token in use nor one of the model's own."""
+        own = [token for token in self.tokenizer.get_added_vocab() if not token.startswith("<|")]  # not start and end
+        return [token for token in re.findall(r"<[^<>\s]+>", caption) if token not in {*self._rows, *own}]
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
         """Return the token ids of captions, padded or cut to the context of the text encoder."""
