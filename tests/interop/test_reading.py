@@ -195,3 +195,19 @@ def test_a_folder_is_read_beside_files_that_cannot_be_opened_and_these_are_named
         assert any(name in note and reason in note for note in imported.notes)
     assert "scheduler.bin was not read." in imported.notes
     assert not mark.exists()
+
+
+def test_a_folder_of_several_concepts_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    """Of all but one, the categories and prompts would be lost."""
+    for token in ("<bear>", "<cat>"):
+        concept = dataclasses.replace(make_concept(tiny, tokens=(token,)), deltas={})
+        concept.save(tmp_path / f"{token.strip('<>')}.safetensors")
+    with pytest.raises(ConceptFileError, match="holds several concepts. Give the file of one of them"):
+        interop.read(tmp_path)
+
+
+def test_a_folder_that_holds_a_weight_and_a_change_of_it_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    interop.write(make_concept(tiny), tmp_path / "both", to="diffusers", options=interop.WriteOptions(base=tiny))
+    foreign.lora(tmp_path / "both" / "lora.safetensors", denoiser(tiny), style="peft")
+    with pytest.raises(ConceptFileError, match="Two files of .* both hold unet.*Give the file of one alone"):
+        interop.read(tmp_path / "both", base=tiny)

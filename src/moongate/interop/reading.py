@@ -318,6 +318,12 @@ def _ignored(contents: Sequence[Content], recognized: Sequence[tuple[Content, Fo
 def _united(path: Path, parts: Sequence[Parts]) -> Parts:
     """Return what several files of `path` hold together, without their notes."""
     check_number(sum(len(part.tokens) for part in parts))
+    _joined(path, [{**part.weights, **part.changes} for part in parts])  # one file's weight is another one's change
+    provenances = [part.provenance for part in parts if part.provenance]
+    if any(provenance != provenances[0] for provenance in provenances):
+        raise ConceptFileError(
+            f"{path} holds several concepts. Give the file of one of them; `moongate merge` unites concepts."
+        )
     return Parts(
         weights=_joined(path, [part.weights for part in parts]),
         changes=_joined(path, [part.changes for part in parts]),
@@ -326,7 +332,7 @@ def _united(path: Path, parts: Sequence[Parts]) -> Parts:
         kept=_joined(path, [part.kept for part in parts]),
         further={word: tokens for part in parts for word, tokens in part.further.items()},
         left_out=tuple(key for part in parts for key in part.left_out),
-        provenance=next((part.provenance for part in parts if part.provenance), {}),
+        provenance=provenances[0] if provenances else {},
     )
 
 
