@@ -66,7 +66,7 @@ class Convert:
 
         target = self._target()
         recognized = interop.recognize(self.source)
-        name = self.model.model or (recognized.base if target.needs_base else "")
+        name = self.model.model or (recognized.base if target.needs_base or recognized.needs_base else "")
         base = self.model.load(default=name) if name else None
         imported = recognized.concept(base=base, tokens=flat(self.token), categories=flat(self.category))
         say(console, f"{self.source}: {recognized.format.title}.")

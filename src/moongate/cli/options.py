@@ -334,11 +334,14 @@ def _of_another_base(files: "Sequence[Recognized]", model: str | None) -> BaseMi
 def read_concept(file: Path, model: ModelOptions, console: Console) -> "Concept":
     """Read a concept of any format; print what could not be read.
 
-    The model is loaded only if `model` names one: full weights are compared with it.
+    The model is loaded only if `model` names one, or if the file does and holds full weights, which are compared with
+    it.
     """
     from moongate.interop import recognize
 
-    return _concept(recognize(file), model.load() if model.model else None, console)
+    recognized = recognize(file)
+    name = model.model or (recognized.base if recognized.needs_base else "")
+    return _concept(recognized, model.load(default=name) if name else None, console)
 
 
 def _concept(file: "Recognized", backbone: "Backbone | None", console: Console) -> "Concept":
