@@ -14,3 +14,8 @@ def test_compress_writes_a_smaller_file(bear: Path, tmp_path: Path, capsys: pyte
     assert "was cut away" in capsys.readouterr().out
     spoilt = command("compress", bear, energy=2, out=tmp_path / "x.safetensors")
     assert "above 0 and at most 1" in fails(capsys, spoilt)
+
+
+def test_energy_is_checked_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoilt = command("compress", tmp_path / "nowhere.safetensors", energy=2, out=tmp_path / "x.safetensors")
+    assert "above 0 and at most 1" in fails(capsys, spoilt)

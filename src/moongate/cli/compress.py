@@ -29,8 +29,9 @@ class Compress:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.compression import compress
+        from moongate.compression import check_energy, compress
 
+        check_energy(self.energy)
         check_concept_file(self.out, overwrite=self.overwrite)
         concept = read_concept(self.file, self.model, console)
         compressed = compress(concept, energy=self.energy)
