@@ -53,6 +53,8 @@ def test_a_rank_that_would_be_ignored_is_refused(
         message = fails(capsys, "convert", concept, "--to", to, "--out", out, "--rank", 2)
         assert "--rank cuts changes for" in message
         assert not out.exists()
+    nothing = ["--to", "lora", "--out", tmp_path / "lora", "--rank", 0]
+    assert "The rank is 0; it must be at least 1" in fails(capsys, "convert", tmp_path / "nowhere", *nothing)
 
 
 def test_the_model_card_of_a_folder_shows_pictures_when_a_base_is_given(

@@ -44,7 +44,7 @@ class Convert:
     """File to write; a folder for diffusers, lora, kohya and embedding.
     A name that ends in .safetensors makes one file of kohya, for A1111 and ComfyUI."""
     rank: OptionalInt = None
-    """Maximum rank of each change, for diffusers, lora and kohya.
+    """Maximum rank of each change, for lora and kohya.
     Default: the rank that the change has, and 32 for dense changes."""
     token: Texts = ()
     """New names for the tokens, in the order of the file."""
@@ -95,8 +95,10 @@ class Convert:
     def _target(self) -> "Format":
         """Return the format to write. Raises OptionError for options that do not fit it, before any work."""
         from moongate import interop
+        from moongate.interop.adapters import check_rank
 
         target = interop.named_format(self.to)
+        check_rank(self.rank)
         if self.pictures < 0:
             raise OptionError(f"pictures is {self.pictures}; it must be at least 0, which draws none.")
         interop.check_destination(self.out, to=self.to, overwrite=self.overwrite)

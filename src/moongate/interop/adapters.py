@@ -23,7 +23,7 @@ from moongate.interop.layers import inferred_blocks_per_level, kv_layer
 from moongate.interop.lycoris import LYCORIS_KEYS, loha, lokr
 from moongate.interop.tokens import BUNDLED
 
-__all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "factors_of", "padded", "read_adapter", "unscaled"]
+__all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "check_rank", "factors_of", "padded", "read_adapter", "unscaled"]
 
 DEFAULT_RANK = 32
 """The rank to which dense changes are cut when no rank is given."""
@@ -108,8 +108,7 @@ def factors_of(concept: Concept, rank: int | None) -> tuple[dict[str, LowRank], 
         OptionError: The concept changes no matrix of the denoiser, or the rank is below 1.
     """
     matrices = {n: c for n, c in concept.deltas.items() if n.startswith("unet.") and len(c.shape) == 2}
-    if rank is not None and rank < 1:
-        raise OptionError(f"The rank is {rank}; it must be at least 1, such as {DEFAULT_RANK}.")
+    check_rank(rank)
     factors, notes = _cut(matrices, rank)
     factors = {name: change for name, change in factors.items() if change.rank}
     if not factors:
@@ -118,6 +117,12 @@ def factors_of(concept: Concept, rank: int | None) -> tuple[dict[str, LowRank], 
     if left_out:
         notes.append(f"A LoRA cannot hold the changes of {listed(left_out)}; they are left out.")
     return factors, tuple(notes)
+
+
+def check_rank(rank: int | None) -> None:
+    """Raise OptionError if a maximum rank is given that is below 1."""
+    if rank is not None and rank < 1:
+        raise OptionError(f"The rank is {rank}; it must be at least 1, such as {DEFAULT_RANK}.")
 
 
 def padded(factors: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], int]:
