@@ -182,3 +182,10 @@ def test_there_is_no_lora_of_matrices_without_numbers(tiny: Backbone) -> None:
     concept = dataclasses.replace(make_concept(tiny), deltas={name: Dense(delta=torch.zeros(0, 3))})
     with pytest.raises(OptionError, match="changes no weights"):
         factors_of(concept, None)
+
+
+def test_an_alpha_beyond_all_numbers_is_named(tiny: Backbone, tmp_path: Path) -> None:
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", alpha=1.0)
+    torch.save({k: 10**400 if k.endswith("alpha") else v for k, v in load_file(path).items()}, tmp_path / "lora.pt")
+    with pytest.raises(ConceptFileError, match="The alpha of 'unet.* is too large"):
+        interop.read(tmp_path / "lora.pt")

@@ -182,7 +182,10 @@ def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int | 
 def _number(name: str, alpha: Any) -> float:
     if not (isinstance(alpha, int | float) or (isinstance(alpha, Tensor) and alpha.numel() == 1)):
         raise ConceptFileError(f"The alpha of {name!r} is not one number.")
-    return float(alpha)
+    try:
+        return float(alpha)
+    except OverflowError as error:
+        raise ConceptFileError(f"The alpha of {name!r} is too large for any LoRA.") from error
 
 
 def _scaled(change: Dense | LowRank, scale: float) -> Dense | LowRank:
