@@ -90,3 +90,12 @@ def test_a_row_of_whole_numbers_is_named(tmp_path: Path) -> None:
         ConceptFileError, match=r"torch.int64 of the shape \(4,\); it must be one floating-point vector"
     ):
         interop.read(tmp_path / "x.safetensors")
+
+
+def test_several_placeholders_of_one_file_are_several_words(tiny: Backbone, tmp_path: Path) -> None:
+    """Not the rows of one word for several text encoders."""
+    row = foreign.row(WIDTH)
+    torch.save({"string_to_param": {"*": row[None], "@dog": -row[None]}}, tmp_path / "bear.pt")
+    tokens = interop.read(tmp_path / "bear.pt", base=tiny).concept.tokens
+    assert list(tokens) == ["<bear>", "<@dog>"]
+    assert torch.equal(tokens["<@dog>"], -row)

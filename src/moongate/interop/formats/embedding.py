@@ -14,7 +14,7 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.errors import OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, fields_of, file_stems, read_words
+from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, file_stems, read_words
 
 __all__ = ["EMBEDDING", "embedding_files", "renamed_note", "stems_of"]
 
@@ -72,13 +72,20 @@ def _parse(content: Content) -> Parts:
     named: list[tuple[str, Mapping[str, Any]]]
     if A1111_KEY in values:
         name = values["name"] if isinstance(values.get("name"), str) and values["name"] else name
-        named = [(name, fields_of(name, list(mapping_in(values, A1111_KEY).values())))]
+        named = _by_placeholder(name, mapping_in(values, A1111_KEY))
     elif any(key in FIELDS for key in values):
         named = [(name, values)]
     else:
         named = [(word, {PLAIN_KEY: rows}) for word, rows in values.items()]
     words = read_words(named)
     return Parts(tokens=words.rows, further=words.further, left_out=words.left_out, notes=words.notes)
+
+
+def _by_placeholder(name: str, rows: Mapping[Any, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the words of `string_to_param`: one of any placeholder, called by the file's name, or several words."""
+    if len(rows) == 1:
+        return [(name, {PLAIN_KEY: vector}) for vector in rows.values()]
+    return [(name if key == "*" else str(key), {PLAIN_KEY: vector}) for key, vector in rows.items()]
 
 
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:
