@@ -149,3 +149,10 @@ def test_the_header_says_which_family_a_lora_is_for(
     with safe_open(tmp_path / "out" / "out.safetensors", "pt") as file:
         header = file.metadata()
     assert tuple(map(header.get, ("ss_base_model_version", "ss_v2", "modelspec.architecture"))) == expected
+
+
+def test_a_key_that_is_no_matrix_does_not_hide_the_family(tiny: Backbone, tmp_path: Path) -> None:
+    concept = make_concept(tiny)
+    first = next(iter(concept.deltas))
+    odd = dataclasses.replace(concept, deltas={**concept.deltas, first: Dense(delta=torch.ones(5))})
+    assert f"cannot hold the changes of {first}" in interop.write(odd, tmp_path / "lora", to="kohya").notes[0]

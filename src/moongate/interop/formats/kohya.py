@@ -120,6 +120,7 @@ def _is_sdxl(concept: Concept) -> bool:
 def _text_width(concept: Concept) -> int | None:
     """Return the width of the text features that the keys and values read; None when the concept changes none."""
     shapes = [change.shape for name, change in concept.deltas.items() if kv_layer(name, USUAL_BLOCKS_PER_LEVEL)]
+    shapes = [shape for shape in shapes if len(shape) == 2]
     return shapes[0][1] if shapes else sum(concept.token_widths) or None
 
 
