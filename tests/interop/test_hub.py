@@ -103,3 +103,10 @@ def test_no_name_of_a_file_becomes_a_path(name: str) -> None:
     assert Path(stem).name == stem
     assert not {"\\", "\0", "."} & set(stem)
     assert len(stem.encode()) <= 200
+
+
+def test_a_card_of_a_base_in_a_folder_of_windows_names_no_path(tiny: Backbone) -> None:
+    concept = dataclasses.replace(make_concept(tiny), base=r"C:\Users\someone\models\mine")
+    card = model_card(concept, FORMATS["kohya"], title="bear")
+    assert "- Base: mine\n" in card
+    assert "someone" not in card

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from moongate.concept import Concept
 from moongate.data import photo_of
@@ -42,7 +42,7 @@ def model_card(
         pictures: Pairs of a prompt and the name of its picture in the folder.
     """
     repository = concept.base if re.fullmatch(r"[\w.-]+/[\w.-]+", concept.base) else ""
-    base = Path(concept.base).name or "not stated"  # never a path of the author's machine
+    base = PureWindowsPath(concept.base).name or "not stated"  # never a path of the author's machine, whatever it is
     prompts = list(dict.fromkeys(prompt for subject in concept.subjects for prompt in subject.prompts))
     from huggingface_hub import ModelCardData
 
