@@ -225,3 +225,12 @@ def test_every_kind_of_concept_is_read_again_as_far_as_the_format_keeps_it(
                 assert torch.allclose(after, before, atol=1e-5), (kind, layer)
             else:
                 assert torch.equal(after, before), (kind, layer)
+
+
+def test_files_in_the_current_folder_are_named_after_it(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    written = interop.write(make_concept(tiny), ".", to="kohya")
+    assert [file.name for file in written.files] == ["mine.safetensors", "bear.safetensors"]

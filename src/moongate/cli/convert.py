@@ -130,7 +130,7 @@ class Convert:
         for number, drawn in enumerate(_drawn(concept, base, prompts, console) if base and prompts else (), 1):
             pictures.append((drawn.prompt, f"sample-{number}.png"))
             write_atomically(self.out / pictures[-1][1], png_bytes(drawn.image))
-        title = self.push.split("/")[-1] if self.push else self.out.name
+        title = self.push.split("/")[-1] if self.push else self.out.resolve().name
         card = model_card(concept, target, title=title, license=self.license, pictures=pictures)
         write_atomically(self.out / CARD, card.encode())
 

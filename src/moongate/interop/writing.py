@@ -75,7 +75,7 @@ def write(
     out, form = Path(out), named_format(to)
     check_destination(out, to=to, overwrite=overwrite)
     one_file = is_one_file(out, to=to)
-    options = replace(options or WriteOptions(), name=out.name, one_file=one_file)
+    options = replace(options or WriteOptions(), name=out.resolve().name or "concept", one_file=one_file)
     if options.base is not None:
         concept.check_base(options.base)
     rendered = form.render(concept, options)
