@@ -172,3 +172,13 @@ def test_a_lora_that_started_from_the_base_s_weights_is_read_as_peft_loads_it(
         assert torch.allclose(change.full(), expected, atol=1e-5)
     with pytest.raises(OptionError, match=r"initialized from the weights of its base.*--model"):
         interop.read(tmp_path / "lora")
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_whole_change_beside_factors_that_started_from_the_base_is_read_as_it_is(
+    tiny: Backbone, tmp_path: Path, start: str
+) -> None:
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    delta = torch.ones_like(tiny.parameter(f"unet.{module}.weight"))
+    folder = peft_folder(tmp_path / "peft", {f"base_model.model.{module}.diff": delta}, init_lora_weights=start)
+    assert torch.equal(interop.read(folder, base=tiny).concept.deltas[f"unet.{module}.weight"].full(), delta)

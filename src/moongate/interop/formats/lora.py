@@ -115,7 +115,9 @@ def _subtracted(
         and match["factor"] in ("A", "down")
     }
     return {
-        name: functools.partial(part, rank=ranks[name], scale=scale_of(name, ranks[name])) for name in adapter.changes
+        name: functools.partial(part, rank=ranks[name], scale=scale_of(name, ranks[name]))
+        for name in adapter.changes
+        if name in ranks  # a change that is stored whole began at the base
     }
 
 
