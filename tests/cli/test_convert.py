@@ -83,8 +83,6 @@ def test_the_base_is_taken_from_the_concept_for_full_weights(concept: Path, tiny
     assert teddy.base == str(tiny_folder)
 
 
-def test_bad_input_to_convert_is_named_and_nothing_is_written(
-    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_full_weights_are_read_with_the_base_that_they_name(concept: Path, tmp_path: Path) -> None:
     run("convert", concept, "--to", "diffusers", "--out", tmp_path / "full", "--pictures", 0, "--device", "cpu")
     run("convert", tmp_path / "full", "--to", "moongate", "--out", tmp_path / "a.safetensors", "--device", "cpu")
@@ -95,6 +93,8 @@ def test_full_weights_are_read_with_the_base_that_they_name(concept: Path, tmp_p
             assert torch.allclose(read.full(), change.full(), atol=1e-6)
 
 
+def test_bad_input_to_convert_is_named_and_nothing_is_written(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert "no format 'onnx'. Known: moongate" in fails(capsys, "convert", concept, "--to", "onnx", "--out", out)

@@ -182,3 +182,13 @@ def test_a_whole_change_beside_factors_that_started_from_the_base_is_read_as_it_
     delta = torch.ones_like(tiny.parameter(f"unet.{module}.weight"))
     folder = peft_folder(tmp_path / "peft", {f"base_model.model.{module}.diff": delta}, init_lora_weights=start)
     assert torch.equal(interop.read(folder, base=tiny).concept.deltas[f"unet.{module}.weight"].full(), delta)
+
+
+@pytest.mark.parametrize("setting", ["use_qalora", "kasa_config"])
+def test_layers_of_plain_keys_that_mean_something_else_are_refused_by_name(
+    tiny: Backbone, tmp_path: Path, setting: str
+) -> None:
+    foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2, setting: {"beta": 1.0}}))
+    with pytest.raises(ConceptFileError, match=f"was trained with PEFT's {setting}.*Give a plain LoRA"):
+        interop.read(tmp_path)

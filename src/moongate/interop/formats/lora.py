@@ -30,6 +30,8 @@ PEFT_HEADER = "lora_adapter_metadata"
 """The entry of a safetensors header that holds PEFT's settings in files written by diffusers."""
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` with which PEFT changes the base's weights when it loads a LoRA."""
+OTHER_LAYERS = ("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "alora_invocation_tokens")
+"""Settings of PEFT with which layers of the same keys mean something else than the product of their factors."""
 PATTERN = re.compile(r"\^?[\w.]+")
 """The patterns of `alpha_pattern` that are read. PEFT takes any regular expression, which may run without end."""
 
@@ -40,6 +42,11 @@ def _recognizes(content: Content) -> bool:
 
 
 def _parse(content: Content) -> Parts:
+    if other := next((key for key in OTHER_LAYERS if _settings(content).get(key)), None):
+        raise ConceptFileError(
+            f"{content.path} was trained with PEFT's {other}: its layers are not those of a plain LoRA, and are not "
+            "read. Give a plain LoRA."
+        )
     scale_of = _scales(content)
     adapter = read_adapter(content.values, scale_of=scale_of)
     words = bundled_words(adapter.bundled)
