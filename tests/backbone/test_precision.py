@@ -63,7 +63,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_the_fused_one_up_to_rounding(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
-    monkeypatch.setattr("moongate.backbone.faster_attention", lambda denoiser: denoiser)
+    monkeypatch.setattr("moongate.backbone.faster_attention", lambda _denoiser, _encoders: None)
     fused = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
     exact = Backbone.load(tiny_folder, device="cpu")
     noisy, timesteps = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 700])
@@ -78,6 +78,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_the_fused_one_up_to_rounding(
     assert names == {"AttnProcessor"}
     names = {type(module.processor).__name__ for module in exact.cross_attentions().values()}
     assert names == {"AttnProcessor2_0"}
+    assert [backbone.text_encoder.config._attn_implementation for backbone in (quick, exact)] == ["eager", "sdpa"]
 
 
 def test_self_attention_of_large_pictures_stays_fused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,8 @@ class Backbone:
             self.encoders = tuple(TextEncoder(*pair, reads_penultimate=True) for pair in pairs)
         self.unet = pipeline.unet.eval().requires_grad_(False)
         if hasattr(self.unet, "config"):  # not where only text is read
-            self.unet = faster_layout(faster_attention(self.unet))
+            faster_attention(self.unet, [encoder.model for encoder in self.encoders])
+            self.unet = faster_layout(self.unet)
         self.vae = pipeline.vae.eval().requires_grad_(False)
         if getattr(self.vae, "dtype", None) == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows
             self.vae.float()
