@@ -27,12 +27,15 @@ from moongate.training.plan import Plan
 
 __all__ = ["NeutralDecay"]
 
+SLIGHT = 1e-4
+"""Largest share of a change that a step leaves in place of removing it: 250 steps would remove 2.5 %. Of the 256
+directions of pocket's text features 69 are left, which take half the time."""
 _GRAMS: WeakKeyDictionary[Backbone, Float[Tensor, "width width"]] = WeakKeyDictionary()
 """The Gram matrix of the neutral captions of each model, for the next training in this process."""
 
 
 class NeutralDecay:
-    """The decay of one run, with its inverse computed once."""
+    """The decay of one run: the directions in which a step removes some of a change, and how much of it."""
 
     @classmethod
     def of(cls, plan: Plan) -> Self | None:
@@ -44,7 +47,7 @@ class NeutralDecay:
     def __init__(
         self, backbone: Backbone, strength: float, *, start_from: Concept | None = None, cache: Path | None = None
     ) -> None:
-        """Encode the neutral captions, or read their Gram matrix.
+        """Encode the neutral captions, or read their Gram matrix, and find its eigenvectors.
 
         Args:
             backbone: The model; its text encoder is used.
@@ -54,12 +57,13 @@ class NeutralDecay:
         """
         if backbone not in _GRAMS:
             _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache)
-        gram = _GRAMS[backbone]
-        mean_eigenvalue = gram.trace() / len(gram)
-        identity = torch.eye(len(gram), dtype=gram.dtype)
-        removed = identity - torch.linalg.inv(identity + strength * gram / mean_eigenvalue)
+        eigenvalues, directions = torch.linalg.eigh(_GRAMS[backbone])
+        strengths = strength * eigenvalues / eigenvalues.mean()
+        removed = strengths / (1 + strengths)
+        counts = removed > SLIGHT
         self.before = {name: change.full() for name, change in (start_from.deltas if start_from else {}).items()}
-        self.removed: Float[Tensor, "width width"] = removed.float().to(backbone.device)
+        self.directions: Float[Tensor, "width directions"] = directions[:, counts].float().to(backbone.device)
+        self.removed: Float[Tensor, " directions"] = removed[counts].float().to(backbone.device)
 
     @torch.no_grad()
     def apply(self, moving: Trainable, moved: Float[Tensor, ""]) -> None:
@@ -69,10 +73,10 @@ class NeutralDecay:
             moving: What is trained.
             moved: 1 if the step moved it; 0 leaves all as it is.
         """
-        removed = moved * self.removed
+        removed = self.directions * (moved * self.removed)
         for name, weight in moving.weights.items():
             if name.endswith(WEIGHT_SETS["cross-attention-kv"]):
                 change = weight - moving.pretrained[name]
                 if name in self.before:
                     change -= self.before[name].to(change.device)
-                weight.addmm_(change, removed, alpha=-1)
+                weight.addmm_(change @ removed, self.directions.T, alpha=-1)
