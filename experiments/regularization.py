@@ -7,8 +7,8 @@ pictures are drawn for the category word alone. Each row is kept in a file of it
 continues. The columns, all in EfficientNet-Lite0 features:
 
 - `kid_x1000`: KID between these pictures and real photos of the category that no training saw.
-- `drawn_as_subject`: share of these pictures that are nearer to the subject than to its category, by the nearer of two
-  mean features (0 is best).
+- `drawn_as_subject`: share of these pictures that a linear discriminant takes for the subject rather than for its
+  category (0 is best).
 - `judge_accuracy`: accuracy of that decision on real pictures.
 - `image_alignment`: mean cosine between pictures drawn with the token and held-out pictures of the subject, so that a
   training that learns nothing does not look best.

@@ -191,7 +191,7 @@ def _verdict(demo: _Demo, chosen: Example, pool: Regularization) -> str:
         return f"{int(flags.sum())} of {len(flags)}"
 
     return (
-        "Nearer to held-out pictures of the subject than to others of its category, in the features of pocket's CLIP: "
+        "Judged to show the subject rather than another of its category, by the features of pocket's CLIP: "
         f"{seen(demo.before, demo.plain)} pictures before, {seen(demo.after, demo.learned)} after. Of real pictures "
         f"{judge.accuracy:.0%} are judged correctly."
     )
