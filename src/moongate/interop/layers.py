@@ -6,7 +6,10 @@ can only be translated when the number of blocks in a level is known.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from moongate.errors import ConceptFileError
 
 __all__ = [
     "COMPVIS_PREFIX",
@@ -18,7 +21,9 @@ __all__ = [
     "kinds_of",
     "kohya_name",
     "kv_layer",
+    "renamed",
     "to_compvis",
+    "unwrapped",
 ]
 
 COMPVIS_PREFIX = "model.diffusion_model."
@@ -75,6 +80,10 @@ _BLOCK = re.compile(
     r"(?:(down|up|input|output)_blocks[._](\d{1,3})[._](?:attentions[._])?(\d{1,3})|(?:mid|middle)_block[._](?:attentions[._])?\d+)"
     r"(?=[._]transformer_blocks)"
 )
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|base_model|model|unet)\.)+")
+"""What programs put before a name: PyTorch for a model on several GPUs or compiled, PEFT, and pipelines."""
+_OTHER_MODEL = re.compile("control")
+"""What stands before a block of a ControlNet, whose layers have the names of the denoiser's."""
 _KV = re.compile(r"[._]transformer_blocks[._](\d+)[._]attn2[._](?:processor[._])?to_([kv])(?=[._])")
 
 
@@ -90,9 +99,29 @@ def kv_layer(key: str, per_level: int) -> str | None:
         the key belongs to another layer.
     """
     block, rest = _BLOCK.search(key), _KV.search(key)
-    if not (block and rest and block.end() == rest.start()):
+    if not (block and rest and block.end() == rest.start()) or _OTHER_MODEL.search(key, 0, block.start()):
         return None
     return f"unet.{_diffusers_block(block, per_level)}.transformer_blocks.{rest[1]}.attn2.to_{rest[2]}.weight"
+
+
+def unwrapped(key: str) -> str:
+    """Return a parameter's name in diffusers' spelling without what programs put before it, such as "module."."""
+    return _WRAPPERS.sub("", key)
+
+
+def renamed(values: Mapping[Any, Any], name_of: Callable[[str], str]) -> dict[str, Any]:
+    """Return values by other names.
+
+    Raises:
+        ConceptFileError: Two of them get one name.
+    """
+    names: dict[str, Any] = {}
+    for key in values:
+        name = name_of(str(key))
+        if name in names:
+            raise ConceptFileError(f"The file holds {name!r} twice, as {names[name]!r} and {key!r}. Give one of them.")
+        names[name] = key
+    return {name: values[key] for name, key in names.items()}
 
 
 def from_compvis(key: str, per_level: int) -> str:

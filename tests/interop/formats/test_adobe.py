@@ -1,5 +1,6 @@
 """`delta.bin`, made by `foreign_files` from its documented layout."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,19 @@ def test_the_names_and_rows_of_tokens_are_read_as_those_of_embeddings(tiny: Back
     path = foreign.adobe_compressed(tmp_path / "b", denoiser(tiny), {"<a>": [first] * 3})
     with pytest.raises(ConceptFileError, match="'<a>' holds 3 tensors; there are two text encoders"):
         interop.read(path)
+
+
+@pytest.mark.parametrize("wrapper", ["unet.", "module."])
+def test_the_names_of_a_wrapped_model_are_read(tiny: Backbone, tmp_path: Path, wrapper: str) -> None:
+    before = denoiser(tiny)
+    path = foreign.adobe(tmp_path / "delta.bin", before, {"<new1>": foreign.row(WIDTH)})
+    content = torch.load(path)
+    state = {
+        f"module.text_model.{k}": v.detach() + 0.5 for k, v in tiny.text_encoder.named_parameters() if "final" in k
+    }
+    unet = {f"{wrapper}{key}": value for key, value in content["unet"].items()}
+    torch.save({**content, "unet": unet, "text_encoder": state}, path)
+    concept = interop.read(path, base=tiny).concept
+    assert sum(name.startswith("text_encoder.") for name in concept.deltas) == len(state) == 2
+    denoiser_only = {name: change for name, change in concept.deltas.items() if name.startswith("unet.")}
+    assert_changes(dataclasses.replace(concept, deltas=denoiser_only), before, exactly=False)

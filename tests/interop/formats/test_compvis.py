@@ -9,7 +9,7 @@ import foreign_files as foreign
 from foreign_concepts import WIDTH, assert_changes, denoiser
 from moongate import interop
 from moongate.backbone import Backbone
-from moongate.errors import OptionError
+from moongate.errors import ConceptFileError, OptionError
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -61,3 +61,12 @@ def test_a_compressed_checkpoint_is_read_in_any_order_and_with_layers_missing(ti
     assert torch.equal(concept.tokens["<new1>"], foreign.row(WIDTH))
     torch.save({"state_dict": {key: state[key] for key in ("embed", rank_0)}}, path)
     assert list(interop.read(path).concept.tokens) == ["<new1>"]
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 2 * WIDTH), torch.ones(2, WIDTH // 2), torch.tensor(1.0)])
+def test_rows_of_another_width_are_refused_and_not_cut_into_tokens(
+    tiny: Backbone, tmp_path: Path, rows: torch.Tensor
+) -> None:
+    path = foreign.compvis_checkpoint(tmp_path / "delta.ckpt", denoiser(tiny), rows)
+    with pytest.raises(ConceptFileError, match=f"'embed' does not hold rows of {WIDTH} numbers"):
+        interop.read(path, base=tiny)

@@ -9,6 +9,7 @@ from moongate.concept import Concept
 from moongate.interop.content import Content, flat_tensors, mapping_in, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
 from moongate.interop.full_weights import TEXT_PREFIX, float32_base, left_out_note, split_compressed, whole_weights
+from moongate.interop.layers import renamed, unwrapped
 from moongate.interop.tokens import fields_of, read_words
 
 __all__ = ["ADOBE"]
@@ -23,11 +24,12 @@ def _recognizes(content: Content) -> bool:
 
 def _parse(content: Content) -> Parts:
     values = content.values
-    weights, changes = split_compressed({f"unet.{key}": value for key, value in values["unet"].items()})
+    weights, changes = split_compressed(renamed(values["unet"], lambda key: f"unet.{unwrapped(key)}"))
     for encoder in TEXT_ENCODERS:
         state = mapping_in(values, encoder)
         state = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
-        weights |= {f"{encoder}.{k.removeprefix(TEXT_PREFIX)}": v for k, v in flat_tensors(state).items()}
+        named = renamed(flat_tensors(state), lambda key: unwrapped(key).removeprefix(TEXT_PREFIX))
+        weights |= {f"{encoder}.{name}": value for name, value in named.items()}
     rows = {str(token): value for token, value in mapping_in(values, "modifier_token").items()}
     words = read_words(
         (token, fields_of(token, value if isinstance(value, list | tuple) else [value]))

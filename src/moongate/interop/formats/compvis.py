@@ -17,6 +17,7 @@ from moongate.interop.layers import (
     blocks_per_level,
     from_compvis,
     inferred_blocks_per_level,
+    renamed,
     to_compvis,
 )
 from moongate.interop.tokens import rows_of
@@ -40,7 +41,7 @@ def _parse(content: Content) -> Parts:
     state = dict(content.values["state_dict"])
     rows = state.pop(ROWS, None)
     per_level = inferred_blocks_per_level(state)
-    weights, changes = split_compressed({from_compvis(key, per_level): value for key, value in state.items()})
+    weights, changes = split_compressed(renamed(state, lambda key: from_compvis(key, per_level)))
     if rows is None:
         return Parts(weights=weights, changes=changes)
     tokens = _numbered(content, rows, _text_width(state))
@@ -55,8 +56,12 @@ def _numbered(content: Content, rows: Any, width: int) -> dict[str, tuple[Float[
     The public converter writes the rows of several tokens as one vector, so the width of a row is taken from what the
     keys and values read.
     """
-    if not isinstance(rows, Tensor) or not width or rows.numel() % width:
-        raise ConceptFileError(f"{content.path}: {ROWS!r} is not a multiple of the {width} numbers of a token's row.")
+    is_flat = isinstance(rows, Tensor) and rows.ndim == 1 and width and rows.numel() % width == 0
+    if not (is_flat or (isinstance(rows, Tensor) and rows.ndim == 2 and rows.shape[1] == width)):
+        raise ConceptFileError(
+            f"{content.path}: {ROWS!r} does not hold rows of {width} numbers, the width of the text that its keys and "
+            "values read. Download it again."
+        )
     return {f"<new{number}>": (row,) for number, row in enumerate(rows_of(rows.reshape(-1, width)), start=1)}
 
 

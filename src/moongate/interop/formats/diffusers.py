@@ -8,6 +8,7 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.interop.content import Content, flat_tensors, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.full_weights import float32_base, left_out_note, whole_weights
+from moongate.interop.layers import renamed, unwrapped
 from moongate.interop.tokens import ENCODERS, file_stems
 
 __all__ = ["DIFFUSERS", "token_files"]
@@ -37,7 +38,7 @@ def _parse(content: Content) -> Parts:
     # Self-attention has entries too, which are empty.
     values = {key: value for key, value in content.values.items() if not (isinstance(value, Mapping) and not value)}
     processors = {key: value for key, value in values.items() if isinstance(key, str) and _PROCESSOR.search(key)}
-    weights = flat_tensors({"unet." + _PROCESSOR.sub(r".to_\1.", key): value for key, value in processors.items()})
+    weights = flat_tensors(renamed(processors, lambda key: "unet." + _PROCESSOR.sub(r".to_\1.", unwrapped(key))))
     left_out = tuple(str(key) for key in values if key not in processors)
     return Parts(weights=weights, left_out=left_out, provenance=provenance_in(content))
 
