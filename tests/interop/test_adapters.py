@@ -149,7 +149,7 @@ def test_a_file_that_holds_a_layer_twice_is_refused(tiny: Backbone, tmp_path: Pa
         interop.read(tmp_path / "x")
 
 
-@pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight", "scalar"])
+@pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight", "scalar", "scale", "set_weight", "bias_values"])
 def test_a_layer_with_a_part_that_is_not_read_is_not_taken(part: str, tiny: Backbone, tmp_path: Path) -> None:
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", **{f"{key}.{part}": torch.ones(1)})
@@ -189,3 +189,25 @@ def test_an_alpha_beyond_all_numbers_is_named(tiny: Backbone, tmp_path: Path) ->
     torch.save({k: 10**400 if k.endswith("alpha") else v for k, v in load_file(path).items()}, tmp_path / "lora.pt")
     with pytest.raises(ConceptFileError, match="The alpha of 'unet.* is too large"):
         interop.read(tmp_path / "lora.pt")
+    path = foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya", alpha=float("inf"))
+    with pytest.raises(ConceptFileError, match="The alpha of 'unet.* is inf, which is not a number to scale with"):
+        interop.read(path)
+
+
+def test_the_layers_of_a_controlnet_are_not_those_of_the_denoiser(tiny: Backbone, tmp_path: Path) -> None:
+    tensors = load_file(foreign.lora(tmp_path / "lora", denoiser(tiny), style="peft"))
+    save_file({key.replace("unet.", "controlnet.", 1): value for key, value in tensors.items()}, tmp_path / "control")
+    with pytest.raises(ConceptFileError, match="would change nothing"):
+        interop.read(tmp_path / "control", base=tiny)
+    save_file(tensors | {f"controlnet.{key[5:]}": 2 * value for key, value in tensors.items()}, tmp_path / "both")
+    assert_changes(interop.read(tmp_path / "both", base=tiny).concept, denoiser(tiny))
+
+
+def test_factors_whose_product_is_not_finite_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    tensors = load_file(foreign.lora(tmp_path / "lora", denoiser(tiny), style="kohya"))
+    save_file({key: 1e25 * value for key, value in tensors.items()}, tmp_path / "vast")
+    for base in (tiny, None):
+        with pytest.raises(ConceptFileError, match=r"numbers so large that their product is not finite.*Train the"):
+            interop.read(tmp_path / "vast", base=base)
+    save_file({key: 1e15 * value for key, value in tensors.items()}, tmp_path / "large")
+    assert interop.read(tmp_path / "large", base=tiny).concept.deltas

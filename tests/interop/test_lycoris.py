@@ -179,3 +179,22 @@ def test_small_matrices_that_stand_for_a_giant_one_are_not_multiplied_out(shapes
     product = lycoris.loha if "hada_w1_a" in shapes else lycoris.lokr
     with pytest.raises(ConceptFileError, match="No model has them"):
         product("layer", {key: torch.zeros(shape) for key, shape in shapes.items()})
+
+
+def test_small_layers_that_stand_for_more_numbers_than_any_model_has_are_refused_before_they_are_computed(
+    tmp_path: Path,
+) -> None:
+    keys = [f"lora_unet_down_blocks_{number}_attentions_0_transformer_blocks_0_attn2_to_k" for number in range(10)]
+    lokr = {f"{key}.{part}": torch.ones(90, 90) for key in keys for part in ("lokr_w1", "lokr_w2")}
+    loha = {
+        f"{key}.hada_w{number}_{part}": torch.ones(9000, 1) if part == "a" else torch.ones(1, 9000)
+        for key in keys
+        for number in (1, 2)
+        for part in "ab"
+    }
+    for layers in (lokr, loha):
+        save_file(layers, tmp_path / "lora")
+        with pytest.raises(
+            ConceptFileError, match="lora cannot be read. The small matrices of the file stand for more"
+        ):
+            interop.read(tmp_path / "lora")

@@ -6,8 +6,9 @@ which constrains what captions say, would have to refuse the concept; such layer
 Factors are written with a scale of exactly 1: folding another scale into a factor would round it.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from moongate.concept import Concept, Dense, LowRank
 from moongate.errors import ConceptFileError, OptionError, listed
 from moongate.interop.content import flat_tensors
 from moongate.interop.layers import inferred_blocks_per_level, kv_layer
-from moongate.interop.lycoris import LYCORIS_KEYS, loha, lokr
+from moongate.interop.lycoris import LYCORIS_KEYS, loha, lokr, numbers_of
 from moongate.interop.tokens import BUNDLED
+from moongate.limits import MAX_FILE_NUMBERS
 
 __all__ = ["ADAPTER_KEY", "DEFAULT_RANK", "Adapter", "check_rank", "factors_of", "padded", "read_adapter", "unscaled"]
 
@@ -33,7 +35,8 @@ FACTORS: Mapping[str | None, str] = {"A": "down", "down": "down", "B": "up", "up
 ADAPTER_KEY = re.compile(
     r"(?:[._]lora(?:_linear)?(?:_layer)?[._](?P<factor>A|B|down|up)(?:\.[^.]+)?\.weight"
     rf"|(?:_lora)?\.(?P<other>alpha|diff|{LYCORIS_KEYS})"
-    r"|\.(?P<unread>dora_scale|lora_magnitude_vector|lora_mid|hada_t[12]|lokr_t2|scalar)(?:\.[^.]+){0,2})$"
+    r"|\.(?P<unread>dora_scale|lora_magnitude_vector|lora_mid|hada_t[12]|lokr_t2|scalar"
+    r"|scale|set_weight|bias_(?:indices|values|size))(?:\.[^.]+){0,2})$"
 )
 """The end of a key that belongs to an adapter, after the name of its layer. PEFT may put the adapter's name before
 `weight`. Beside an unread part, such as DoRA's norms of columns, factors alone do not describe a layer's change."""
@@ -89,11 +92,13 @@ def read_adapter(values: Mapping[Any, Any], *, scale_of: Callable[[str, int | No
         else:
             left_out.append(key)
             (unread if part else others).add(name)
-    changes = {
-        name: _change(name, layer, scale_of)
+    taken = {
+        name: layer
         for name, layer in layers.items()
         if name not in unread and (set(layer) != {"alpha"} or name not in others)  # the alpha of a layer of other kind
     }
+    _check_numbers(taken.values())
+    changes = {name: _change(name, layer, scale_of) for name, layer in taken.items()}
     return Adapter(changes=changes, bundled=bundled, left_out=tuple(left_out))
 
 
@@ -156,6 +161,15 @@ def _cut(matrices: Mapping[str, Dense | LowRank], rank: int | None) -> tuple[dic
     ]
 
 
+def _check_numbers(layers: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ConceptFileError, before anything is multiplied out, if layers stand for more than `MAX_FILE_NUMBERS`."""
+    if sum(map(numbers_of, layers)) > MAX_FILE_NUMBERS:
+        raise ConceptFileError(
+            f"The small matrices of the file stand for more than {MAX_FILE_NUMBERS} numbers. No model has so many keys "
+            "and values."
+        )
+
+
 def _change(name: str, layer: Mapping[str, Any], scale_of: Callable[[str, int | None], float]) -> Dense | LowRank:
     """Return one layer's change, with its scale multiplied in."""
     tensors = {kind: value for kind, value in layer.items() if kind != "alpha"}
@@ -183,9 +197,12 @@ def _number(name: str, alpha: Any) -> float:
     if not (isinstance(alpha, int | float) or (isinstance(alpha, Tensor) and alpha.numel() == 1)):
         raise ConceptFileError(f"The alpha of {name!r} is not one number.")
     try:
-        return float(alpha)
+        number = float(alpha)
     except OverflowError as error:
         raise ConceptFileError(f"The alpha of {name!r} is too large for any LoRA.") from error
+    if not math.isfinite(number):
+        raise ConceptFileError(f"The alpha of {name!r} is {number}, which is not a number to scale with.")
+    return number
 
 
 def _scaled(change: Dense | LowRank, scale: float) -> Dense | LowRank:

@@ -7,6 +7,7 @@ Both are multiplied by a scale that depends on the file. Convolutions, which hav
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from moongate.concept import Dense, LowRank
 from moongate.errors import ConceptFileError
 from moongate.limits import MAX_WEIGHT_NUMBERS
 
-__all__ = ["LYCORIS_KEYS", "loha", "lokr"]
+__all__ = ["LYCORIS_KEYS", "loha", "lokr", "numbers_of"]
 
 LYCORIS_KEYS = "hada_w1_a|hada_w1_b|hada_w2_a|hada_w2_b|lokr_w1|lokr_w1_a|lokr_w1_b|lokr_w2|lokr_w2_a|lokr_w2_b"
 """The names of the tensors of a layer, as alternatives of a regular expression."""
@@ -73,6 +74,18 @@ def lokr(name: str, tensors: Mapping[str, Tensor]) -> tuple[Dense | LowRank, int
     w2, _ = _matrix(name, tensors, "lokr_w2")
     _check_size(name, len(w1) * len(w2), w1.shape[1] * w2.shape[1])
     return Dense(delta=torch.kron(w1, w2)), rank
+
+
+def numbers_of(tensors: Mapping[str, Any]) -> int:
+    """Return how many numbers a layer has, by the shapes of its tensors; 0 if they are not those of a layer."""
+    rows = columns = 1
+    for part in ("hada_w1",) if "hada_w1_a" in tensors else ("lokr_w1", "lokr_w2"):
+        whole = tensors.get(part)
+        up, down = (tensors.get(f"{part}_{end}", whole) for end in "ab")
+        if up is None or down is None or not up.ndim == down.ndim == 2:
+            return 0
+        rows, columns = rows * up.shape[0], columns * down.shape[1]
+    return rows * columns
 
 
 def _matrix(name: str, tensors: Mapping[str, Tensor], part: str) -> tuple[Float[Tensor, "out in"], int | None]:

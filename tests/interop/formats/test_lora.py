@@ -37,7 +37,18 @@ def test_the_alpha_of_peft_is_multiplied_in(tiny: Backbone, tmp_path: Path, wher
         assert torch.allclose(concept.deltas[f"unet.{module}.weight"].full(), scale * up @ down, rtol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": 4, "alpha_pattern": [1]}'])
+def test_settings_that_a_configuration_leaves_out_are_peft_s_own(tiny: Backbone, tmp_path: Path) -> None:
+    path = foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    concept = interop.read(path).concept
+    for module, (up, down) in foreign.changes(denoiser(tiny)).items():
+        assert torch.allclose(concept.deltas[f"unet.{module}.weight"].full(), 8 / 2 * up @ down, rtol=1e-5)
+
+
+ODD = ("{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": 4, "alpha_pattern": [1]}', '{"lora_alpha": NaN}')
+
+
+@pytest.mark.parametrize("text", ODD)
 def test_a_broken_configuration_beside_a_lora_is_named(tiny: Backbone, tmp_path: Path, text: str) -> None:
     path = foreign.lora(tmp_path / "adapter_model.safetensors", denoiser(tiny), style="peft")
     (tmp_path / "adapter_config.json").write_text(text)

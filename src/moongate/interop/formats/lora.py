@@ -32,6 +32,8 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` with which PEFT changes the base's weights when it loads a LoRA."""
 OTHER_LAYERS = ("use_qalora", "use_bdlora", "kasa_config", "arrow_config", "alora_invocation_tokens")
 """Settings of PEFT with which layers of the same keys mean something else than the product of their factors."""
+PEFT_DEFAULT = 8
+"""The alpha and the rank of an adapter of PEFT whose settings leave them out."""
 PATTERN = re.compile(r"\^?[\w.]+")
 """The patterns of `alpha_pattern` that are read. PEFT takes any regular expression, which may run without end."""
 
@@ -82,6 +84,8 @@ def _scales(content: Content) -> Callable[[str, int | None], float]:
     """
     settings = _settings(content)
     key = "alpha" if settings.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
+    if settings.get("peft_type"):
+        settings = {key: PEFT_DEFAULT, "r": PEFT_DEFAULT} | settings
     if settings.get(key) is None:
         return unscaled
     root = bool(settings.get("use_rslora"))
@@ -133,6 +137,8 @@ def _by_pattern(content: Content, settings: Mapping[str, Any], key: str, pattern
     try:
         default = float(settings.get(key) or 0)
         numbers = {str(pattern): float(number) for pattern, number in (settings.get(patterns_key) or {}).items()}
+        if odd := [number for number in (default, *numbers.values()) if not math.isfinite(number)]:
+            raise ValueError(f"{odd[0]} is not finite")
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConceptFileError(f"The configuration of the LoRA {content.path} has an odd {key} ({error}).") from error
     for pattern in numbers:
