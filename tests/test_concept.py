@@ -346,6 +346,19 @@ def test_a_tensor_that_is_no_change_is_named(
                 Concept.load(path)
 
 
+def test_a_weight_that_is_changed_twice_is_named(make_concept: MakeConcept, tmp_path: Path) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = {key: text for key, text in file.metadata().items() if key != CHECKSUM}
+    tensors = load_file(path)
+    key, delta = next((key, value) for key, value in tensors.items() if key.endswith(".delta"))
+    name = key.removesuffix(".delta")
+    factors = {f"{name}.up": torch.ones(len(delta), 1), f"{name}.down": torch.ones(1, delta.shape[1])}
+    save_file(tensors | factors, path, metadata=header)
+    with pytest.raises(ConceptFileError, match="or its weight is changed twice"):
+        Concept.load(path)
+
+
 @pytest.mark.parametrize("name", ["unet.forward", "unet.config", "unet.conv_in", "text_encoder.dtype", "unet."])
 def test_what_is_no_weight_of_the_model_is_not_taken_for_one(
     tiny: Backbone, make_concept: MakeConcept, name: str

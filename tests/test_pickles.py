@@ -95,3 +95,13 @@ def test_tuples_are_found_in_what_pytorch_reads_and_not_in_what_python_finds(tmp
     for name in ("before a zip file", "capitals", "twice"):
         with pytest.raises(ValueError, match="tuples nested more than 16 deep"):
             read_pickle(tmp_path / name)
+
+
+def test_tensors_that_share_their_numbers_too_often_are_refused(tmp_path: Path) -> None:
+    """Copies of them, which every reader makes, would take many times the size of the file."""
+    shared = torch.zeros(1000)
+    torch.save({"a": shared, "b": shared.view(10, 100)}, tmp_path / "tied.pt")
+    assert set(read_pickle(tmp_path / "tied.pt")) == {"a", "b"}
+    torch.save({str(number): shared for number in range(100)}, tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match="its tensors share their numbers"):
+        read_pickle(tmp_path / "bomb.pt")

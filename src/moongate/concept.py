@@ -428,8 +428,8 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
     deltas: dict[str, Dense | LowRank] = {}
     for key, tensor in tensors.items():
         name, _, suffix = key.rpartition(".")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{key!r} holds {tensor.dtype}")
+        if not tensor.is_floating_point() or (suffix != "down" and name in deltas):
+            raise ValueError(f"{key!r} holds {tensor.dtype}, or its weight is changed twice")
         if suffix == "delta":
             deltas[name] = Dense(delta=tensor)
         elif suffix == "up":

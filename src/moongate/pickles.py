@@ -42,6 +42,10 @@ ZIP = b"PK\x03\x04"
 LEGACY_PICKLES = 5
 """Number of pickles at the beginning of a file that PyTorch before 1.6 wrote."""
 
+MAX_SHARING = 8
+"""Files whose tensors together are this many times larger than the file are refused. Tied weights are stored once for
+two or three tensors, and code that goes on with them makes copies of each."""
+
 
 def read_pickle(path: Path) -> Any:
     """Return what a pickle holds.
@@ -65,7 +69,7 @@ def read_pickle(path: Path) -> Any:
         warnings.simplefilter("ignore", UserWarning)  # about newer pickles, which are then read or refused
         with torch.serialization.safe_globals([ParameterDict]):  # a container of the first textual inversions
             values = torch.load(file, map_location="cpu", weights_only=True)
-    _check_tensors(values)
+    _check_tensors(values, size)
     return values
 
 
@@ -127,9 +131,14 @@ def _taken(stack: list[int | None], code: pickletools.OpcodeInfo) -> list[int | 
     return taken
 
 
-def _check_tensors(values: Any) -> None:
-    """Refuse tensors that would take more memory than is stored for them, and those of unusual layouts and numbers."""
-    level, count = [values], 0
+def _check_tensors(values: Any, size: int) -> None:
+    """Refuse tensors that would take more memory than is stored for them, and those of unusual layouts and numbers.
+
+    Args:
+        values: What the file holds.
+        size: The file's number of bytes.
+    """
+    level, count, taken = [values], 0, 0
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for value in level:
@@ -137,12 +146,15 @@ def _check_tensors(values: Any) -> None:
                 if not _is_stored(value):
                     raise ValueError("it holds a tensor that is not stored in full")
                 count += 1
+                taken += value.numel() * value.element_size()
             elif isinstance(value, Mapping):
                 below += value.values()
             elif isinstance(value, list | tuple):
                 below += value
         if count > MAX_TENSORS or len(below) > 10 * MAX_TENSORS:
             raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+        if taken > MAX_SHARING * size:
+            raise ValueError("its tensors share their numbers, and copies of them would take many times its size")
         if not below:
             return
         level = below

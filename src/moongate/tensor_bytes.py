@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moongate.errors import ConceptFileError
+from moongate.files import is_file
 from moongate.limits import MAX_HEADER_BYTES, MAX_TENSORS, MAX_WEIGHT_NUMBERS, MAX_WEIGHTS_BYTES
 
 __all__ = [
@@ -72,6 +73,8 @@ class StoredFile:
 
 def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: an entry for each tensor, and `__metadata__`; empty for other files."""
+    if not is_file(path):  # opening a pipe would wait for its writer
+        return {}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moongate.errors import ConceptFileError
+from moongate.files import is_file
 from moongate.limits import MAX_HEADER_BYTES
 from moongate.tensor_bytes import CHECKSUM, Stored, read_stored, stored_checksum
 
@@ -38,6 +39,8 @@ def read_texts(path: Path) -> dict[str, str]:
     Raises:
         ConceptFileError: The file cannot be read, is damaged, or is shorter than its header says.
     """
+    if not is_file(path):  # opening a pipe would wait for its writer
+        raise ConceptFileError(f"{path} is not a file.")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -52,10 +55,10 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that all numbers of the tensors that were read from `path` are finite.
+    """Check that all numbers of the tensors that were read from `path`, and of the products of factors, are finite.
 
     Raises:
-        ConceptFileError: A number is infinite or not a number.
+        ConceptFileError: A number is infinite or not a number, or so large that a product may be.
     """
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -63,11 +66,25 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{name!r} in {path} holds numbers that are not finite, which would spoil every picture. Train the "
                 "concept again."
             )
+    for name, up in tensors.items():
+        down = tensors.get(f"{name.removesuffix('.up')}.down") if name.endswith(".up") else None
+        if down is not None and _bound(up, down) > torch.finfo(torch.float32).max:
+            raise ConceptFileError(
+                f"{name!r} in {path} and its other factor hold numbers so large that their product is not finite, "
+                "which would spoil every picture. Train the concept again."
+            )
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """Return the SHA-256 of tensors with their names, types and shapes, in whatever order, and of a text."""
     return stored_checksum({name: _stored(tensor) for name, tensor in tensors.items()}, text)
+
+
+def _bound(up: Tensor, down: Tensor) -> float:
+    """Return a bound of the numbers in the product of two factors; 0 for tensors that are none."""
+    if not (up.ndim == 2 and down.ndim == 2 and up.numel() and down.numel()):
+        return 0.0
+    return len(down) * float(up.double().abs().max()) * float(down.double().abs().max())
 
 
 def _tensor(stored: Stored) -> Tensor:

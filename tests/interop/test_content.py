@@ -1,6 +1,7 @@
 """Opening files without running code."""
 
 import contextlib
+import os
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import ConceptFileError, MoongateError
 from moongate.interop.content import open_content
+from moongate.merging.library import Library
+from moongate.summary import read_summary
 
 NONSENSE = (None, 3, "x", [], {}, torch.tensor(1.0), torch.tensor(7), torch.ones(0), torch.ones(3), torch.ones(2, 0))
 
@@ -95,3 +98,46 @@ def test_a_folder_called_like_a_file_of_weights_is_passed_over(tmp_path: Path) -
     (tmp_path / "x.bin").mkdir()
     with pytest.raises(ConceptFileError, match="holds no file of weights"):
         open_content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+            "is a pointer of Git LFS.*`git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE html><html><head>", "is a web page. Download the file itself"),
+    ],
+)
+def test_what_a_download_leaves_in_place_of_weights_is_called_by_its_name(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "bear.safetensors").write_bytes(content)
+    with pytest.raises(ConceptFileError, match=message):
+        interop.read(tmp_path / "bear.safetensors")
+
+
+def test_files_of_a_folder_are_read_whatever_the_capitals_of_their_endings(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    foreign.lora(tmp_path / "LORA.SAFETENSORS", before, style="peft")
+    foreign.a1111(tmp_path / "bear.PT", foreign.row(WIDTH)[None])
+    concept = interop.read(tmp_path, base=tiny).concept
+    assert len(concept.deltas) == 14
+    assert list(concept.tokens) == ["<bear>"]
+
+
+def test_an_error_about_one_of_several_files_names_it(tiny: Backbone, tmp_path: Path) -> None:
+    foreign.lora(tmp_path / "lora.safetensors", denoiser(tiny), style="peft")
+    torch.save({"<bear>": torch.ones(WIDTH, dtype=torch.int64)}, tmp_path / "bear.pt")
+    with pytest.raises(ConceptFileError, match="bear.pt cannot be read. The row of a token is torch.int64"):
+        interop.read(tmp_path, base=tiny)
+
+
+def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "bear.safetensors")
+    assert read_summary(tmp_path / "bear.safetensors") is None
+    (entry,) = Library.open(tmp_path).entries
+    assert "is not a file" in entry.error
+    with pytest.raises(ConceptFileError, match="There is no concept file"):
+        interop.read(tmp_path / "bear.safetensors")

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from making import invented
 from moongate.backbone import Backbone, Fingerprint
@@ -86,6 +88,17 @@ def test_a_broken_file_is_named_and_skipped(folder: Path) -> None:
     assert [entry.file for entry in found.named_in(["a <two> cat"])] == ["cat.safetensors"]
     with pytest.raises(OptionError, match="no folder of concepts"):
         Library.open(folder / "cat.safetensors")
+
+
+def test_a_file_whose_header_no_concept_can_have_is_named_and_skipped(folder: Path) -> None:
+    with safe_open(folder / "bear.safetensors", framework="pt") as file:
+        header = file.metadata()
+    facts = json.loads(header["concept"])
+    for number, tokens in enumerate(("<odd>", ["<odd>"] * 2, [f"<{index}>" for index in range(2000)])):
+        told = header | {"concept": json.dumps(facts | {"tokens": tokens})}
+        save_file({}, folder / f"odd-{number}.safetensors", metadata=told)
+    assert len(Library.open(folder).broken) == 3
+    assert names(["a <two> cat"], folder) == ["cat.safetensors"]
 
 
 def test_a_merge_is_kept_by_its_base_and_the_content_of_its_files(folder: Path, tiny: Backbone) -> None:

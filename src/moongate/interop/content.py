@@ -26,6 +26,12 @@ __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", 
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """The suffixes of files that are read in a folder. Of two files with one stem, the first suffix in this order wins."""
+NO_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`",
+    b"<!doctype": "a web page. Download the file itself, by the page's download button",
+    b"<html": "a web page. Download the file itself, by the page's download button",
+}
+"""How files begin that a download leaves in place of weights, and what they are."""
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file with the settings of an adapter, in the folder of its weights."""
 
@@ -57,7 +63,7 @@ def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError
     if exists(path) and path.is_dir():
         files: dict[str, Path] = {}
         for suffix in SUFFIXES:
-            for file in sorted(file for file in path.glob(f"*{suffix}") if file.is_file()):
+            for file in sorted(file for file in path.iterdir() if file.suffix.lower() == suffix and file.is_file()):
                 files.setdefault(file.stem, file)
         if not files:
             raise ConceptFileError(f"The folder {path} holds no file of weights ({', '.join(SUFFIXES)}).")
@@ -148,7 +154,11 @@ def _is_tensor(key: Any, value: Any) -> bool:
 
 def _open(path: Path) -> Content:
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # after eight bytes of length
+        start = file.read(64)
+    is_safetensors = start[8:9] == b"{"  # after eight bytes of length
+    for beginning, what in NO_WEIGHTS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise ConceptFileError(f"{path} is {what}.")
     config = path.with_name(ADAPTER_CONFIG)
     adapter = _adapter(config) if config.is_file() else {}
     if not is_safetensors:

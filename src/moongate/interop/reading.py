@@ -83,7 +83,7 @@ def recognize(path: str | Path) -> "Recognized":
         raise errors[0]
     if not recognized:
         raise _unrecognized(path, contents)
-    parts = [form.parse(content) for content, form in recognized]
+    parts = [_parsed(content, form) for content, form in recognized]
     return Recognized(
         path=path,
         format=_format_of_weights(form for _, form in recognized),
@@ -290,6 +290,16 @@ def _unrecognized(path: Path, contents: Sequence[Content]) -> ConceptFileError:
     return ConceptFileError(
         f"{path} is of no format that Moongate reads; it holds {keys or 'nothing'}. Known: {', '.join(FORMATS)}."
     )
+
+
+def _parsed(content: Content, form: Format) -> Parts:
+    """Return what a file holds; errors name the file, which may be one of several in a folder."""
+    try:
+        return form.parse(content)
+    except ConceptFileError as error:
+        if str(content.path) in str(error):
+            raise
+        raise ConceptFileError(f"{content.path} cannot be read. {error}") from error
 
 
 def _format_of(content: Content) -> Format | None:

@@ -88,6 +88,6 @@ def write(
 
 def _other_weights(folder: Path, written: Container[Path]) -> tuple[str, ...]:
     """Return a note about other weights in the folder, because readers take them for parts of the concept."""
-    others = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES and file not in written)
+    others = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file not in written)
     note = f"{folder} also holds {listed(others)}, which is not of this concept but is read with it. Remove it."
     return (note,) if others else ()

@@ -20,6 +20,7 @@ from moongate.extras import versions
 from moongate.files import digest, write_atomically
 from moongate.fingerprint import Fingerprint
 from moongate.merging import MergeOptions
+from moongate.provenance import check_provenance
 from moongate.tensor_files import CHECKSUM, read_texts
 from moongate.texts import parse_json, read_text
 
@@ -147,6 +148,7 @@ def _read(path: Path, **facts: Any) -> Entry:
         if texts.get("format") != FORMAT:
             raise ConceptFileError("it is no Moongate concept. Make one of it with `moongate convert`.")
         concept = parse_json(texts["concept"])
+        check_provenance(concept)
         tokens = tuple(map(str, concept["tokens"]))
         content = texts.get(CHECKSUM) or digest(repr(texts), repr(facts))
         return Entry(file=path.name, tokens=tokens, content=content, **facts)
