@@ -99,3 +99,12 @@ def test_several_placeholders_of_one_file_are_several_words(tiny: Backbone, tmp_
     tokens = interop.read(tmp_path / "bear.pt", base=tiny).concept.tokens
     assert list(tokens) == ["<bear>", "<@dog>"]
     assert torch.equal(tokens["<@dog>"], -row)
+
+
+def test_a_file_of_bundled_words_alone_is_read_as_in_a_lora(tiny: Backbone, tmp_path: Path) -> None:
+    rows = torch.stack([foreign.row(WIDTH), foreign.row(WIDTH, seed=8)])
+    for number, keys in enumerate((["bundle_emb.bear.emb_params"], ["bundle_emb.bear", "bundle_emb.cat.clip_l"])):
+        save_file({key: row[None].clone() for key, row in zip(keys, rows, strict=False)}, tmp_path / str(number))
+        concept = interop.read(tmp_path / str(number), base=tiny).concept
+        assert list(concept.tokens) == ["<bear>", "<cat>"][: len(keys)]
+        assert all(torch.equal(*pair) for pair in zip(concept.tokens.values(), rows, strict=False))

@@ -14,7 +14,7 @@ from moongate.concept import Concept, safetensors_bytes
 from moongate.errors import OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.tokens import ENCODERS, FIELDS, OUTPUT, file_stems, read_words
+from moongate.interop.tokens import BUNDLED, ENCODERS, FIELDS, OUTPUT, Words, bundled_words, file_stems, read_words
 
 __all__ = ["EMBEDDING", "embedding_files", "renamed_note", "stems_of"]
 
@@ -60,6 +60,8 @@ def _recognizes(content: Content) -> bool:
     tensors = {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(values):
         return False
+    if all(key.startswith(BUNDLED) for key in tensors):
+        return True
     if all(key in FIELDS or key.endswith(OUTPUT) for key in tensors):
         return any(key in FIELDS for key in tensors)
     are_words = len(tensors) == 1 or all(key.startswith("<") and key.endswith(">") for key in tensors)
@@ -69,6 +71,8 @@ def _recognizes(content: Content) -> bool:
 def _parse(content: Content) -> Parts:
     """Read the rows of words. A key that is not a field of a trainer's layout is a word itself (diffusers)."""
     values, name = content.values, content.header.get("name") or content.path.stem
+    if all(str(key).startswith(BUNDLED) for key in values):
+        return _of_words(bundled_words({str(key): value for key, value in values.items()}))
     named: list[tuple[str, Mapping[str, Any]]]
     if A1111_KEY in values:
         name = values["name"] if isinstance(values.get("name"), str) and values["name"] else name
@@ -77,7 +81,10 @@ def _parse(content: Content) -> Parts:
         named = [(name, values)]
     else:
         named = [(word, {PLAIN_KEY: rows}) for word, rows in values.items()]
-    words = read_words(named)
+    return _of_words(read_words(named))
+
+
+def _of_words(words: Words) -> Parts:
     return Parts(tokens=words.rows, further=words.further, left_out=words.left_out, notes=words.notes)
 
 
