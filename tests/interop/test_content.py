@@ -141,3 +141,10 @@ def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path: Path) -> None:
     assert "is not a file" in entry.error
     with pytest.raises(ConceptFileError, match="There is no concept file"):
         interop.read(tmp_path / "bear.safetensors")
+
+
+def test_a_lora_and_an_embedding_of_one_name_are_both_read(tiny: Backbone, tmp_path: Path) -> None:
+    foreign.lora(tmp_path / "bear.safetensors", denoiser(tiny), style="kohya")
+    foreign.a1111(tmp_path / "bear.pt", foreign.row(WIDTH)[None])
+    concept = interop.read(tmp_path, base=tiny).concept
+    assert (len(concept.deltas), list(concept.tokens)) == (14, ["<bear>"])

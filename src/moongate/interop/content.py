@@ -25,7 +25,9 @@ from moongate.texts import parse_json
 __all__ = ["SUFFIXES", "Content", "flat_tensors", "mapping_in", "open_content", "read_json", "to_pickle"]
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""The suffixes of files that are read in a folder. Of two files with one stem, the first suffix in this order wins."""
+"""The suffixes of files that are read in a folder."""
+COPY, ORIGINAL = ".bin", ".safetensors"
+"""A file of the first suffix is passed over beside one of the second: diffusers writes the same weights twice."""
 NO_WEIGHTS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`",
     b"<!doctype": "a web page. Download the file itself, by the page's download button",
@@ -61,14 +63,13 @@ def open_content(path: str | Path) -> tuple[list[Content], list[ConceptFileError
     """
     path = Path(path)
     if exists(path) and path.is_dir():
-        files: dict[str, Path] = {}
-        for suffix in SUFFIXES:
-            for file in sorted(file for file in path.iterdir() if file.suffix.lower() == suffix and file.is_file()):
-                files.setdefault(file.stem, file)
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        originals = {file.stem for file in found if file.suffix.lower() == ORIGINAL}
+        files = [file for file in found if not (file.suffix.lower() == COPY and file.stem in originals)]
         if not files:
             raise ConceptFileError(f"The folder {path} holds no file of weights ({', '.join(SUFFIXES)}).")
         contents, errors = [], []
-        for file in files.values():
+        for file in files:
             try:
                 contents.append(_open(file))
             except ConceptFileError as error:

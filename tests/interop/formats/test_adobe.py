@@ -110,3 +110,11 @@ def test_the_names_of_a_wrapped_model_are_read(tiny: Backbone, tmp_path: Path, w
     assert sum(name.startswith("text_encoder.") for name in concept.deltas) == len(state) == 2
     denoiser_only = {name: change for name, change in concept.deltas.items() if name.startswith("unet.")}
     assert_changes(dataclasses.replace(concept, deltas=denoiser_only), before, exactly=False)
+
+
+@pytest.mark.parametrize("unet", [{"unet": {}}, {}])
+def test_tokens_alone_are_read(tiny: Backbone, tmp_path: Path, unet: dict[str, object]) -> None:
+    torch.save({**unet, "modifier_token": {"<new1>": foreign.row(WIDTH)}}, tmp_path / "delta.bin")
+    concept = interop.read(tmp_path / "delta.bin", base=tiny).concept
+    assert torch.equal(concept.tokens["<new1>"], foreign.row(WIDTH))
+    assert not concept.deltas

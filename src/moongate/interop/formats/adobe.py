@@ -14,28 +14,30 @@ from moongate.interop.tokens import fields_of, read_words
 
 __all__ = ["ADOBE"]
 
+TOKENS = "modifier_token"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def _recognizes(content: Content) -> bool:
     unet = content.values.get("unet")
-    return isinstance(unet, Mapping) and any(isinstance(key, str) and ".attn2." in key for key in unet)
+    has_layers = isinstance(unet, Mapping) and any(isinstance(key, str) and ".attn2." in key for key in unet)
+    return has_layers or isinstance(content.values.get(TOKENS), Mapping)
 
 
 def _parse(content: Content) -> Parts:
     values = content.values
-    weights, changes = split_compressed(renamed(values["unet"], lambda key: f"unet.{unwrapped(key)}"))
+    weights, changes = split_compressed(renamed(mapping_in(values, "unet"), lambda key: f"unet.{unwrapped(key)}"))
     for encoder in TEXT_ENCODERS:
         state = mapping_in(values, encoder)
         state = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
         named = renamed(flat_tensors(state), lambda key: unwrapped(key).removeprefix(TEXT_PREFIX))
         weights |= {f"{encoder}.{name}": value for name, value in named.items()}
-    rows = {str(token): value for token, value in mapping_in(values, "modifier_token").items()}
+    rows = {str(token): value for token, value in mapping_in(values, TOKENS).items()}
     words = read_words(
         (token, fields_of(token, value if isinstance(value, list | tuple) else [value]))
         for token, value in rows.items()
     )
-    known = {"unet", "modifier_token", *TEXT_ENCODERS}
+    known = {"unet", TOKENS, *TEXT_ENCODERS}
     left_out = tuple(str(key) for key in values if key not in known)
     return Parts(
         weights=weights, changes=changes, tokens=words.rows, further=words.further, left_out=left_out, notes=words.notes
@@ -46,7 +48,7 @@ def _render(concept: Concept, options: WriteOptions) -> Rendered:
     weights, others = whole_weights(concept, options.base)
     content: dict[str, Any] = {
         "unet": {name.removeprefix("unet."): weight for name, weight in weights.items()},
-        "modifier_token": {token: _rows(concept, token) for token in concept.tokens},
+        TOKENS: {token: _rows(concept, token) for token in concept.tokens},
     }
     for encoder in {name.partition(".")[0] for name in others} & set(TEXT_ENCODERS):
         content[encoder] = _text_encoder(concept, encoder, options)
