@@ -44,6 +44,21 @@ def test_a_mask_is_replaced_on_request_under_the_name_it_has(tmp_path: Path) -> 
         assert read.min() == lowest
 
 
+@pytest.mark.parametrize("before", [["a.mask.jpg"], ["A-masklabel.bmp"], ["a.mask.jpg", "a.mask.png"]])
+def test_a_replaced_mask_is_a_png_file_by_its_name_and_the_only_one(tmp_path: Path, before: list[str]) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    for name in before:
+        Image.new("L", (64, 48), "white").save(tmp_path / name)
+    (mask,) = write_masks([tmp_path / "a.png"], lambda _: blob(), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", mask.file.name}
+    assert mask.file.name == f"{Path(before[0]).stem}.png"
+    with Image.open(mask.file) as image:
+        assert image.format == "PNG"
+    read = read_mask_beside(tmp_path / "a.png")
+    assert read is not None
+    assert read.min() == 0
+
+
 def test_a_mask_that_is_kept_is_measured_and_not_made_again(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
     half = np.zeros((48, 64), dtype=np.uint8)

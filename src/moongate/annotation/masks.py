@@ -65,6 +65,9 @@ def write_masks(
 ) -> list[Mask]:
     """Segment photos and write `photo.mask.png` beside each that has no mask yet.
 
+    A mask that is replaced keeps its name. One that is no PNG file, such as `photo.mask.jpg`, gives way to one of that
+    name in PNG, and a second one to the first.
+
     Args:
         photos: Photos, as `moongate.data.folders.find_pictures` returns them.
         segment: Gives a map for a picture.
@@ -85,17 +88,28 @@ def write_masks(
     masks = []
     for number, photo in enumerate(photos, start=1):
         share = shares.get(photo)
-        file = existing[photo][0] if existing[photo] else photo.with_name(f"{photo.stem}.mask.png")
         if share is not None:
-            masks.append(Mask(photo=photo, file=file, share=share, written=False))
+            masks.append(Mask(photo=photo, file=existing[photo][0], share=share, written=False))
         else:
             picture = read_picture(photo)
             inside = binary(segment(picture), picture.shape[:2], threshold=threshold)
-            write_atomically(file, png_bytes(Image.fromarray((inside * 255).astype(np.uint8))))
+            file = _replaced(photo, existing[photo], png_bytes(Image.fromarray((inside * 255).astype(np.uint8))))
             masks.append(Mask(photo=photo, file=file, share=float(inside.mean()), written=True))
         if on_photo:
             on_photo(number, len(photos))
     return masks
+
+
+def _replaced(photo: Path, before: Sequence[Path], content: bytes) -> Path:
+    """Write the mask of a photo as PNG, then remove its masks of other names; return the file."""
+    file = next((mask for mask in before if mask.suffix.lower() == ".png"), None)
+    if file is None:
+        file = before[0].with_suffix(".png") if before else photo.with_name(f"{photo.stem}.mask.png")
+    write_atomically(file, content)
+    for other in before:
+        if other != file:
+            other.unlink(missing_ok=True)
+    return file
 
 
 def _shares_of_masks(existing: Mapping[Path, Sequence[Path]]) -> dict[Path, float]:
