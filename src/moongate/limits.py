@@ -21,6 +21,7 @@ __all__ = [
     "MAX_MEMBERS",
     "MAX_PICTURE_BYTES",
     "MAX_PIXELS",
+    "MAX_PROFILE_BYTES",
     "MAX_REDIRECTS",
     "MAX_ROW_GROUP_BYTES",
     "MAX_ROW_GROUP_VALUES",
@@ -104,6 +105,8 @@ pixel, so this is 1.3 GB; a file of a few kilobytes may declare any size. Pillow
 MAX_PICTURE_BYTES = 500_000_000
 """Larger picture files are refused, because some decoders read them whole: as many pixels as are read take 270 MB
 uncompressed."""
+MAX_PROFILE_BYTES = 10_000_000
+"""Larger color profiles in pictures are ignored: those of printers, which are tables, have up to 3 MB."""
 MAX_SCANS = 100
 """JPEGs with more scans are refused: each scan goes over all pixels, and a few bytes make one. Cameras and programs
 write one to twelve."""

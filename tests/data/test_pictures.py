@@ -61,6 +61,70 @@ def test_pictures_stand_upright_by_their_exif_tag(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "turned.jpg").shape == (40, 20, 3)
 
 
+def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """The bytes of a color profile of version 2 (ICC.1:2001)."""
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    tags = {b"wtpt": white, b"cprt": b"text" + bytes(5), b"desc": b"desc" + struct.pack(">4xI3s78x", 3, b"own"), **tags}
+    table, content, begin = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        table += struct.pack(">4sII", name, begin + len(content), len(value))
+        content += value + bytes(-len(value) % 4)
+    kind, connection = (b"prtr", b"Lab ") if space == b"CMYK" else (b"mntr", b"XYZ ")
+    size = begin + len(content)
+    header = struct.pack(">I4sI4s4s4s12x4s", size, b"", 0x02100000, kind, space, connection, b"acsp")
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header + bytes(128 - len(header)) + struct.pack(">I", len(tags)) + table + content
+
+
+def display_p3() -> bytes:
+    """The colors of Display P3, with a gamma of 2.2."""
+    columns = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+    gamma = struct.pack(">4s4xIH", b"curv", 1, round(2.2 * 256))
+    tags = {}
+    for letter, column in zip((b"r", b"g", b"b"), columns, strict=True):
+        tags[letter + b"XYZ"] = struct.pack(">4s4x3i", b"XYZ ", *(round(value * 65536) for value in column))
+        tags[letter + b"TRC"] = gamma
+    return profile(b"RGB ", tags)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "P", "transparent P"])
+def test_colors_of_a_wide_gamut_are_read_as_those_of_srgb(tmp_path: Path, kind: str) -> None:
+    image = Image.new("RGBA", (20, 20), (234, 51, 35, 255))  # the red of sRGB in Display P3
+    is_clear = kind in ("RGBA", "transparent P")
+    if is_clear:
+        image.paste((0, 0, 0, 0), (10, 0, 20, 20))
+    image = image.quantize(8) if kind == "transparent P" else image.convert(kind)
+    image.save(tmp_path / "red.png", icc_profile=display_p3())
+    read = read_picture(tmp_path / "red.png").astype(int)
+    assert np.abs(read[:, :10] - (255, 0, 0)).max() <= 8
+    if is_clear:
+        assert (read[:, 10:] == 255).all()
+
+
+def test_gray_and_cmyk_are_read_by_their_profiles(tmp_path: Path) -> None:
+    linear = profile(b"GRAY", {b"kTRC": struct.pack(">4s4xIH", b"curv", 1, 256)})
+    for mode in ("L", "LA"):
+        Image.new("L", (20, 20), 55).convert(mode).save(tmp_path / "gray.png", icc_profile=linear)
+        assert np.abs(read_picture(tmp_path / "gray.png").astype(int) - 127).max() <= 2  # 0.2158 ** (1 / 2.4), nearly
+    tables = bytes([*range(256)] * 4) + bytes((255, 128, 128, 0, 128, 128) * 8) + bytes([*range(256)] * 3)
+    one = struct.pack(">9i", *(65536 if place % 4 == 0 else 0 for place in range(9)))
+    lut = b"mft1" + struct.pack(">4x4B", 4, 3, 2, 0) + one + tables
+    Image.new("CMYK", (20, 20), (0, 0, 0, 128)).save(tmp_path / "ink.jpg", icc_profile=profile(b"CMYK", {b"A2B0": lut}))
+    assert np.abs(read_picture(tmp_path / "ink.jpg").astype(int) - 119).max() <= 3  # half of CIELAB's lightness
+
+
+@pytest.mark.parametrize("broken", ["cut", "zeros", "text", "of another kind"])
+def test_a_picture_whose_profile_is_damaged_is_read_without_it(tmp_path: Path, broken: str) -> None:
+    content = {
+        "cut": display_p3()[:200],
+        "zeros": display_p3()[:128] + bytes(len(display_p3()) - 128),
+        "text": b"no profile",
+        "of another kind": profile(b"GRAY", {b"kTRC": struct.pack(">4s4xIH", b"curv", 1, 256)}),
+    }[broken]
+    Image.new("RGB", (20, 20), (234, 51, 35)).save(tmp_path / "red.png", icc_profile=content)
+    assert (read_picture(tmp_path / "red.png") == (234, 51, 35)).all()
+
+
 def test_pictures_may_come_as_bytes(tmp_path: Path) -> None:
     Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
     content = (tmp_path / "red.png").read_bytes()

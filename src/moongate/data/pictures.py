@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from moongate.data.folders import masks_beside
 from moongate.errors import PictureError, listed
 from moongate.extras import library
-from moongate.limits import MAX_PICTURE_BYTES, MAX_PIXELS, MAX_SCANS, MAX_SIDE_PX, MIN_SIDE_PX
+from moongate.limits import MAX_PICTURE_BYTES, MAX_PIXELS, MAX_PROFILE_BYTES, MAX_SCANS, MAX_SIDE_PX, MIN_SIDE_PX
 
 __all__ = [
     "SAME_ABOVE",
@@ -69,7 +69,7 @@ _opening = threading.Lock()
 def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Read any picture: upright by its EXIF tag, transparent parts on white, shrunk to at most `MAX_SIDE_PX`.
 
-    CMYK, palette, gray, alpha and 16-bit files are converted to RGB.
+    CMYK, palette, gray, alpha and 16-bit files are converted to RGB, and colors of an embedded profile to sRGB.
 
     Args:
         file: A file, or its content.
@@ -80,7 +80,8 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
             more than `MAX_PIXELS` pixels.
         MissingLibrary: The picture is HEIC and the extra for it is not installed.
     """
-    picture = _as_rgb(_upright(file, name or str(file)))
+    upright = _upright(file, name or str(file))
+    picture = _as_rgb(_in_srgb(_in_eight_bits(upright), upright.info.get("icc_profile")))
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
     return np.array(picture)
 
@@ -308,9 +309,29 @@ def _usable(mask: Image.Image, file: Path) -> UInt8[np.ndarray, "height width"]:
     return values
 
 
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return a picture of eight bits with the colors of its profile in sRGB; as it is, if that cannot be done."""
+    if not profile or len(profile) > MAX_PROFILE_BYTES:
+        return image
+    try:
+        known = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[known.profile.xcolor_space]
+        fits = image.mode in ("1", "L", "LA") if mode == "L" else (image.mode == "CMYK") == (mode == "CMYK")
+        if not fits or "srgb" in (known.profile.profile_description or "").lower():
+            return image
+        layer = image.convert("RGBA") if image.has_transparency_data and image.mode != "RGBA" else image
+        plain = layer if layer.mode == mode else layer.convert(mode)
+        colors = ImageCms.profileToProfile(plain, known, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert colors  # it would be None in place
+        if layer.mode == "RGBA":
+            colors.putalpha(layer.getchannel("A"))
+        return colors
+    except (*_BROKEN, ImageCms.PyCMSError):
+        return image
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, with transparent parts on white."""
-    image = _in_eight_bits(image)
+    """Return a picture of eight bits in RGB, with transparent parts on white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
