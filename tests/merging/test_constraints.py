@@ -11,7 +11,7 @@ from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import CONTEXTS, Constraints, kept_subjects
 from moongate.merging.features import filled
-from moongate.merging.page import verdict
+from moongate.merging.page import summary_rows, verdict
 
 
 def test_a_token_that_two_concepts_use_is_renamed_with_a_notice(tiny: Backbone) -> None:
@@ -120,3 +120,25 @@ def test_a_layer_that_one_concept_leaves_alone_keeps_the_values_of_the_base_for_
     own = constraints.slice_of(0)
     assert not constraints.values[layer][own].any()
     assert constraints.values[others[0]][own].any()
+
+
+def of_vectors(backbone: Backbone, count: int) -> Concept:
+    tokens = [f"<bear-{number}>" for number in range(count)]
+    record = SubjectRecord(category="bear", token=tokens[0], more_tokens=tuple(tokens[1:]))
+    return replace(invented(backbone, *((token, "bear") for token in tokens)), subjects=(record,))
+
+
+@pytest.mark.parametrize(("count", "is_joined"), [(4, True), (5, False), (10, None)])
+def test_a_subject_of_many_vectors_is_merged_and_measured_where_its_words_fit(
+    tiny: Backbone, pair: Sequence[Concept], count: int, is_joined: bool | None
+) -> None:
+    others = [] if is_joined is None else pair[1:]
+    report = merge(tiny, [of_vectors(tiny, count), *others], options=MergeOptions(contexts=1)).report
+    assert [bool(fit.beside) for fit in report.subjects] == [bool(is_joined)] * len(report.subjects)
+    assert [bool(row[4]) for row in summary_rows(report)] == [bool(is_joined)] * len(report.subjects)
+    assert report.subjects[0].held_out_error > 0
+
+
+def test_a_subject_that_is_longer_than_a_caption_is_named_before_anything_is_computed(tiny: Backbone) -> None:
+    with pytest.raises(TokenError, match=r"'<bear-0> .* takes 17 places .* have 16"):
+        merge(tiny, [of_vectors(tiny, 14)])

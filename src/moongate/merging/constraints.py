@@ -24,7 +24,7 @@ from torch import Tensor
 from moongate.backbone import Backbone
 from moongate.backbone.text import folded
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
-from moongate.errors import OptionError, listed
+from moongate.errors import OptionError, TokenError, listed, shortened
 from moongate.merging.features import (
     BESIDE,
     ELSEWHERE,
@@ -358,6 +358,7 @@ def kept_subjects(
 
     Raises:
         OptionError: Nothing has one of the names in `without`, or nothing remains.
+        TokenError: The words of a subject are longer than a caption.
     """
     subjects, earlier = _remaining(*_parts_of(concepts), without, more=len(edits))
     taken = sum(block.counts[0] for block in earlier if block.counts)
@@ -411,13 +412,21 @@ def _constraints_in_context(backbone: Backbone, record: SubjectRecord) -> int:
 def _contexts_of(backbone: Backbone, record: SubjectRecord) -> tuple[str, ...]:
     """Return the possible contexts of a subject: its first training caption, the usual ones, its other captions.
 
-    A training caption is a context if it names the subject once, holds no other token, and fits into the text encoder.
+    A training caption is a context if it names the subject once and holds no other token. All fit into the text
+    encoder. Raises TokenError if no usual one does.
     """
+    length = backbone.tokenizer.model_max_length
+    taken = {one: len(backbone.tokenizer(filled(one, record.category)).input_ids) for one in CONTEXTS}
+    usual = [one for one, pieces_in in taken.items() if pieces_in + len(record.tokens) <= length]
+    if not usual:
+        raise TokenError(
+            f"{shortened(record.words)!r} takes {taken['{}'] + len(record.tokens)} places with start and end, but the "
+            f"captions of {backbone.name!r} have {length}. Give the subject fewer tokens, or a shorter category."
+        )
     own = []
     for caption in record.prompts:
         around = re.split(rf"(?<!\w){re.escape(record.words)}(?!\w)", caption)
-        length = len(backbone.tokenizer.tokenize(caption)) + 2  # with start and end
-        fits = length <= backbone.tokenizer.model_max_length
+        fits = len(backbone.tokenizer.tokenize(caption)) + 2 <= length  # with start and end
         if len(around) == 2 and fits and not re.search("[<>{}]", "".join(around)):
             own.append("{}".join(around))
-    return tuple(dict.fromkeys([*own[:1], *CONTEXTS, *own[1:]]))
+    return tuple(dict.fromkeys([*own[:1], *usual, *own[1:]]))

@@ -64,7 +64,7 @@ def summary_rows(report: MergeReport) -> list[Sequence[str]]:
             str(fit.contexts),
             f"{_kept(fit.worst_residual):.0%}",
             f"{_kept(fit.held_out_error):.0%}",
-            f"{_kept(fit.joint_error):.0%}" if len(report.subjects) > 1 else "",
+            f"{_kept(fit.joint_error):.0%}" if fit.beside else "",
             f"{fit.drift_alone:.2%}",
         )
         for fit in report.subjects

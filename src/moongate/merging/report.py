@@ -16,7 +16,7 @@ from moongate.concept import Dense, LowRank, SubjectRecord
 from moongate.merging.closed_form import Factorized
 from moongate.merging.constraints import Constraints, KeptSubject, value_change
 from moongate.merging.edits import Edit, features_of, fitting_both
-from moongate.merging.features import filled, word_features
+from moongate.merging.features import filled, fits, word_features
 from moongate.merging.neutral import empty_prompt_features, held_out_rows
 
 __all__ = ["INFEASIBLE", "Conflict", "EditFit", "MergeReport", "SubjectFit", "measure"]
@@ -27,7 +27,7 @@ LOST = 0.5
 """A subject is predicted to be lost when a joint prompt loses this share of what its concept changed."""
 HELD_OUT_CONTEXTS = ("photo of a {} in the snow", "a red {} in a garden", "drawing of a {} at night")
 SHORT_CONTEXTS = ("my {}", "one {}")
-"""Held-out contexts for the words of an edit that do not fit into the others."""
+"""Held-out contexts for words that do not fit into the others."""
 JOINT_CONTEXT = "photo of a {} and a {}"
 PARTNERS = 4
 """Largest number of other subjects that each subject is combined with to measure its joint error."""
@@ -49,7 +49,7 @@ class SubjectFit:
     held_out_error: float
     """Relative error in contexts that were no constraints."""
     joint_error: float
-    """Relative error in captions that name another subject as well; 0 if there is none."""
+    """Relative error in captions that name another subject as well; 0 if there is none, or both fit into none."""
     beside: Mapping[str, float]
     """The same for each other subject that was tried, by its words."""
     drift_alone: float
@@ -201,11 +201,11 @@ def _fit(
 ) -> SubjectFit:
     kept, block = constraints.subjects[index], constraints.blocks[index]
     others = [other.words for other in constraints.subjects]
-    elsewhere = [filled(context, kept.words) for context in HELD_OUT_CONTEXTS]
-    elsewhere_features = word_features(backbone, kept.words, elsewhere, others=others, with_end=True)
+    elsewhere = _fitting(backbone, HELD_OUT_CONTEXTS, kept.words) or _fitting(backbone, SHORT_CONTEXTS, kept.words)
+    elsewhere_features = word_features(backbone, kept.words, elsewhere or [kept.words], others=others, with_end=True)
     beside = {
         words: _errors(kept, deltas, word_features(backbone, kept.words, captions, others=others, with_end=False))
-        for words, captions in _joint_captions(constraints.subjects, index)
+        for words, captions in _joint_captions(backbone, constraints.subjects, index)
     }
     return SubjectFit(
         words=kept.words,
@@ -237,10 +237,17 @@ def _edit_fit(backbone: Backbone, constraints: Constraints, deltas: Mapping[str,
     )
 
 
-def _joint_captions(subjects: Sequence[KeptSubject], index: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield each of the next few subjects with captions that name it and this one, in both orders."""
+def _joint_captions(backbone: Backbone, subjects: Sequence[KeptSubject], index: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield each of the next few subjects with captions that name it and this one, in both orders, if they fit."""
     for other in [*subjects[index + 1 :], *subjects[:index]][:PARTNERS]:
-        yield other.words, [filled(JOINT_CONTEXT, *pair) for pair in permutations((subjects[index].words, other.words))]
+        captions = [filled(JOINT_CONTEXT, *pair) for pair in permutations((subjects[index].words, other.words))]
+        if all(fits(backbone, caption) for caption in captions):
+            yield other.words, captions
+
+
+def _fitting(backbone: Backbone, contexts: Iterable[str], words: str) -> list[str]:
+    """Return contexts, filled in with words, that the text encoder reads whole."""
+    return [caption for context in contexts if fits(backbone, caption := filled(context, words))]
 
 
 def _residual(constraints: Constraints, deltas: Mapping[str, LowRank], index: int) -> dict[str, float]:
