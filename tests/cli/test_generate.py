@@ -11,6 +11,7 @@ from PIL import Image
 from command_line import command, fails, run
 from making import invented
 from moongate.backbone import Backbone, Fingerprint
+from moongate.cli import generate
 from moongate.concept import Concept
 
 
@@ -126,6 +127,38 @@ def test_generate_takes_free_names_and_replaces_only_what_may_be(tiny_folder: Pa
     run(draw.but(steps=2, overwrite=True))
     assert {path.name for path in tmp_path.glob("*.png")} == names
     assert (tmp_path / "a-dog-0.png").read_bytes() == (tmp_path / "a-dog-0-2.png").read_bytes() != first
+
+
+def test_a_contact_sheet_of_many_pictures_shows_them_small_and_leaves_the_last_out(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = command("generate", "a dog", "a cat", model=tiny_folder, count=2, steps=1, device="cpu")
+    run(draw.but(out=tmp_path / "large"))
+    monkeypatch.setattr(generate, "SHEET_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr(generate, "SHEET_PICTURES", 3)
+    run(draw.but(out=tmp_path / "small"))
+    assert "Wrote 4 pictures and contact-sheet.png, which shows the first 3, to" in capsys.readouterr().out
+    widths = []
+    for name in ("large", "small"):
+        with Image.open(tmp_path / name / "contact-sheet.png") as sheet:
+            widths.append(sheet.width)
+        with Image.open(tmp_path / name / "a-dog-0.png") as picture:
+            assert picture.size == (64, 64)
+    assert widths == [2 * 64 + 3 * 4, 2 * 32 + 3 * 4]
+
+
+def test_a_comparison_of_too_many_pictures_is_refused_before_a_model_is_loaded(
+    bear: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = command("generate", "a dog", "a cat", concept=bear, compare=True, count=100, model="no-model")
+    assert "--compare would put 1200 pictures on one sheet, which holds at most 1000" in fails(capsys, many)
+
+
+def test_any_number_of_prompts_gets_names_within_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [f"a dog {number}" for number in range(30_000)] + ["a dog!", "a dog?", "a dog"]
+    names = generate.Generate(prompts=tuple(prompts), count=1)._names(prompts)
+    assert len(set(names)) == len(prompts)
+    assert names[-3:] == ["a-dog-0.png", "a-dog-30000-0.png", "a-dog-30001-0.png"]
 
 
 def test_prompts_that_are_alike_where_names_end_are_all_drawn(

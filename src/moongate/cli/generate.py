@@ -1,8 +1,8 @@
 """The command `moongate generate`."""
 
 import contextlib
-import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,6 +46,11 @@ __all__ = ["Generate"]
 SHEET = "contact-sheet.png"
 COMPARISON = "comparison.png"
 SHEET_COLUMNS = 8
+SHEET_PICTURES = 1000
+"""Further pictures are left out of the contact sheet."""
+SHEET_PIXELS = 32_000_000
+"""Where the pictures of a contact sheet have more pixels together, they are shrunk, so that any number takes little
+memory: a sheet of 32 pictures of 1024 x 1024 is not shrunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +108,8 @@ class Generate:
         check_folder(self.out)
         chosen, named = self._chosen(prompts, files)
         regions = self._regions()
-        if self.compare and regions:
-            raise OptionError("--compare draws without regions. Leave out either --compare or the regions.")
+        if self.compare:
+            self._check_comparison(prompts, regions)
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
         options = options.for_model(backbone)
         applied, strengths = concepts, [strength for _, strength in chosen]
@@ -155,6 +160,18 @@ class Generate:
             backbone, concept, prompts, seeds=self._seeds, options=options, sheet=sheet, console=console
         )
 
+    def _check_comparison(self, prompts: Sequence[str], regions: "Sequence[Region]") -> None:
+        """Raise OptionError for what --compare cannot draw, before a model is loaded."""
+        from moongate.evaluation import STRENGTHS
+
+        if regions:
+            raise OptionError("--compare draws without regions. Leave out either --compare or the regions.")
+        if (pictures := len(prompts) * self.count * (1 + len(STRENGTHS))) > SHEET_PICTURES:
+            raise OptionError(
+                f"--compare would put {pictures} pictures on one sheet, which holds at most {SHEET_PICTURES}. Give a "
+                "smaller --count or fewer prompts."
+            )
+
     @property
     def _seeds(self) -> range:
         """The seeds of the pictures of each prompt."""
@@ -191,10 +208,11 @@ class Generate:
                 f"Each of the words {', '.join(self.prompts)} is drawn as a prompt of its own. If they are one, put "
                 "quotation marks around them."
             )
-        if twice := [prompt for prompt in dict.fromkeys(prompts) if prompts.count(prompt) > 1]:
+        times = Counter(prompts)
+        if twice := [prompt for prompt in times if times[prompt] > 1]:
             warn(
-                f"The prompt {twice[0]!r} was given {prompts.count(twice[0])} times; it is drawn once. For more "
-                "pictures of it give --count."
+                f"The prompt {twice[0]!r} was given {times[twice[0]]} times; it is drawn once. For more pictures of it "
+                "give --count."
             )
         return list(dict.fromkeys(prompts))
 
@@ -230,11 +248,14 @@ class Generate:
         """Return a file name for each prompt and seed; prompts that would get the same name are numbered."""
         from moongate.files import file_name
 
-        stems: list[str] = []
+        stems: dict[str, None] = {}
+        numbers: Counter[str] = Counter()
         for prompt in prompts:
-            stem = file_name(prompt.lower())
-            alike = (f"{stem}-{number}" for number in itertools.count(2))
-            stems.append(stem if stem not in stems else next(name for name in alike if name not in stems))
+            name = stem = file_name(prompt.lower())
+            while name in stems:
+                numbers[stem] += 1
+                name = f"{stem}-{numbers[stem] + 1}"
+            stems[name] = None
         return [f"{stem}-{seed}.png" for stem in stems for seed in self._seeds]
 
     def _record(
@@ -271,8 +292,9 @@ class Generate:
         from moongate.interop.pictures import picture_texts
         from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 
-        groups: dict[str, list[Sample]] = {}
-        written = []
+        groups: dict[str, list[tuple[Any, str]]] = {}
+        on_sheet = min(len(names), SHEET_PICTURES)
+        written: list[dict[str, Any]] = []
         used = [(concept["file"], concept["strength"]) for concept in record["concepts"]]
         with progress_bar(console) as progress:
             task = progress.add_task("Drawing", total=len(names), note="")
@@ -280,20 +302,36 @@ class Generate:
                 path = self.out / name if self.overwrite else free_path(self.out / name)
                 texts = picture_texts(drawn, model=record["model"], concepts=used, options=options, facts=record)
                 write_atomically(path, png_bytes(drawn.image, texts=texts))
+                if len(written) < on_sheet:
+                    shown = _for_sheet(drawn.image, on_sheet)
+                    groups.setdefault(drawn.prompt, []).append((shown, f"seed {drawn.seed}"))
                 written.append({"file": str(path), "prompt": drawn.prompt, "seed": drawn.seed})
-                groups.setdefault(drawn.prompt, []).append(drawn)
                 progress.advance(task)
         sheet = self.out / SHEET if self.overwrite else free_path(self.out / SHEET)
-        shown = [
-            SheetGroup(title=prompt, images=[s.image for s in drawn], labels=[f"seed {s.seed}" for s in drawn])
-            for prompt, drawn in groups.items()
+        titled = [
+            SheetGroup(title=prompt, images=[image for image, _ in pairs], labels=[label for _, label in pairs])
+            for prompt, pairs in groups.items()
         ]
         heading = ", ".join([record["model"], *(f"{file} at strength {strength:g}" for file, strength in used)])
         columns = min(self.count, SHEET_COLUMNS)
-        write_atomically(sheet, png_bytes(grouped_sheet(shown, columns=columns, heading=heading)))
+        write_atomically(sheet, png_bytes(grouped_sheet(titled, columns=columns, heading=heading)))
         pictures = "1 picture" if len(names) == 1 else f"{len(names)} pictures"
-        say(console, f"Wrote {pictures} and {sheet.name} to {self.out}.")
+        left_out = f", which shows the first {on_sheet}," if on_sheet < len(names) else ""
+        say(console, f"Wrote {pictures} and {sheet.name}{left_out} to {self.out}.")
         return {"pictures": written, "sheet": str(sheet), **record}
+
+
+def _for_sheet(image: Any, count: int) -> Any:
+    """Return a picture, uint8 [height, width, 3], as small as it must be for a contact sheet of so many."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = (SHEET_PIXELS / (count * height * width)) ** 0.5
+    if scale >= 1:
+        return image
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def _spelled(prompt: str, concepts: "Sequence[Concept]") -> str:
