@@ -69,6 +69,30 @@ def test_a_fleet_trains_and_evaluates_as_the_commands_do(
     assert "'bear' is done in" in fails(capsys, write({**jobs[0], "seed": 7}))
 
 
+def test_a_finished_job_whose_concept_or_sole_record_was_removed_is_done_again(
+    bear_job: dict[str, Any],
+    write: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "prompts.txt").write_text("photo of a {}\n")
+    evaluated = {"name": "judged", "evaluate": {**EVALUATION, "files": "concepts/kept.safetensors"}}
+    jobs = [bear_job, {**bear_job, "name": "kept", "evaluate": EVALUATION}, evaluated]
+    done = tmp_path / "concepts" / "jobs" / "done"
+    done.mkdir(parents=True)
+    for job in jobs:
+        (done / f"{job['name']}.json").write_text("{}")
+    (tmp_path / "concepts" / "kept.safetensors").touch()
+    states: list[dict[str, str]] = []
+    monkeypatch.setattr("moongate.fleet.run", lambda folder, *_, **__: states.append(Queue(folder).states()) or [])
+    run(write(*jobs))
+    assert states == [{"bear": "queued", "kept": "done", "judged": "queued"}]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bear.safetensors is not there anymore, so the job 'bear' is done again." in said
+    assert "record.json is not there anymore, so the job 'judged' is done again." in said
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

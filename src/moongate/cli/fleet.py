@@ -1,5 +1,6 @@
 """The command `moongate fleet`."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ class Fleet:
     jobs: Annotated[Path, tyro.conf.Positional]
     """YAML or JSON file with a list of jobs. Each has a name, concepts (a list as in the file of `train --concepts`),
     options of `train` such as seed, and evaluate (true, or options of `evaluate`).
-    To continue, give the same command again: finished jobs are skipped, failed ones are tried again."""
+    To continue, give the same command again: finished jobs are skipped, failed ones are tried again, as are those
+    whose concept was removed."""
     out: Path = Path("concepts")
     """Folder for the concepts and their run folders. Its folder "jobs" shows the state of each job as files."""
     workers: OptionalInt = None
@@ -52,6 +54,7 @@ class Fleet:
         check_writable(folder / "status" / "any.json", overwrite=True)
         jobs = self._jobs(folder)
         devices = self._devices()
+        self._queue_lost(jobs, console)
         with progress_bar(console) as progress:
             display = _Display(console=console, progress=progress)
             statuses = run(folder, jobs, perform, devices=devices, ray=self.ray, on_change=display)
@@ -82,9 +85,28 @@ class Fleet:
         jobs = [Job(name=entry["name"], settings={"job": entry, "folder": place}) for entry in read_entries(self.jobs)]
         check_names(jobs)
         for job in jobs:
-            if Queue(folder).state(job.name) != "done" and _read(job.settings, folder).train:
+            is_done = Queue(folder).state(job.name) == "done" and not self._lost(job)
+            if not is_done and _read(job.settings, folder).train:
                 self._check_free(job.name)
         return jobs
+
+    def _lost(self, job: "Job") -> Path | None:
+        """Return the concept of a job, or the record of one that only evaluates, if it is not there."""
+        is_taught = job.settings["job"].get("concepts") is not None
+        made = f"{job.name}.safetensors" if is_taught else f"{job.name}.evaluation/record.json"
+        return None if (self.out / made).exists() else self.out / made
+
+    def _queue_lost(self, jobs: "Sequence[Job]", console: Console) -> None:
+        """Queue finished jobs again whose result was removed; a training goes on from its saved state."""
+        from moongate.fleet import Queue
+
+        queue = Queue(self.out / "jobs")
+        for job in jobs:
+            lost = self._lost(job)
+            if lost and queue.state(job.name) == "done":
+                say(console, f"{lost} is not there anymore, so the job {job.name!r} is done again.")
+                with contextlib.suppress(FileNotFoundError):  # another fleet has just done the same
+                    queue.move(job.name, "done", "queued")
 
     def _check_free(self, name: str) -> None:
         file = self.out / f"{name}.safetensors"
