@@ -143,6 +143,14 @@ def test_workers_that_cannot_begin_end_the_fleet(tmp_path: Path, monkeypatch: py
         run(tmp_path / "fleet", [Job(name="any", settings={})], count, devices=["cpu"])
 
 
+def test_a_fleet_without_a_device_is_refused_before_a_job_is_queued(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="There is no device"):
+        run(tmp_path / "fleet", [make_job("a")], count, devices=[])
+    assert not (tmp_path / "fleet").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from moongate.errors import FleetError
+from moongate.errors import FleetError, OptionError
 from moongate.fleet.processes import Processes
 from moongate.fleet.queue import STATES, Job, Queue, Status, check_names
 from moongate.fleet.worker import Assignment, Work
@@ -79,12 +79,14 @@ def run(
         The status of each job, in the order of `jobs`. A job that was canceled meanwhile is left out.
 
     Raises:
-        OptionError: A name cannot be used, a job is running, paused or done with other settings, or the cluster does
-            not answer.
+        OptionError: A name cannot be used, there is no device, a job is running, paused or done with other settings, or
+            the cluster does not answer.
         FleetError: Workers end again and again before they have begun a job, or the cluster is gone.
         MissingLibrary: Ray is not installed.
     """
     check_names(jobs)
+    if not devices:
+        raise OptionError('There is no device, so no worker would do a job. Give one for each, such as ["cpu", "cpu"].')
     queue = Queue(folder.absolute())
     names = {job.name for job in jobs}
     crew: Crew
