@@ -1,6 +1,7 @@
 """The part of a model that a merge reads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from making import make_concept
 from moongate.backbone import Backbone
@@ -80,6 +81,18 @@ def test_an_unusual_folder_is_loaded_whole(tiny_folder: Path, tmp_path: Path, la
     torch.save(load_file(file), file.with_name(instead))
     file.unlink()
     assert not isinstance(Backbone.load(tmp_path / "model", text_only=True).text_encoder, TextModel)
+
+
+@pytest.mark.parametrize("lacking", [".to_k.weight", ".to_[kv].weight"])
+def test_a_key_or_value_that_a_model_lacks_is_named(
+    tiny: Backbone, tiny_folder: Path, tmp_path: Path, lacking: str
+) -> None:
+    file = shutil.copytree(tiny_folder, tmp_path / "model") / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    layer = next(name for name in weights if name.endswith(".attn2.to_k.weight")).removesuffix(".to_k.weight")
+    save_file({name: weights[name] for name in weights if not re.fullmatch(re.escape(layer) + lacking, name)}, file)
+    with pytest.raises(BackboneError, match=rf"lacks weights .*{re.escape(layer)}.to_k.weight"):
+        Backbone.load(tmp_path / "model", text_only=True, layouts=[tiny.fingerprint.layout])
 
 
 def test_another_layout_is_refused(tiny_folder: Path) -> None:

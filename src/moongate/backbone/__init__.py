@@ -136,10 +136,10 @@ class Backbone:
         device = available_device(device)
         source, downloads = located(str(weights_folder() if str(model) == POCKET else model), downloads=downloads)
         endings = WEIGHT_SETS["cross-attention-kv"]
-        read = read_text_parts(source, device=device, endings=endings) if text_only and not config else None
+        is_light = text_only and not config
+        read = read_text_parts(source, device=device, endings=endings, layouts=layouts) if is_light else None
         if read:
             pipeline, folder = read
-            check_layouts(str(model), read[0].shapes, layouts, endings=endings)
         else:
             from moongate.backbone.loading import denoiser_shapes, load_pipeline
 

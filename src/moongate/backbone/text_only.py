@@ -5,7 +5,7 @@ time of PyTorch's own. Where a folder is unusual in any way, nothing is read, an
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from moongate.backbone.file_tokenizer import FileTokenizer
 from moongate.backbone.hub import INDEX, snapshot
-from moongate.backbone.model_folder import FAMILIES, check_classes, check_folder
+from moongate.backbone.model_folder import FAMILIES, check_classes, check_folder, check_layouts
 from moongate.errors import BackboneError
 from moongate.texts import parse_json, read_text
 
@@ -124,13 +124,16 @@ class TextModel(nn.Module):
         return SimpleNamespace(last_hidden_state=self.norm(states[-1]), hidden_states=states)
 
 
-def read_text_parts(model: str, *, device: torch.device, endings: tuple[str, ...]) -> tuple[TextParts, Path] | None:
+def read_text_parts(
+    model: str, *, device: torch.device, endings: tuple[str, ...], layouts: Collection[str] = ()
+) -> tuple[TextParts, Path] | None:
     """Read what a merge needs of a model that is on this machine, in float32.
 
     Args:
         model: A model folder, or a model id whose folder is in the hub's cache.
         device: Where it computes.
         endings: How the names of keys and values end.
+        layouts: The layouts of keys and values that concepts expect (`Fingerprint.layout`).
 
     Returns:
         The parts and the folder; None where only the whole model can be loaded, or where loading says what is wrong.
@@ -155,6 +158,10 @@ def read_text_parts(model: str, *, device: torch.device, endings: tuple[str, ...
             config=index,
             scheduler=SimpleNamespace(config={}),
         )
+        check_layouts(model, parts.shapes, layouts, endings=endings)
+        of_each = [{name.removesuffix(ending) for name in denoiser if name.endswith(ending)} for ending in endings]
+        if any(names != of_each[0] for names in of_each):
+            raise KeyError("a key has no value, or a value no key")
         if "text_encoder_2" in index:
             second = _tokenizer(folder / "tokenizer_2"), _text_model(folder / "text_encoder_2", index["text_encoder_2"])
             parts.tokenizer_2, parts.text_encoder_2 = second  # type: ignore[attr-defined]
