@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from command_line import fails, run
+from command_line import command, fails, run
 from making import make_concept
 from moongate import interop
 from moongate.backbone import Backbone
@@ -106,6 +106,17 @@ def test_bad_input_to_convert_is_named_and_nothing_is_written(
     assert "stores full weights" in message
     assert "--model" in message
     assert not out.exists()
+
+
+def test_new_names_are_checked_before_a_base_is_loaded(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    convert = command("convert", concept, to="adobe", out=out, model=tmp_path / "no-model")
+    assert "2 token names are given, but the file has 1 tokens" in fails(capsys, convert.but(token=("<a>", "<b>")))
+    assert "'rex' is not one word in angle brackets" in fails(capsys, convert.but(token="rex"))
+    assert "2 categories are given for 1 subjects" in fails(capsys, convert.but(category=("dog", "cat")))
+    assert "no-model" in fails(capsys, convert.but(token="<rex>", category="dog"))
 
 
 def test_other_commands_read_foreign_files(

@@ -66,6 +66,7 @@ class Convert:
 
         target = self._target()
         recognized = interop.recognize(self.source)
+        recognized.check_names(tokens=flat(self.token), categories=flat(self.category))
         name = self.model.model or (recognized.base if target.needs_base or recognized.needs_base else "")
         base = self.model.load(default=name) if name else None
         imported = recognized.concept(base=base, tokens=flat(self.token), categories=flat(self.category))

@@ -152,7 +152,7 @@ class Recognized:
         changes_of_full_weights, notes = self._changes_of_full_weights(base)
         changes = {**self._changes(base), **changes_of_full_weights}
         self._check_that_something_changes(changes)
-        rows = {token: torch.cat(row) for token, row in self.parts.tokens.items()}
+        rows = self._rows
         tensors = {f"{name}.{kind}": part for name, c in changes.items() for kind, part in c.tensors().items()}
         check_finite({**tensors, **rows}, self.path)
         concept = self._assembled(changes, rows, base)
@@ -160,6 +160,16 @@ class Recognized:
         if base is not None:
             concept.check_base(base)
         return Imported(concept=concept, format=self.format.name, notes=self._notes() + notes)
+
+    def check_names(self, *, tokens: Sequence[str] = (), categories: Sequence[str] = ()) -> None:
+        """Check new names, ahead of loading a base. Raises OptionError or TokenError as `concept` does."""
+        if tokens or categories:
+            _with_categories(_with_tokens(self._assembled({}, self._rows, None), tokens), categories)
+
+    @property
+    def _rows(self) -> dict[str, Tensor]:
+        """The row of each token, through all text encoders."""
+        return {token: torch.cat(row) for token, row in self.parts.tokens.items()}
 
     def _changes(self, base: Backbone | None) -> dict[str, Dense | LowRank]:
         """Return the changes that the file stores, without what PEFT subtracts from the base."""
