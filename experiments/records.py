@@ -6,10 +6,11 @@ in `pictures/` in the same folder. A run keeps each new record in a file of its 
 into the one file, so that an interrupted run loses nothing.
 """
 
+import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from experiments.study import Size, Study
+from moongate.errors import OptionError, first_line
 from moongate.evaluation import read_prompts
 from moongate.extras import versions
 from moongate.files import write_atomically
@@ -168,15 +170,19 @@ class Results:
         """All records by key, each with its settings."""
         contents: dict[str, dict[str, Any]] = {}
         settings: dict[str, Any] = {}
-        for text in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
-            line = json.loads(text)
-            if "settings" in line:
-                settings = line
-            else:
-                key = line.pop("key")
-                contents[key] = settings | line
+        for number, text in enumerate(self.file.read_bytes().splitlines() if self.file.exists() else (), 1):
+            with _damage_named(f"Line {number} of {self.file}", "Restore the file, or delete the line if it has a key"):
+                line = json.loads(text)
+                if "settings" in line:
+                    settings = {"settings": dict(line["settings"])}
+                else:
+                    key = line.pop("key")
+                    contents[key] = {"settings": settings["settings"], **line}
         for path in self.unfolded:
-            contents[path.relative_to(self.new).with_suffix("").as_posix()] = json.loads(path.read_text())
+            with _damage_named(str(path), "Delete it"):
+                content = json.loads(path.read_bytes())
+                key = path.relative_to(self.new).with_suffix("").as_posix()
+                contents[key] = {"settings": content["settings"], **content}
         return contents
 
     @cached_property
@@ -193,6 +199,16 @@ class Results:
             return False
         settings, own = self._settings(record), self._own_settings
         return _drawn(settings["size"]) == _drawn(own["size"]) and settings["prompts"] == own["prompts"]
+
+
+@contextlib.contextmanager
+def _damage_named(place: str, remedy: str) -> Iterator[None]:
+    """Raise OptionError, which names the place, for what is no record."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error).removesuffix(".")
+        raise OptionError(f"{place} is no record: {what}. {remedy}: the record is measured again.") from error
 
 
 def _drawn(size: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,31 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results.file.parent
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (b'{"key": "a/b", "steps', r"Line 3 of .*records.jsonl is no record: .*Restore the file, or delete the line"),
+        (b'{"steps": 3}', r"Line 3 of .* it lacks 'key'"),
+        (b"[]", r"Line 3 of .*records.jsonl is no record"),
+        (b'{"settings": {}, "a": "\xff"}', r"Line 3 of .*records.jsonl is no record"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, damage: bytes, message: str) -> None:
+    results = results_in(tmp_path)
+    results.file.write_bytes(b'{"settings": {"size": {}}}\n{"key": "a"}\n' + damage + b"\n")
+    with pytest.raises(OptionError, match=message):
+        results.missing(all_records(("table1_single",)))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_new_record_that_is_damaged_is_named(tmp_path: Path, content: str) -> None:
+    results = results_in(tmp_path)
+    results.new.mkdir()
+    (results.new / "a.json").write_text(content)
+    with pytest.raises(OptionError, match=r"a.json is no record: .*Delete it: the record is measured again"):
+        results.missing(all_records(("table1_single",)))
+
+
 @pytest.fixture
 def everything(folded: Path, tmp_path: Path) -> Results:
     return results_in(shutil.copytree(folded, tmp_path / "results"))
