@@ -65,7 +65,24 @@ def test_a_picture_is_drawn_again_as_it_was(parsed: Any) -> None:
     assert (options.width, options.height, options.negative_prompt) == (64, 32, "blurred")
     assert options.region == (("<bear> bear=0,0,0.5,1",),)
     assert options.model.model is None
-    assert parsed(redraw_command(replace(PICTURE, concepts=()), [], out=Path("o"), model="x")).model.model == "tiny"
+    assert parsed(redraw_command(replace(PICTURE, concepts=()), [], out=Path("o"), model="tiny")).model.model == "tiny"
+    unnamed = replace(PICTURE, concepts=(), model="")
+    assert parsed(redraw_command(unnamed, [], out=Path("o"), model="tiny")).model.model == "tiny"
+
+
+def test_a_model_that_only_a_picture_names_is_not_loaded() -> None:
+    strange = replace(PICTURE, concepts=(), model="stranger/model")
+    for command in (redraw_command, lambda *_, **more: edit_command(strange, "b", [], **more)):
+        with pytest.raises(
+            OptionError, match="drawn with the model 'stranger/model', and this studio draws with 'tiny'"
+        ):
+            command(strange, [], out=Path("o"), model="tiny")
+
+
+def test_the_words_of_a_region_are_no_options(parsed: Any) -> None:
+    options = parsed(redraw_command(replace(PICTURE, regions=("--model=x=0,0,1,1",)), [BEAR], out=Path("o"), model="y"))
+    assert options.model.model is None
+    assert options.region == (("--model=x=0,0,1,1",),)
 
 
 def test_regions_with_prompts_of_their_own_cannot_be_drawn_again_here() -> None:

@@ -79,8 +79,7 @@ def generate_command(
         words += ["--concept", concept.word]
     if len(concepts) > 1:
         words += ["--together", together]
-    for region in regions:
-        words += ["--region", region]
+    words += [f"--region={region}" for region in regions]  # words may begin with a hyphen
     for name, value in (more or {}).items():
         words += [f"--{name}", str(value)] if value not in (None, "") else []
     return Command((*words, "--count", str(count), "--seed", str(seed), "--out", str(out)))
@@ -90,9 +89,11 @@ def redraw_command(picture: Picture, concepts: Sequence[Chosen], *, out: Path, m
     """Return the command that draws a picture again as its file says.
 
     Raises:
-        OptionError: Its prompt cannot be used, it is an edit, or its regions had prompts of their own.
+        OptionError: Its prompt cannot be used, it is an edit, its regions had prompts of their own, or it was drawn
+            with another model and without a concept.
     """
     _check_drawn(picture)
+    _check_model(picture, concepts, model)
     if picture.has_region_texts:
         raise OptionError("Regions of this picture had prompts of their own. Draw it in a shell, with --regions FILE.")
     more = {
@@ -102,7 +103,7 @@ def redraw_command(picture: Picture, concepts: Sequence[Chosen], *, out: Path, m
         "negative-prompt": picture.negative_prompt,
         "width": picture.width_px,
         "height": picture.height_px,
-        "model": "" if concepts else picture.model or model,
+        "model": "" if concepts else model,
     }
     return generate_command(
         [picture.prompt],
@@ -122,9 +123,11 @@ def edit_command(picture: Picture, target: str, concepts: Sequence[Chosen], *, o
     The picture is drawn again from its seed, which keeps more of it than turning its pixels into noise.
 
     Raises:
-        OptionError: The prompt cannot be used, the picture is an edit, or it was drawn with several concepts.
+        OptionError: The prompt cannot be used, the picture is an edit, or it was drawn with several concepts, or with
+            another model and without a concept.
     """
     _check_drawn(picture)
+    _check_model(picture, concepts, model)
     if len(concepts) > 1:
         raise OptionError(
             "This picture was drawn with several concepts, and an edit takes one. Save their merge on the page "
@@ -133,8 +136,8 @@ def edit_command(picture: Picture, target: str, concepts: Sequence[Chosen], *, o
     words = ["edit", checked_prompt(picture.prompt), checked_prompt(target), "--seed", str(picture.seed)]
     if concepts:
         words += ["--concept", str(concepts[0].file), "--strength", f"{concepts[0].strength:g}"]
-    elif picture.model or model:
-        words += ["--model", picture.model or model]
+    elif model:
+        words += ["--model", model]
     options = {"steps": picture.steps, "guidance": picture.guidance, "scheduler": picture.scheduler}
     options |= {"negative-prompt": picture.negative_prompt, "width": picture.width_px, "height": picture.height_px}
     for name, value in options.items():
@@ -155,6 +158,15 @@ def checked_prompt(prompt: str) -> str:
             "hyphen. Write what the picture shows."
         )
     return line
+
+
+def _check_model(picture: Picture, concepts: Sequence[Chosen], model: str) -> None:
+    """Raise OptionError for a picture of another model, which its file names: anyone may have written that."""
+    if picture.model not in ("", model) and not concepts:
+        raise OptionError(
+            f"This picture was drawn with the model {picture.model!r:.80}, and this studio draws with {model!r}. Start "
+            "a studio with --model and that name, if you trust the model."
+        )
 
 
 def _check_drawn(picture: Picture) -> None:
