@@ -14,10 +14,13 @@ from moongate.texts import parse_json, read_text
 __all__ = [
     "CONCEPTS",
     "CONFIG",
+    "LISTING",
     "LOG",
     "MEASURES",
+    "PICTURES",
     "STATE",
     "Progress",
+    "drawn_pictures",
     "holds_run",
     "kept_concepts",
     "read_config",
@@ -29,6 +32,8 @@ CONFIG, LOG, STATE = "config.json", "log.jsonl", "state.pt"
 """Everything that decides the result; a line for each step; what a resumed run continues from."""
 CONCEPTS = "concepts"
 """Folder in a run folder with the concepts that the run kept on its way."""
+PICTURES, LISTING = "pictures", "pictures.jsonl"
+"""Folder in a run folder with the pictures that were drawn for its page, and what each shows (`run_page.Album`)."""
 MEASURES = "measures.json"
 """What the kept concepts were measured to be (`run_page.measures`)."""
 LAST_BYTES = 4000
@@ -56,6 +61,12 @@ def kept_concepts(run_folder: Path) -> dict[int, Path]:
     """Return the files of the concepts that a run has kept, by step; other files beside them do not count."""
     files = sorted((run_folder / CONCEPTS).glob("*.safetensors"))
     return {int(file.stem): file for file in files if re.fullmatch("[0-9]{6,}", file.stem)}
+
+
+def drawn_pictures(run_folder: Path) -> list[Path]:
+    """Return the files of the pictures that were drawn for a run; other files beside them do not count."""
+    files = sorted((run_folder / PICTURES).glob("*.png"))
+    return [file for file in files if re.fullmatch("[a-z]+-[0-9]{6,}-[0-9]+-[0-9]{3,}", file.stem)]
 
 
 def read_config(run_folder: Path) -> dict[str, Any]:

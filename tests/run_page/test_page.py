@@ -8,6 +8,7 @@ from PIL import Image
 
 from moongate.errors import OptionError
 from moongate.run_page import Album, Drawn, duration, page_of
+from moongate.training.runs import Run
 
 CONFIG = {
     "backbone": "pocket",
@@ -135,15 +136,17 @@ def test_pictures_stand_in_the_order_of_the_story(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
-def test_an_album_replaces_a_picture_that_is_drawn_again_and_can_be_cleared(tmp_path: Path) -> None:
+def test_an_album_replaces_a_picture_that_is_drawn_again_and_a_new_run_removes_it(tmp_path: Path) -> None:
     album = Album(tmp_path)
     for color in (1, 200):
         add(album, color, part="validation", step=5)
     (drawn,) = album.drawn()
     assert album.image(drawn)[0, 0, 0] == 200
     (tmp_path / "pictures" / "mine.png").write_bytes(b"mine")
-    album.clear()
-    assert album.drawn() == []
+    Run.begin(tmp_path, {}, resume=True)
+    assert album.drawn() == [drawn]
+    Run.begin(tmp_path, {}, resume=False)
+    assert not (tmp_path / "pictures.jsonl").exists()
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine.png"]
 
 
@@ -215,7 +218,6 @@ def test_pictures_that_were_removed_or_damaged_end_neither_page_nor_training(tmp
     (tmp_path / "pictures.jsonl").write_text("{")
     assert album.drawn() == []
     assert "Running: step 10" in html(tmp_path)
-    album.clear()
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Watch:
             say(self.console, f"The page {self.run / PAGE} follows the training.")
             if Ranks.current().is_first:
                 self._draw_base(resume)
-        self._begin = lambda: self._begun(subjects, resume)
+        self._begin = lambda: self._begun(subjects)
         try:
             yield
         except BaseException:
@@ -77,8 +77,8 @@ class Watch:
             if self._tracker:
                 self._tracker.finish()
 
-    def _begun(self, subjects: "Sequence[Subject]", resume: bool) -> None:
-        """Remove the pictures of a run that is replaced, and keep those to learn from, now that the folder is held."""
+    def _begun(self, subjects: "Sequence[Subject]") -> None:
+        """Keep pictures to learn from and those of the base, now that the folder is held."""
         from moongate.data import square
         from moongate.data.pictures import as_pixels
         from moongate.run_page import Album, Drawn
@@ -88,8 +88,6 @@ class Watch:
 
             self._tracker = Tracker.of(self.tracker_name, self.run)
         album = Album(self.run)
-        if not resume:
-            album.clear()
         if self.has_page:
             pairs = [pair for each in subjects for pair in zip(each.pictures, each.captions, strict=True)]
             for index, (picture, caption) in enumerate(pairs[:TAUGHT_PICTURES]):

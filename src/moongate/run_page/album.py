@@ -13,6 +13,7 @@ from moongate.errors import OptionError
 from moongate.files import write_atomically
 from moongate.limits import MAX_PIXELS
 from moongate.pages import png_bytes
+from moongate.run_records import LISTING, PICTURES
 from moongate.texts import parse_json, read_text
 
 __all__ = ["Album", "Drawn", "Part"]
@@ -20,7 +21,6 @@ __all__ = ["Album", "Drawn", "Part"]
 Part = Literal["taught", "validation", "comparison", "unrelated"]
 """Pictures to learn from; pictures of one prompt at several steps; base and concept side by side at the end; and
 pictures of unrelated prompts, in which the cost of training shows."""
-LISTING, PICTURES = "pictures.jsonl", "pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,3 @@ class Album:
     @property
     def _pictures(self) -> Path:
         return self.run_folder / PICTURES
-
-    def clear(self) -> None:
-        """Remove the pictures and the listing of an earlier run."""
-        for drawn in self.drawn():
-            (self._pictures / drawn.file).unlink(missing_ok=True)
-        (self.run_folder / LISTING).unlink(missing_ok=True)
