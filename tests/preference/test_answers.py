@@ -140,6 +140,7 @@ def test_a_file_that_does_not_fit_is_refused_whole(tmp_path: Path) -> None:
     mixed = {**good, "right": picture_key(study, 1, "theirs")}
     cases: list[tuple[list[dict[str, object]], dict[str, object], str]] = [
         ([good], {"study": "0123"}, "it is of the study '0123'"),
+        ([good], {"version": 2}, "it has version 2, and this Moongate reads up to 1"),
         ([good], {"format": "else"}, "not what the page of a study saves"),
         ([good], {"rater": " "}, "The rater's name"),
         ([good], {"rater": 7}, "cannot be added"),

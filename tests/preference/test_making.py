@@ -54,6 +54,14 @@ def test_the_copies_show_the_same_and_tell_nothing(methods: dict[str, Path], tmp
     assert "ours" not in "".join(path.name for path in (tmp_path / "study" / PICTURES).iterdir())
 
 
+@pytest.mark.parametrize("prompt", ["<bear>", " "])
+def test_a_picture_whose_prompt_has_no_words_is_named(prompt: str, tmp_path: Path) -> None:
+    folders = {name: make_pictures(tmp_path / name, [prompt], seed=1) for name in ("ours", "theirs")}
+    with pytest.raises(PictureError, match=r"The prompt '.*' of .*0-0.png has no words for raters to read"):
+        make_study(tmp_path / "study", folders)
+    assert not (tmp_path / "study").exists()
+
+
 def test_without_subjects_the_second_question_is_not_asked(methods: dict[str, Path], tmp_path: Path) -> None:
     with pytest.warns(MoongateWarning, match="no partner"):
         assert make_study(tmp_path / "study", methods).questions == ("text",)

@@ -105,6 +105,8 @@ def read_sent(file: Path, study: Study) -> list[Answer]:
         facts = parse_json(read_text(file))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ValueError("it is not what the page of a study saves")
+        if facts.get("version", VERSION) > VERSION:
+            raise ValueError(f"it has version {facts['version']!r:.40}, and this Moongate reads up to {VERSION}")
         if facts["study"] != study.id:
             raise ValueError(f"it is of the study {facts['study']!r:.40}, and this one is {study.id!r}")
         pictures = {

@@ -156,6 +156,11 @@ def _drawn(folder: Path, subjects: Sequence[Subject]) -> dict[tuple[str, str], P
     for path in sorted(path for path in contents(folder).photos if not _is_sheet(path)):
         prompt, seed = prompt_and_seed(path)
         words = " ".join(re.sub(r"<[^<>\s]+>", "", without_tokens(prompt, subjects)).split())
+        if not words:
+            raise PictureError(
+                f"The prompt {prompt!r:.80} of {path} has no words for raters to read. Remove the picture, or name "
+                "its subject and photos (--subject)."
+            )
         if (words, seed) in found:
             raise OptionError(
                 f"{found[words, seed].name} and {path.name} in {folder} are both of {words!r} with the seed {seed}. "
