@@ -27,6 +27,8 @@ def test_analyze_writes_tables_and_pages(
     of_file = command("analyze", "attention", prompt="a dog", source=bear)
     assert "Give the file with --photo" in fails(capsys, of_file)
     assert "no concept file to show the spectrum of" in fails(capsys, command("analyze", "spectrum"))
+    unloaded = command("analyze", "attention", prompt="a dog", model="no-model", seed=99999999999999999999)
+    assert "is out of range" in fails(capsys, unloaded)
 
 
 def test_the_maps_of_a_photo_and_of_its_edit_are_shown(

@@ -62,6 +62,7 @@ def test_evaluate_refuses_before_it_draws(
     )
     assert "Unknown features 'vgg'" in fails(capsys, evaluate.but(features="vgg"))
     assert "Without a concept" in fails(capsys, command("evaluate", out=tmp_path / "evaluation"))
+    assert "is out of range" in fails(capsys, evaluate.but(seed=99999999999999999999, model="no-model"))
     assert not (tmp_path / "evaluation").exists()
 
 

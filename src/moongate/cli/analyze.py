@@ -103,9 +103,10 @@ class Analyze:
         from moongate.analysis import edit_maps, word_maps
         from moongate.analysis.page import write_attention
         from moongate.data import photo_of
-        from moongate.sampling import SampleOptions
+        from moongate.sampling import SampleOptions, check_seeds
 
         check_count("count", self.count)
+        check_seeds([self.seed, self.seed + self.count])
         if self.file is None and self.prompt is None:
             raise OptionError("There is neither a concept file nor a --prompt to draw. Give one.")
         photo = self._photo()

@@ -151,8 +151,11 @@ class Edit:
         )
 
     def _sampling(self) -> "SampleOptions":
-        from moongate.sampling import SampleOptions
+        from moongate.sampling import SampleOptions, check_scheduler, check_seeds
 
+        check_seeds([self.seed or 0])
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler)
         return SampleOptions(
             steps=self.steps,
             guidance=self.guidance,

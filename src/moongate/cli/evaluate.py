@@ -138,8 +138,10 @@ class Evaluate:
         """Raise OptionError before a model is loaded."""
         from moongate.evaluation import check_network, read_prompts
         from moongate.files import check_folder
+        from moongate.sampling import check_seeds
 
         check_folder(self.out)
+        check_seeds([self.seed, self.seed + self.count])
         if self.protocol and self.prompts:
             raise OptionError(f"The protocol {self.protocol} has prompts of its own. Leave out --prompts.")
         if self.protocol and not self.files:
