@@ -85,6 +85,9 @@ def test_a_folder_that_is_no_blip_is_refused_with_what_is_missing(tmp_path: Path
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
     with pytest.raises(OptionError, match="model of type 'vit'; this needs one of type 'blip'"):
         blip_describer(folder, "dog")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(OptionError, match="is not the configuration of a model"):
+        blip_describer(folder, "dog")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(BackboneError, match="cannot be loaded"):

@@ -105,6 +105,7 @@ def test_clipseg_looks_for_the_category(tiny: Backbone, tmp_path: Path) -> None:
     assert dog.shape == (352, 352)
     assert 0 < dog.min() <= dog.max() < 1
     assert not np.allclose(dog, house)
+    assert clipseg_segmenter(tmp_path, "very " * 90 + "old dog")(picture).shape == (352, 352)
 
 
 def test_a_folder_that_is_no_clipseg_is_refused(tmp_path: Path) -> None:

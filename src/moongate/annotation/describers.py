@@ -1,6 +1,5 @@
 """Describe photos: by the nearest words in CLIP's features, or by a local BLIP."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from moongate.errors import BackboneError, OptionError, first_line
 from moongate.evaluation.networks.clip import CLIP_MEAN, CLIP_STD, Clip
 from moongate.evaluation.networks.preprocessing import normalized
 from moongate.evaluation.networks.pretrained import pretrained
+from moongate.texts import parse_json, read_text
 
 __all__ = [
     "COLORS",
@@ -163,8 +163,8 @@ def check_folder(folder: Path, kind: str, files: Sequence[str]) -> None:
     if missing:
         raise OptionError(f"{folder} lacks {', '.join(missing)} of a {kind} model. Give the whole folder of the model.")
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        found = parse_json(read_text(folder / "config.json")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
         raise OptionError(f"{folder / 'config.json'} is not the configuration of a model: {error}.") from error
     if found != kind:
         raise OptionError(f"{folder} holds a model of type {found!r}; this needs one of type {kind!r}.")

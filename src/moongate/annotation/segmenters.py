@@ -100,7 +100,8 @@ def clipseg_segmenter(folder: Path, category: str, *, device: str = "cpu") -> Se
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise BackboneError(f"{folder} has no tokenizer that can be read: {first_line(error)}") from error
-    words = tokenizer([category], return_tensors="pt").to(device)
+    length = model.config.text_config.max_position_embeddings
+    words = tokenizer([category], return_tensors="pt", truncation=True, max_length=length).to(device)
 
     def segment(picture: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "rows columns"]:
         pixels = normalized(resized(picture, CLIPSEG_SIDE_PX), mean=IMAGENET_MEAN, std=IMAGENET_STD).to(device)
