@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from PIL import Image
 
 from conftest import make_tiny_model
@@ -16,7 +23,15 @@ from moongate import sampling
 from moongate.backbone import Backbone
 from moongate.backbone.settings import Settings
 from moongate.errors import MoongateWarning, OptionError, TokenError
-from moongate.sampling import SCHEDULERS, SETTINGS_FILE, SampleOptions, draw_missing, make_scheduler, sample
+from moongate.sampling import (
+    SCHEDULERS,
+    SETTINGS_FILE,
+    SampleOptions,
+    denoised,
+    draw_missing,
+    make_scheduler,
+    sample,
+)
 
 QUICK = SampleOptions(steps=3)
 
@@ -37,6 +52,30 @@ def test_a_picture_depends_on_its_own_seed_and_prompt_alone(tiny: Backbone) -> N
     alone = drawn(tiny, ["a cat"], [2])[0]
     assert np.abs(together[1].astype(int) - alone).max() <= 1  # batched arithmetic may round differently
     assert not np.array_equal(together[0], together[2])
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, "PNDMScheduler"])
+def test_no_scheduler_clips_latents_whatever_the_models_own_leaves_open(each: Backbone, scheduler: str) -> None:
+    """Latents reach beyond -1..1; DDPM and DDIM clip them unless the configuration forbids it, as for pixels."""
+    assert not make_scheduler(each, scheduler).config.get("clip_sample")
+    assert not each.schedule.config.clip_sample
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_a_clean_latent_beyond_one_is_reached_by_the_papers_sampler(
+    kind: type[SchedulerMixin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_model(tmp_path / "model", seed=0, family="sdxl")
+    kind(beta_schedule="scaled_linear", prediction_type="sample").save_pretrained(folder / "scheduler")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config.pop("clip_sample", None)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
+    backbone = Backbone.load(folder, device="cpu")
+    monkeypatch.setattr(backbone, "predict", lambda noisy, *_, **__: torch.full_like(noisy, 3.0))
+    latents = denoised(backbone, ["a dog"], [0], SampleOptions(steps=2, guidance=1.0))
+    assert latents.mean() == pytest.approx(3.0, abs=0.1)
 
 
 @pytest.mark.parametrize("negative", ["", "a chair"])

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -26,6 +26,7 @@ from moongate.backbone.guidance import guidance_embedding, picture_sizes
 from moongate.backbone.hub import located
 from moongate.backbone.model_folder import check_layouts
 from moongate.backbone.precision import faster_attention, faster_layout, usual_dtype
+from moongate.backbone.schedulers import latent_schedule
 from moongate.backbone.settings import SETTINGS_FILE, Settings
 from moongate.backbone.text import (
     PROJECTION,
@@ -92,7 +93,7 @@ class Backbone:
         self.vae = pipeline.vae.eval().requires_grad_(False)
         if getattr(self.vae, "dtype", None) == torch.float16 and self.vae.config.force_upcast:  # SDXL's overflows
             self.vae.float()
-        self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
+        self.scheduler_config = latent_schedule(pipeline.scheduler.config)
         self.latent_scale: int = pipeline.vae_scale_factor
         self._zeros_for_empty = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
         self.settings = settings or Settings()

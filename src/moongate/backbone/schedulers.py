@@ -1,12 +1,15 @@
 """Schedulers of diffusers for a backbone's noise schedule, by short names or the names of their classes."""
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from moongate.backbone import Backbone
 from moongate.errors import OptionError
 
-__all__ = ["SCHEDULERS", "check_scheduler", "make_scheduler", "timed_scheduler"]
+if TYPE_CHECKING:
+    from moongate.backbone import Backbone
+
+__all__ = ["SCHEDULERS", "check_scheduler", "latent_schedule", "make_scheduler", "timed_scheduler"]
 
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -25,7 +28,16 @@ def check_scheduler(name: str) -> None:
         _scheduler_class(name)
 
 
-def make_scheduler(backbone: Backbone, name: str) -> Any:
+def latent_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scheduler's configuration for latents, which no scheduler may clip to -1..1 as if they were pixels.
+
+    DDPM and DDIM clip unless they are told not to, and the configurations of other schedulers do not tell them.
+    """
+    defaults = [name for name in config.get("_use_default_values", ()) if name != "clip_sample"]
+    return {**config, "clip_sample": False, "_use_default_values": defaults}
+
+
+def make_scheduler(backbone: "Backbone", name: str) -> Any:
     """Return a new scheduler of diffusers that is set up for the backbone's noise schedule.
 
     Args:
@@ -38,7 +50,7 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
     return _scheduler_class(name).from_config(backbone.scheduler_config)
 
 
-def timed_scheduler(backbone: Backbone, name: str, steps: int) -> Any:
+def timed_scheduler(backbone: "Backbone", name: str, steps: int) -> Any:
     """Return what `make_scheduler` does, with its timesteps on the backbone's device.
 
     Raises:
