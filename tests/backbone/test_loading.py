@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from diffusers import UNet2DConditionModel
 
 from conftest import make_tiny_model
 from moongate.backbone import Backbone
@@ -72,3 +73,27 @@ def test_the_layout_of_a_concept_is_compared_before_weights_are_read(tiny: Backb
         patch.setattr("moongate.backbone.loading.load_pipeline", lambda *_, **__: pytest.fail("weights were read"))
         with pytest.raises(BaseMismatchError, match="other layers than"):
             Backbone.load(tiny_folder, device="cpu", layouts={"0" * 64})
+
+
+@pytest.mark.parametrize("family", ["pocket", "sdxl"])
+def test_a_size_of_two_equal_sides_is_one_and_others_are_refused(family: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", seed=0, family=family)
+    file = folder / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    for size in ([8, 12], None):
+        file.write_text(json.dumps(config | {"sample_size": size}))
+        with pytest.raises(BackboneError, match=r"sets sample_size to (\[8, 12\]|None). Give a model of square"):
+            Backbone.load(folder, device="cpu")
+    file.write_text(json.dumps(config | {"sample_size": [8, 8]}))
+    assert Backbone.load(folder, device="cpu").resolution_px == 64
+
+
+@pytest.mark.parametrize(
+    "further", [{"num_class_embeds": 3}, {"encoder_hid_dim": 16}, {"class_embed_type": "timestep"}]
+)
+def test_a_denoiser_that_needs_further_inputs_is_refused(further: dict[str, object], tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", seed=0)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    UNet2DConditionModel.from_config(config | further).save_pretrained(folder / "unet")
+    with pytest.raises(BackboneError, match=f"takes other inputs than.*{next(iter(further))}"):
+        Backbone.load(folder, device="cpu")

@@ -32,6 +32,8 @@ LOADING_ERRORS: tuple[type[Exception], ...] = (Exception,)
 raises `Exception` itself."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a denoiser may return: the noise, the velocity or the clean latents."""
+FURTHER_INPUTS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type")
+"""Settings of denoisers that need class labels, or change what cross-attention reads before it does."""
 
 
 def load_pipeline(
@@ -235,6 +237,19 @@ def _check_parts(pipeline: Any, model: str) -> None:
             f"The denoiser of {model!r} takes {unet.in_channels} channels and returns {unet.out_channels}, as one for "
             "inpainting or upscaling does. Give the base model."
         )
+    needs = [key for key in FURTHER_INPUTS if unet.get(key) is not None]
+    if needs or unet.addition_embed_type not in (None, "text_time"):
+        raise BackboneError(
+            f"The denoiser of {model!r} takes other inputs than those of Stable Diffusion and SDXL "
+            f"({(needs or ['addition_embed_type'])[0]}). Give a model without them."
+        )
+    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,)
+    if len(set(sides)) != 1 or not (isinstance(sides[0], int) and sides[0] > 0):
+        raise BackboneError(
+            f"The denoiser of {model!r} sets sample_size to {unet.sample_size}. Give a model of square pictures, whose "
+            "sample_size is one whole number, such as 64."
+        )
+    pipeline.unet.register_to_config(sample_size=sides[0])
     if getattr(pipeline.vae.config, "latents_mean", None):
         raise BackboneError(
             f"The model {model!r} shifts its latents and was trained with another kind of noise than SDXL, which "
