@@ -27,6 +27,7 @@ from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.files import digest, file_name, write_atomically
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DRAWN_PX, check_count
 from moongate.pages import png_bytes
+from moongate.texts import is_encodable
 
 __all__ = [
     "MAX_ENLARGEMENT",
@@ -221,7 +222,7 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
         kind: What messages call it.
 
     Raises:
-        OptionError: The prompt has more than `MAX_CAPTION_CHARACTERS`.
+        OptionError: The prompt has more than `MAX_CAPTION_CHARACTERS`, or a character that UTF-8 cannot hold.
         TokenError: It names the first unknown token and the known ones, or a token in the part that is cut off.
     """
     if len(prompt) > MAX_CAPTION_CHARACTERS:
@@ -229,6 +230,8 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
             f"The {kind} has {len(prompt)} characters; at most {MAX_CAPTION_CHARACTERS} are read. Shorten it: the text "
             "encoder reads some 75 words."
         )
+    if not is_encodable(prompt):
+        raise OptionError(f"The {kind} {shortened(prompt)!r} has a character that UTF-8 cannot hold. Type it in UTF-8.")
     unknown = backbone.unknown_tokens(prompt)
     if unknown:
         known = ", ".join(backbone.known_tokens) or "none; give --concept"

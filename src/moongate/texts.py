@@ -14,7 +14,12 @@ from typing import Any
 from moongate.files import read_regular
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DEPTH, MAX_INTEGER, MAX_TEXT_BYTES, MAX_YAML_CHARACTERS
 
-__all__ = ["parse_json", "parse_yaml", "read_lines", "read_listing", "read_text"]
+__all__ = ["is_encodable", "parse_json", "parse_yaml", "read_lines", "read_listing", "read_text"]
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; not the lone surrogates that Python makes of other bytes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_text(path: Path) -> str:

@@ -357,3 +357,14 @@ def test_stable_diffusion_in_full_size_trains_and_draws_on_a_cpu(make_subject: C
 def test_a_token_with_capitals_is_a_word_of_its_own(tiny: Backbone) -> None:
     with tiny.tokens({"<Rex>": tiny.token_row(20)}):
         assert [positions for _, positions in tiny.words("a <Rex> dog")] == [[1], [2], [3]]
+
+
+def test_text_that_is_no_utf8_is_named(tiny: Backbone) -> None:
+    """Python makes lone surrogates of the bytes of an argument in another encoding."""
+    for prompt, negative in (("a d\udcf6g", ""), ("a dog", "\ud83d")):
+        with pytest.raises(OptionError, match="has a character that UTF-8 cannot hold. Type it in UTF-8"):
+            sample(tiny, [prompt], seeds=[0], options=SampleOptions(steps=3, negative_prompt=negative))
+    with pytest.raises(TokenError, match="has a character that UTF-8 cannot hold"):
+        tiny.words("d\udcf6g")
+    with pytest.raises(TokenError, match="has a character that UTF-8 cannot hold"):
+        tiny.check_token("<d\udcf6g>")

@@ -120,6 +120,8 @@ def test_words_that_the_model_cannot_read_and_words_of_a_subject_are_refused(
 ) -> None:
     with pytest.raises(TokenError, match="has no pieces"):
         merge(tiny, options=MergeOptions(protect=("<|endoftext|>",)))
+    with pytest.raises(TokenError, match="has no pieces"):
+        merge(tiny, options=MergeOptions(erase=("d\udcf6g=>cat",)))
     with pytest.raises(TokenError, match="too long"):
         merge(tiny, options=MergeOptions(protect=("dog " * 20,)))
     with pytest.raises(OptionError, match="is a subject of the merge"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from moongate.errors import BackboneError, ConceptFileError, TokenError
 from moongate.tensor_files import read_tensors
+from moongate.texts import is_encodable
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -67,6 +68,8 @@ def check_token(token: str, vocabulary: Collection[str]) -> None:
     """Raise TokenError unless a tokenizer of this vocabulary can take `token` as one new word."""
     if not token.strip() or any(character.isspace() for character in token):
         raise TokenError(f"The token {token!r} is empty or has white space. Use one word such as '<bear>'.")
+    if not is_encodable(token):
+        raise TokenError(f"The token {token!r} has a character that UTF-8 cannot hold. Use a word such as '<bear>'.")
     if token in vocabulary or token.lower() + "</w>" in vocabulary:
         raise TokenError(
             f"The token {token!r} is already a word of the tokenizer, and would lose its meaning. "
@@ -192,10 +195,15 @@ class TextEncoder:
         """Return the token ids of captions, padded or cut to the context of the model.
 
         Those of the last captions are kept where the model computes, because training reads the same ones again.
+
+        Raises:
+            TokenError: A caption has a character that UTF-8 cannot hold.
         """
         if len(self._ids) > IDS_KEPT:
             self._ids.clear()
         if new := [caption for caption in dict.fromkeys(captions) if caption not in self._ids]:
+            if wrong := [caption for caption in new if not is_encodable(caption)]:
+                raise TokenError(f"{wrong[0]!r} has a character that UTF-8 cannot hold. Type it in UTF-8.")
             encoded = self.tokenizer(
                 new,
                 padding="max_length",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moongate.errors import OptionError
+from moongate.texts import is_encodable
 
 __all__ = [
     "PRESETS",
@@ -52,9 +53,14 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def check_category(category: str) -> None:
-    """Raise OptionError for a category that is no word that a model knows: an empty one, or one with a token in it."""
+    """Raise OptionError for a category that is no word that a model knows: an empty one, or one with a token in it.
+
+    Characters that UTF-8 cannot hold are refused too.
+    """
     if not category.strip():
         raise OptionError("The category is empty. Say what the pictures show, such as 'teddy bear' or 'dog'.")
+    if not is_encodable(category):
+        raise OptionError(f"The category {category!r} has a character that UTF-8 cannot hold. Type it in UTF-8.")
     if token := re.search(r"<[^<>\s]+>", category):
         raise OptionError(
             f"The category {category!r} holds the token {token[0]!r}. Give only words that the model knows, such as "

@@ -28,6 +28,7 @@ from moongate.merging.features import (
     stand_ins,
     word_features,
 )
+from moongate.texts import is_encodable
 
 __all__ = ["ARROW", "Edit", "check_words", "edits_of", "features_of", "fitting_both", "rows_of"]
 
@@ -97,7 +98,7 @@ def check_words(backbone: Backbone, edits: Sequence[Edit], subjects: Sequence[st
     """
     for edit in edits:
         for words in (edit.words, edit.becomes or edit.words):
-            found = pieces(backbone, words)
+            found = pieces(backbone, words) if is_encodable(words) else []
             if not found or backbone.tokenizer.unk_token_id in found:
                 raise TokenError(
                     f"The tokenizer of {backbone.name!r} has no pieces for {words!r}, so the model cannot read it. "
