@@ -10,8 +10,8 @@ from moongate.concept import FORMAT, Concept, safetensors_bytes
 from moongate.errors import ConceptFileError
 from moongate.interop import read
 from moongate.limits import MAX_TOKENS
+from moongate.provenance import free_rare_token
 from moongate.tensor_files import read_tensors
-from moongate.training.method import free_rare_token
 
 ODD: list[Any] = [
     None,
@@ -59,7 +59,7 @@ def test_an_odd_value_anywhere_in_a_header_is_an_error_that_names_the_file_or_is
                 assert path.name in str(error)  # noqa: PT017
             else:
                 assert all(isinstance(subject.words, str) for subject in concept.subjects)
-                assert free_rare_token(concept) >= 0
+                assert free_rare_token(concept.record, len(concept.tokens)) >= 0
                 assert len(concept.fingerprint.short) >= 7
 
 

@@ -1,4 +1,4 @@
-"""What a concept file says about itself, checked before anything uses it: types, lengths and ranges."""
+"""What a concept file says about itself: checks of it before anything uses it, and what is taken from it."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_TOKENS
 
-__all__ = ["check_provenance"]
+__all__ = ["check_provenance", "free_rare_token", "names_of_edits"]
 
 
 def check_provenance(value: Any) -> None:
@@ -39,6 +39,22 @@ def check_provenance(value: Any) -> None:
         _check_texts(subject.get("more_tokens", ()), "the more_tokens")
     _check_fingerprint(value["fingerprint"])
     _check_record(value["record"], len(value["subjects"]))
+
+
+def free_rare_token(record: Mapping[str, Any], tokens: int) -> int:
+    """Return the index of the first rare token after those that a concept's tokens began as.
+
+    Args:
+        record: The record of the concept.
+        tokens: Number of its tokens.
+    """
+    following: int = record.get("rare_token", 0) + tokens  # in files without the next entry
+    return int(record.get("next_rare_token", following))
+
+
+def names_of_edits(record: Mapping[str, Any], subjects: int) -> list[str]:
+    """Return the names of the edits of the base that a concept holds, which its record lists after its subjects."""
+    return [facts["words"] for facts in record.get("rows", ())[subjects:]]
 
 
 def _check_fingerprint(value: Any) -> None:

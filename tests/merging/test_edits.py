@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +8,15 @@ import torch
 from moongate.backbone import Backbone
 from moongate.compression import compress
 from moongate.concept import Concept
+from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
 from moongate.merging.constraints import value_change
 from moongate.merging.edits import Edit, edits_of, features_of
 from moongate.merging.features import FORMS, fitting
 from moongate.merging.page import verdict, write_report
+from moongate.training import TrainOptions, train
+from moongate.training.method import METHODS
 
 ONE = MergeOptions(erase=("dog=>red chair",), contexts=1)
 
@@ -88,6 +91,18 @@ def test_an_edit_that_was_compressed_or_scaled_is_named_when_it_is_merged(
             with pytest.raises(OptionError, match=r"\(dog=>red chair\).*cannot be kept.*Merge the original"):
                 merge(tiny, [changed, pair[1]])
     merge(tiny, [compress(merge(tiny, pair[:1]).concept).concept.scaled(0.8), pair[1]])  # subjects keep their values
+
+
+def test_an_edit_that_a_training_started_from_is_named_when_the_result_is_merged(
+    tiny: Backbone, pair: Sequence[Concept], make_subject: Callable[..., Subject], prior: Regularization
+) -> None:
+    """The training goes on from the edited weights, but no longer knows what the edit does to which words."""
+    concept = merge(tiny, pair[:1], options=ONE).concept
+    for token in ("<three>", "<four>"):
+        options, method = TrainOptions(steps=1, batch=1), METHODS["custom-diffusion"]
+        concept = train(tiny, [make_subject(token)], [prior], method, options=options, start_from=concept)
+        with pytest.raises(OptionError, match=r"\(dog=>red chair\).*cannot be kept.*further training"):
+            merge(tiny, [concept])
 
 
 @pytest.mark.parametrize(

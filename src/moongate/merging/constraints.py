@@ -36,6 +36,7 @@ from moongate.merging.features import (
     stand_ins,
     word_features,
 )
+from moongate.provenance import names_of_edits
 
 __all__ = [
     "CONTEXTS",
@@ -277,11 +278,11 @@ def check_mergeable(backbone: Backbone, concept: Concept) -> None:
             it has lost what an earlier merge kept of its edits.
     """
     concept.check_base(backbone)
-    edits = [facts["words"] for facts in concept.record.get("rows", ())[len(concept.subjects) :]]
+    edits = names_of_edits(concept.record, len(concept.subjects))
     if edits and not concept.kept:
         raise OptionError(
-            f"A merged concept edits words of the base ({listed(edits)}). This cannot be kept after compression or at "
-            "another strength. Merge the original file."
+            f"A merged concept edits words of the base ({listed(edits)}). This cannot be kept after compression, after "
+            "further training or at another strength. Merge the original file."
         )
     if concept.kept and not concept.subjects:  # edits of the base alone
         return

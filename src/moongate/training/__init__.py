@@ -22,8 +22,9 @@ from moongate.concept import Concept, Dense, SubjectRecord
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
+from moongate.provenance import free_rare_token, names_of_edits
 from moongate.training.batches import Batch, Batches
-from moongate.training.method import Method, Trainable, free_rare_token, method_for, trainable
+from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.neutral_decay import NeutralDecay
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
@@ -311,13 +312,16 @@ def _concept(plan: Plan, moving: Trainable, steps: int, *, held_out_loss: float 
     facts = plan.config | {"steps": steps} | ({} if held_out_loss is None else {"held_out_loss": held_out_loss})
     record = {key: facts[key] for key in RECORDED if key in facts}
     used = plan.rare_token + len(plan.first_rows)
-    record["next_rare_token"] = max(used, free_rare_token(earlier)) if earlier else used
+    record["next_rare_token"] = max(used, free_rare_token(earlier.record, len(earlier.tokens))) if earlier else used
+    subjects = (*(earlier.subjects if earlier else ()), *taught)
+    if earlier and (edits := names_of_edits(earlier.record, len(earlier.subjects))):  # so that no merge loses them
+        record["rows"] = [{"words": words} for words in (*(subject.words for subject in subjects), *edits)]
     held_out = [name for subject in plan.subjects for name in subject.held_out]
     return Concept(
         deltas={name: Dense(delta=delta.cpu()) for name, delta in moving.deltas().items()},
         tokens={**(earlier.tokens if earlier else {}), **rows},
         token_widths=plan.backbone.token_widths,
-        subjects=(*(earlier.subjects if earlier else ()), *taught),
+        subjects=subjects,
         base=plan.backbone.name,
         fingerprint=plan.backbone.fingerprint,
         method=plan.method.name,

@@ -24,7 +24,6 @@ __all__ = [
     "METHODS",
     "Method",
     "Trainable",
-    "free_rare_token",
     "initial_rows",
     "method_for",
     "trainable",
@@ -215,12 +214,6 @@ class Trainable:
             weight.copy_(state["weights"][name])
         for token, row in self.rows.items():
             row.copy_(state["rows"][token])
-
-
-def free_rare_token(concept: Concept) -> int:
-    """Return the index of the first rare token after those that the tokens of a concept began as."""
-    following: int = concept.record.get("rare_token", 0) + len(concept.tokens)  # in files without the next entry
-    return int(concept.record.get("next_rare_token", following))
 
 
 def initial_rows(

@@ -24,7 +24,8 @@ from moongate.data.augmentation import PHRASES
 from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.extras import versions
 from moongate.limits import MAX_BATCH, check_count
-from moongate.training.method import Method, free_rare_token, initial_rows, usual_steps
+from moongate.provenance import free_rare_token
+from moongate.training.method import Method, initial_rows, usual_steps
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
 from moongate.training.ranks import Ranks
 from moongate.training.runs import check_run, seeded
@@ -440,9 +441,8 @@ def _resolution_px(options: TrainOptions, backbone: Backbone) -> int:
 
 def _rare_token(options: TrainOptions, start_from: Concept | None) -> int:
     """Return the index of the first rare token to use: the one asked for, or the first that is free."""
-    if options.rare_token is not None or start_from is None:
-        return options.rare_token or 0
-    return free_rare_token(start_from)
+    free = free_rare_token(start_from.record, len(start_from.tokens)) if start_from else 0
+    return free if options.rare_token is None else options.rare_token
 
 
 def _worded(subject: Subject, method: Method) -> Subject:
