@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageCms, ImageFilter
 
 from moongate import pocket
 from moongate.data.folders import find_pictures
@@ -27,7 +27,7 @@ from moongate.data.pictures import (
 from moongate.errors import MissingLibrary, MoongateWarning, PictureError
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LA", "RGBA", "LAB", "I;16", "I", "F"])
 def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, mode: str) -> None:
     gray = 200
     if mode in ("I;16", "I"):
@@ -36,13 +36,37 @@ def test_pictures_of_every_mode_are_read_with_their_brightness(tmp_path: Path, m
         image = Image.fromarray(np.full((20, 30), gray / 255, dtype=np.float32))
     else:
         plain = Image.new("RGB", (30, 20), (gray,) * 3)
-        image = plain.quantize(2) if mode == "P" else plain.convert(mode)
+        image = plain.quantize(2) if mode == "P" else lab(plain) if mode == "LAB" else plain.convert(mode)
     path = tmp_path / ("picture.jpg" if mode in ("CMYK", "YCbCr") else "picture.tiff")
     image.save(path)
     read = read_picture(path)
     assert (read.shape, read.dtype) == ((20, 30, 3), np.uint8)
     if mode != "1":
         assert np.abs(read.astype(int) - gray).max() <= 2
+
+
+def lab(image: Image.Image) -> Image.Image:
+    profiles = (ImageCms.createProfile(kind) for kind in ("sRGB", "LAB"))
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    assert converted is not None
+    return converted
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_deep_gray_whose_values_are_those_of_eight_bits_is_no_black_picture(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((20, 30), 200, dtype=dtype)).save(tmp_path / "gray.tiff")
+    assert (read_picture(tmp_path / "gray.tiff") == 200).all()
+
+
+def test_a_picture_that_is_a_mere_line_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8000)).save(tmp_path / "line.png")
+    with pytest.raises(PictureError, match=r"line.png has 16 x 8000 pixels, and is too narrow.*Crop it"):
+        read_picture(tmp_path / "line.png")
+    Image.new("RGB", (16, 1536)).save(tmp_path / "strip.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notes = remarks([read_picture(tmp_path / "strip.png")], ["strip"])
+    assert any("Crop it around the subject" in note for note in notes)
 
 
 def test_transparent_parts_become_white(tmp_path: Path) -> None:
@@ -208,13 +232,15 @@ def test_the_alpha_channel_is_a_mask_where_something_is_transparent(tmp_path: Pa
     assert (read_alpha(tmp_path / "cut.png").mean(1) == [0] * 5 + [255] * 15).all()
 
 
-@pytest.mark.parametrize("kind", ["I;16", "I", "F", "LA", "RGBA", "values of 8 bits in 32"])
+@pytest.mark.parametrize("kind", ["I;16", "I", "F", "LA", "RGBA", "LAB", "values of 8 bits in 32"])
 def test_a_mask_of_any_mode_is_white_where_it_is_painted(tmp_path: Path, kind: str) -> None:
     white = np.zeros((32, 32), dtype=bool)
     white[:16] = True
     if kind in ("LA", "RGBA"):
         image = Image.new(kind, (32, 32), "white")
         image.putalpha(Image.fromarray((white * 255).astype(np.uint8)))
+    elif kind == "LAB":
+        image = lab(Image.fromarray((white * 255).astype(np.uint8)).convert("RGB"))
     elif kind == "F":
         image = Image.fromarray(np.where(white, 1, 0.2).astype(np.float32))
     elif kind == "I;16":

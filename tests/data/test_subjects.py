@@ -163,3 +163,37 @@ def test_the_hash_identifies_pictures_captions_and_masks(pictures: Path) -> None
     assert len({subject.hash, masked.hash, other.hash}) == 3
     prior = Regularization(pictures=subject.pictures, captions=subject.captions)
     assert prior.hash == subject.hash  # as without masks
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((64, 64), np.uint8), r"Picture 2 of .* is uint8 \[64, 64\]. Give uint8 \[height, width, 3\]"),
+        (np.zeros((64, 64, 4), np.uint8), r"is uint8 \[64, 64, 4\]"),
+        (np.zeros((64, 64, 3)), r"is float64 \[64, 64, 3\]"),
+        (np.zeros((1, 64, 3), np.uint8), r"is uint8 \[1, 64, 3\]. .* at least 16 pixels a side"),
+        ([[0]], "is a list. Give a NumPy array"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_named(picture: object, message: str) -> None:
+    pictures, captions = (np.zeros((64, 64, 3), np.uint8), picture), ("a dog",) * 2
+    with pytest.raises(PictureError, match=message):
+        Subject(pictures=pictures, captions=captions, category="dog")  # type: ignore[arg-type]
+    with pytest.raises(PictureError, match=message):
+        Regularization(pictures=pictures, captions=captions)  # type: ignore[arg-type]
+
+
+def test_words_that_utf8_cannot_hold_are_named() -> None:
+    picture = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(PictureError, match=r"The caption 'a dog \\ud83d' has a character that UTF-8 cannot hold"):
+        Subject(pictures=(picture,), captions=("a dog \ud83d",), category="dog")
+    with pytest.raises(OptionError, match="The category .* has a character that UTF-8 cannot hold"):
+        Subject(pictures=(picture,), captions=("a dog",), category="d\udcf6g")
+
+
+def test_the_place_for_words_in_a_regularization_caption_is_the_category(pictures: Path) -> None:
+    (pictures / "0.txt").write_text("photo of a {} in a forest")
+    assert Regularization.load(pictures, category="owl").captions[:2] == (
+        "photo of an owl in a forest",
+        "photo of an owl",
+    )

@@ -18,7 +18,7 @@ from moongate.errors import OptionError
 from moongate.evaluation.metrics import kid
 from moongate.sampling import SampleOptions
 
-PICTURE = np.zeros((8, 8, 3), np.uint8)
+PICTURE = np.zeros((16, 16, 3), np.uint8)
 BY_WORD = Regularization(pictures=(PICTURE,) * 3, captions=("a dog",) * 3, source="word")
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "as_pixels",
     "as_tensor",
     "appearance",
+    "check_pixels",
     "check_shows",
     "read_alpha",
     "read_mask",
@@ -76,13 +77,20 @@ def read_picture(file: Path | bytes, *, name: str | None = None) -> UInt8[np.nda
         name: What errors call the picture; the path if it is not given.
 
     Raises:
-        PictureError: The file is damaged, is not a picture of a known format, is smaller than `MIN_SIDE_PX`, or has
-            more than `MAX_PIXELS` pixels.
+        PictureError: The file is damaged, is not a picture of a known format, is smaller than `MIN_SIDE_PX`, also
+            after it was shrunk, or has more than `MAX_PIXELS` pixels.
         MissingLibrary: The picture is HEIC and the extra for it is not installed.
     """
-    upright = _upright(file, name or str(file))
+    name = name or str(file)
+    upright = _upright(file, name)
     picture = _as_rgb(_in_srgb(_in_eight_bits(upright), upright.info.get("icc_profile")))
+    width, height = picture.size
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+    if min(picture.size) < MIN_SIDE_PX:
+        raise PictureError(
+            f"{name} has {width} x {height} pixels, and is too narrow: shrunk to {MAX_SIDE_PX} pixels, its "
+            f"other side has {min(picture.size)}, and at least {MIN_SIDE_PX} are needed. Crop it around what it shows."
+        )
     return np.array(picture)
 
 
@@ -135,6 +143,27 @@ def read_mask_beside(path: Path, *, files: Sequence[Path] | None = None) -> UInt
             "size of its picture."
         )
     return _usable(mask, file)
+
+
+def check_pixels(pictures: Sequence[UInt8[np.ndarray, "_height _width 3"]], words: str) -> None:
+    """Raise PictureError for a picture that is not uint8 [height, width, 3] of at least `MIN_SIDE_PX`.
+
+    Args:
+        pictures: The pictures.
+        words: What they show, for the message.
+    """
+    for number, picture in enumerate(pictures, 1):
+        if not isinstance(picture, np.ndarray):
+            raise PictureError(
+                f"Picture {number} of {words} is a {type(picture).__name__}. Give a NumPy array uint8 [height, width, "
+                "3] (numpy.asarray of an RGB picture)."
+            )
+        shape = picture.shape
+        if picture.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape[:2]) < MIN_SIDE_PX:
+            raise PictureError(
+                f"Picture {number} of {words} is {picture.dtype} {list(shape)}. Give uint8 [height, width, 3] of red, "
+                f"green and blue, of at least {MIN_SIDE_PX} pixels a side."
+            )
 
 
 def check_shows(mask: UInt8[np.ndarray, "height width"], name: str) -> None:
@@ -344,8 +373,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _as_gray(image: Image.Image) -> Image.Image:
     """Return a mask in gray, with transparent parts on black: nothing is painted there."""
-    if image.mode in _DEEP_GRAY and np.asarray(image).max() <= 255:  # eight bits, as NumPy's integers are saved
-        return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     image = _in_eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("L")
@@ -356,11 +383,18 @@ def _as_gray(image: Image.Image) -> Image.Image:
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Return a picture as it is, but gray of 16 or 32 bits or of floats in eight bits: Pillow would cut such values."""
+    """Return a picture as it is, but gray of 16 or 32 bits or of floats in eight bits: Pillow would cut such values.
+
+    Where no value is above 255 they are eight bits already, as NumPy's integers are saved. Lab, of which Pillow makes
+    no gray, becomes RGB.
+    """
     if image.mode in _DEEP_GRAY:
+        values = np.asarray(image)
+        if values.max() <= 255:
+            return Image.fromarray(values.clip(0, 255).astype(np.uint8))
         eight_bits = (np.arange(65536) / 257).round().astype(np.uint8)
-        return Image.fromarray(eight_bits[np.asarray(image).clip(0, 65535)])
+        return Image.fromarray(eight_bits[values.clip(0, 65535)])
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
         return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image

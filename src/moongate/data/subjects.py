@@ -17,11 +17,11 @@ from jaxtyping import UInt8
 from moongate.data.caption_files import read_captions
 from moongate.data.captions import PRESETS, Preset, check_category, photo_of
 from moongate.data.folders import gather, masks_of
-from moongate.data.pictures import check_shows, read_alpha, read_mask_beside, read_picture
+from moongate.data.pictures import check_pixels, check_shows, read_alpha, read_mask_beside, read_picture
 from moongate.errors import OptionError, PictureError, TokenError
 from moongate.files import digest
 from moongate.limits import MAX_CAPTION_CHARACTERS
-from moongate.texts import parse_json, read_lines
+from moongate.texts import is_encodable, parse_json, read_lines
 
 __all__ = ["Regularization", "Subject"]
 
@@ -34,7 +34,8 @@ class Subject:
 
     Raises:
         OptionError: The category is empty, or holds a token.
-        PictureError: There are no pictures, the captions or masks do not fit them, or a caption is too long.
+        PictureError: There are no pictures, one has another form, captions or masks do not fit them, or a caption
+            cannot be read.
         TokenError: A caption lacks the token.
     """
 
@@ -57,6 +58,7 @@ class Subject:
         check_category(self.category)
         if not self.pictures:
             raise PictureError(f"No pictures of the {self.category} were given. Three to ten are usual.")
+        check_pixels(self.pictures, f"the {self.category}")
         if self.masks and len(self.masks) != len(self.pictures):
             raise PictureError(
                 f"{len(self.pictures)} pictures and {len(self.masks)} masks were given. Give each picture a mask."
@@ -151,7 +153,7 @@ class Regularization:
     """Captioned pictures of the same category, which keep the model's knowledge of it (paper, Sec. 3.2).
 
     Raises:
-        PictureError: There are no pictures, the captions do not fit them, or one is too long.
+        PictureError: There are no pictures, one has another form, or the captions do not fit them or cannot be read.
     """
 
     pictures: tuple[UInt8[np.ndarray, "_height _width 3"], ...]
@@ -164,6 +166,7 @@ class Regularization:
     def __post_init__(self) -> None:
         if not self.pictures:
             raise PictureError("There are no regularization pictures. Give a folder that has some, or 'generated'.")
+        check_pixels(self.pictures, "the regularization")
         _check_captions(self.captions, len(self.pictures))
 
     @classmethod
@@ -178,6 +181,8 @@ class Regularization:
     ) -> Self:
         """Read a folder of pictures with their captions, as `Subject.load` does; masks do not count.
 
+        In a caption `{}` stands for the category.
+
         Args:
             folder: The folder to read.
             category: The category of the subject.
@@ -191,7 +196,8 @@ class Regularization:
         """
         gathered = gather(folder)
         captions = [
-            caption or preset.describe(category) for caption in read_captions(gathered.photos, gathered.folders)
+            replace(preset, caption=caption or preset.caption).describe(category)
+            for caption in read_captions(gathered.photos, gathered.folders)
         ]
         chosen = list(zip(gathered.photos, captions, strict=True))
         if only_category:
@@ -231,6 +237,8 @@ def _check_captions(captions: Sequence[str], pictures: int) -> None:
         raise PictureError(
             f"A caption has {longest} characters; at most {MAX_CAPTION_CHARACTERS} are read. Shorten it."
         )
+    if wrong := [caption for caption in captions if not is_encodable(caption)]:
+        raise PictureError(f"The caption {wrong[0]!r} has a character that UTF-8 cannot hold. Write it in UTF-8.")
 
 
 def _content(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Iterable[bytes]:
