@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_the_best_step_becomes_the_result_when_asked(
 def test_a_log_without_scores_has_no_best_step(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"index": 1, "loss": 1.0}\n{"index": 2, "held_out_loss": null}\n')
     assert best_step(tmp_path) is None
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    lines = [{"index": step, "held_out_loss": loss} for step, loss in ((1, math.nan), (2, 0.5), (3, -math.inf))]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "concepts").mkdir()
+    for step in (1, 2, 3):
+        kept_file(tmp_path, step).touch()
+    assert best_step(tmp_path) == 2
 
 
 def test_a_run_that_replaces_another_removes_its_kept_concepts(

@@ -6,6 +6,7 @@ training cannot: each depends mostly on the timesteps that were drawn for it. Th
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def best_step(run_folder: Path) -> int | None:
 
 
 def scores(log: Path) -> dict[int, float]:
-    """Return the held-out loss of each step that has one in a run's log.
+    """Return the held-out loss of each step that has one in a run's log, without those that are no finite number.
 
     Raises:
         OSError or ValueError: The log cannot be read.
     """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {line["index"]: line["held_out_loss"] for line in lines if line.get("held_out_loss") is not None}
+    losses = {line["index"]: line.get("held_out_loss") for line in lines}
+    return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
