@@ -227,3 +227,17 @@ def test_sigterm_waits_for_the_step_too() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupted()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_of_long_settings_the_error_names_the_part_that_differs(tmp_path: Path) -> None:
+    captions = [f"photo of a <rex> dog in place {number}" for number in range(100)]
+    subjects = [{"token": "<rex>", "captions": captions}, {"token": "<bear>", "captions": captions}]
+    Run.begin(tmp_path, CONFIG | {"subjects": subjects}, resume=False).save({"step": 1})
+    other = json.loads(json.dumps(subjects))
+    other[1]["captions"][2] = "a dog"
+    with pytest.raises(OptionError, match=r"with subjects.2.captions.3 = '.* place 2', not 'a dog'. Resume") as raised:
+        check_run(tmp_path, CONFIG | {"subjects": other}, resume=True, overwrite=False)
+    assert len(str(raised.value)) < 400
+    with pytest.raises(OptionError, match=r"with subjects = \[{'token': '<rex>'.* \.\.\., not \[{") as raised:
+        check_run(tmp_path, CONFIG | {"subjects": subjects[:1]}, resume=True, overwrite=False)
+    assert len(str(raised.value)) < 600

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 
-from moongate.errors import OptionError, first_line
+from moongate.errors import OptionError, first_line, shortened
 from moongate.files import check_folder, digest, read_regular, remedy, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
@@ -165,10 +165,24 @@ def check_run(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrit
     now = json.loads(json.dumps(config))
     for key in sorted(set(before) | set(now)):
         if key not in MAY_DIFFER and before.get(key) != now.get(key):
+            name, earlier, later = _difference(key, before.get(key), now.get(key))
             raise OptionError(
-                f"The run in {folder} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}. Resume "
-                "with the same settings, or start another run."
+                f"The run in {folder} was started with {name} = {shortened(repr(earlier))}, not "
+                f"{shortened(repr(later))}. Resume with the same settings, or start another run."
             )
+
+
+def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """Return the name of the first part in which two different values of JSON differ, and both values of it."""
+    parts: dict[str, tuple[Any, Any]] = {}
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = {key: (before.get(key), now.get(key)) for key in (*before, *now)}
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = {str(number): pair for number, pair in enumerate(zip(before, now, strict=True), 1)}
+    for key, (earlier, later) in parts.items():
+        if earlier != later:
+            return _difference(f"{name}.{key}", earlier, later)
+    return name, before, now
 
 
 def _read_state(path: Path) -> dict[str, Any]:
