@@ -25,6 +25,7 @@ def test_a_prompt_without_tokens_names_categories_alone() -> None:
     assert without_tokens(both, subjects) == "a teddy bear on a chair with a dog"
     assert without_tokens("a <bear> <bear-2> in red", subjects) == "a teddy bear in red"
     assert without_tokens("a <bear> teddy bear in red", subjects) == "a teddy bear in red"
+    assert without_tokens("a <bear> Teddy Bear in red", subjects) == "a teddy bear in red"
     assert without_tokens("a <chair>", subjects) == "a chair"
     assert without_tokens("a <new> <bear-2>", [SubjectRecord(category="", token="<new>"), bear]) == "a"
 

@@ -122,6 +122,7 @@ def test_a_method_may_word_captions_with_the_token_alone() -> None:
     words = {"token": "<bear>", "category": "teddy bear"}
     assert METHODS["textual-inversion"].worded("a <bear> teddy bear in red", **words) == "a <bear> in red"
     assert METHODS["textual-inversion"].worded("a <bear> teddy bears", **words) == "a <bear> teddy bears"
+    assert METHODS["textual-inversion"].worded("a <bear> Teddy Bear", **words) == "a <bear>", "CLIP reads no case"
     assert METHODS["dreambooth"].worded("a <bear> teddy bear", **words) == "a <bear> teddy bear"
     assert METHODS["textual-inversion"].worded("a teddy bear", token=None, category="teddy bear") == "a teddy bear"
 

@@ -102,7 +102,7 @@ def without_tokens(prompt: str, subjects: Iterable[Named]) -> str:
         if subject.tokens:
             category, (first, *others) = subject.category, subject.tokens
             for words in (subject.words, " ".join(subject.tokens), f"{first} {category}", first):
-                prompt = with_words(prompt, re.escape(words), category)
+                prompt = with_words(prompt, f"(?i:{re.escape(words)})", category)  # as CLIP reads it
             for token in others:
                 prompt = prompt.replace(token, "")
     return " ".join(prompt.split())

@@ -78,7 +78,7 @@ class Method:
         """Return a caption or prompt as the method words it: with the category after the token, or without."""
         if self.names_category or not token:
             return text
-        return re.sub(rf"(?<={re.escape(token)}) {re.escape(category)}(?!\w)", "", text)
+        return re.sub(rf"(?<={re.escape(token)}) {re.escape(category)}(?!\w)", "", text, flags=re.IGNORECASE)
 
     def without_regularization(self) -> Self:
         """Return the method with target pictures in place of the regularization pictures.
