@@ -2,6 +2,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import write_pictures
 from moongate.backbone import Backbone
@@ -9,7 +10,7 @@ from moongate.pocket import examples
 from moongate.studio.drafts import Draft
 from moongate.studio.teach import of_example
 from moongate.studio.worker.bench import Bench, Setup
-from moongate.studio.worker.teaching import bring_photos, side_of, usual_steps
+from moongate.studio.worker.teaching import bring_photos, look_at_photos, side_of, usual_steps
 from moongate.training import method
 
 
@@ -49,6 +50,19 @@ def test_photos_of_one_name_from_two_folders_are_all_brought_with_their_own_capt
     captions = {photo.file.stem: photo.caption for photo in draft.photos()}
     assert {captions["0"], captions["0-2"]} == {"caption 0", "caption 1"}
     assert len(captions) == 4
+
+
+def test_photos_of_one_name_to_learn_from_and_to_judge_have_their_own_remarks(tmp_path: Path) -> None:
+    photos = [tmp_path / "teach" / "0.png", tmp_path / "held-out" / "0.png"]
+    for seed, photo in enumerate(photos):
+        write_pictures(photo.parent, count=1, seed=seed)
+    with Image.open(photos[0]) as image:
+        image.resize((20, 16)).save(photos[0])
+    bench = Bench(Setup(device="cpu"))
+    looks = look_at_photos(bench, list(map(str, photos)), [None, None], side_px=32, previews=str(tmp_path / "previews"))
+    small = "teach/0.png is smaller than the 32 pixels that the model draws."
+    assert [small in look["remarks"] for look in looks] == [True, False]
+    assert not any("teach/0.png" in text for text in looks[1]["remarks"])
 
 
 @pytest.mark.parametrize(("sample_size", "side_px"), [("8", 16), ("1e999", None), ('"?"', None)])

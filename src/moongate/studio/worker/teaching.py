@@ -1,5 +1,6 @@
 """Answers for the page Teach: what a model needs, what photos are like, and whether words can be used."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,7 @@ def check_mask(_bench: Bench, photo: str, mask: str) -> None:
             "the size of its photo."
         )
     gray = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST).convert("RGB")
-    import numpy as np
-
-    write_atomically(path.with_name(f"{path.stem}.mask.png"), png_bytes(np.array(gray)))
+    write_atomically(path.with_name(f"{path.stem}.mask.png"), png_bytes(gray))
 
 
 def bring_photos(bench: Bench, source: str, target: str, prefix: str = "") -> list[str]:
@@ -181,26 +180,30 @@ def look_at_photos(
     """
     from moongate.data.pictures import read_mask, read_picture, remarks
 
-    found: list[dict[str, Any]] = []
-    pictures = dict[str, Any]()
-    for file, mask_file in zip(photos, masks, strict=True):
-        name = Path(file).name
+    looks: list[dict[str, Any]] = []
+    names, pictures = _different_names([Path(file) for file in photos]), dict[str, Any]()
+    for name, file, mask_file in zip(names, photos, masks, strict=True):
         try:
             picture = read_picture(Path(file))
             mask = read_mask(Path(mask_file)) if mask_file else None
         except PictureError as error:
-            found.append({"name": name, "error": str(error)})
+            looks.append({"error": str(error)})
             continue
         pictures[name] = picture
-        found.append({"name": name, "remarks": [], **_previews(picture, mask, side_px, Path(previews))})
-    said = remarks([*pictures.values()], [*pictures]) if pictures else []
-    for facts in found:
-        if "error" not in facts:
-            name = facts["name"]
-            facts["remarks"] = [text for text in said if text.startswith(f"{name} ")]
+        looks.append(dict(_previews(picture, mask, side_px, Path(previews))))
+    texts = remarks([*pictures.values()], [*pictures]) if pictures else []
+    for name, look in zip(names, looks, strict=True):
+        if name in pictures:
+            look["remarks"] = [text for text in texts if text.startswith(f"{name} ")]
             if min(pictures[name].shape[:2]) < side_px:
-                facts["remarks"].append(f"{name} is smaller than the {side_px} pixels that the model draws.")
-    return found
+                look["remarks"].append(f"{name} is smaller than the {side_px} pixels that the model draws.")
+    return looks
+
+
+def _different_names(files: Sequence[Path]) -> list[str]:
+    """Return the names of files, with their folders where two have the same name."""
+    counts = Counter(file.name for file in files)
+    return [file.name if counts[file.name] == 1 else f"{file.parent.name}/{file.name}" for file in files]
 
 
 def _previews(picture: Any, mask: Any, side_px: int, folder: Path) -> dict[str, str]:
