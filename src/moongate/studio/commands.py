@@ -19,7 +19,7 @@ from typing import Any, Literal
 from moongate.files import file_name, free_path, try_lock, write_atomically
 from moongate.texts import parse_json, read_text
 
-__all__ = ["Command", "Commands", "Started"]
+__all__ = ["INTERRUPTED", "Command", "Commands", "Started"]
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ALIVE = ("waiting", "running")
@@ -31,6 +31,8 @@ INTERRUPTED = 130
 """Exit status of a command that was stopped and has saved its state."""
 LAST_BYTES = 20_000
 """What is read of the end of a log."""
+FAILURE_CHARACTERS = 400
+"""What pages show of it when a command has failed."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Started:
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
+
+    @property
+    def failure(self) -> str:
+        """What a failed command printed last; empty in every other state."""
+        if self.state != "failed":
+            return ""
+        return self.printed[-FAILURE_CHARACTERS:].strip() or "it printed nothing."
 
 
 @dataclass(kw_only=True)

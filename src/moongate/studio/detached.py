@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moongate.errors import MoongateError
 from moongate.files import try_lock, write_atomically
-from moongate.studio.commands import Commands
+from moongate.studio.commands import INTERRUPTED, Commands
 
 __all__ = ["run"]
 
@@ -31,9 +31,10 @@ def run(folder: Path, name: str) -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a training saves its state, all else just ends
     commands, status = Commands(folder=folder), 1
-    sys.argv = ["moongate", *commands.look(name).command.words]
+    started = commands.look(name)
+    sys.argv = ["moongate", *started.command.words]
     try:
-        if commands.look(name).takes_turns:
+        if started.takes_turns:
             _write_process(folder, name, waits=True)
             commands.wait_for_turn(name)
         _write_process(folder, name, waits=False)
@@ -42,7 +43,7 @@ def run(folder: Path, name: str) -> int:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     except Exception:
         traceback.print_exc()
     finally:

@@ -9,23 +9,21 @@ from moongate.studio.commands import Command, State
 from moongate.studio.composition import WAYS, Composition
 from moongate.studio.pictures import Picture, pictures
 from moongate.studio.state import Studio
-from moongate.studio.widgets import command_line, live, notice, paragraph, picture, section
+from moongate.studio.widgets import command_line, live, notice, paragraph, picture, progress, section
 
 __all__ = ["show_drawn"]
-
-LAST_LINES = 400
-"""Characters of what a command printed last that are shown when it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The pictures of one way."""
+    """The pictures of one way, and the command that draws them, if the studio started it."""
 
     way: str
     pictures: tuple[Picture, ...]
     state: State | None
     command: Command | None
-    printed: str
+    failure: str
+    """`Started.failure` of the command."""
 
 
 def show_drawn(studio: Studio, composition: Composition) -> None:
@@ -37,23 +35,22 @@ def show_drawn(studio: Studio, composition: Composition) -> None:
 
 def _rows(studio: Studio, folder: str) -> list[Row]:
     place = studio.places.inside(studio.places.gallery / folder)
-    started = {each.command.words[-1]: each for each in reversed(studio.commands.all())}
-    found = []
+    by_out = {started.command.words[-1]: started for started in reversed(studio.commands.all())}
+    rows = []
     for way in ("alone", *WAYS):
-        made = sorted(pictures(studio.places, place / way), key=lambda picture: picture.seed)
-        one = started.get(str(place / way))
-        if made or one:
-            is_bad = one is not None and one.state == "failed"
-            found.append(
+        drawn = sorted(pictures(studio.places, place / way), key=lambda picture: picture.seed)
+        started = by_out.get(str(place / way))
+        if drawn or started:
+            rows.append(
                 Row(
                     way=way,
-                    pictures=tuple(made),
-                    state=one.state if one else None,
-                    command=one.command if one else None,
-                    printed=one.printed[-LAST_LINES:] if one and is_bad else "",
+                    pictures=tuple(drawn),
+                    state=started.state if started else None,
+                    command=started.command if started else None,
+                    failure=started.failure if started else "",
                 )
             )
-    return found
+    return rows
 
 
 def _show(studio: Studio, composition: Composition, rows: list[Row]) -> None:
@@ -64,10 +61,9 @@ def _show(studio: Studio, composition: Composition, rows: list[Row]) -> None:
             if row.state == "waiting":
                 paragraph("It waits until the drawings before it are done.", quiet=True)
             if row.state == "running":
-                bar = ui.element("progress").props('aria-label="Pictures drawn"')
-                bar._props.update({"max": composition.count, "value": len(row.pictures)})
+                progress("Pictures drawn", len(row.pictures), composition.count)
             if row.state == "failed":
-                notice(f"This failed: {row.printed.strip() or 'it printed nothing.'}", level="bad")
+                notice(f"This failed: {row.failure}", level="bad")
             with ui.element("div").classes("pictures"):
                 for each in row.pictures:
                     alt = f"{each.prompt}, seed {each.seed}, {row.way}"

@@ -17,11 +17,11 @@ from moongate.studio.report import table
 from moongate.studio.shelf import cards
 from moongate.studio.state import Studio
 from moongate.studio.widgets import (
-    Words,
     command_line,
     dialog,
     errors_shown,
     heading,
+    link,
     live,
     notice,
     paragraph,
@@ -37,8 +37,7 @@ SHOWN = 48
 COMMANDS = ("draw-", "redraw-", "edit-")
 """How the names of commands begin whose pictures appear here."""
 LATEST = 5
-"""A drawing that failed is shown as long as it is one of so many that were started last."""
-LAST_CHARACTERS = 400
+"""A drawing that failed is shown as long as it is among this many that were started last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,8 @@ class _Found:
 
     pictures: tuple[Picture, ...]
     total: int
-    running: tuple[tuple[str, State, str], ...]
+    unfinished: tuple[tuple[str, State, str], ...]
+    """Drawings that run, wait or failed: their names, their states, and what those that failed printed last."""
 
 
 def show(studio: Studio) -> None:
@@ -78,10 +78,7 @@ class _Gallery:
         return _Found(
             pictures=tuple(found[: self.shown]),
             total=len(found),
-            running=tuple(
-                (each.name, each.state, each.printed[-LAST_CHARACTERS:] if each.state == "failed" else "")
-                for each in self._unfinished()
-            ),
+            unfinished=tuple((started.name, started.state, started.failure) for started in self._unfinished()),
         )
 
     def _unfinished(self) -> list[Started]:
@@ -90,13 +87,13 @@ class _Gallery:
         return [each for each in ours if each.state in ALIVE or (each.state == "failed" and each in ours[:LATEST])]
 
     def _show(self, found: _Found) -> None:
-        for name, state, printed in found.running:
+        for name, state, failure in found.unfinished:
             if state == "running":
                 paragraph(f"{name} is running.", quiet=True)
             elif state == "waiting":
                 paragraph(f"{name} waits until the drawings before it are done.", quiet=True)
             else:
-                notice(f"{name} failed: {printed.strip() or 'it printed nothing.'}", level="bad")
+                notice(f"{name} failed: {failure}", level="bad")
         if not found.total:
             paragraph("No picture has all of these words." if self.query else "No picture has been drawn yet.")
         elif self.query:
@@ -146,7 +143,7 @@ class _Gallery:
                     picture(self.studio.places, each.file, alt=each.prompt, caption=f"{each.prompt}, seed {each.seed}")
             rows = differences(two[0], two[1])
             if rows:
-                table(("", "left", "right"), [[(cell, "") for cell in row] for row in rows])
+                table(("", "left", "right"), rows)
             else:
                 paragraph("Both were drawn in the same way.")
 
@@ -158,10 +155,10 @@ class _Gallery:
             picture(self.studio.places, each.file, alt=each.prompt).classes("large")
             facts = [("seed", str(each.seed)), ("concepts", each.described), ("model", each.model)]
             facts += [("steps", str(each.steps or "")), ("scheduler", each.scheduler), ("edited from", each.source)]
-            table(("", ""), [[(name, ""), (value, "")] for name, value in facts if value])
+            table(("", ""), [fact for fact in facts if fact[1]])
             with ui.element("p"):
-                link = Words("a", "Download it with its metadata")
-                link._props.update({"href": self.studio.places.address(each.file), "download": each.file.name})
+                address = self.studio.places.address(each.file)
+                link("Download it with its metadata", address, download=each.file.name)
             self._offer_redrawing(each)
             self._offer_editing(each)
             ui.button("Close", on_click=opened.close).props("outline")
@@ -212,9 +209,9 @@ class _Gallery:
             )
         return [Chosen(file=known[used.hash], strength=used.strength) for used in each.concepts]
 
-    def _start(self, made: Callable[[], Command], name: str) -> None:
+    def _start(self, command_now: Callable[[], Command], name: str) -> None:
         with errors_shown():
-            command = made()  # now, so that it draws into a folder that is still free
+            command = command_now()  # only now, so that its folder is free
             Path(command.words[-1]).mkdir(parents=True)
             self.studio.commands.start(command, name=name, takes_turns=True)
             ui.notify("It is being drawn, and will appear at the top.")

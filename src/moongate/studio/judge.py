@@ -38,10 +38,12 @@ from moongate.studio.widgets import (
     drop_zone,
     errors_shown,
     heading,
+    link,
     live,
     notice,
     paragraph,
     picture,
+    progress,
     section,
 )
 
@@ -71,8 +73,7 @@ def _show_studies(studio: Studio, names: list[str]) -> None:
         paragraph("There is no study yet. Draw the same prompts in two ways on the page Compose, and make one below.")
     with ui.element("div").classes("bar"):
         for name in names:
-            link = Words("a", name).classes("card")
-            link._props["href"] = f"{PATH}?" + urlencode({"study": name})
+            link(name, f"{PATH}?{urlencode({'study': name})}").classes("card")
 
 
 class _Judging:
@@ -123,8 +124,7 @@ class _Judging:
 
     def _show_trial(self, trial: Trial) -> None:
         item = self.study.items[trial.item]
-        bar = ui.element("progress").props('aria-label="Answered"')
-        bar._props.update({"max": len(self.trials), "value": len(self.answered)})
+        progress("Answered", len(self.answered), len(self.trials))
         paragraph(f"{len(self.answered)} of {len(self.trials)} answered", quiet=True).mark("count")
         heading(QUESTIONS[trial.question], level=3).props("aria-live=polite")
         if trial.question == "text":
@@ -186,19 +186,19 @@ class _Judging:
 
     def _show_results(self, results: Results) -> None:
         paragraph(f"Raters: {', '.join(results.raters) or 'none yet'}. {results.trials} trials for each.", quiet=True)
-        table(PREFERENCE_HEAD, [[(cell, "") for cell in row] for row in preference_rows(results)])
+        table(PREFERENCE_HEAD, preference_rows(results))
         for strengths in results.strengths:
             if strengths.values:
                 heading(f"Bradley-Terry strengths, {strengths.question}", level=3)
-                table(STRENGTHS_HEAD, [[(cell, "") for cell in row] for row in strength_rows(strengths)])
+                table(STRENGTHS_HEAD, strength_rows(strengths))
             if strengths.problem:
                 paragraph(f"Strengths, {strengths.question}: {strengths.problem}", quiet=True)
         command_line(Command(("judge", "results", str(self.folder))))
 
     def _show_page(self) -> None:
         with ui.element("p"):
-            link = Words("a", f"Download {PAGE}, one file to send to raters")
-            link._props.update({"href": self.studio.places.address(self.folder / PAGE), "download": PAGE})
+            address = self.studio.places.address(self.folder / PAGE)
+            link(f"Download {PAGE}, one file to send to raters", address, download=PAGE)
         zone = drop_zone(
             "Drop the files that raters send back",
             choose="Choose files",

@@ -18,13 +18,13 @@ from moongate.studio.places import CONCEPT
 from moongate.studio.shelf import Card, Deleted, cards, delete, deleted, free_name, rename, restore
 from moongate.studio.state import Studio
 from moongate.studio.widgets import (
-    Words,
     busy,
     command_line,
     dialog,
     drop_zone,
     errors_shown,
     heading,
+    link,
     live,
     notice,
     paragraph,
@@ -130,38 +130,36 @@ class _Library:
                 {name: f"{name}: {reads}" for name, reads in FORMATS.items()}, value="kohya", label="Format"
             )
             choice.props("outlined").mark("format")
+            file = str(card.file)
             command_line(
-                lambda: Command(("convert", str(card.file), "--to", choice.value, *self._out(card, choice.value)))
+                lambda: Command(("convert", file, "--to", choice.value, "--out", self._out(card, choice.value)))
             )
             result = ui.element("div")
 
             async def apply() -> None:
                 async with busy(button):
-                    out = self._out(card, choice.value)[1]
-                    written = await self.studio.desk.ask(
-                        "export_concept", file=str(card.file), to=choice.value, out=out
-                    )
+                    out = self._out(card, choice.value)
+                    written = await self.studio.desk.ask("export_concept", file=file, to=choice.value, out=out)
                     result.clear()
                     with result:
                         for note in written["notes"]:
                             notice(note, level="fair")
-                        for file in map(Path, written["files"]):
-                            self._link(file)
+                        for path in map(Path, written["files"]):
+                            self._link(path)
 
             with ui.element("div").classes("bar"):
                 button = ui.button("Write the files", on_click=apply)
                 ui.button("Close", on_click=opened.close).props("outline")
 
-    def _out(self, card: Card, to: str) -> tuple[str, str]:
-        """Return the words of the command that say where an export goes."""
-        single = to in ("moongate", "adobe", "compvis")
-        ending = {"moongate": CONCEPT, "compvis": ".ckpt"}.get(to, ".bin")
-        return "--out", str(self.studio.places.exports / f"{card.name}-{to}{ending if single else ''}")
+    def _out(self, card: Card, to: str) -> str:
+        """Return the path of an export: a file, or a folder for the formats of several files."""
+        ending = {"moongate": CONCEPT, "compvis": ".ckpt", "adobe": ".bin"}.get(to, "")
+        return str(self.studio.places.exports / f"{card.name}-{to}{ending}")
 
     def _link(self, file: Path) -> None:
         with ui.element("p"):
-            link = Words("a", f"Download {file.name} ({file.stat().st_size / 1e6:.1f} MB)")
-            link._props.update({"href": self.studio.places.address(file), "download": file.name})
+            text = f"Download {file.name} ({file.stat().st_size / 1e6:.1f} MB)"
+            link(text, self.studio.places.address(file), download=file.name)
 
     def _show_trash(self, found: list[Deleted]) -> None:
         if not found:
@@ -241,7 +239,7 @@ class _Import:
                 source=str(place if others else only),
                 out=str(out),
                 tokens=self.tokens.split(),
-                categories=[word.strip() for word in self.categories.split(",") if word.strip()],
+                categories=self._categories(),
             )
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -253,11 +251,14 @@ class _Import:
             for note in found["notes"]:  # type: ignore[attr-defined]
                 notice(note, level="fair")
             words = ["convert", name, "--to", "moongate", "--out", str(out)]
-            words += [word for token in self.tokens.split() for word in ("--token", token)]
-            words += [
-                word for each in self.categories.split(",") if each.strip() for word in ("--category", each.strip())
-            ]
+            for token in self.tokens.split():
+                words += ["--token", token]
+            for category in self._categories():
+                words += ["--category", category]
             command_line(Command(tuple(words)))
+
+    def _categories(self) -> list[str]:
+        return [category.strip() for category in self.categories.split(",") if category.strip()]
 
 
 def _facts(card: Card) -> str:

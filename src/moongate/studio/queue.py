@@ -14,7 +14,7 @@ from moongate.run_page import duration
 from moongate.run_page.losses import loss_chart
 from moongate.run_records import Progress, read_progress, read_steps
 from moongate.studio.state import Studio
-from moongate.studio.widgets import Words, chart, errors_shown, live, notice, paragraph, section
+from moongate.studio.widgets import chart, errors_shown, link, live, notice, paragraph, progress, section
 
 __all__ = ["show_queue"]
 
@@ -68,8 +68,7 @@ def _show_card(studio: Studio, card: Card) -> None:
         part.classes("card")
         done, total = (card.run.step, card.run.steps) if card.run else (status.done, status.total)
         if status.state in ("running", "paused"):
-            bar = ui.element("progress").props(f'max={total or 1} value={done} aria-label="Steps done"')
-            bar.mark(f"progress-{name}")
+            progress("Steps done", done, total or 1).mark(f"progress-{name}")
             paragraph(_progress(card, done, total))
         if status.error:
             notice(status.error, level="bad")
@@ -83,8 +82,7 @@ def _show_card(studio: Studio, card: Card) -> None:
             if status.state != "done":
                 _button("Cancel", "close", name, lambda: studio.trainings.cancel(name))
             if card.run:
-                link = Words("a", f"Watch {name}")
-                link._props["href"] = "/watch?" + urlencode({"run": str(card.folder)})
+                link(f"Watch {name}", "/watch?" + urlencode({"run": str(card.folder)}))
 
 
 def _progress(card: Card, done: int, total: int) -> str:

@@ -5,11 +5,12 @@ from typing import Any
 
 from nicegui import ui
 
-from moongate.studio.widgets import Words, heading, notice, paragraph
+from moongate.studio.widgets import Words, heading, notice, paragraph, progress
 
 __all__ = ["show_report", "table"]
 
-MUCH, HALF = 0.9, 0.5
+HALF = 0.5
+"""Share of its change below which the bar of a subject is red."""
 
 
 def show_report(report: Mapping[str, Any]) -> None:
@@ -22,10 +23,9 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report["conflicts"]:
         heading("Conflicts", level=3)
         rows = [
-            [(f"{c['first']} and {c['second']}", ""), (f"{c['cosine']:.3f}", ""), (f"{c['difference']:.2f}", ""),
-             (c["advice"], "")]
+            (f"{c['first']} and {c['second']}", f"{c['cosine']:.3f}", f"{c['difference']:.2f}", c["advice"])
             for c in report["conflicts"]
-        ]  # fmt: skip
+        ]
         table(("subjects", "cosine", "difference of values", "what helps"), rows)
     with ui.element("details"):
         Words("summary", "In numbers")
@@ -33,21 +33,21 @@ def show_report(report: Mapping[str, Any]) -> None:
         paragraph(report["cost"], quiet=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Sequence[str]]]) -> None:
-    """Add a table of texts, each with a level that colors it, or with an empty one."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str | Sequence[str]]]) -> None:
+    """Add a table; a cell is a text, or a text and the level that colors it."""
     with ui.element("div").classes("scroll"), ui.element("table"):
         with ui.element("tr"):
             for name in head:
                 Words("th", name).props("scope=col")
         for row in rows:
             with ui.element("tr"):
-                for text, level in row:
+                for cell in row:
+                    text, level = (cell, "") if isinstance(cell, str) else cell
                     Words("td", text).classes(level)
 
 
 def _bar(words: str, share: float, *, is_lost: bool) -> None:
     with ui.element("div").classes("share"):
         Words("span", f"{words} (may be lost)" if is_lost else words)
-        bar = ui.element("progress").classes("" if share >= HALF else "low")
-        bar._props.update({"max": 1, "value": round(share, 4), "aria-label": f"{words} keeps"})
+        progress(f"{words} keeps", round(share, 4), 1).classes("" if share >= HALF else "low")
         Words("span", f"{share:.0%}")

@@ -24,10 +24,12 @@ __all__ = [
     "drop_zone",
     "errors_shown",
     "heading",
+    "link",
     "live",
     "notice",
     "paragraph",
     "picture",
+    "progress",
     "section",
 ]
 
@@ -58,6 +60,26 @@ def notice(text: str, *, level: Level) -> Words:
     return Words("div", text).classes(f"notice {level}").props("role=status")
 
 
+def link(text: str, address: str, *, download: str = "") -> Words:
+    """Add a link.
+
+    Args:
+        text: What is shown.
+        address: Where it leads.
+        download: The name under which a browser saves what is there; it opens it if empty.
+    """
+    element = Words("a", text)
+    element._props.update({"href": address, **({"download": download} if download else {})})
+    return element
+
+
+def progress(label: str, done: float, total: float) -> ui.element:
+    """Add a bar that shows how much is done; screen readers say the label."""
+    bar = ui.element("progress")
+    bar._props.update({"max": total, "value": done, "aria-label": label})
+    return bar
+
+
 def picture(places: Places, file: Path, *, alt: str, caption: str = "") -> ui.element:
     """Add a picture file below the chosen folders, with a text below it.
 
@@ -86,18 +108,12 @@ def command_line(command: Command | Callable[[], Command]) -> ui.element:
     Args:
         command: The command, or a function that returns it as it is when the page looks.
     """
-    look = command if callable(command) else lambda: command
+    now = command() if callable(command) else command
     with ui.element("div").classes("command") as box:
-        code = Words("code", "")
+        code = Words("code", now.line)
         ui.button("Copy", icon="content_copy", on_click=lambda: ui.clipboard.write(code.text)).props("flat dense")
-
-    def show() -> None:
-        line = look().line
-        code.set_text(line)
-
-    show()
     if callable(command):
-        ui.timer(LOOK_EVERY_S / 2, show)
+        ui.timer(LOOK_EVERY_S / 2, lambda: code.set_text(command().line))
     return box
 
 

@@ -39,8 +39,7 @@ def merge_report(bench: Bench, concepts: Sequence[tuple[str, float]]) -> dict[st
         "cost": verdict(report)[-1],
         "head": list(HEAD),
         "rows": [
-            [[cell.text, cell.level] if isinstance(cell, Cell) else [cell, ""] for cell in row]
-            for row in judged_rows(report)
+            [[cell.text, cell.level] if isinstance(cell, Cell) else cell for cell in row] for row in judged_rows(report)
         ],
         "shares": {fit.words: fit.share_kept for fit in report.subjects},
         "lost": report.predicted_to_lose,
