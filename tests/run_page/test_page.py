@@ -131,7 +131,7 @@ def test_pictures_stand_in_the_order_of_the_story(tmp_path: Path) -> None:
     add(album, 5, part="taught", step=0, prompt="a caption")
     page = html(tmp_path, "finished")
     texts = ["Finished after 30", "Taught from", "a caption", "Before and after", "before, seed 0", "after, seed 0"]
-    texts += ["During the training", "base model: a bear", "step 20: a &lt;b&gt; bear", "Loss", "Settings"]
+    texts += ["During the training", "The base model: a bear", "Step 20: a &lt;b&gt; bear", "Loss", "Settings"]
     places = [page.index(text) for text in texts]
     assert places == sorted(places)
 

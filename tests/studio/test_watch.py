@@ -38,7 +38,7 @@ def test_a_run_of_the_shell_is_watched_and_followed(studio: Studio, visit: Calla
         await user.should_see("Stopped after step 10 of 30")
         for step in (0, 10):
             draw(run, step, 0)
-        await user.should_see(marker="step-0", retries=100)
+        await user.should_see("The base model: photo of a bear", retries=100)
         await user.should_see("Step 10: photo of a bear")
         write_run(run, steps=30)
         await user.should_see("Finished after 30 steps", retries=100)

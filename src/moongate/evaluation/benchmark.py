@@ -21,7 +21,7 @@ from moongate.data.pictures import as_tensor, read_picture
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import fid, image_alignment, kid_interval, mean_interval, text_alignment
 from moongate.evaluation.networks import Network, load_network
-from moongate.evaluation.prompts import default_prompts, filled
+from moongate.evaluation.prompts import default_prompts, filled, subject_words
 from moongate.evaluation.record import (
     BaseFacts,
     ConceptFacts,
@@ -35,7 +35,6 @@ from moongate.extras import versions
 from moongate.files import digest
 from moongate.limits import check_count
 from moongate.sampling import SampleOptions, draw_missing
-from moongate.training.method import METHODS
 
 __all__ = ["EvaluationOptions", "Reference", "Targets", "default_features", "evaluate"]
 
@@ -157,11 +156,7 @@ def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
     if not prompts:
         raise OptionError("There is no prompt. Name a set or a file of prompts.")
     subjects = concept.subjects if concept else ()
-    method = METHODS.get(concept.method) if concept else None
-    words = [
-        method.worded(subject.words, token=subject.token, category=subject.category) if method else subject.words
-        for subject in subjects
-    ]
+    words = subject_words(concept) if concept else []
     drawn = [filled(prompt, words) for prompt in prompts]
     drawn = [concept.spelled(text) for text in drawn] if concept else drawn
     return [

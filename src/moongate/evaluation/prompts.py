@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moongate.backbone import Backbone
+from moongate.concept import Concept
 from moongate.data.captions import with_words
 from moongate.errors import OptionError
-from moongate.files import is_file
+from moongate.files import is_file, remedy
 from moongate.texts import read_lines
+from moongate.training.method import METHODS
 
-__all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts"]
+__all__ = ["PLACE", "PROMPT_SETS", "default_prompts", "filled", "prompt_lines", "read_prompts", "subject_words"]
 
 PROMPT_SETS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
     Path(__file__).with_name("prompts.json").read_text(encoding="utf-8")
@@ -76,9 +78,19 @@ def filled(prompt: str, words: Sequence[str]) -> str:
     return with_words(prompt, PLACE.pattern, fill)
 
 
+def subject_words(concept: Concept) -> list[str]:
+    """Return the words of each subject in a prompt as the concept's method words them: with or without the category."""
+    method = METHODS.get(concept.method)
+    if method is None:
+        return [subject.words for subject in concept.subjects]
+    return [method.worded(part.words, token=part.token, category=part.category) for part in concept.subjects]
+
+
 def prompt_lines(file: Path) -> list[str]:
     """Return the lines of a file that hold text. Raises OptionError when it cannot be read."""
     try:
         return read_lines(file)
+    except OSError as error:
+        raise OptionError(f"{file} cannot be read: {error.strerror or error}. {remedy(error)}") from error
     except ValueError as error:
         raise OptionError(f"{file} cannot be read: {error}. Save it as UTF-8, with a prompt in each line.") from error

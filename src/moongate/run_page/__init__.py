@@ -45,15 +45,8 @@ __all__ = [
     "seconds_to_draw",
 ]
 
-_OF_DRAWING = frozenset(
-    (
-        *("COMPARED_SEEDS", "DRAWING", "PLACES", "Comparison", "caption_template", "compared", "draw"),
-        *("drawings", "seconds_to_draw"),
-    )
-)
-
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_DRAWING:
+    if name in __all__:  # and not imported above
         return getattr(import_module("moongate.run_page.drawing"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Measuring the concepts that a run has kept: alignment with held-out photos, and drift on unrelated prompts."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from moongate.data.pictures import as_tensor
 from moongate.errors import OptionError
 from moongate.evaluation.metrics import image_alignment
 from moongate.evaluation.networks import Network
+from moongate.evaluation.prompts import subject_words
 from moongate.files import digest
 from moongate.merging.neutral import neutral_captions
-from moongate.run_page.album import Album, Drawn, Part
+from moongate.run_page.album import Album, Part
 from moongate.run_page.drawing import draw
 from moongate.run_page.measures import Measured, read_measures, write_measures
 from moongate.run_records import kept_concepts
-from moongate.training.method import METHODS
 
 __all__ = ["SEEDS", "measure", "unrelated_prompts"]
 
@@ -31,8 +32,8 @@ SEEDS = range(4)
 """Seeds of the pictures of the subject; `moongate train --validate-every` draws the same."""
 LEAST_LETTERS = 3
 """Shorter words, such as "a" and the "t" of "t shirt", are in most captions and do not say what is taught."""
-SEED = 0
-"""Seed of the pictures of unrelated prompts."""
+UNRELATED_SEEDS = (0,)
+"""Seeds of the pictures of unrelated prompts."""
 
 Pixels = UInt8[np.ndarray, "_height _width 3"]
 
@@ -84,15 +85,15 @@ def measure(
     first = Concept.load(next(iter(kept.values())))
     prompts = unrelated_prompts([subject.words for subject in first.subjects], count)
     alike = (network.name, content, len(prompts))
-    earlier = read_measures(run_folder)
-    found = {each.step: each for each in earlier if (each.network, each.photos, each.unrelated) == alike}
+    album, earlier = Album(run_folder), read_measures(run_folder)
+    measures = {each.step: each for each in earlier if (each.network, each.photos, each.unrelated) == alike}
     for step, file in ((0, None), *kept.items()):
-        if step in found:
+        if step in measures:
             continue
-        concept = Concept.load(file) if file else None
-        subject, unrelated = _pictures(backbone, Album(run_folder), concept or first, step, prompts)
-        before = _features(network, _drawn(Album(run_folder), "unrelated", 0, prompts))
-        found[step] = Measured(
+        concept = Concept.load(file) if file else first
+        subject, unrelated = _pictures(backbone, album, concept, step, prompts)
+        before = _features(network, _drawn(album, "unrelated", 0, prompts))
+        measures[step] = Measured(
             step=step,
             alignment=float(image_alignment(_features(network, subject), targets).mean()),
             drift=float(1 - F.cosine_similarity(_features(network, unrelated), before).mean()) if step else 0.0,
@@ -100,9 +101,9 @@ def measure(
             photos=content,
             unrelated=len(prompts),
         )
-        write_measures(run_folder, [found[step] for step in sorted(found)])
-        on_step(found[step])
-    return [found[step] for step in sorted(found)]
+        write_measures(run_folder, [measures[step] for step in sorted(measures)])
+        on_step(measures[step])
+    return [measures[step] for step in sorted(measures)]
 
 
 def _pictures(
@@ -114,43 +115,34 @@ def _pictures(
     """
     validated = [each for each in album.drawn("validation") if each.step == step]
     prompt = validated[0].prompt if validated else _prompt(album, concept, step)
-
-    def complete() -> None:
+    with concept.applied(backbone) if step else contextlib.nullcontext():
         _complete(backbone, album, "validation", step, [prompt], SEEDS)
-        _complete(backbone, album, "unrelated", step, prompts, [SEED])
-
-    if step:
-        with concept.applied(backbone):
-            complete()
-    else:
-        complete()
+        _complete(backbone, album, "unrelated", step, prompts, UNRELATED_SEEDS)
     return _drawn(album, "validation", step, [prompt]), _drawn(album, "unrelated", step, prompts)
 
 
 def _prompt(album: Album, concept: Concept, step: int) -> str:
-    others = [each.prompt for each in album.drawn("validation") if each.step]
-    method = METHODS.get(concept.method)
-    words = [
-        method.worded(each.words, token=each.token, category=each.category) if method else each.words
-        for each in concept.subjects
-    ]
-    prompt = others[0] if others else photo_of(*words)
+    """Return the prompt of the subject after a step: that of other steps, or else a photo of it."""
+    others = [drawn.prompt for drawn in album.drawn("validation") if drawn.step]
+    prompt = others[0] if others else photo_of(*subject_words(concept))
     return prompt if step else without_tokens(prompt, concept.subjects)
 
 
 def _complete(
     backbone: Backbone, album: Album, part: Part, step: int, prompts: Sequence[str], seeds: Sequence[int]
 ) -> None:
-    there = {(each.prompt, each.seed) for each in album.drawn(part) if each.step == step}
-    if missing := [prompt for prompt in prompts if any((prompt, seed) not in there for seed in seeds)]:
-        places = [prompts.index(prompt) for prompt in missing]
-        for place, prompt in zip(places, missing, strict=True):
+    """Draw the pictures of a step that the album lacks."""
+    there = {(drawn.prompt, drawn.seed) for drawn in album.drawn(part) if drawn.step == step}
+    for place, prompt in enumerate(prompts):
+        if not there.issuperset((prompt, seed) for seed in seeds):
             draw(backbone, album, [prompt], seeds=seeds, step=step, part=part, place=place)
 
 
 def _drawn(album: Album, part: Part, step: int, prompts: Sequence[str]) -> list[Pixels]:
-    found: list[Drawn] = [each for each in album.drawn(part) if each.step == step and each.prompt in prompts]
-    return [album.image(each) for each in sorted(found, key=lambda each: (prompts.index(each.prompt), each.seed))]
+    """Return the pictures of a step in the order of the prompts and seeds."""
+    pictures = [drawn for drawn in album.drawn(part) if drawn.step == step and drawn.prompt in prompts]
+    pictures.sort(key=lambda drawn: (prompts.index(drawn.prompt), drawn.seed))
+    return [album.image(drawn) for drawn in pictures]
 
 
 def _features(network: Network, pictures: Sequence[Pixels]) -> Float[Tensor, "pictures width"]:

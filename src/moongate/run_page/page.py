@@ -1,6 +1,9 @@
 """The page of a run, made of the records in its folder alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +14,32 @@ from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
 from moongate.run_page.measures import measures_chart, read_measures, stop_said, when_to_stop
 from moongate.run_records import read_config, read_steps
 
-__all__ = ["PAGE", "REFRESH_S", "Status", "duration", "page_of", "words_of"]
+__all__ = [
+    "PAGE",
+    "REFRESH_S",
+    "Row",
+    "Status",
+    "comparison_rows",
+    "duration",
+    "page_of",
+    "validation_rows",
+    "words_of",
+]
 
 PAGE = "index.html"
 Status = Literal["running", "stopped", "finished"]
 REFRESH_S = 10
 """Seconds after which a browser loads the page of a running training again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Pictures of a run that are shown side by side."""
+
+    label: str
+    drawn: tuple[Drawn, ...]
+    captions: tuple[str, ...]
+    """One for each picture."""
 
 
 def page_of(run_folder: Path, status: Status) -> Page:
@@ -49,6 +72,28 @@ def words_of(config: dict[str, Any]) -> str:
     return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
 
 
+def comparison_rows(drawn: Iterable[Drawn]) -> list[Row]:
+    """Return a row for each prompt of a comparison: the base's pictures by seed, and then the concept's."""
+    rows = []
+    for _, group in groupby(sorted(drawn, key=attrgetter("place", "step", "seed")), key=attrgetter("place")):
+        pictures = tuple(group)
+        label = " / ".join(dict.fromkeys(picture.prompt for picture in pictures))
+        captions = (f"{'after' if picture.step else 'before'}, seed {picture.seed}" for picture in pictures)
+        rows.append(Row(label=label, drawn=pictures, captions=tuple(captions)))
+    return rows
+
+
+def validation_rows(drawn: Iterable[Drawn]) -> list[Row]:
+    """Return a row for each step at which a prompt was drawn, by seed; that of the base comes first."""
+    rows = []
+    for step, group in groupby(sorted(drawn, key=attrgetter("step", "seed")), key=attrgetter("step")):
+        pictures = tuple(group)
+        label = f"{f'Step {step}' if step else 'The base model'}: {pictures[0].prompt}"
+        captions = tuple(f"seed {picture.seed}" for picture in pictures)
+        rows.append(Row(label=label, drawn=pictures, captions=captions))
+    return rows
+
+
 def _page(run_folder: Path, status: Status) -> Page:
     config, steps = read_config(run_folder), read_steps(run_folder)
     words = words_of(config)
@@ -59,8 +104,8 @@ def _page(run_folder: Path, status: Status) -> Page:
     taught = album.drawn("taught")
     if taught:
         page.row("Taught from", [album.image(each) for each in taught], captions=[each.prompt for each in taught])
-    _add_comparison(page, album)
-    _add_validation(page, album)
+    _add_rows(page, album, "Before and after, with the same seeds", comparison_rows(album.drawn("comparison")))
+    _add_rows(page, album, "During the training", validation_rows(album.drawn("validation")))
     _add_measures(page, run_folder)
     _add_losses(page, steps)
     page.text("h2", "Settings")
@@ -87,29 +132,11 @@ def _say_status(page: Page, steps: Sequence[dict[str, Any]], config: dict[str, A
         page.text("p", f"{skipped} steps changed nothing, because their gradients overflowed float16.")
 
 
-def _add_comparison(page: Page, album: Album) -> None:
-    """Show what base and concept draw with the same seeds."""
-    drawn = album.drawn("comparison")
-    if not drawn:
-        return
-    page.text("h2", "Before and after, with the same seeds")
-    for place in sorted({each.place for each in drawn}):
-        here = sorted((each for each in drawn if each.place == place), key=lambda each: (each.step, each.seed))
-        label = " / ".join(dict.fromkeys(each.prompt for each in here))
-        captions = [f"{'after' if each.step else 'before'}, seed {each.seed}" for each in here]
-        page.row(label, [album.image(each) for each in here], captions=captions)
-
-
-def _add_validation(page: Page, album: Album) -> None:
-    """Show one prompt at several steps, below what the base makes of it."""
-    drawn = album.drawn("validation")
-    if not drawn:
-        return
-    page.text("h2", "During the training")
-    for step in sorted({each.step for each in drawn}):
-        here = [each for each in drawn if each.step == step]
-        label = f"step {step}: {here[0].prompt}" if step else f"base model: {here[0].prompt}"
-        page.row(label, [album.image(each) for each in here], captions=list(map(_seed, here)))
+def _add_rows(page: Page, album: Album, heading: str, rows: Sequence[Row]) -> None:
+    if rows:
+        page.text("h2", heading)
+    for row in rows:
+        page.row(row.label, [album.image(drawn) for drawn in row.drawn], captions=row.captions)
 
 
 def _add_measures(page: Page, run_folder: Path) -> None:
@@ -121,10 +148,6 @@ def _add_measures(page: Page, run_folder: Path) -> None:
     page.text("h2", "When to stop")
     page.chart(measures_chart(measures, stop))
     page.text("p", stop_said(measures))
-
-
-def _seed(drawn: Drawn) -> str:
-    return f"seed {drawn.seed}"
 
 
 def _add_losses(page: Page, steps: Sequence[dict[str, Any]]) -> None:

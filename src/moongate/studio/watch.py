@@ -1,6 +1,7 @@
 """The page Watch: a run as it goes on, the same seeds at each step beside the base's own, and when to stop."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from nicegui import ui
 from moongate.errors import OptionError
 from moongate.files import is_held
 from moongate.fleet import Queue
-from moongate.run_page import Album, Drawn, duration
+from moongate.run_page import Album, Drawn, Part, duration
 from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
 from moongate.run_page.measures import Measured, measures_chart, read_measures, stop_said, when_to_stop
-from moongate.run_page.page import words_of
+from moongate.run_page.page import Row, comparison_rows, validation_rows, words_of
 from moongate.run_records import CONCEPTS, Progress, read_config, read_progress, read_steps
 from moongate.studio.commands import Command
 from moongate.studio.drafts import Draft
@@ -29,6 +30,7 @@ from moongate.studio.widgets import (
     notice,
     paragraph,
     picture,
+    progress,
     section,
 )
 
@@ -49,6 +51,10 @@ class Seen:
     lines: list[dict[str, Any]]
     drawn: list[Drawn]
     measures: list[Measured]
+
+    def part(self, part: Part) -> list[Drawn]:
+        """Return the pictures of one part."""
+        return [drawn for drawn in self.drawn if drawn.part == part]
 
 
 def show(studio: Studio) -> None:
@@ -79,13 +85,12 @@ def _folder(studio: Studio, run: Path) -> Path:
 
 
 def _seen(run: Path) -> Seen:
-    album = Album(run)
     return Seen(
         words=words_of(read_config(run)),
         progress=read_progress(run),
         is_running=is_held(run),
         lines=read_steps(run),
-        drawn=album.drawn(),
+        drawn=Album(run).drawn(),
         measures=read_measures(run),
     )
 
@@ -93,12 +98,14 @@ def _seen(run: Path) -> Seen:
 def _show(studio: Studio, run: Path, seen: Seen) -> None:
     heading(f"Teaching {seen.words}")
     _show_status(seen)
-    validated = [each for each in seen.drawn if each.part == "validation"]
-    if validated:
-        _show_rows(studio, run, validated)
-    compared = [each for each in seen.drawn if each.part == "comparison"]
-    if compared:
-        _show_comparison(studio, run, compared)
+    if rows := validation_rows(seen.part("validation")):
+        with section("During the training, with the same seeds"):
+            _show_rows(studio, run, rows)
+            if rows[0].drawn[0].step:
+                paragraph("The base's own pictures are drawn when the training is measured.", quiet=True)
+    if rows := comparison_rows(seen.part("comparison")):
+        with section("Before and after, with the same seeds"):
+            _show_rows(studio, run, rows)
     _show_stop(seen)
     if len(seen.lines) > 1:
         with section("Loss"):
@@ -107,52 +114,34 @@ def _show(studio: Studio, run: Path, seen: Seen) -> None:
             losses = held_out_losses(seen.lines)
             if len(losses) > 1:
                 chart(held_out_chart(losses))
-    taught = [each for each in seen.drawn if each.part == "taught"]
-    if taught:
+    if taught := seen.part("taught"):
         with section("Taught from"), ui.element("div").classes("pictures"):
-            for each in taught:
-                _picture(studio, run, each, caption=each.prompt)
+            for drawn in taught:
+                _picture(studio, run, drawn, caption=drawn.prompt)
 
 
 def _show_status(seen: Seen) -> None:
-    progress = seen.progress
-    if progress is None:
+    run = seen.progress
+    if run is None:
         notice("It begins: the model is loaded, and regularization pictures are prepared.", level="good")
         return
-    bar = ui.element("progress").props(f'max={progress.steps} value={progress.step} aria-label="Steps done"')
-    bar.mark("progress")
+    progress("Steps done", run.step, run.steps).mark("progress")
     if seen.is_running:
-        left = f", about {duration(progress.left_s)} left" if progress.step < progress.steps else ""
-        speed = f"{progress.pictures_per_second:.1f} pictures a second"
-        notice(f"Running: step {progress.step} of {progress.steps}, {speed}{left}.", level="good")
-    elif progress.step < progress.steps:
-        notice(f"Stopped after step {progress.step} of {progress.steps}. Resume it on the page Teach.", level="fair")
+        left = f", about {duration(run.left_s)} left" if run.step < run.steps else ""
+        speed = f"{run.pictures_per_second:.1f} pictures a second"
+        notice(f"Running: step {run.step} of {run.steps}, {speed}{left}.", level="good")
+    elif run.step < run.steps:
+        notice(f"Stopped after step {run.step} of {run.steps}. Resume it on the page Teach.", level="fair")
     else:
-        notice(f"Finished after {progress.steps} steps.", level="good")
+        notice(f"Finished after {run.steps} steps.", level="good")
 
 
-def _show_rows(studio: Studio, run: Path, drawn: list[Drawn]) -> None:
-    """Show a row for each step, with the base's own picture of the same seeds in the row below the heading."""
-    with section("During the training, with the same seeds"):
-        for step in sorted({each.step for each in drawn}):
-            here = sorted((each for each in drawn if each.step == step), key=lambda each: each.seed)
-            label = f"Step {step}" if step else "The base model"
-            heading(f"{label}: {here[0].prompt}", level=3)
-            with ui.element("div").classes("pictures").mark(f"step-{step}"):
-                for each in here:
-                    _picture(studio, run, each, caption=f"seed {each.seed}")
-        if not any(each.step == 0 for each in drawn):
-            paragraph("The base's own pictures are drawn when the training is measured.", quiet=True)
-
-
-def _show_comparison(studio: Studio, run: Path, drawn: list[Drawn]) -> None:
-    with section("Before and after, with the same seeds"):
-        for place in sorted({each.place for each in drawn}):
-            here = sorted((each for each in drawn if each.place == place), key=lambda each: (each.step, each.seed))
-            heading(" / ".join(dict.fromkeys(each.prompt for each in here)), level=3)
-            with ui.element("div").classes("pictures"):
-                for each in here:
-                    _picture(studio, run, each, caption=f"{'after' if each.step else 'before'}, seed {each.seed}")
+def _show_rows(studio: Studio, run: Path, rows: Sequence[Row]) -> None:
+    for row in rows:
+        heading(row.label, level=3)
+        with ui.element("div").classes("pictures"):
+            for drawn, caption in zip(row.drawn, row.captions, strict=True):
+                _picture(studio, run, drawn, caption=caption)
 
 
 def _show_stop(seen: Seen) -> None:
