@@ -157,30 +157,26 @@ class _Compose:
 
     async def _ask(self) -> None:
         """Let the worker merge, and show what it reports; only the latest question of this page counts."""
-        asked, place = self._wanted(), self.report
-        if self.reported and self.reported[0] == asked:
-            place.clear()
-            with place:
-                show_report(self.reported[1])
-            return
-        if not place.is_deleted and not place.default_slot.children:
-            with place:
-                paragraph("The model is loaded, and the concepts are merged.", quiet=True)
-        try:
-            found: Any = await self.studio.desk.ask("merge_report", concepts=asked, replaces=f"merge {id(self)}")
-        except (MoongateError, OSError) as error:
-            found = str(error)
-        except asyncio.CancelledError:
-            return
+        asked, place, problem = self._wanted(), self.report, ""
+        if not self.reported or self.reported[0] != asked:
+            if not place.is_deleted and not place.default_slot.children:
+                with place:
+                    paragraph("The model is loaded, and the concepts are merged.", quiet=True)
+            try:
+                report = await self.studio.desk.ask("merge_report", concepts=asked, replaces=f"merge {id(self)}")
+                self.reported = (asked, report)
+            except (MoongateError, OSError) as error:
+                problem = str(error)
+            except asyncio.CancelledError:
+                return
         if place.is_deleted or asked != self._wanted():
             return
         place.clear()
         with place:
-            if isinstance(found, str):
-                notice(found, level="bad")
-            else:
-                self.reported = (asked, found)
-                show_report(found)
+            if problem:
+                notice(problem, level="bad")
+            elif self.reported:
+                show_report(self.reported[1])
 
     def _show_saving(self) -> None:
         concepts = self.known.concepts

@@ -63,10 +63,8 @@ def _unpack_run(source: Path, run: Path) -> None:
 def _bring_photos(places: Places) -> None:
     """Write a draft; its settings come last, because they are what makes the folder a draft."""
     chosen, draft = example(EXAMPLE), Draft(folder=places.photos / RUN)
-    for place, folder, count in ((draft.teach, chosen.training, None), (draft.held_out, chosen.evaluation, JUDGES)):
-        for photo in sorted(folder.glob("*.webp"))[:count]:
-            name = photo.stem if count is None else f"judge-{photo.stem}"
-            _unpack(place / f"{name}.webp", photo.read_bytes())
-            if count is None:
-                _unpack(place / f"{name}.txt", photo.with_suffix(".txt").read_bytes())
+    for file in (*chosen.training.glob("*.webp"), *chosen.training.glob("*.txt")):
+        _unpack(draft.teach / file.name, file.read_bytes())
+    for photo in sorted(chosen.evaluation.glob("*.webp"))[:JUDGES]:
+        _unpack(draft.held_out / f"judge-{photo.name}", photo.read_bytes())
     draft.write(Settings(category=chosen.category, token="<pip>"))

@@ -80,8 +80,7 @@ def generate_command(
     if len(concepts) > 1:
         words += ["--together", together]
     words += [f"--region={region}" for region in regions]  # words may begin with a hyphen
-    for name, value in (more or {}).items():
-        words += [f"--{name}", str(value)] if value not in (None, "") else []
+    words += _options(more or {})
     return Command((*words, "--count", str(count), "--seed", str(seed), "--out", str(out)))
 
 
@@ -96,15 +95,6 @@ def redraw_command(picture: Picture, concepts: Sequence[Chosen], *, out: Path, m
     _check_model(picture, concepts, model)
     if picture.has_region_texts:
         raise OptionError("Regions of this picture had prompts of their own. Draw it in a shell, with --regions FILE.")
-    more = {
-        "steps": picture.steps,
-        "guidance": picture.guidance,
-        "scheduler": picture.scheduler,
-        "negative-prompt": picture.negative_prompt,
-        "width": picture.width_px,
-        "height": picture.height_px,
-        "model": "" if concepts else model,
-    }
     return generate_command(
         [picture.prompt],
         concepts,
@@ -113,7 +103,7 @@ def redraw_command(picture: Picture, concepts: Sequence[Chosen], *, out: Path, m
         count=1,
         together=picture.together or "merge",
         regions=picture.regions,
-        more=more,
+        more={**_how_drawn(picture), "model": "" if concepts else model},
     )
 
 
@@ -136,12 +126,7 @@ def edit_command(picture: Picture, target: str, concepts: Sequence[Chosen], *, o
     words = ["edit", checked_prompt(picture.prompt), checked_prompt(target), "--seed", str(picture.seed)]
     if concepts:
         words += ["--concept", str(concepts[0].file), "--strength", f"{concepts[0].strength:g}"]
-    elif model:
-        words += ["--model", model]
-    options = {"steps": picture.steps, "guidance": picture.guidance, "scheduler": picture.scheduler}
-    options |= {"negative-prompt": picture.negative_prompt, "width": picture.width_px, "height": picture.height_px}
-    for name, value in options.items():
-        words += [f"--{name}", str(value)] if value not in (None, "") else []
+    words += _options({"model": "" if concepts else model, **_how_drawn(picture)})
     return Command((*words, "--out", str(out)))
 
 
@@ -167,6 +152,23 @@ def _check_model(picture: Picture, concepts: Sequence[Chosen], model: str) -> No
             f"This picture was drawn with the model {picture.model!r:.80}, and this studio draws with {model!r}. Start "
             "a studio with --model and that name, if you trust the model."
         )
+
+
+def _how_drawn(picture: Picture) -> dict[str, object]:
+    """Return the options of sampling that a picture was drawn with; None or empty where it does not say."""
+    return {
+        "steps": picture.steps,
+        "guidance": picture.guidance,
+        "scheduler": picture.scheduler,
+        "negative-prompt": picture.negative_prompt,
+        "width": picture.width_px,
+        "height": picture.height_px,
+    }
+
+
+def _options(values: Mapping[str, object]) -> list[str]:
+    """Return options by name as words of a command, without those that are None or empty."""
+    return [word for name, value in values.items() if value not in (None, "") for word in (f"--{name}", str(value))]
 
 
 def _check_drawn(picture: Picture) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from moongate.studio.places import Places
 from moongate.texts import parse_json
 
-__all__ = ["Picture", "Used", "differences", "pictures"]
+__all__ = ["Picture", "Used", "differences", "holds_words", "pictures"]
 
 DEPTH = 4
 """Pictures are looked for this many folders deep."""
@@ -59,13 +59,18 @@ class Picture:
 
     def matches(self, query: str) -> bool:
         """Return whether all words of a search occur in what the picture's file says."""
-        text = " ".join((self.prompt, f"seed {self.seed}", self.model, self.together, self.described)).casefold()
-        return all(word in text for word in query.casefold().split())
+        return holds_words((self.prompt, f"seed {self.seed}", self.model, self.together, self.described), query)
 
     @property
     def described(self) -> str:
         """The concepts with their strengths and hashes."""
         return ", ".join(f"{used.file} at {used.strength:g} ({used.hash})" for used in self.concepts) or "no concept"
+
+
+def holds_words(texts: Iterable[str], query: str) -> bool:
+    """Return whether all words of a search occur in the texts, in capitals or not."""
+    joined = " ".join(texts).casefold()
+    return all(word in joined for word in query.casefold().split())
 
 
 def pictures(places: Places, folder: Path | None = None) -> list[Picture]:
@@ -114,15 +119,15 @@ def _read(file: Path, changed: int) -> Picture | None:
     """Read a file of which this is the last change."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
-            text, (width, height) = image.info.get("moongate"), image.size
+            text, size = image.info.get("moongate"), image.size
         facts = parse_json(text) if isinstance(text, str) else None
-        return _picture(file, changed, (width, height), facts) if isinstance(facts, dict) else None
+        return _picture(file, changed, size, facts) if isinstance(facts, dict) else None
     except (OSError, SyntaxError, ValueError, OverflowError, TypeError, LookupError, Image.DecompressionBombError):
         return None
 
 
 def _picture(file: Path, changed: int, size: tuple[int, int], facts: Mapping[str, Any]) -> Picture:
-    steps, guidance = facts.get("steps"), facts.get("guidance")
+    steps, guidance, regions = facts.get("steps"), facts.get("guidance"), facts.get("regions") or ()
     return Picture(
         file=file,
         changed=changed,
@@ -140,8 +145,8 @@ def _picture(file: Path, changed: int, size: tuple[int, int], facts: Mapping[str
         guidance=None if guidance is None else float(guidance),
         scheduler=str(facts.get("scheduler", "")),
         negative_prompt=str(facts.get("negative_prompt", "")),
-        regions=tuple(_region(region) for region in facts.get("regions") or ()),
-        has_region_texts=any(region.get("prompt") for region in facts.get("regions") or ()),
+        regions=tuple(map(_region, regions)),
+        has_region_texts=any(region.get("prompt") for region in regions),
         source=str(facts.get("source", "")),
     )
 

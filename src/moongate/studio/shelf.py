@@ -16,7 +16,7 @@ from pathlib import Path
 from moongate.errors import MoongateError, OptionError
 from moongate.files import file_name, free_path, is_held, write_atomically
 from moongate.run_page import Album
-from moongate.studio.pictures import pictures
+from moongate.studio.pictures import holds_words, pictures
 from moongate.studio.places import CONCEPT, Places
 from moongate.summary import Summary, read_summary
 from moongate.texts import parse_json, read_text
@@ -59,8 +59,7 @@ class Card:
 
     def matches(self, query: str) -> bool:
         """Return whether all words of a search occur in what the card shows."""
-        text = " ".join((self.name, *self.words, self.model, self.method, self.hash)).casefold()
-        return all(word in text for word in query.casefold().split())
+        return holds_words((self.name, *self.words, self.model, self.method, self.hash), query)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,7 @@ def free_name(places: Places, name: str) -> Path:
     Raises:
         OptionError: The name is empty or taken.
     """
-    if not name.strip():
-        raise OptionError("The name is empty. Give the concept a name, such as bear.")
-    file = places.concepts / f"{file_name(name)}{CONCEPT}"
-    if file.exists() or run_of(file).exists():
-        raise OptionError(f"There is already a concept or a training called {file.stem!r}. Choose another name.")
-    return file
+    return _checked_free(_named(places.concepts, name))
 
 
 def run_of(file: Path) -> Path:
@@ -109,13 +103,10 @@ def rename(places: Places, file: Path, name: str) -> Path:
         OptionError: The name is empty or taken, or the concept is still being trained or not in the studio's folder.
     """
     file = _own(places, file)
-    if not name.strip():
-        raise OptionError("The name is empty. Give the concept a name, such as bear.")
-    new = file.with_name(f"{file_name(name)}{CONCEPT}")
+    new = _named(file.parent, name)
     if new == file:
         return file
-    if new.exists() or run_of(new).exists():
-        raise OptionError(f"There is already a concept or a training called {new.stem!r}. Choose another name.")
+    _checked_free(new)
     os.link(file, new)  # unlike a renaming, it never replaces a file that another process has just written
     file.unlink()
     if run_of(file).exists():
@@ -170,6 +161,20 @@ def restore(places: Places, folder: Path) -> Path:
     with contextlib.suppress(OSError):  # something else was put into it
         folder.rmdir()
     return new
+
+
+def _named(folder: Path, name: str) -> Path:
+    """Return the concept file of a name that somebody has typed. Raises OptionError for an empty one."""
+    if not name.strip():
+        raise OptionError("The name is empty. Give the concept a name, such as bear.")
+    return folder / f"{file_name(name)}{CONCEPT}"
+
+
+def _checked_free(file: Path) -> Path:
+    """Return the file. Raises OptionError if it or its run folder is there."""
+    if file.exists() or run_of(file).exists():
+        raise OptionError(f"There is already a concept or a training called {file.stem!r}. Choose another name.")
+    return file
 
 
 def _own(places: Places, file: Path) -> Path:

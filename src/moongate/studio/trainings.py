@@ -182,12 +182,11 @@ def _training_words(entry: Mapping[str, Any], out: Path) -> tuple[str, ...]:
         words += ["--token", subject["token"]] if subject.get("token") else []
     for name, value in entry.items():
         if name not in ("name", "concepts", "evaluate"):
-            option = name.replace("_", "-")
-            words += (
-                ["--" + option] if value is True else ["--no-" + option] if value is False else _option(option, value)
-            )
+            words += _option(name.replace("_", "-"), value)
     return (*words, "--out", str(out / f"{entry['name']}{CONCEPT}"))
 
 
 def _option(name: str, value: Any) -> list[str]:
-    return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
