@@ -12,13 +12,13 @@ import ipaddress
 import secrets
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,7 +74,7 @@ class Gate:
         refusal = self._refusal(scope, headers)
         if refusal is None and scope["type"] == "http" and scope["path"] == LOGIN and self.password:
             refusal = await self._log_in(Request(scope, receive))
-        elif refusal is None and not self._is_known(_cookies(headers)):
+        elif refusal is None and not self._is_known(HTTPConnection(scope).cookies.get(COOKIE, "")):
             refusal = RedirectResponse(LOGIN, status_code=303)
         if refusal is None:
             await self.app(scope, _limited(receive), _secured(send))
@@ -100,11 +100,11 @@ class Gate:
             return PlainTextResponse(f"More than {MAX_UPLOAD_BYTES // 10**6} MB are not taken.", 413)
         return None
 
-    def _is_known(self, cookies: Mapping[str, str]) -> bool:
+    def _is_known(self, token: str) -> bool:
+        """Return whether a browser with this token in its cookie has given the password, if there is one."""
         if self.password is None:
             return True
-        given = _digest(cookies.get(COOKIE, ""))
-        return any(hmac.compare_digest(given, known) for known in self._sessions)
+        return any(hmac.compare_digest(_digest(token), known) for known in self._sessions)
 
     async def _log_in(self, request: Request) -> Response:
         """Answer the page that asks for the password, and take what it sends."""
@@ -151,11 +151,6 @@ def _name(host: str) -> str:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="replace")).digest()
-
-
-def _cookies(headers: Headers) -> dict[str, str]:
-    pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-    return {name: value for name, _, value in pairs}
 
 
 def _form(message: str, status: int = 200, *, retry_s: float = 0) -> Response:
