@@ -72,6 +72,10 @@ class Measure:
     """"text alignment", "image alignment", "KID" or "FID"."""
     features: str
     """Name of the feature network."""
+    pictures: str | None = None
+    """For an image alignment: which kind of target pictures, "held out" or "training"."""
+    subject: int | None = None
+    """For an image alignment: index of the subject in the concept."""
     value: float
     low: float | None = None
     """Lower bound of the interval."""
@@ -79,23 +83,10 @@ class Measure:
     """Upper bound of the interval."""
     by_prompt: tuple[float, ...] | None = None
     """Mean value for each prompt."""
-    pictures: str | None = None
-    """For an image alignment: which kind of target pictures, "held out" or "training"."""
-    subject: int | None = None
-    """For an image alignment: index of the subject in the concept."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, without those that this measure does not have."""
-        values = {
-            "measure": self.measure,
-            "features": self.features,
-            "pictures": self.pictures,
-            "subject": self.subject,
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "by_prompt": None if self.by_prompt is None else list(self.by_prompt),
-        }
+        values = asdict(self) | {"by_prompt": self.by_prompt and list(self.by_prompt)}
         return {key: value for key, value in values.items() if value is not None}
 
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from moongate.backbone import POCKET, PROJECTION_FILE, SETTINGS_FILE, Backbone, Settings
 from moongate.backbone.loading import LOADING_ERRORS
@@ -163,9 +164,8 @@ class Clip:
         for begin in range(0, len(order), CAPTIONS_AT_ONCE):
             part = order[begin : begin + CAPTIONS_AT_ONCE]
             ends = torch.tensor([len(ids[index]) - 1 for index in part])
-            padded = torch.full((len(part), int(ends.max()) + 1), self.tokenizer.eos_token_id)
-            for row, index in enumerate(part):
-                padded[row, : len(ids[index])] = torch.tensor(ids[index])
+            rows = [torch.tensor(ids[index]) for index in part]
+            padded = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
             features = self.text_encoder(padded.to(self.text_encoder.device)).last_hidden_state
             features = features[torch.arange(len(part)), ends.to(features.device)]
             if self.text_projection is not None:
