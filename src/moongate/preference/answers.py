@@ -42,7 +42,13 @@ class Answer:
     @property
     def preferred(self) -> str | None:
         """The method whose picture was chosen; None after a skip."""
-        return None if self.choice == "skip" else self.trial.left if self.choice == "left" else self.trial.right
+        return self.verdict[0] if self.verdict else None
+
+    @property
+    def verdict(self) -> tuple[str, str] | None:
+        """The method whose picture was chosen, and the other one; None after a skip."""
+        left, right = self.trial.left, self.trial.right
+        return {"left": (left, right), "right": (right, left), "skip": None}[self.choice]
 
 
 def read_answers(folder: Path, study: Study) -> list[Answer]:

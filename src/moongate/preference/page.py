@@ -8,7 +8,6 @@ import base64
 import io
 import json
 from importlib.resources import files
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,7 @@ def _data(study: Study, folder: Path) -> dict[str, Any]:
         "trials": [
             [question, n, *sorted((keys[n][first], keys[n][second]))]
             for question in study.questions
-            for n, item in enumerate(study.items)
-            if question == "text" or item.targets
-            for first, second in combinations(item.pictures, 2)
+            for n, first, second in study.pairs(question)
         ],
         "files": {name: _data_url(folder / PICTURES / name) for name in names},
     }

@@ -175,14 +175,13 @@ def _preference(study: Study, question: Question, pair: tuple[str, str], answers
 
 
 def _strengths(study: Study, question: Question, decided: Sequence[Answer]) -> Strengths:
-    methods = study.methods
-    ordered = [(methods.index(w), methods.index(w2)) for w, w2 in map(_winner_and_loser, decided)]
-    size = len(methods)
-    cells = np.array([winner * size + loser for winner, loser in ordered], dtype=np.int64)
+    methods, size = study.methods, len(study.methods)
+    verdicts = [[methods.index(method) for method in one.verdict] for one in decided if one.verdict]
+    # The table of wins as one row: a cell for each winner and loser.
+    cells = np.array([winner * size + loser for winner, loser in verdicts], dtype=np.int64)
     wins = np.bincount(cells, minlength=size * size).reshape(size, size).astype(np.float64)
-    nothing = Strengths(question=question, methods=methods, values=None, low=None, high=None)
     if problem := _problem(wins, methods):
-        return Strengths(**{**vars(nothing), "problem": problem})
+        return Strengths(question=question, methods=methods, values=None, low=None, high=None, problem=problem)
     values = fitted(wins[None])[0]
 
     def strengths(weights: Weights) -> Float64[np.ndarray, "resamples methods"]:
@@ -200,11 +199,6 @@ def _strengths(study: Study, question: Question, decided: Sequence[Answer]) -> S
         high=tuple(map(float, bounds[1])) if bounds else None,
         problem="" if bounds else "There are too few answers for an interval.",
     )
-
-
-def _winner_and_loser(given: Answer) -> tuple[str, str]:
-    pair = (given.trial.left, given.trial.right)
-    return pair if given.choice == "left" else (pair[1], pair[0])
 
 
 def _problem(wins: Float64[np.ndarray, "methods methods"], methods: Sequence[str]) -> str:

@@ -138,7 +138,7 @@ class Study:
 
         found = []
         for question in self.questions:
-            pairs = self._pairs(question)
+            pairs = self.pairs(question)
             for item, first, second in sorted(pairs, key=lambda pair: drawn("order", question, *pair)):
                 is_turned = int(drawn("side", question, item, first, second), 16) % 2
                 left, right = (second, first) if is_turned else (first, second)
@@ -151,11 +151,11 @@ class Study:
         return frozenset(
             Trial(question=question, item=item, left=first, right=second).key
             for question in self.questions
-            for item, first, second in self._pairs(question)
+            for item, first, second in self.pairs(question)
         )
 
-    def _pairs(self, question: Question) -> list[tuple[int, str, str]]:
-        """Return each item about which a question is asked, with each two of its methods."""
+    def pairs(self, question: Question) -> list[tuple[int, str, str]]:
+        """Return the index of each item about which a question is asked, with each two of its methods."""
         return [
             (number, first, second)
             for number, item in enumerate(self.items)
