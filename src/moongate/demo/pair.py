@@ -142,7 +142,7 @@ def make_pair_demo(
     check_count("count", count)
     recognizer = Recognizer.load()
     categories = [chosen.category for chosen in pair]
-    recognizer.numbers(categories)
+    recognizer.numbers(categories)  # refuses those that it does not know
     backbone = Backbone.load(POCKET, dtype=usual_dtype())
     subjects = [
         Subject.load(chosen.training, category=chosen.category, token=f"<{chosen.name.lower()}>") for chosen in pair
@@ -153,14 +153,13 @@ def make_pair_demo(
         concept.save(out / f"{name}.safetensors", overwrite=True)
     strategies = []
     for name, applied in concepts.by_strategy.items():
-        words = [f"{s.token} {s.category}" if applied else s.category for s in subjects]
+        words = [subject.words if applied else subject.category for subject in subjects]
         on_stage(f"Drawing {len(SCENES) * count} pictures: {name}")
         with contextlib.ExitStack() as stack:
             for concept in applied:
                 stack.enter_context(concept.applied(backbone))
             pictures = draw(backbone, _prompts(words, style=pair[0].style), count=count)
-        every = np.stack([picture for group in pictures.values() for picture in group])
-        seen = recognizer.sees(every, categories)
+        seen = recognizer.sees(np.stack([picture for group in pictures.values() for picture in group]), categories)
         strategies.append(Strategy(name=name, seconds=concepts.seconds.get(name, 0.0), pictures=pictures, seen=seen))
         on_stage(f"Both recognized in {strategies[-1].shares['both']:.0%}")
     head = ("strategy", "both", *categories, "seconds")
@@ -217,14 +216,14 @@ def _train(
         tokens = " and ".join(str(subjects[index].token) for index in which)
         on_stage(f"Teaching {tokens} ({strategy})")
         began = time.monotonic()
-        given = backbone, [subjects[index] for index in which], [sets[index] for index in which], method_for(backbone)
-        steps = options.steps and options.steps * len(which)
-        chosen: dict[str, Any] = {
+        what = backbone, [subjects[index] for index in which], [sets[index] for index in which], method_for(backbone)
+        steps = None if options.steps is None else options.steps * len(which)
+        how: dict[str, Any] = {
             "options": replace(options, steps=steps, rare_token=rare_token),
             "start_from": start_from,
         }
-        processes = processes_for(Plan.of(*given, **chosen))
-        concept = together(partial(train, *given, on_step=on_step, **chosen), processes=processes)
+        processes = processes_for(Plan.of(*what, **how))
+        concept = together(partial(train, *what, on_step=on_step, **how), processes=processes)
         seconds[strategy] = seconds.get(strategy, 0.0) + time.monotonic() - began
         return concept
 
@@ -303,7 +302,7 @@ def _overview(backbone: Backbone, subjects: Sequence[Subject], strategies: Seque
     for subject in subjects:
         pictures = as_trained(subject, backbone)[:half]
         images += pictures + [blank] * (half - len(pictures))
-        labels += [f"taught: {subject.token} {subject.category}", *[""] * (half - 1)]
+        labels += [f"taught: {subject.words}", *[""] * (half - 1)]
     for strategy in strategies:
         images += [pictures[0] for pictures in strategy.pictures.values()]
         first, *others = list(strategy.pictures) if strategy is strategies[-1] else [""] * len(SCENES)

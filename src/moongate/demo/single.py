@@ -4,6 +4,7 @@ The examples' captions say where the subject is, with `{}` for its words. All ca
 from a caption without one, the new token would learn the places of the six pictures before the subject.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,8 +25,9 @@ from moongate.evaluation.networks.clip import Clip
 from moongate.files import write_atomically
 from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
+from moongate.run_page import DRAWING
 from moongate.run_page.losses import loss_chart
-from moongate.sampling import SampleOptions, sample
+from moongate.sampling import sample
 from moongate.training import Plan, Step, TrainOptions, train
 from moongate.training.method import method_for
 from moongate.training.processes import processes_for, together
@@ -35,8 +37,8 @@ __all__ = ["EXAMPLE", "SAMPLING", "as_trained", "contexts", "draw", "make_single
 
 EXAMPLE = "drawn-house"
 """The example that the demo teaches unless another one is chosen."""
-SAMPLING = SampleOptions(steps=20, scheduler="dpm++")
-"""How pictures are drawn: as well as by 50 steps of DDPM at less than half the cost, with the guidance of the model."""
+SAMPLING = DRAWING
+"""How pictures are drawn: as those on the page of a run."""
 PLACES = ("on the beach", "in a meadow", "in the desert", "in the snow", "in a room", "in the mountains", "in a city",
           "in a garden", "in a forest", "at night", "under water")  # fmt: skip
 """Places in the words of pocket's corpus."""
@@ -147,7 +149,7 @@ def _planned(chosen: Example, subject: Subject, regularization: Regularization, 
         regularization=regularization,
         taught=as_trained(subject, backbone),
         plain=[scene.describe(subject.category) for scene in scenes],
-        learned=[scene.describe(f"{subject.token} {subject.category}") for scene in scenes],
+        learned=[scene.describe(subject.words) for scene in scenes],
         unrelated=[
             f"{photo_of(other)} in the mountains" for other in UNRELATED_CATEGORIES if other != subject.category
         ],
@@ -165,7 +167,7 @@ def draw(backbone: Backbone, prompts: Sequence[str], *, count: int) -> dict[str,
     ranks = Ranks.current()
     wanted = [(prompt, seed) for prompt in prompts for seed in range(count)]
     own = wanted[ranks.index :: ranks.count] or wanted[-1:]
-    own += own[-1:] * (-(-len(wanted) // ranks.count) - len(own))  # all draw as many
+    own += own[-1:] * (math.ceil(len(wanted) / ranks.count) - len(own))  # all draw the same number
     drawn = sample(backbone, [prompt for prompt, _ in own], seeds=[seed for _, seed in own], options=SAMPLING)
     shares = ranks.gathered(torch.from_numpy(np.stack([picture.image for picture in drawn])))
     pictures: dict[str, list[Picture]] = {prompt: [] for prompt in prompts}
