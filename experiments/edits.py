@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.layers import object_mask
 from experiments.records import PICTURE, Needs, Training, webp_row
 from experiments.study import Size, Study
 from moongate.data.pictures import as_tensor
@@ -35,8 +36,6 @@ MEASURES = {
 }
 PLACE, STYLE = "change the place", "change the style"
 """Kinds whose edited region is not an object."""
-OBJECT_ABOVE = 0.5
-"""Probability of an object from which on a cell of the recognizer is one."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -81,7 +80,7 @@ def _measured(study: Study, record: EditRecord, source: Picture, edited: Picture
     """Return the four measures; those of the part that stays are None where an edit concerns the whole picture."""
     images = as_tensor(np.stack([source, edited]))
     features = _positions()(images)
-    inside = _inside(record, images)
+    inside = _inside(study.recognizer, record, images)
     outside = ~inside
     values: dict[str, float | None] = {"structure": _structure_distance(features)}
     values["psnr_outside"] = values["features_outside"] = None
@@ -103,17 +102,18 @@ def _measured(study: Study, record: EditRecord, source: Picture, edited: Picture
     return values
 
 
-def _inside(record: EditRecord, images: Float[Tensor, "2 3 height width"]) -> Bool[Tensor, "height width"]:
+def _inside(
+    recognizer: Recognizer, record: EditRecord, images: Float[Tensor, "2 3 height width"]
+) -> Bool[Tensor, "height width"]:
     """Return where an edit should change the picture, as the recognizer sees it and not as the edit was made.
 
     It is where the source or the edit shows an object; for another place, where the source shows none; for another
     style it is all of the picture.
     """
-    cells, _ = _recognizer().cells_and_surroundings(images)
-    shows = F.interpolate((cells.sum(1, keepdim=True) > OBJECT_ABOVE).float(), images.shape[2:], mode="nearest")[:, 0]
+    before, after = object_mask(recognizer, images)[:, 0].bool()
     if record.kind == STYLE:
-        return torch.ones_like(shows[0], dtype=torch.bool)
-    return shows[0] == 0 if record.kind == PLACE else shows.amax(0) > 0
+        return torch.ones_like(before)
+    return ~before if record.kind == PLACE else before | after
 
 
 def _structure_distance(features: Float[Tensor, "2 width rows columns"]) -> float:
@@ -124,11 +124,6 @@ def _structure_distance(features: Float[Tensor, "2 width rows columns"]) -> floa
     unit = F.normalize(features.flatten(2), dim=1)
     source, edited = unit.transpose(1, 2) @ unit
     return float((source - edited).square().mean())
-
-
-@cache
-def _recognizer() -> Recognizer:
-    return Recognizer.load()
 
 
 @cache

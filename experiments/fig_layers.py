@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 from matplotlib.figure import Figure
 
@@ -48,8 +49,8 @@ def report(results: Results, out: Path) -> str:
 
 
 def _values(results: Results, examples: Sequence[str], part: str, column: str) -> list[float]:
-    found = (results[Part(example, part)] for example in examples)
-    return [values["image"]["efficientnet-lite0"] if column == "image" else values[column] for values in found]
+    records = (results[Part(example, part)] for example in examples)
+    return [values["image"]["efficientnet-lite0"] if column == "image" else values[column] for values in records]
 
 
 def _cell(results: Results, examples: Sequence[str], part: str, column: str) -> str:
@@ -58,13 +59,12 @@ def _cell(results: Results, examples: Sequence[str], part: str, column: str) -> 
 
 def _changes(results: Results, out: Path) -> str:
     """Plot |W - W0| / |W0| of keys and values by layer, from the input to the output."""
-    found = [results[Part(example, "whole")]["changes"] for example in FEW]
-    layers = sorted({name.rpartition(".to_")[0] for name in found[0]}, key=_depth)
+    by_example = [results[Part(example, "whole")]["changes"] for example in FEW]
+    layers = sorted({name.rpartition(".to_")[0] for name in by_example[0]}, key=_depth)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for offset, kind in ((-0.2, "k"), (0.2, "v")):
-        shares = [[changes.get(f"{layer}.to_{kind}.weight", 0.0) for changes in found] for layer in layers]
-        means = [sum(values) / len(values) for values in shares]
+        means = [mean(changes.get(f"{layer}.to_{kind}.weight", 0.0) for changes in by_example) for layer in layers]
         axes.bar([n + offset for n in range(len(layers))], means, 0.4, label={"k": "keys", "v": "values"}[kind])
     names = [layer.removeprefix("unet.").partition(".transformer")[0].replace(".attentions", "") for layer in layers]
     axes.set_xticks(range(len(layers)), names, rotation=20, fontsize=8)
@@ -84,7 +84,7 @@ def _figure(results: Results) -> Figure:
         for number, part in enumerate(PARTS):
             values = _values(results, FEW, part, column)
             axes.plot([number] * len(values), values, "o", color="tab:blue", alpha=0.3, markersize=3)
-            axes.plot([number], [sum(values) / len(values)], "_", color="tab:blue", markersize=10)
+            axes.plot([number], [mean(values)], "_", color="tab:blue", markersize=10)
         axes.set_xticks(range(len(PARTS)), PARTS, rotation=60, ha="right", fontsize=6)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)

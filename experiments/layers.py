@@ -24,7 +24,7 @@ from moongate.errors import OptionError
 from moongate.evaluation.metrics import image_alignment
 from moongate.evaluation.prompts import filled
 
-__all__ = ["BLOCKS", "PARTS", "Part", "Spectrum", "Weights", "mean_color", "part_of"]
+__all__ = ["BLOCKS", "PARTS", "Part", "Spectrum", "Weights", "mean_color", "object_mask", "part_of"]
 
 BLOCKS = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
 """Levels of pocket's denoiser, from its input to its output; the outermost two see the picture in 16 x 16 positions."""
@@ -142,12 +142,16 @@ def part_of(concept: Concept, part: str) -> Concept:
     return dataclasses.replace(concept, deltas=kept)
 
 
+def object_mask(recognizer: Recognizer, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 1 height width"]:
+    """Return 1 where the recognizer takes images in -1..1 to show an object, and 0 elsewhere."""
+    cells, _ = recognizer.cells_and_surroundings(images)
+    return F.interpolate((cells.sum(1, keepdim=True) > OBJECT_ABOVE).float(), images.shape[2:], mode="nearest")
+
+
 def mean_color(recognizer: Recognizer, pictures: UInt8[np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n 3"]:
     """Return the mean color, 0..1, of what the recognizer takes for an object, or of all if it sees none."""
     images = as_tensor(pictures)
-    cells, _ = recognizer.cells_and_surroundings(images)
-    shows = (cells.sum(1, keepdim=True) > OBJECT_ABOVE).float()
-    weights = F.interpolate(shows, images.shape[2:], mode="nearest")
+    weights = object_mask(recognizer, images)
     weights[weights.sum((1, 2, 3)) == 0] = 1
     colors: Tensor = ((images + 1) / 2 * weights).sum((2, 3)) / weights.sum((2, 3))
     return np.asarray(colors)

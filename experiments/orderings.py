@@ -8,19 +8,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.records import Record, Results
-from experiments.rendering import MEASURES, NAMES, table
-from experiments.scores import Base, Several, Single
+from experiments.rendering import KID, MEASURES, NAMES, scale, table
+from experiments.scores import BASE, OURS, Base, Several, Single
 from experiments.study import EXAMPLES, MORE_PAIRS, PAIRS, SEEDS, SOME, WITH_AUGMENTATION
 
 TITLE = "Which of the paper's orderings hold"
 PARTIAL = True
 """The table can be written while some of its records are missing."""
-OURS, BASE, KID = "custom-diffusion", "pocket itself", "KID x 1000 (Lite0)"
 AUGMENTED, WITHOUT_REGULARIZATION = f"{OURS}{WITH_AUGMENTATION}", f"{OURS}-without-regularization"
 GENERATED, RANDOM, FIXED = f"{OURS}-generated-regularization", f"{OURS}-random-token", f"{OURS}-fixed-token"
 
-DECIDED = ("holds", "is reversed")
+HOLDS, REVERSED, UNDECIDED = "holds", "is reversed", "too near to tell"
 MANY = 1000
+"""A larger number of subjects that would be needed is not written out."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,13 @@ class Claim:
 
     def differences(self, results: Results, seeds: Sequence[int]) -> list[float]:
         """Return for each subject or pair by how much the first is better."""
-        factor = -1000 if self.column == KID else 1
+        factor, _ = scale(self.column)
         sides = [
             [mean(results.values(records, *MEASURES[self.column])) for records in self.records(which, seeds)]
             for which in (self.first, self.second)
         ]
-        return [factor * (first - second) for first, second in zip(*sides, strict=True)]
+        better = -factor if self.column == KID else factor
+        return [better * (first - second) for first, second in zip(*sides, strict=True)]
 
 
 CLAIMS = (
@@ -93,7 +94,7 @@ def report(results: Results, _out: Path) -> str:
     """Return a row for each ordering: the paper's values, and the difference here with its standard error."""
     rows = []
     for claim in CLAIMS:
-        name = f"{claim.column}: {_name(claim.first)} before {_name(claim.second)}"
+        name = f"{claim.column}: {NAMES[claim.first]} before {NAMES[claim.second]}"
         paper = f"{claim.paper[0]:g}, {claim.paper[1]:g}"
         seeds = claim.measured(results)
         if not seeds:
@@ -103,7 +104,7 @@ def report(results: Results, _out: Path) -> str:
         error = stdev(differences) / len(differences) ** 0.5
         number = len(differences)
         verdict = _verdict(mean(differences), error)
-        digits = 0 if claim.column == KID else 3
+        _, digits = scale(claim.column)
         difference = f"{mean(differences):+.{digits}f} ± {error:.{digits}f}"
         needed = _needed(mean(differences), error, number)
         rows.append((name, paper, difference, str(number), str(len(seeds)), needed, verdict))
@@ -114,22 +115,18 @@ def report(results: Results, _out: Path) -> str:
         f"records are there, {len(SEEDS)} at most. Pairs share subjects, which the standard error does not count: it "
         "is too small where the differences come from the subjects.\n\n"
     )
-    decided = sum(row[-1] in DECIDED for row in rows)
+    decided = sum(row[-1] in (HOLDS, REVERSED) for row in rows)
     head = ("in the paper", "paper's values", "difference here", "number", "seeds", "needed", "here")
     return note + table(head, rows) + f"\n{decided} of {len(rows)} are decided.\n"
 
 
 def _verdict(difference: float, error: float) -> str:
     if abs(difference) < 2 * error:
-        return "too near to tell"
-    return DECIDED[difference < 0]
+        return UNDECIDED
+    return REVERSED if difference < 0 else HOLDS
 
 
 def _needed(difference: float, error: float, number: int) -> str:
     """Return how many subjects would make a difference twice its standard error."""
     needed = math.ceil(number * (2 * error / difference) ** 2) if difference else math.inf
     return str(needed) if needed <= MANY else f"over {MANY}"
-
-
-def _name(side: str) -> str:
-    return NAMES.get(side, side)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.records import Record, Results
-from experiments.rendering import MEASURES, NAMES, interval, table
+from experiments.rendering import MEASURES, NAMES, interval, scale, table
 from experiments.scores import OURS, Single
 from experiments.study import FEW, IN_FULL, for_pocket
 
@@ -26,7 +26,7 @@ def report(results: Results, _out: Path) -> str:
     for method in METHODS:
         cells = []
         for column, (measure, features) in MEASURES.items():
-            factor, digits = (1000, 0) if column.startswith("KID") else (1, 3)
+            factor, digits = scale(column)
             values = [results.values([Single(example, method)], measure, features) for example in FEW]
             cells.append(interval([[factor * value for value in some] for some in values], digits=digits))
         rows.append((NAMES[method], str(for_pocket(method).steps_per_subject), *cells))

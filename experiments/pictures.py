@@ -123,7 +123,6 @@ class Attention:
 
 def _diversity(features: Float[Tensor, "n width"]) -> float:
     """Return the mean of 1 - cosine over all pairs of different pictures."""
-    cosines = F.normalize(features.double(), dim=1)
-    cosines = cosines @ cosines.T
-    count = len(cosines)
+    unit = F.normalize(features.double(), dim=1)
+    cosines, count = unit @ unit.T, len(unit)
     return float(1 - (cosines.sum() - cosines.trace()) / max(count * (count - 1), 1))

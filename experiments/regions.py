@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from experiments.scores import Several
 from experiments.study import Size, Study
 from moongate import Concept, pocket
 from moongate.data import Preset
@@ -95,20 +96,17 @@ def main(options: Options) -> None:
     """Measure and write."""
     torch.set_num_threads(1)
     study = Study.within(options.folder, options.size)
-    recognizer = Recognizer.load()
     for number in options.pairs:
         for way in options.ways:
             missing = [kind for kind in options.kinds if not _file(study, number, way, kind, options.count).exists()]
-            concept = _concept(study, PAIRS[number], way) if missing else None
+            concept = Several(PAIRS[number], way).concept(study) if missing else None
             for kind in missing:
-                _measure(study, recognizer, number, way, kind, concept, options.count)
+                _measure(study, number, way, kind, concept, options.count)
                 _write(study, options)
     _write(study, options)
 
 
-def _measure(
-    study: Study, recognizer: Recognizer, number: int, way: str, kind: str, concept: Concept | None, count: int
-) -> None:
+def _measure(study: Study, number: int, way: str, kind: str, concept: Concept | None, count: int) -> None:
     """Draw pictures of a pair, and keep what is seen in them and the first of them."""
     categories = [pocket.example(example).category for example in PAIRS[number]]
     words = [subject.words for subject in concept.subjects] if concept else categories
@@ -116,7 +114,7 @@ def _measure(
     prompts = [Preset(caption=f"{style} of a {{}} {place}").describe(*words) for place in PLACES]
     with concept.applied(study.backbone) if concept else contextlib.nullcontext():
         pictures = _drawn(study, words, [prompts[index % len(prompts)] for index in range(count)], kind)
-    seen = np.array(_seen(recognizer, pictures, categories))
+    seen = np.array(_seen(study.recognizer, pictures, categories))
     content = io.BytesIO()
     np.savez(content, seen=seen, pictures=pictures[:SHOWN], title=f"{' and '.join(words)}, {way}, regions: {kind}")
     write_atomically(_file(study, number, way, kind, count), content.getvalue())
@@ -155,15 +153,6 @@ def _write(study: Study, options: Options) -> None:
     content = io.BytesIO()
     grouped_sheet(sheet, columns=SHOWN).save(content, format="WEBP", quality=85)
     write_atomically(options.out.with_suffix(".webp"), content.getvalue())
-
-
-def _concept(study: Study, pair: tuple[str, str], way: str) -> Concept | None:
-    """Return the subjects of a pair composed in one way, or nothing for pocket itself."""
-    if way == "base":
-        return None
-    if way == "joint":
-        return study.joint(pair, "custom-diffusion", 0)
-    return study.merged(pair, 0).concept if way == "merge" else study.sequential(pair, 0)
 
 
 def _drawn(study: Study, words: Sequence[str], prompts: Sequence[str], kind: str) -> Pictures:

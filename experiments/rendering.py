@@ -16,6 +16,7 @@ from moongate.pages import SheetGroup, grouped_sheet, png_bytes
 
 __all__ = [
     "ALIGNMENTS",
+    "KID",
     "MEASURES",
     "NAMES",
     "complete_seeds",
@@ -27,6 +28,7 @@ __all__ = [
     "plot",
     "recognized",
     "save",
+    "scale",
     "stacked",
     "table",
 ]
@@ -51,14 +53,16 @@ NAMES = {
     "sequential": "sequential training",
 }
 """Names of methods and ways in the tables."""
+KID = "KID x 1000 (Lite0)"
+"""The column of the tables whose values are multiplied by 1000 and without decimals, and better when lower."""
 MEASURES = {
     "text": ("text alignment", "pocket-clip"),
     "image": ("image alignment", "pocket-clip"),
     "image (Lite0)": ("image alignment", "efficientnet-lite0"),
-    "KID x 1000 (Lite0)": ("KID", "efficientnet-lite0"),
+    KID: ("KID", "efficientnet-lite0"),
 }
 """Columns of the tables: a measure, and the network in whose features it is measured."""
-ALIGNMENTS = tuple(column for column in MEASURES if not column.startswith("KID"))
+ALIGNMENTS = tuple(column for column in MEASURES if column != KID)
 """The columns that need no pictures of a category."""
 
 
@@ -68,9 +72,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def scale(column: str) -> tuple[int, int]:
+    """Return the factor on the values of a column of `MEASURES`, and the number of their decimals."""
+    return (1000, 0) if column == KID else (1, 3)
+
+
 def means(results: Results, by_seed: Sequence[Sequence[Record]], column: str) -> str:
     """Return a column's mean over the records of all seeds, and half the distance between their extremes."""
-    factor, digits = (1000, 0) if column.startswith("KID") else (1, 3)
+    factor, digits = scale(column)
     values = [factor * mean(results.values(records, *MEASURES[column])) for records in by_seed]
     spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"

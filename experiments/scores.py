@@ -6,10 +6,10 @@ from typing import Any
 
 from experiments.records import Needs, Training
 from experiments.study import Size, Study
-from moongate import METHODS, Concept, compress
+from moongate import Concept, compress
 from moongate.data import photo_of, with_words
 from moongate.evaluation import EvaluationOptions, Reference, Targets, evaluate, read_prompts
-from moongate.evaluation.prompts import PROMPT_SETS, filled
+from moongate.evaluation.prompts import PROMPT_SETS, filled, subject_words
 from moongate.merging import Merged, MergeOptions
 
 __all__ = ["MERGES", "Base", "Several", "Single", "Unrelated", "prompts_for", "worded", "words_of"]
@@ -31,6 +31,8 @@ MERGES: Mapping[str, MergeOptions] = {
 """The ways to merge that the ablation compares. Further contexts are fifty soft rows for each subject: 28 with the
 subject alone, 24 where it follows a rare token that is perturbed at random."""
 DEFAULT = next(name for name, options in MERGES.items() if options == MergeOptions())
+KEPT = ("measure", "features", "subject", "value", "low", "high")
+"""What a record keeps of each measure."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,8 @@ def prompts_for(subjects: int, *, others: bool = True) -> list[str]:
 
 
 def words_of(concept: Concept | None) -> list[str]:
-    """Return the words of each subject of a concept as its method words them."""
-    if not concept:
-        return []
-    method = METHODS.get(concept.method, METHODS[OURS])
-    return [method.worded(s.words, token=s.token, category=s.category) for s in concept.subjects]
+    """Return the words of each subject of a concept as its method words them; none for pocket itself."""
+    return subject_words(concept) if concept else []
 
 
 def worded(prompts: Sequence[str], categories: Sequence[str]) -> list[str]:
@@ -239,10 +238,6 @@ def _evaluated(
     ).to_json()
     rows = [{name: value for name, value in row.items() if name in KEPT} for row in evaluation["measures"]]
     return {"concept": concept.hash if concept else None, "measures": rows}
-
-
-KEPT = ("measure", "features", "subject", "value", "low", "high")
-"""What a record keeps of each measure."""
 
 
 def _size_bytes(concept: Concept) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.records import Record, Results
-from experiments.rendering import MEASURES, NAMES, complete_seeds, means, over_seeds, table
-from experiments.scores import Base, Single
+from experiments.rendering import KID, MEASURES, NAMES, complete_seeds, means, over_seeds, table
+from experiments.scores import BASE, Base, Single
 from experiments.study import EXAMPLES, SEEDS
 
 TITLE = "Table 1 (top) and Table 6: one subject at a time"
@@ -22,9 +22,7 @@ def report(results: Results, _out: Path) -> str:
     """Return the tables."""
     seeds = complete_seeds(results, {seed: [Single(e, m, seed) for e in EXAMPLES for m in METHODS] for seed in SEEDS})
     base = [[Base(example) for example in EXAMPLES]]
-    rows: list[tuple[str, ...]] = [
-        ("pocket itself", means(results, base, "text"), "", "", means(results, base, "KID x 1000 (Lite0)"))
-    ]
+    rows: list[tuple[str, ...]] = [(NAMES[BASE], means(results, base, "text"), "", "", means(results, base, KID))]
     for method in METHODS:
         by_seed = [[Single(example, method, seed) for example in EXAMPLES] for seed in seeds]
         rows.append((NAMES[method], *(means(results, by_seed, column) for column in MEASURES)))

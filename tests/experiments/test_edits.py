@@ -25,14 +25,10 @@ def flat(level: int) -> np.ndarray:
     return np.full((SIDE, SIDE, 3), level, np.uint8)
 
 
-@pytest.fixture
-def cells(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """Probabilities of one category in 4 x 4 cells of the source and the edit: an object in a corner of each."""
-    found = torch.zeros(2, 1, 4, 4)
-    found[0, 0, :2, :2], found[1, 0, :2, 2:] = 0.9, 0.9
-    recognizer = SimpleNamespace(cells_and_surroundings=lambda _: (found, None))
-    monkeypatch.setattr(edits, "_recognizer", lambda: recognizer)
-    return found
+CELLS = torch.zeros(2, 1, 4, 4)
+"""Probabilities of one category in 4 x 4 cells of the source and the edit: an object in a corner of each."""
+CELLS[0, 0, :2, :2], CELLS[1, 0, :2, 2:] = 0.9, 0.9
+RECOGNIZER: Any = SimpleNamespace(cells_and_surroundings=lambda _: (CELLS, None))
 
 
 def caption_features(captions: list[str]) -> torch.Tensor:
@@ -46,10 +42,11 @@ def image_features(images: torch.Tensor) -> torch.Tensor:
 
 
 STUDY: Any = SimpleNamespace(
+    recognizer=RECOGNIZER,
     networks=[
         SimpleNamespace(caption_features=None),
         SimpleNamespace(caption_features=caption_features, image_features=image_features),
-    ]
+    ],
 )
 
 
@@ -57,19 +54,19 @@ def record(kind: str) -> EditRecord:
     return EditRecord(kind, "photo of a car", "photo of a red car")
 
 
-def test_inside_is_where_an_object_is_but_for_another_place_or_style(cells: torch.Tensor) -> None:
+def test_inside_is_where_an_object_is_but_for_another_place_or_style() -> None:
     images = as_tensor(np.stack([flat(0), flat(0)]))
     objects = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     objects[:4] = True  # in the source on the left, in the edit on the right
-    assert torch.equal(_inside(record(COLOR), images), objects)
+    assert torch.equal(_inside(RECOGNIZER, record(COLOR), images), objects)
     source = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     source[:4, :4] = True
-    assert torch.equal(_inside(record(PLACE), images), ~source)
-    assert _inside(record(STYLE), images).all()
+    assert torch.equal(_inside(RECOGNIZER, record(PLACE), images), ~source)
+    assert _inside(RECOGNIZER, record(STYLE), images).all()
 
 
 def test_an_edit_is_measured_outside_in_decibels_and_features_and_inside_against_the_text(
-    cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, edited = flat(100), flat(120)
     edited[:4] = (200, 0, 0)  # the upper half, which is inside
@@ -85,7 +82,7 @@ def test_an_edit_is_measured_outside_in_decibels_and_features_and_inside_against
     assert values["structure"] == pytest.approx(6 / 16 / 4)
 
 
-def test_an_edit_of_the_whole_picture_has_no_outside(cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_of_the_whole_picture_has_no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edits, "_positions", lambda: lambda images: images)
     values = _measured(STUDY, record(STYLE), flat(10), flat(20))
     assert values["psnr_outside"] is values["features_outside"] is None
