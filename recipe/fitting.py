@@ -85,7 +85,7 @@ class Schedule(Protocol):
         """Return a factor in 0..1, or None at the end of the run."""
 
     def is_falling(self, position: Position) -> bool:
-        """Say whether the learning rate has begun to fall, and a longer run would have to start from before that."""
+        """Return whether the learning rate has begun to fall; a longer run would have to start from before that."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

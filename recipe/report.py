@@ -37,6 +37,7 @@ from recipe.corpus import scenes as grammar
 from recipe.corpus.catalog import CATALOG, HELD_OUT_MODELS
 from recipe.corpus.places import PLACES
 from recipe.fitting import native_autocast
+from recipe.pretrain.assemble import TRAINING_FILE
 from recipe.recognizer import PLAIN_PLACES, Content, held_out_without_size, shares_recognized
 
 __all__ = ["ReportOptions", "make_prompts", "measure", "report"]
@@ -59,8 +60,6 @@ PHOTO_SHARE = 0.6
 SHEET_PICTURES, SHEET_COLUMNS = 64, 8
 KID_PICTURES = 500
 DRAWING_BATCH, BATCH = 16, 100
-TRAINING_FILE = "training.json"
-"""File next to the weights that says how many pictures the denoiser has seen: `{"pictures_seen": 492000}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +85,7 @@ class ReportOptions:
     """Folder for the contact sheet without labels and in shuffled order, and for the key to it, so that someone who has
     not seen the prompts can name the objects."""
     device: str = "cpu"
+    """Device to compute on."""
     sheet_only: bool = False
     """Draw the contact sheet and measure nothing; this needs no corpus."""
 

@@ -18,8 +18,8 @@ from rich.progress import track
 
 from moongate.backbone import Backbone
 from moongate.demo.recognizer import Recognizer
-from moongate.errors import OptionError
 from moongate.files import write_atomically
+from moongate.limits import check_count
 from moongate.pages import contact_sheet, png_bytes
 from moongate.pocket import weights_folder
 from moongate.sampling import Sample, SampleOptions, sample
@@ -65,8 +65,8 @@ class YardstickOptions:
     """Device to compute on."""
 
     def __post_init__(self) -> None:
-        if self.per_category < 1 or (self.categories is not None and self.categories < 1):
-            raise OptionError("per_category and categories must be at least 1.")
+        check_count("per_category", self.per_category)
+        check_count("categories", self.categories)
 
 
 def measure(options: YardstickOptions) -> dict[str, float]:

@@ -32,9 +32,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from moongate.errors import CorpusError, OptionError
+from moongate.errors import CorpusError
 from moongate.extras import library
 from moongate.files import write_atomically
+from moongate.limits import check_count
 from recipe.command import command
 from recipe.corpus import PICTURES_FILE, SCENES_FILE, packages
 from recipe.corpus.catalog import CATALOG, Object, is_example, is_held_out, read_objects
@@ -79,8 +80,7 @@ class CorpusOptions:
 
     def __post_init__(self) -> None:
         for name in ("pictures", "held_out", "pool", "views", "training_views", "evaluation_views", "workers"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; give at least 1.")
+            check_count(name, getattr(self, name))
 
 
 def build(options: CorpusOptions) -> None:

@@ -51,13 +51,13 @@ class Object:
 
 
 def is_held_out(item: Object) -> bool:
-    """Say whether the split keeps an object out of training."""
+    """Return whether the split keeps an object out of training."""
     family = item.key.split("/")[0]
     return item.key in HELD_OUT_MODELS or SPLIT["drawing_families"].get(item.category) == family
 
 
 def is_example(item: Object) -> bool:
-    """Say whether an object becomes one of pocket's example concepts."""
+    """Return whether an object becomes one of pocket's example concepts."""
     return is_held_out(item) and (item.kind == "photo" or item.category in DRAWN_CONCEPTS)
 
 

@@ -5,7 +5,6 @@ Every package is pinned by version and SHA-256. Fetching goes through the ordina
 npm nor dpkg. This module does not know what is inside the packages.
 """
 
-import hashlib
 import io
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moongate.errors import CorpusError
+from moongate.files import digest
 
 __all__ = [
     "ALL",
@@ -151,10 +151,10 @@ def fetch(package: Package, folder: Path) -> Path:
                 f"{package.name} {package.version} could not be downloaded: '{' '.join(command)}' reported "
                 f"{message!r}. Put {package.archive} into {folder} by hand, then run again."
             )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != package.sha256:
+    sha256 = digest(path.read_bytes(), length=64)
+    if sha256 != package.sha256:
         raise CorpusError(
-            f"{path} is not the pinned {package.name} {package.version}: SHA-256 {digest}, expected "
+            f"{path} is not the pinned {package.name} {package.version}: SHA-256 {sha256}, expected "
             f"{package.sha256}. Delete it and run again."
         )
     return path

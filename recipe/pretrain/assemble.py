@@ -25,9 +25,10 @@ from recipe.networks import load_into, make_autoencoder, make_denoiser, make_sch
 from recipe.pretrain.denoiser import read_average
 from recipe.pretrain.image_tower import IMAGE_TOWER
 
-__all__ = ["AssembleOptions", "assemble", "make_pipeline"]
+__all__ = ["TRAINING_FILE", "AssembleOptions", "assemble", "make_pipeline"]
 
 TRAINING_FILE = "training.json"
+"""File next to the weights that says how many pictures the denoiser has seen: `{"pictures_seen": 492000}`."""
 
 
 @dataclass(frozen=True, kw_only=True)

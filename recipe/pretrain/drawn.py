@@ -13,8 +13,8 @@ from rich.progress import track
 from safetensors.torch import save
 
 from moongate.backbone import Backbone
-from moongate.errors import OptionError
 from moongate.files import write_atomically
+from moongate.limits import check_count
 from moongate.pocket import weights_folder
 from moongate.sampling import SampleOptions, denoised
 from recipe.command import command
@@ -53,8 +53,7 @@ class DrawnOptions:
 
     def __post_init__(self) -> None:
         for name in ("count", "steps"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; give at least 1.")
+            check_count(name, getattr(self, name))
 
 
 def draw_latents(options: DrawnOptions) -> None:

@@ -16,7 +16,7 @@ __all__ = ["DEPTHS", "Perception", "perceptual_distance"]
 DEPTHS = (16, 24, 40, 80, 112, 192)
 """Channels at each depth, from half of the pictures' resolution to a thirty-second."""
 SCALE = 2
-"""Pictures are enlarged so often: the network was trained on larger ones."""
+"""Factor by which pictures are enlarged, because the network was trained on larger ones."""
 
 
 class Perception(nn.Module):
@@ -39,13 +39,12 @@ class Perception(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             large = F.interpolate(images.float(), scale_factor=SCALE, mode="bilinear", align_corners=False)
             features = self.stem(large.contiguous(memory_format=torch.channels_last) * (127.5 / 128))
-            found = []
+            depths = []
             for block in self.blocks:
-                now = block(features)
-                if now.shape[1] != features.shape[1] and features.shape[1] in DEPTHS:
-                    found.append(_scaled(features))
-                features = now
-            return found
+                before, features = features, block(features)
+                if features.shape[1] != before.shape[1] and before.shape[1] in DEPTHS:
+                    depths.append(_scaled(before))
+            return depths
 
 
 def perceptual_distance(a: list[Tensor], b: list[Tensor]) -> Float[Tensor, ""]:

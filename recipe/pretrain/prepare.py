@@ -180,7 +180,7 @@ def _claim(options: PrepareOptions, corpus: Corpus, encoders: dict[str, Encoder]
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Say whether features are equal but for rounding to half precision."""
+    """Return whether features are equal except for rounding to half precision."""
     return one.shape == other.shape and bool((one.float() - other.float()).norm() < 0.05 * other.float().norm())
 
 

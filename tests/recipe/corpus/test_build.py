@@ -97,7 +97,7 @@ def test_missing_libraries_are_named_before_any_work(tmp_path: Path, monkeypatch
 
 
 def test_counts_below_one_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"pool is 0; give at least 1"):
+    with pytest.raises(OptionError, match=r"pool is 0; it must be at least 1"):
         CorpusOptions(pool=0)
 
 

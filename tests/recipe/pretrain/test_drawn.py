@@ -55,5 +55,5 @@ def test_latents_are_those_that_sampling_decodes(options: DrawnOptions) -> None:
 
 
 def test_a_count_of_nothing_is_refused(options: DrawnOptions) -> None:
-    with pytest.raises(OptionError, match="count is 0; give at least 1"):
+    with pytest.raises(OptionError, match="count is 0; it must be at least 1"):
         replace(options, count=0)
