@@ -90,4 +90,4 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, description=__doc__)

@@ -12,11 +12,8 @@ With --peak, one step of Stable Diffusion 1.5 with random weights is computed on
 and with that of the process.
 """
 
-import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from full_size import AUTOENCODER, SCHEDULE, TEXT, UNET, full_size_backbone, tokenizer
+from processes import in_child, memory_now, memory_peak
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -174,18 +172,13 @@ def operations(unet: Mapping[str, Any], run: Run) -> float:
 def compare_peaks(side_px: int) -> None:
     """Print what a step adds to the model at its peak, and what was computed, with and without `--recompute`."""
     for recompute in (False, True):
-        ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=peak, args=(side_px, recompute, theirs))
-        process.start()
-        theirs.close()
-        computed, tensors, real = (number / GB for number in ours.recv())
-        process.join()
+        computed, tensors, real = (number / GB for number in in_child(peak, side_px, recompute))
         name = "--recompute" if recompute else "(none)"
         print(f"{name:12s}computed {computed:.2f} GB, tensors {tensors:.2f} GB, process {real:.2f} GB", flush=True)
 
 
-def peak(side_px: int, recompute: bool, pipe: Connection) -> None:
-    """Take one step of two pictures; send the bytes that it adds: as computed, of tensors, and of the process."""
+def peak(side_px: int, recompute: bool) -> tuple[int, int, int]:
+    """Take one step of two pictures; return the bytes that it adds: as computed, of tensors, and of the process."""
     torch.set_num_threads(1)
     backbone = full_size_backbone(side_px=side_px)
     picture = np.zeros((side_px, side_px, 3), dtype=np.uint8)
@@ -195,16 +188,10 @@ def peak(side_px: int, recompute: bool, pipe: Connection) -> None:
     need = needed(Plan.of(backbone, [subject], [], method, options=options))
     modules = (backbone.unet, backbone.vae, backbone.text_encoder)
     model = sum(weight.nbytes for module in modules for weight in module.parameters())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-    held = _status_bytes("VmRSS")
+    held = memory_now()
     with _Live() as live:
         train(backbone, [subject], [], method, options=options)
-    pipe.send((need.tensors - model, live.peak, _status_bytes("VmHWM") - held))
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    return need.tensors - model, live.peak, memory_peak() - held
 
 
 def main(*, teraflops: float = 12.0, model: str | None = None, peak: bool = False, side_px: int = 256) -> None:

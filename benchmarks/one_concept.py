@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import torch.nn.functional as F
 import tyro
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor2_0
 from full_size import full_size_backbone
+from processes import in_child, memory_now, memory_peak
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -155,18 +155,11 @@ def main(
 
 def measured(setup: Setup, rounds: int, *, has_parts: bool) -> Rounds:
     """Let the sides train in turns, each in a new child process, and print each round; the last one may show parts."""
-    context = multiprocessing.get_context("spawn")
     sides = [side for side in SIDES if side != "exact" or usual_dtype() != torch.float32]
     found: Rounds = {side: [] for side in sides}
     for number in range(1, rounds + 1):
         for side in sides:
-            ours, theirs = context.Pipe(duplex=False)
-            wanted = replace(setup, has_parts=has_parts and number == rounds)
-            process = context.Process(target=child, args=(side, wanted, theirs))
-            process.start()
-            theirs.close()
-            one: Round = ours.recv()
-            process.join()
+            one = in_child(child, side, replace(setup, has_parts=has_parts and number == rounds))
             found[side].append(one)
             print(
                 f"round {number} {side:6s}{one.whole.wall:9.3f} s a step ({one.whole.cpu:.3f} s of the processor; "
@@ -215,8 +208,8 @@ def show(found: Rounds) -> None:
 # --- a child ----------------------------------------------------------------------------------------------------------
 
 
-def child(side: str, setup: Setup, pipe: Connection) -> None:
-    """Load the model, train one round, and report it."""
+def child(side: str, setup: Setup) -> Round:
+    """Load the model, train one round, and return what was measured."""
     backbone, report = loaded(setup, exact=side != "ours"), Round(steps=setup.steps + setup.warm)
     work = plain_training if side == "plain" else our_training
     held = memory_held(backbone.device)
@@ -228,7 +221,7 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
         if index in (0, setup.warm, report.steps):
             marks[index] = Spent.so_far()
         if index == report.steps:
-            report.peak_bytes = memory_peak(backbone.device, held)
+            report.peak_bytes = added_peak(backbone.device, held)
 
     with encoding_measured(report):
         work(backbone, setup, report.steps, mark, mark)
@@ -237,7 +230,7 @@ def child(side: str, setup: Setup, pipe: Connection) -> None:
     if setup.has_parts:
         whole = plain_training if side == "plain" else partial(our_training, processes=1)
         trace(report, backbone, partial(whole, backbone, setup))
-    pipe.send(report)
+    return report
 
 
 def loaded(setup: Setup, *, exact: bool) -> Backbone:
@@ -479,17 +472,16 @@ def memory_held(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
-        return _status_bytes("VmRSS")
+        return memory_now()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory_peak(device: torch.device, held: int) -> int:
+def added_peak(device: torch.device, held: int) -> int:
     """Return the most bytes that this process and those forked from it held since `memory_held`, beyond `held`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() - held
     with contextlib.suppress(OSError):
-        return sum(_status_bytes("VmHWM", process) - held for process in family())
+        return sum(memory_peak(process) - held for process in family())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
 
 
@@ -505,11 +497,6 @@ def cpu_seconds() -> float:
 def family() -> list[int]:
     """Return this process and those that were forked from it."""
     return [os.getpid(), *(process.pid for process in multiprocessing.active_children() if process.pid)]
-
-
-def _status_bytes(key: str, process: int | str = "self") -> int:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":

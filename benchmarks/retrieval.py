@@ -94,13 +94,16 @@ def synthetic(count: int) -> Iterator[str]:
 def _caption(index: int) -> str:
     """Return one of the `CAPTIONS` by its index."""
     kinds, colors, subjects, places = PARTS
-    chosen = []
-    for size in (len(places), len(subjects) - 1, len(colors), len(subjects), len(colors), len(kinds)):
-        index, digit = divmod(index, size)
-        chosen.append(digit)
-    p, y, b, x, a, k = chosen
-    other = subjects[y + (y >= x)]
-    return f"{kinds[k]} of a {colors[a]} {subjects[x]} and a {colors[b]} {other} {places[p]}"
+    index, place = divmod(index, len(places))
+    index, second = divmod(index, len(subjects) - 1)
+    index, second_color = divmod(index, len(colors))
+    index, first = divmod(index, len(subjects))
+    kind, first_color = divmod(index, len(colors))
+    others = [subject for subject in subjects if subject != subjects[first]]
+    return (
+        f"{kinds[kind]} of a {colors[first_color]} {subjects[first]} and a {colors[second_color]} {others[second]} "
+        f"{places[place]}"
+    )
 
 
 def write_captions(file: Path, count: int) -> None:

@@ -9,7 +9,6 @@ of one training, whose concept is the same for every number of ranks.
 """
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from typing import Annotated, Any, Literal, get_args
@@ -27,6 +25,7 @@ import tyro
 
 from benchmarks import merge as merging
 from benchmarks import retrieval
+from benchmarks.processes import in_child, memory_now, memory_peak
 from moongate import Backbone, SampleOptions, pocket
 from moongate.evaluation import EvaluationOptions, evaluate, load_network, read_prompts
 from moongate.evaluation.networks.clip import Clip
@@ -99,37 +98,25 @@ def train(ranks: int) -> Point:
 
 def timed(work: Callable[[], Point]) -> Point:
     """Do some work and return its seconds, its CPU seconds, and its memory, with what it returned."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-    before, began, cpu = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()
+    before, began, cpu = memory_now(), time.perf_counter(), time.process_time()
     figures = work()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    memory = {"added_mb": _memory_mb("VmHWM") - before}
+    memory = {"added_mb": (memory_peak() - before) // 2**20}
     return {**figures, "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), **memory}
-
-
-def _memory_mb(entry: str) -> int:
-    """Return a figure of the memory of this process, as Linux counts it."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{entry}:"))
-    return int(line.split()[1]) // 1024
 
 
 def measured(work: Callable[[int], Point], sizes: Sequence[int]) -> list[Point]:
     """Measure each size in a separate process."""
     points = []
     for size in sizes:
-        ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=_send, args=(work, size, theirs))
-        process.start()
-        theirs.close()
-        points.append({"size": size, **ours.recv()})
-        process.join()
+        points.append({"size": size, **in_child(_on_one_thread, work, size)})
         print(json.dumps(points[-1]), file=sys.stderr, flush=True)
     return points
 
 
-def _send(work: Callable[[int], Point], size: int, connection: Connection) -> None:
+def _on_one_thread(work: Callable[[int], Point], size: int) -> Point:
     torch.set_num_threads(1)
-    connection.send(work(size))
+    return work(size)
 
 
 def extrapolated(points: Sequence[Point], size: float) -> Point:

@@ -70,11 +70,11 @@ def main(*, runs: int = 3) -> None:
             "moongate train --help": [*moongate, "train", "--help"],
             "moongate train --setps 3": [*moongate, "train", "--setps", "3"],
             "moongate info": [*moongate, "info", files[0]],
-            "moongate convert --to kohya": [*moongate, "convert", files[0], "--to", "kohya", "--out", f"{place}/lora"],
-            "moongate merge": [*moongate, "merge", *files, "--out", f"{place}/both.safetensors"],
+            "moongate convert --to kohya": [
+                *(*moongate, "convert", files[0], "--to", "kohya", "--out", f"{place}/lora", "--overwrite"),
+            ],
+            "moongate merge": [*moongate, "merge", *files, "--out", f"{place}/both.safetensors", "--overwrite"],
         }
-        for name in ("moongate convert --to kohya", "moongate merge"):
-            programs[name].append("--overwrite")
         seconds = {name: min(cpu_seconds(words) for _ in range(runs)) for name, words in programs.items()}
     reference = next(iter(seconds.values()))
     print(f"{'':32s}{'CPU seconds':>12}{'times torch':>13}")
