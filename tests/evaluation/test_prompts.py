@@ -6,7 +6,7 @@ import pytest
 from moongate.backbone import Backbone, Settings
 from moongate.errors import OptionError
 from moongate.evaluation import PROMPT_SETS, default_prompts, read_prompts
-from moongate.evaluation.prompts import filled
+from moongate.evaluation.prompts import filled, prompt_lines
 
 KINDS = {"background", "insertion", "style", "property"}
 
@@ -40,6 +40,8 @@ def test_prompts_come_from_a_file_too(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "latin.txt"))
     with pytest.raises(OptionError, match="'nowhere' is neither a set of prompts .object, .* nor a file"):
         read_prompts("nowhere")
+    with pytest.raises(OptionError, match=r"gone.txt cannot be read: No such file .* Check the path"):
+        prompt_lines(tmp_path / "gone.txt")
 
 
 def test_the_default_set_is_that_of_the_model_and_the_number_of_subjects(
