@@ -194,15 +194,15 @@ def test_regions_are_typed_and_drawn(
     async def look(user: User) -> None:
         await choose_both(user)
         user.find(marker="columns").click()
-        await user.should_see("--region '<two> cat=0.5,0,1,1'", retries=100)
+        await user.should_see("'--region=<two> cat=0.5,0,1,1'", retries=100)
         (field,) = user.find(marker="left-1").elements
         field.value = 25
         send(field, "change")
-        await user.should_see("--region '<two> cat=0.25,0,1,1'", retries=100)
+        await user.should_see("'--region=<two> cat=0.25,0,1,1'", retries=100)
         (canvas,) = user.find(marker="canvas").elements
         for kind, x, y in (("mousedown", 32, 64), ("mousemove", 100, 100), ("mouseup", 160, 320)):
             send(canvas, "mouse", {"mouse_event_type": kind, "image_x": x, "image_y": y})
-        await user.should_see("--region '<one> bear=0.1,0.2,0.5,1'", retries=100)
+        await user.should_see("'--region=<one> bear=0.1,0.2,0.5,1'", retries=100)
         user.find(marker="no-regions").click()
         await user.should_not_see("--region", retries=100)
 

@@ -79,7 +79,7 @@ def test_each_way_draws_the_same_prompt_and_seeds_into_a_folder_of_its_own(place
         assert "'a <bear> teddy bear and a <rex> dog'" in line
         assert "--count 2 --seed 3" in line
         assert line.endswith(f"--out {folder / way}")
-        assert "--region '<rex> dog=0.5,0,1,1'" in line
+        assert "'--region=<rex> dog=0.5,0,1,1'" in line
         assert "a cat" not in line
     assert "--together merge" in lines["merge"]
     assert "--together add" in lines["add"]

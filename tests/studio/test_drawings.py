@@ -79,9 +79,11 @@ def test_a_model_that_only_a_picture_names_is_not_loaded() -> None:
             command(strange, [], out=Path("o"), model="tiny")
 
 
-def test_the_words_of_a_region_are_no_options(parsed: Any) -> None:
-    options = parsed(redraw_command(replace(PICTURE, regions=("--model=x=0,0,1,1",)), [BEAR], out=Path("o"), model="y"))
+def test_the_words_of_a_region_and_a_negative_prompt_are_no_options(parsed: Any) -> None:
+    strange = replace(PICTURE, regions=("--model=x=0,0,1,1",), negative_prompt="--model")
+    options = parsed(redraw_command(strange, [BEAR], out=Path("o"), model="y"))
     assert options.model.model is None
+    assert options.negative_prompt == "--model"
     assert options.region == (("--model=x=0,0,1,1",),)
 
 

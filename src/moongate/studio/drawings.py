@@ -167,8 +167,11 @@ def _how_drawn(picture: Picture) -> dict[str, object]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    """Return options by name as words of a command, without those that are None or empty."""
-    return [word for name, value in values.items() if value not in (None, "") for word in (f"--{name}", str(value))]
+    """Return options by name as words of a command, without those that are None or empty.
+
+    Each is one word, because a value, such as a negative prompt, may look like another option.
+    """
+    return [f"--{name}={value}" for name, value in values.items() if value not in (None, "")]
 
 
 def _check_drawn(picture: Picture) -> None:
