@@ -107,7 +107,7 @@ LOADERS: dict[str, tuple[str, Load]] = {
 def plain(folder: Path) -> Any:
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)  # as for pixels
     if hasattr(pipeline, "text_encoder_2"):  # whose pooled vector it would take at a new token, the highest id
         for module in pipeline.text_encoder_2.modules():
             if hasattr(module, "eos_token_id"):
