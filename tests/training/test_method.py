@@ -49,12 +49,22 @@ def test_tokens_begin_as_distinct_rare_tokens_taken_by_id(tiny: Backbone) -> Non
         initial_rows(tiny, dict.fromkeys("abcd", "bear"), METHOD, torch.Generator())
 
 
-def test_a_random_token_has_the_usual_norm(tiny: Backbone) -> None:
+def test_random_tokens_have_the_mean_and_the_standard_deviation_of_words_in_each_dimension(tiny: Backbone) -> None:
     method = METHODS["custom-diffusion-random-token"]
-    rows = initial_rows(tiny, dict.fromkeys(("<a>", "<b>"), "bear"), method, torch.Generator().manual_seed(0))
-    assert not torch.equal(rows["<a>"], rows["<b>"])
+    names = [f"<{number}>" for number in range(2000)]
     table = tiny.text_encoder.get_input_embeddings().weight
-    torch.testing.assert_close(rows["<a>"].norm(), table.norm(dim=1).mean())
+    before = table.detach().clone()
+    with torch.no_grad():
+        table[:, 0] += 3.0
+    try:
+        rows = initial_rows(tiny, dict.fromkeys(names, "bear"), method, torch.Generator().manual_seed(0))
+        drawn, words = torch.stack(list(rows.values())), table.detach()
+        standard_error = words.std(0) / len(names) ** 0.5
+        assert ((drawn.mean(0) - words.mean(0)).abs() < 5 * standard_error).all()
+        torch.testing.assert_close(drawn.std(0), words.std(0), rtol=0.1, atol=0)
+    finally:
+        with torch.no_grad():
+            table.copy_(before)
 
 
 def test_decay_pulls_toward_the_pretrained_weights_and_not_toward_zero(tiny: Backbone) -> None:

@@ -315,13 +315,10 @@ class Backbone:
         return self.token_row(ids[longest])
 
     def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
-        """Return noise that has the mean norm of the rows in each text encoder."""
-        parts = []
-        for encoder in self.encoders:
-            noise = torch.randn(encoder.width, generator=generator).to(self.device)
-            mean_norm = float(encoder.table.weight.float().norm(dim=1).mean())
-            parts.append(noise * mean_norm / noise.norm())
-        return torch.cat(parts)
+        """Return a row drawn from the normal distribution of the rows in each text encoder (App. D, choice of V*)."""
+        tables = [encoder.table.weight.detach().float() for encoder in self.encoders]
+        noises = [torch.randn(table.shape[1], generator=generator).to(table) for table in tables]
+        return torch.cat([table.mean(0) + table.std(0) * noise for table, noise in zip(tables, noises, strict=True)])
 
     def check_token(self, token: str) -> None:
         """Raise TokenError unless `token` can be added as one new word.

@@ -45,7 +45,7 @@ class Method:
     trains_tokens: bool = True
     """Whether the embedding rows of the new tokens are trained."""
     token_start: Literal["rare", "random", "category"] = "rare"
-    """What new tokens begin as: a rarely used token, noise of the usual norm, or the word of the category."""
+    """What new tokens begin as: a rarely used token, noise like the rows of words, or the word of the category."""
     names_category: bool = True
     """Whether captions name the category after the token: "a <bear> teddy bear", not "a <bear>"."""
     augments: bool = True
