@@ -1,7 +1,9 @@
 """The records of a run in its folder, and how they are read; without PyTorch, for programs that only show a run."""
 
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ __all__ = [
     "STATE",
     "Progress",
     "drawn_pictures",
+    "held_out_losses",
     "holds_run",
     "kept_concepts",
     "read_config",
@@ -98,6 +101,12 @@ def read_steps(run_folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines[:-1]]
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(run_folder, error) from error
+
+
+def held_out_losses(steps: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return the loss of the held-out pictures by step, of the lines of a log that have one that is a finite number."""
+    losses = {line["index"]: line.get("held_out_loss") for line in steps}
+    return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
 def read_progress(run_folder: Path) -> Progress | None:

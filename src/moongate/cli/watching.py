@@ -227,19 +227,19 @@ def say_memory(plan: "Plan", console: Console, *, is_ignored: bool, processes: i
 
 def say_best(run: Path, console: Console, *, keep_best: bool) -> None:
     """Say which of the kept concepts knows the held-out pictures best."""
-    from moongate.run_records import LOG
-    from moongate.training.selection import kept_file, scores
+    from moongate.run_records import held_out_losses, read_steps
+    from moongate.training.selection import kept_file
 
-    found = scores(run / LOG)
-    if not found:
+    losses = held_out_losses(read_steps(run))
+    if not losses:
         return
-    best, last = min(found, key=lambda step: (found[step], step)), max(found)
-    text = f"The lowest loss of the held-out pictures is {found[best]:.4f}, at step {best}"
+    best, last = min(losses, key=lambda step: (losses[step], step)), max(losses)
+    text = f"The lowest loss of the held-out pictures is {losses[best]:.4f}, at step {best}"
     if best == last:
         text += ", the last."
     elif keep_best:
-        text += f"; this concept was written, not that of step {last} ({found[last]:.4f})."
+        text += f"; this concept was written, not that of step {last} ({losses[last]:.4f})."
     else:
-        text += f"; that of the last step is {found[last]:.4f}. The better one is {kept_file(run, best)}; "
+        text += f"; that of the last step is {losses[last]:.4f}. The better one is {kept_file(run, best)}; "
         text += "--resume --keep-best writes it."
     say(console, text)

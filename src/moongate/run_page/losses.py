@@ -6,7 +6,7 @@ from typing import Any
 
 from moongate.pages import Chart, line_chart
 
-__all__ = ["held_out_chart", "held_out_losses", "loss_chart"]
+__all__ = ["held_out_chart", "loss_chart"]
 
 SMOOTHED = 50
 """Largest number of steps of which a loss is averaged; the loss of one step depends mostly on its noise levels."""
@@ -31,11 +31,6 @@ def loss_chart(steps: Sequence[Mapping[str, Any]]) -> Chart:
         x=[line["index"] for line in steps][::every],
         points={name: losses[::every] for name, losses in values.items()},
     )
-
-
-def held_out_losses(steps: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Return the loss of the held-out pictures by step, of the steps that have one."""
-    return {line["index"]: line["held_out_loss"] for line in steps if line.get("held_out_loss") is not None}
 
 
 def held_out_chart(losses: Mapping[int, float]) -> Chart:

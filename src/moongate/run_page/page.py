@@ -10,9 +10,9 @@ from typing import Any, Literal
 from moongate.errors import OptionError
 from moongate.pages import Page
 from moongate.run_page.album import Album, Drawn
-from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
+from moongate.run_page.losses import held_out_chart, loss_chart
 from moongate.run_page.measures import measures_chart, read_measures, stop_said, when_to_stop
-from moongate.run_records import read_config, read_steps
+from moongate.run_records import held_out_losses, read_config, read_steps
 
 __all__ = [
     "PAGE",

@@ -14,10 +14,10 @@ from moongate.errors import OptionError
 from moongate.files import is_held
 from moongate.fleet import Queue
 from moongate.run_page import Album, Drawn, Part, duration
-from moongate.run_page.losses import held_out_chart, held_out_losses, loss_chart
+from moongate.run_page.losses import held_out_chart, loss_chart
 from moongate.run_page.measures import Measured, measures_chart, read_measures, stop_said, when_to_stop
 from moongate.run_page.page import Row, comparison_rows, validation_rows, words_of
-from moongate.run_records import CONCEPTS, Progress, read_config, read_progress, read_steps
+from moongate.run_records import CONCEPTS, Progress, held_out_losses, read_config, read_progress, read_steps
 from moongate.studio.commands import Command
 from moongate.studio.drafts import Draft
 from moongate.studio.state import Studio

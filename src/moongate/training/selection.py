@@ -5,8 +5,6 @@ eight fixed noises and timesteps. As all steps and runs get the same eight, thei
 training cannot: each depends mostly on the timesteps that were drawn for it. The module knows nothing of gradients.
 """
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.data import Subject, augment, square
-from moongate.run_records import CONCEPTS, LOG
+from moongate.run_records import CONCEPTS, held_out_losses, read_steps
 from moongate.training.runs import seeded
 
-__all__ = ["Judge", "best_step", "kept_file", "scores"]
+__all__ = ["Judge", "best_step", "kept_file"]
 
 DRAWS = 8
 """Noises and timesteps for each held-out picture; the timesteps are evenly spaced over the schedule."""
@@ -74,16 +72,6 @@ def best_step(run_folder: Path) -> int | None:
 
     None if there is no score.
     """
-    found = {step: loss for step, loss in scores(run_folder / LOG).items() if kept_file(run_folder, step).exists()}
-    return min(found, key=lambda step: (found[step], step), default=None)
-
-
-def scores(log: Path) -> dict[int, float]:
-    """Return the held-out loss of each step that has one in a run's log, without those that are no finite number.
-
-    Raises:
-        OSError or ValueError: The log cannot be read.
-    """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    losses = {line["index"]: line.get("held_out_loss") for line in lines}
-    return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    losses = held_out_losses(read_steps(run_folder))
+    kept = [step for step in losses if kept_file(run_folder, step).exists()]
+    return min(kept, key=lambda step: (losses[step], step), default=None)
