@@ -34,8 +34,8 @@ class Fleet:
     jobs: Annotated[Path, tyro.conf.Positional]
     """YAML or JSON file with a list of jobs. Each has a name, concepts (a list as in the file of `train --concepts`),
     options of `train` such as seed, and evaluate (true, or options of `evaluate`).
-    To continue, give the same command again: finished jobs are skipped, failed ones are tried again, as are those
-    whose concept was removed."""
+    To continue, give the same command again: finished jobs are skipped, and failed ones are tried again.
+    So are those whose concept was removed."""
     out: Path = Path("concepts")
     """Folder for the concepts and their run folders. Its folder "jobs" shows the state of each job as files."""
     workers: OptionalInt = None
