@@ -147,7 +147,7 @@ measured, and e = s / n^(1/2) is an upper bound. In units of the column (KID: x 
 | image: joint training before fine-tune all        | -0.022 | 0.023 | 0.018 |        4 |      7 |    0.016 |
 | text: joint training before DreamBooth            | -0.090 | 0.023 | 0.032 |        1 |      7 |    0.014 |
 | image: ours before without augmentation           | +0.018 | 0.019 |     - |        5 |     12 |    0.011 |
-| KID: ours before without regularization           |   +6.6 |  28.0 |     - |       73 |     12 |     16.2 |
+| KID: ours before without regularization           |   +6.6 |  28.0 |     - |       73 |     20 |     12.5 |
 | KID: ours before generated regularization         |  +29.4 |  25.6 |     - |        4 |     12 |     14.8 |
 | image: ours before V* not trained                 | +0.000 | 0.015 |     - |   > 1000 |     12 |    0.009 |
 | text: V* not trained before ours                  | -0.017 | 0.017 |     - |        5 |     12 |    0.010 |
