@@ -76,7 +76,8 @@ MAX_WEIGHT_NUMBERS = 100_000_000
 """Products of small matrices that would make a larger weight are not computed, and no shape such as [0, 10^9] is read:
 SDXL's largest key or value projection has 3 million numbers, and two matrices of a megabyte may make a terabyte."""
 MAX_FILE_NUMBERS = 500_000_000
-"""Adapters whose layers stand for more numbers together are refused: SDXL's keys and values have 340 million."""
+"""Adapters whose small matrices stand for more numbers together are refused, because they are multiplied out: 2 GB.
+SDXL's keys and values have 340 million numbers, its whole denoiser 2.6 billion."""
 MAX_TENSORS = 50_000
 """Files with more tensors are refused: an adapter of every layer of SDXL has 10,000, and each costs some time."""
 MAX_TOKENS = 1000

@@ -165,8 +165,8 @@ def _check_numbers(layers: Iterable[Mapping[str, Any]]) -> None:
     """Raise ConceptFileError, before anything is multiplied out, if layers stand for more than `MAX_FILE_NUMBERS`."""
     if sum(map(numbers_of, layers)) > MAX_FILE_NUMBERS:
         raise ConceptFileError(
-            f"The small matrices of the file stand for more than {MAX_FILE_NUMBERS} numbers. No model has so many keys "
-            "and values."
+            f"The small matrices of the file stand for more than {MAX_FILE_NUMBERS // 10**6} million numbers, which "
+            "are not computed: they might fill the memory. Give a file of fewer layers, such as keys and values."
         )
 
 
