@@ -58,17 +58,11 @@ class Ranks:
             return [tensor]
         tensors = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.count)]
         tensors[self.index].copy_(tensor)
-        exchanges = [
-            exchange
-            for rank in range(self.count)
-            if rank != self.index
-            for exchange in (
-                distributed.P2POp(distributed.isend, tensors[self.index], rank),
-                distributed.P2POp(distributed.irecv, tensors[rank], rank),
-            )
-        ]
+        others = [rank for rank in range(self.count) if rank != self.index]
+        sent = [distributed.P2POp(distributed.isend, tensors[self.index], rank) for rank in others]
+        received = [distributed.P2POp(distributed.irecv, tensors[rank], rank) for rank in others]
         with _loss_explained():
-            for work in distributed.batch_isend_irecv(exchanges):
+            for work in distributed.batch_isend_irecv(sent + received):
                 work.wait()
         return tensors
 
