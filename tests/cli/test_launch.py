@@ -81,7 +81,7 @@ def test_a_process_that_is_not_the_first_is_silent(
     class Second:
         is_first = False
 
-    monkeypatch.setattr("moongate.training.ranks.Ranks.current", lambda: Second())
+    monkeypatch.setattr("moongate.ranks.Ranks.current", lambda: Second())
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
     def refuse() -> None:

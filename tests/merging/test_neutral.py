@@ -14,6 +14,7 @@ from moongate.merging.neutral import (
     regularization_gram,
     weighted_grams,
 )
+from moongate.ranks import Ranks
 
 
 def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_processes_that_share_a_cache_compute_the_gram_matrix_once(
 ) -> None:
     computed: list[list[str]] = []
 
-    def slow(_: Backbone, captions: list[str]) -> torch.Tensor:
+    def slow(_: Backbone, captions: list[str], ranks: Ranks) -> torch.Tensor:
         time.sleep(0.2)
         computed.append(captions)
         return torch.eye(16, dtype=torch.float64)

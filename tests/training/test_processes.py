@@ -15,10 +15,10 @@ from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, RankLost
+from moongate.ranks import Ranks
 from moongate.training import Plan, Step, TrainOptions, train
 from moongate.training.method import METHODS
 from moongate.training.processes import processes_for, together
-from moongate.training.ranks import Ranks
 
 METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]

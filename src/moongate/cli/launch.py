@@ -11,7 +11,7 @@ from rich.console import Console
 from moongate.errors import InputError, MoongateWarning
 
 if TYPE_CHECKING:
-    from moongate.training.ranks import Ranks
+    from moongate.ranks import Ranks
 
 __all__ = ["launched"]
 
@@ -29,7 +29,7 @@ def launched(device: str | None, console: Console) -> "Iterator[tuple[Ranks, Con
     Yields:
         The place of this process, and where it prints.
     """
-    from moongate.training.ranks import joined
+    from moongate.ranks import joined
 
     with joined(device) as ranks:
         if ranks.is_first:

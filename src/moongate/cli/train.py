@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept, SubjectRecord
     from moongate.data import Preset, Regularization, Subject
+    from moongate.ranks import Ranks
     from moongate.regularization import RegularizationOptions
     from moongate.training import TrainOptions
     from moongate.training.method import Method
-    from moongate.training.ranks import Ranks
 
 __all__ = ["Train"]
 

@@ -60,8 +60,8 @@ class Watch:
     def following(self, subjects: "Sequence[Subject]", *, resume: bool) -> Iterator[None]:
         """Follow the training in the block; if it does not end, the page says that the run was stopped."""
         if self.has_page:
+            from moongate.ranks import Ranks
             from moongate.run_page import PAGE
-            from moongate.training.ranks import Ranks
 
             say(self.console, f"The page {self.run / PAGE} follows the training.")
             if Ranks.current().is_first:

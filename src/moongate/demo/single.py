@@ -25,13 +25,13 @@ from moongate.evaluation.networks.clip import Clip
 from moongate.files import write_atomically
 from moongate.pages import Page, contact_sheet, png_bytes
 from moongate.pocket import Example, example, pool_folder
+from moongate.ranks import Ranks
 from moongate.run_page import DRAWING
 from moongate.run_page.losses import loss_chart
 from moongate.sampling import sample
 from moongate.training import Plan, Step, TrainOptions, train
 from moongate.training.method import method_for
 from moongate.training.processes import processes_for, together
-from moongate.training.ranks import Ranks
 
 __all__ = ["EXAMPLE", "SAMPLING", "as_trained", "contexts", "draw", "make_single_demo"]
 

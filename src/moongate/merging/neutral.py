@@ -8,7 +8,10 @@ The module knows nothing of concepts.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from moongate.backbone import Backbone
 from moongate.errors import ConceptFileError, OptionError
 from moongate.files import digest, locked, write_atomically
+from moongate.ranks import ALONE, Ranks
 from moongate.tensor_files import CHECKSUM, checksum, read_tensors
 
 __all__ = [
@@ -102,7 +106,7 @@ def empty_prompt_features(backbone: Backbone) -> Float[Tensor, "tokens width"]:
 
 
 def regularization_gram(
-    backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None
+    backbone: Backbone, captions: Sequence[str], *, cache: Path | None = None, ranks: Ranks = ALONE
 ) -> Float[Tensor, "width width"]:
     """Return the Gram matrix of the regularization features, C_reg^T C_reg = sum of f f^T.
 
@@ -111,25 +115,33 @@ def regularization_gram(
         captions: Neutral captions; one in ten is left out (`held_out_features`).
         cache: Folder in which the matrix is kept for each text encoder and set of captions. Several processes may
             share it: one computes, the others wait. Not kept when None, or when the folder cannot be written.
+        ranks: Processes that all want the matrix now, and read a share of the captions each.
 
     Returns:
-        The matrix in float64.
+        The matrix in float64, the same bits for every number of ranks.
     """
     used = [caption for index, caption in enumerate(captions) if index % HELD_OUT_EVERY]
-    return _once("gram", lambda: _gram(backbone, used), backbone, used, cache)
+    return _once("gram", lambda: _gram(backbone, used, ranks), backbone, used, cache, ranks)
 
 
 def _once(
-    name: str, compute: Callable[[], Tensor], backbone: Backbone, captions: Sequence[str], cache: Path | None
+    name: str,
+    compute: Callable[[], Tensor],
+    backbone: Backbone,
+    captions: Sequence[str],
+    cache: Path | None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Return the matrix of captions that the cache has under this name, or compute it and keep it there."""
     if cache is None:
         return compute()
     path = cache / f"{name}-{_digest(backbone, captions)}.safetensors"
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
-            stack.enter_context(locked(path))
-        if (kept := _kept(path, name)) is not None:
+        if ranks.is_first:  # it computes with the others, who therefore must not wait for its lock
+            with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
+                stack.enter_context(locked(path))
+        kept = _kept(path, name)
+        if all(ranks.collected(kept is not None)) and kept is not None:
             return kept
         matrix = {name: compute()}
         with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
@@ -160,7 +172,7 @@ def weighted_grams(
         changes: The change of each concept, by name of the matrix.
     """
     used = [caption for index, caption in enumerate(captions) if index % HELD_OUT_EVERY]
-    features, weights = (torch.cat(parts) for parts in zip(*_features(backbone, used), strict=True))
+    features, weights = (torch.cat(parts) for parts in zip(*_features(backbone, _batches(used)), strict=True))
     grams = {}
     for layer, own in changes.items():
         squares = torch.zeros(features.shape[1], features.shape[1]).double()
@@ -173,21 +185,29 @@ def weighted_grams(
     return grams
 
 
-def _gram(backbone: Backbone, captions: Sequence[str]) -> Float[Tensor, "width width"]:
-    gram: Tensor = torch.zeros(())
-    for features, weights in _features(backbone, captions):
+def _gram(backbone: Backbone, captions: Sequence[str], ranks: Ranks) -> Float[Tensor, "width width"]:
+    """Add the matrices of all batches in their order, whichever rank computed them."""
+    batches = _batches(captions)
+    each = math.ceil(len(batches) / ranks.count)
+    own = []
+    for features, weights in _features(backbone, batches[each * ranks.index :][:each]):
         rows = features * weights.sqrt()[:, None]
-        gram = gram + rows.T @ rows
-    return gram
+        own.append(rows.T @ rows)
+    return reduce(torch.add, chain(*ranks.collected(own)))
+
+
+def _batches(captions: Sequence[str]) -> list[tuple[Sequence[str], float]]:
+    """Return captions and the empty prompt in batches, with the weight of a caption in each."""
+    parts = [captions[begin : begin + ENCODE_AT_ONCE] for begin in range(0, len(captions), ENCODE_AT_ONCE)]
+    return [*((part, 1.0) for part in parts), ([""], EMPTY_PROMPT_SHARE * len(captions))]
 
 
 def _features(
-    backbone: Backbone, captions: Sequence[str]
+    backbone: Backbone, batches: Sequence[tuple[Sequence[str], float]]
 ) -> Iterator[tuple[Float[Tensor, "features width"], Float[Tensor, " features"]]]:
-    """Yield the features of captions and of the empty prompt, with their weights, batch by batch."""
-    weighted = [(captions, 1.0), ([""], EMPTY_PROMPT_SHARE * len(captions))]
-    for group, weight in weighted:
-        for features, _, ends in encoded(backbone, group):
+    """Yield the features of captions with their weights, batch by batch."""
+    for captions, weight in batches:
+        for features, _, ends in encoded(backbone, captions):
             positions = torch.arange(features.shape[1])[None]
             padding = features.shape[1] - 1 - ends[:, None]
             weights = torch.where(positions <= ends[:, None], 1.0, 1 / padding.clamp(min=1)) * weight

@@ -23,12 +23,12 @@ from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TrainingDiverged, first_line, warn
 from moongate.files import exclusive
 from moongate.provenance import free_rare_token, names_of_edits
+from moongate.ranks import Ranks
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import Method, Trainable, method_for, trainable
 from moongate.training.neutral_decay import NeutralDecay
 from moongate.training.optimizer import Optimizer
 from moongate.training.plan import Plan, TrainOptions
-from moongate.training.ranks import Ranks
 from moongate.training.runs import Run, check_run, interrupt_after_step
 from moongate.training.selection import Judge, best_step, kept_file
 from moongate.training.speed import Speed

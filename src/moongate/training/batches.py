@@ -19,8 +19,8 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.data import ZOOM, Augmented, Framing, framed, framing, square
 from moongate.errors import OptionError
+from moongate.ranks import Ranks
 from moongate.training.plan import Plan
-from moongate.training.ranks import Ranks
 from moongate.training.runs import seeded
 
 __all__ = ["Batch", "Batches", "Prior", "encoded_at_once"]

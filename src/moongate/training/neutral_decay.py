@@ -22,6 +22,7 @@ from torch import Tensor
 from moongate.backbone import WEIGHT_SETS, Backbone
 from moongate.concept import Concept
 from moongate.merging.neutral import neutral_captions, regularization_gram
+from moongate.ranks import Ranks
 from moongate.training.method import Trainable
 from moongate.training.plan import Plan
 
@@ -56,7 +57,7 @@ class NeutralDecay:
             cache: Folder in which the Gram matrix is kept for each text encoder; not kept when None.
         """
         if backbone not in _GRAMS:
-            _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache)
+            _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache, ranks=Ranks.current())
         eigenvalues, directions = torch.linalg.eigh(_GRAMS[backbone])
         strengths = strength * eigenvalues / eigenvalues.mean()
         removed = strengths / (1 + strengths)

@@ -25,9 +25,9 @@ from moongate.errors import OptionError, TokenError, shortened, warn
 from moongate.extras import versions
 from moongate.limits import MAX_BATCH, check_count
 from moongate.provenance import free_rare_token
+from moongate.ranks import Ranks
 from moongate.training.method import Method, initial_rows, usual_steps
 from moongate.training.optimizer import OPTIMIZERS, OptimizerName, check_optimizer
-from moongate.training.ranks import Ranks
 from moongate.training.runs import check_run, seeded
 
 __all__ = ["Plan", "TrainOptions"]

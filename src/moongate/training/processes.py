@@ -20,8 +20,8 @@ import torch
 from torch import distributed
 
 from moongate.errors import MoongateError, MoongateWarning, OptionError
+from moongate.ranks import PATIENCE, Ranks
 from moongate.training.plan import Plan
-from moongate.training.ranks import PATIENCE, Ranks
 
 __all__ = ["processes_for", "together"]
 

@@ -11,19 +11,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from moongate.errors import OptionError, RankLost, first_line
 
-__all__ = ["Ranks", "joined"]
+__all__ = ["ALONE", "Ranks", "joined"]
 
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others, which may draw pictures first. The launcher ends all when one has died."""
 NUMBERS_AT_ONCE = 8_000_000
 """Numbers of small tensors that are exchanged together: each rank holds them once more for every shard."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,19 @@ class Ranks:
             sums += [part.view_as(tensor) for part, tensor in zip(parts, shards[0][some], strict=True)]
         return sums
 
+    def collected(self, value: _T) -> list[_T]:
+        """Return a value of each rank, in their order. It is pickled: for what is exchanged once and not in each step.
+
+        Raises:
+            RankLost: One of them has ended.
+        """
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with _loss_explained():
+            distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.count > 1:
@@ -96,6 +111,10 @@ class Ranks:
         yield
         if self.is_first:
             self.wait()
+
+
+ALONE = Ranks()
+"""The place of a process that trains alone."""
 
 
 @contextlib.contextmanager

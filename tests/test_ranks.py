@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import distributed
 
+from moongate import ranks
 from moongate.backbone import Backbone
+from moongate.backbone.text import Conditioning
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, RankLost
-from moongate.training import Step, TrainOptions, ranks, train
+from moongate.merging.neutral import neutral_captions, regularization_gram
+from moongate.ranks import Ranks, joined
+from moongate.training import Step, TrainOptions, train
 from moongate.training.method import METHODS
-from moongate.training.ranks import Ranks, joined
 
 METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]
@@ -122,6 +126,42 @@ def test_sums_are_added_in_the_order_of_the_shards(tmp_path: Path) -> None:
 
     assert together(2, tmp_path, work) == [float(one_by_one)] * 2
     assert float((numbers[0] + numbers[1]) + (numbers[2] + numbers[3])) != float(one_by_one)
+
+
+def test_ranks_share_the_neutral_captions_and_get_the_bits_of_one_alone(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = neutral_captions()[:300]
+    expected = regularization_gram(tiny, captions).tolist()
+    read: list[Sequence[str]] = []
+    encode = Backbone.encode_text
+
+    def counted(backbone: Backbone, given: Sequence[str], **options: bool) -> Conditioning:
+        read.append(given)
+        return encode(backbone, given, **options)
+
+    monkeypatch.setattr(Backbone, "encode_text", counted)
+
+    def work(*caches: Path) -> tuple[list[list[float]], int]:
+        read.clear()
+        own = Ranks.current()
+        cache = caches[own.index] if caches else None
+        return regularization_gram(tiny, captions, cache=cache, ranks=own).tolist(), len(read)
+
+    def gathered(count: int, *caches: Path) -> list[int]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        results = together(count, folder, lambda: work(*caches))
+        assert all(gram == expected for gram, _ in results)
+        return [batches for _, batches in results]
+
+    assert gathered(2) == [3, 3]
+    assert gathered(4) == [2, 2, 2, 0], "of six batches each is read once"
+    caches = tmp_path / "first", tmp_path / "second"
+    assert gathered(2, *caches) == [1 + 3, 1 + 3], "the first captions are read to identify the text encoder"
+    assert gathered(2, *caches) == [1, 1]
+    next(caches[1].glob("*.safetensors")).unlink()
+    assert gathered(2, *caches) == [1 + 3, 1 + 3], "where one of them has no file, both compute it"
+    assert gathered(2, caches[0], caches[0]) == [1, 1]
 
 
 def test_tensors_of_any_shape_are_summed_in_as_few_exchanges_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
