@@ -10,6 +10,7 @@ import torch
 from experiments import regions
 from experiments.regions import LEFT, PAIRS, RIGHT, WAYS, Options, _drawn, _seen, _shares
 from experiments.study import Size, Study
+from moongate import pocket
 from moongate.demo.recognizer import Recognizer
 from moongate.errors import OptionError
 from moongate.sampling import Sample, SampleOptions
@@ -89,7 +90,8 @@ def test_what_is_measured_is_kept_and_not_drawn_again(tmp_path: Path, monkeypatc
     for _ in range(2):
         regions.main(options)
     assert [kind for kind, _ in drawn] == ["none", "in order"]
-    assert all("an owl and a flower" in prompt for prompt in drawn[0][1])
+    categories = [pocket.example(example).category for example in PAIRS[0]]
+    assert all(" and a ".join(categories) in prompt for prompt in drawn[0][1])
     assert drawn[0][1][0] == drawn[0][1][5] != drawn[0][1][1]  # five places in turn
     record = json.loads(options.out.read_text())
     assert record["pairs"] == [list(PAIRS[0])]
