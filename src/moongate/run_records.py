@@ -19,6 +19,7 @@ __all__ = [
     "LISTING",
     "LOG",
     "MEASURES",
+    "PAGE",
     "PICTURES",
     "STATE",
     "Progress",
@@ -39,6 +40,8 @@ PICTURES, LISTING = "pictures", "pictures.jsonl"
 """Folder in a run folder with the pictures that were drawn for its page, and what each shows (`run_page.Album`)."""
 MEASURES = "measures.json"
 """What the kept concepts were measured to be (`run_page.measures`)."""
+PAGE = "index.html"
+"""The page of the run (`run_page.page_of`)."""
 LAST_BYTES = 4000
 """What is read of the end of a log; a line takes 200 to 300 bytes."""
 

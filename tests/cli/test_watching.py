@@ -122,6 +122,14 @@ def test_a_run_that_replaces_another_removes_its_pictures(train: Command, tmp_pa
     assert {each.step for each in Album(tmp_path / "bear.run").drawn()} == {3}
 
 
+def test_a_run_without_a_page_that_replaces_another_leaves_no_page_of_it(shown: Command, tmp_path: Path) -> None:
+    run(shown)
+    page = tmp_path / "bear.run" / "index.html"
+    assert page.exists()
+    run(shown.but(no_page=True, overwrite=True))
+    assert not page.exists()
+
+
 def test_tensorboard_gets_the_losses_and_the_validation_pictures(train: Command, tmp_path: Path) -> None:
     run(train.but(tracker="tensorboard", validate_every=3, holdout=1, save_every=2))
     events = EventAccumulator(str(tmp_path / "bear.run" / "moongate"), size_guidance={"images": 0})

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import numpy as np
 
 from moongate.backbone import Backbone
 from moongate.data import Subject
-from moongate.run_page import DRAWING, Album, caption_template, compared, draw, seconds_to_draw
+from moongate.run_page import DRAWING, Album, Drawn, caption_template, compared, draw, seconds_to_draw
+from moongate.run_page.album import Part
 from moongate.sampling import sample
 
 
@@ -23,6 +25,18 @@ def test_each_prompt_is_drawn_with_each_seed_as_sampling_draws_it(tiny: Backbone
     ]
     (expected,) = sample(tiny, ["a dog"], seeds=[5], options=DRAWING)
     assert np.array_equal(album.image(drawn[-1]), expected.image)
+
+
+def test_pictures_that_two_threads_add_at_once_are_all_listed(tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+
+    def add(part: Part) -> None:
+        for step in range(20):
+            Album(tmp_path).add(Drawn(part=part, step=step, prompt="a bear", seed=0), image)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(add, ("validation", "comparison")))
+    assert len(Album(tmp_path).drawn()) == 40
 
 
 def test_captions_that_begin_alike_give_the_words_of_the_prompts(make_subject: Callable[..., Subject]) -> None:

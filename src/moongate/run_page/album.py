@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from moongate.errors import OptionError
-from moongate.files import write_atomically
+from moongate.files import locked, write_atomically
 from moongate.limits import MAX_PIXELS
 from moongate.pages import png_bytes
 from moongate.run_records import LISTING, PICTURES
@@ -65,9 +65,10 @@ class Album:
     def add(self, drawn: Drawn, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Write a picture, and then its line of the listing; an equal one is replaced."""
         write_atomically(self._pictures / drawn.file, png_bytes(image))
-        others = [other for other in self.drawn() if other.file != drawn.file]
-        lines = "".join(json.dumps(asdict(each)) + "\n" for each in (*others, drawn))
-        write_atomically(self.run_folder / LISTING, lines.encode())
+        with locked(self.run_folder / LISTING):  # a training and `measure` may add at the same time
+            others = [other for other in self.drawn() if other.file != drawn.file]
+            lines = "".join(json.dumps(asdict(each)) + "\n" for each in (*others, drawn))
+            write_atomically(self.run_folder / LISTING, lines.encode())
 
     def drawn(self, part: Part | None = None) -> list[Drawn]:
         """Return what the pictures of a part show, or of all, in the order in which they were added.

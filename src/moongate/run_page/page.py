@@ -12,7 +12,7 @@ from moongate.pages import Page
 from moongate.run_page.album import Album, Drawn
 from moongate.run_page.losses import held_out_chart, loss_chart
 from moongate.run_page.measures import measures_chart, read_measures, stop_said, when_to_stop
-from moongate.run_records import held_out_losses, read_config, read_steps
+from moongate.run_records import PAGE, held_out_losses, read_config, read_steps
 
 __all__ = [
     "PAGE",
@@ -26,7 +26,6 @@ __all__ = [
     "words_of",
 ]
 
-PAGE = "index.html"
 Status = Literal["running", "stopped", "finished"]
 REFRESH_S = 10
 """Seconds after which a browser loads the page of a running training again."""

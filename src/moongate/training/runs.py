@@ -22,7 +22,7 @@ from moongate.errors import OptionError, first_line, shortened
 from moongate.files import check_folder, digest, read_regular, remedy, write_atomically
 from moongate.limits import MAX_LOG_BYTES
 from moongate.pickles import UNREADABLE, read_pickle
-from moongate.run_records import CONFIG, LISTING, LOG, MEASURES, STATE, drawn_pictures, holds_run, kept_concepts
+from moongate.run_records import CONFIG, LISTING, LOG, MEASURES, PAGE, STATE, drawn_pictures, holds_run, kept_concepts
 from moongate.texts import parse_json, read_text
 
 __all__ = ["Run", "check_free", "check_run", "interrupt_after_step", "seeded"]
@@ -63,8 +63,8 @@ class Run:
         if folder and writes and not resumes:
             for record in (folder / STATE, folder / LOG, folder / MEASURES, *kept_concepts(folder).values()):
                 record.unlink(missing_ok=True)
-            for picture in () if resume else (folder / LISTING, *drawn_pictures(folder)):
-                picture.unlink(missing_ok=True)
+            for shown in () if resume else (folder / PAGE, folder / LISTING, *drawn_pictures(folder)):
+                shown.unlink(missing_ok=True)
             write_atomically(folder / CONFIG, _as_bytes(config))
         return cls(folder=folder, resumes=resumes, config=config, writes=writes)
 
