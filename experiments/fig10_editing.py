@@ -8,9 +8,8 @@ import numpy as np
 
 from experiments.edits import MEASURES, PLACE, STYLE, WAYS, EditRecord
 from experiments.records import Record, Results
-from experiments.rendering import interval, table
-from moongate.files import write_atomically
-from moongate.pages import contact_sheet, png_bytes
+from experiments.rendering import interval, save_sheet, table
+from moongate.pages import contact_sheet
 
 TITLE = "Fig. 10: edits by prompt-to-prompt"
 SUBJECT, COLOR = "a taught subject", "add a color"
@@ -61,14 +60,13 @@ def report(results: Results, out: Path) -> str:
         images += np.split(row, len(WAYS) + 1, axis=1)
         labels += [shown.source, f"{shown.target}, with control", "without"]
     sheet = contact_sheet(images, columns=2 * (len(WAYS) + 1), labels=labels)
-    write_atomically(out / "fig10_editing.png", png_bytes(sheet))
     text = (
         "Each edit is drawn from the noise of its source, with attention control (prompt-to-prompt's shares of 0.8 and "
         "0.4) and without. Inside is where the recognizer sees the object; for another place it is the rest of the "
         "picture, for another style all of it. Structure and features are those of EfficientNet-Lite0, text alignment "
         "that of pocket-clip. Means with 95 % intervals over the edits, whose number follows where it is not ten: an "
-        "edit of the whole picture has no outside.\n\n![edits](fig10_editing.png)\n"
-    )
+        "edit of the whole picture has no outside.\n\n"
+    ) + save_sheet(sheet, out / "fig10_editing.webp")
     for name, title in MEASURES.items():
         rows = [(kind, *(_mean(results, same, way, name) for way in WAYS)) for kind, same in kinds.items()]
         text += f"\n**{title}**\n\n" + table(("edit", *WAYS), rows)

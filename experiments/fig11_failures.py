@@ -36,5 +36,5 @@ def report(results: Results, out: Path) -> str:
     ) + table(("pair", *(NAMES[way] for way in WAYS)), rows)
     for pair in PAIRS:
         shown = {NAMES[way]: results.picture(Row(pair, way, PROMPTS, FIGURE, count=2)) for way in WAYS}
-        text += f"\n{' and '.join(pair)}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{pair[0]}.png")
+        text += f"\n{' and '.join(pair)}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{pair[0]}.webp")
     return text

@@ -8,8 +8,8 @@ from PIL import Image
 
 from experiments.pictures import Attention
 from experiments.records import Record, Results
-from moongate.files import write_atomically
-from moongate.pages import contact_sheet, png_bytes
+from experiments.rendering import save_sheet
+from moongate.pages import contact_sheet
 
 TITLE = "Fig. 16: where each word looks"
 PROMPTS = {"jar": "photo of a {} on the beach", "winchesterArmchair": "photo of a {} in the snow"}
@@ -31,6 +31,5 @@ def report(results: Results, out: Path) -> str:
         labels = ["picture", *(word["word"] for word in attention["words"])]
         images = [np.asarray(image) for image in (picture, *large)]
         sheet = contact_sheet(images, columns=len(images), labels=labels)
-        write_atomically(out / f"fig16_{example}.png", png_bytes(sheet))
-        text += f"\n{attention['prompt']}\n\n![attention](fig16_{example}.png)\n"
+        text += f"\n{attention['prompt']}\n\n" + save_sheet(sheet, out / f"fig16_{example}.webp")
     return text

@@ -29,7 +29,7 @@ def report(results: Results, out: Path) -> str:
             f"{energy:.0%} of the singular values" if energy else "all": results.picture(_row(example, energy))
             for energy in ENERGIES
         }
-        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{example}.png")
+        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{example}.webp")
     return text
 
 

@@ -26,5 +26,5 @@ def report(results: Results, out: Path) -> str:
     text = f"The prompts: {'; '.join(PROMPTS)}.\n"
     for pair in SHOWN:
         shown = {NAMES[way]: results.picture(Row(pair, way, PROMPTS, FIGURE, count=2)) for way in WAYS}
-        text += f"\n{' and '.join(pair)}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{'-'.join(pair)}.png")
+        text += f"\n{' and '.join(pair)}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{'-'.join(pair)}.webp")
     return text

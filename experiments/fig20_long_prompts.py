@@ -45,7 +45,7 @@ def report(results: Results, out: Path) -> str:
         real = np.concatenate([np.asarray(picture) for picture in real_pictures(example)[:6]], axis=1)
         shown = {"training pictures": Image.fromarray(real)}
         shown |= {name: results.picture(_word(example, kind)) for kind, name in KINDS.items()}
-        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"fig20_{example}.png")
+        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"fig20_{example}.webp")
     return text
 
 

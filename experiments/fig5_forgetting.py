@@ -60,5 +60,5 @@ def compared(results: Results, out: Path, figure: str, prompt: str, methods: Seq
     text += table(head, rows)
     for example in FEW:
         shown = {NAMES[method]: results.picture(word(figure, prompt, example, method)) for method in methods}
-        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"{figure}_{example}.png")
+        text += f"\n{example}:\n\n" + labeled_rows(shown, out / f"{figure}_{example}.webp")
     return text

@@ -8,10 +8,9 @@ import numpy as np
 from experiments import table1_pairs, table1_single
 from experiments.pictures import Row
 from experiments.records import Record, Results
-from experiments.rendering import NAMES, stacked
+from experiments.rendering import NAMES, save_sheet, stacked
 from experiments.study import PAIRS, SOME, real_pictures
-from moongate.files import write_atomically
-from moongate.pages import Page, png_bytes
+from moongate.pages import Page
 
 TITLE = "Fig. 6 and 7: side by side"
 SINGLE = ("photo of a {} on the beach", "photo of a {} in the snow", "watercolor painting of a {} in a forest")
@@ -43,8 +42,7 @@ def report(results: Results, out: Path) -> str:
             for method, row in zip(methods, rows, strict=True):
                 page.row(NAMES[method], [np.asarray(row)])
             if examples == subjects[0]:
-                write_atomically(out / f"fig6_{half}.png", png_bytes(stacked(rows)))
-        text += f"{' and '.join(subjects[0])}, from top to bottom: {', '.join(NAMES[m] for m in methods)}.\n\n"
-        text += f"![{half}](fig6_{half}.png)\n\n"
+                text += f"{' and '.join(examples)}, from top to bottom: {', '.join(NAMES[m] for m in methods)}.\n\n"
+                text += save_sheet(stacked(rows), out / f"fig6_{half}.webp") + "\n"
     page.save(out / "side_by_side.html")
     return text + "All subjects and pairs: [side_by_side.html](side_by_side.html).\n"

@@ -52,5 +52,5 @@ def report(results: Results, out: Path) -> str:
                 for way, name in WAYS.items()
             },
         }
-        text += f"\n{style}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{style}.png")
+        text += f"\n{style}:\n\n" + labeled_rows(shown, out / f"{FIGURE}_{style}.webp")
     return text

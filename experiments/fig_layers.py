@@ -29,8 +29,10 @@ def records() -> Iterator[Record]:
 
 def report(results: Results, out: Path) -> str:
     """Return how far keys and values move by layer, and what each part of a concept draws."""
-    rows = [(part, *(_cell(results, FEW, part, column) for column in COLUMNS)) for part in PARTS]
-    styles = [(part, *(_cell(results, tuple(STYLES), part, column) for column in ("image", "color"))) for part in PARTS]
+    whole, *parts = PARTS
+    rows = [(whole, *(f"{mean(_values(results, FEW, whole, column)):.3f}" for column in COLUMNS))]
+    rows += [(part, *(_difference(results, part, column) for column in COLUMNS)) for part in parts]
+    styles = [(part, *(_each_style(results, part, column) for column in ("image", "color"))) for part in PARTS]
     return (
         "Of finished concepts of our method (seed 0) only a part is applied: keys or values alone, all but one level "
         "of the denoiser, or one level alone; the token stays. Image alignment is measured with held-out pictures, in "
@@ -39,9 +41,10 @@ def report(results: Results, out: Path) -> str:
         "share of pictures in which the recognizer sees the style of the prompt. A part carries what it brings alone, "
         "and what is lost without it.\n\n"
         f"{_changes(results, out)}\n"
-        f"**{len(FEW)} subjects**, with 95 % intervals over them\n\n"
+        f"**{len(FEW)} subjects**: the whole concept, and by how much each part differs from it, subject by subject, "
+        "with 95 % intervals\n\n"
         + table(("applied", *COLUMNS.values()), rows)
-        + f"\n**{len(STYLES)} styles**\n\n"
+        + f"\n**{len(STYLES)} styles**: {' and '.join(STYLES)}\n\n"
         + table(("applied", "image alignment", "distance of the mean color"), styles)
         + "\n"
         + save(_figure(results), out / "fig_layers.png")
@@ -53,8 +56,18 @@ def _values(results: Results, examples: Sequence[str], part: str, column: str) -
     return [values["image"]["efficientnet-lite0"] if column == "image" else values[column] for values in records]
 
 
-def _cell(results: Results, examples: Sequence[str], part: str, column: str) -> str:
-    return interval([[value] for value in _values(results, examples, part, column)])
+def _differences(results: Results, part: str, column: str) -> list[float]:
+    """Return for each subject by how much a part of its concept differs from the whole."""
+    pairs = zip(_values(results, FEW, part, column), _values(results, FEW, PARTS[0], column), strict=True)
+    return [value - whole for value, whole in pairs]
+
+
+def _difference(results: Results, part: str, column: str) -> str:
+    return interval([[value] for value in _differences(results, part, column)], signed=True)
+
+
+def _each_style(results: Results, part: str, column: str) -> str:
+    return ", ".join(f"{value:.3f}" for value in _values(results, tuple(STYLES), part, column))
 
 
 def _changes(results: Results, out: Path) -> str:
@@ -78,14 +91,16 @@ def _depth(layer: str) -> tuple[int, str]:
 
 
 def _figure(results: Results) -> Figure:
-    """Plot each measure of each part, as points of the subjects and their mean."""
+    """Plot by how much each part differs from the whole concept, as points of the subjects and their mean."""
+    parts = PARTS[1:]
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(2, 2).flat, COLUMNS.items(), strict=True):
-        for number, part in enumerate(PARTS):
-            values = _values(results, FEW, part, column)
+        for number, part in enumerate(parts):
+            values = _differences(results, part, column)
             axes.plot([number] * len(values), values, "o", color="tab:blue", alpha=0.3, markersize=3)
             axes.plot([number], [mean(values)], "_", color="tab:blue", markersize=10)
-        axes.set_xticks(range(len(PARTS)), PARTS, rotation=60, ha="right", fontsize=6)
+        axes.axhline(0, color="gray", linewidth=0.8)
+        axes.set_xticks(range(len(parts)), parts, rotation=60, ha="right", fontsize=6)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
     return figure

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from experiments.records import webp_bytes
 from experiments.scores import Several
 from experiments.study import PAIRS as ALL_PAIRS
 from experiments.study import Size, Study
@@ -147,9 +148,7 @@ def _write(study: Study, options: Options) -> None:
         "recognized": shares,
     }
     write_atomically(options.out, (json.dumps(result, indent=1) + "\n").encode())
-    content = io.BytesIO()
-    grouped_sheet(sheet, columns=SHOWN).save(content, format="WEBP", quality=85)
-    write_atomically(options.out.with_suffix(".webp"), content.getvalue())
+    write_atomically(options.out.with_suffix(".webp"), webp_bytes(grouped_sheet(sheet, columns=SHOWN)))
 
 
 def _drawn(study: Study, words: Sequence[str], prompts: Sequence[str], kind: str) -> Pictures:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import t
 
-from experiments.records import Record, Results
+from experiments.records import Record, Results, webp_bytes
 from moongate.files import write_atomically
-from moongate.pages import SheetGroup, grouped_sheet, png_bytes
+from moongate.pages import SheetGroup, grouped_sheet
 
 __all__ = [
     "ALIGNMENTS",
@@ -28,6 +28,7 @@ __all__ = [
     "plot",
     "recognized",
     "save",
+    "save_sheet",
     "scale",
     "stacked",
     "table",
@@ -146,6 +147,12 @@ def save(figure: Figure, path: Path) -> str:
     return f"![{path.stem}]({path.name})\n"
 
 
+def save_sheet(sheet: Image.Image, path: Path) -> str:
+    """Write a sheet of pictures as a WebP file, and return the Markdown that shows it."""
+    write_atomically(path, webp_bytes(sheet))
+    return f"![{path.stem}]({path.name})\n"
+
+
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:
     """Return pictures stacked from top to bottom."""
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
@@ -160,5 +167,4 @@ def labeled_rows(rows: Mapping[str, Image.Image], path: Path) -> str:
     """Write rows of square pictures, each below its name, into one file, and return the Markdown that shows it."""
     split = {name: np.split(np.asarray(row), row.width // row.height, axis=1) for name, row in rows.items()}
     groups = [SheetGroup(title=name, images=images, labels=()) for name, images in split.items()]
-    write_atomically(path, png_bytes(grouped_sheet(groups, columns=max(map(len, split.values())))))
-    return f"![{path.stem}]({path.name})\n"
+    return save_sheet(grouped_sheet(groups, columns=max(map(len, split.values()))), path)

@@ -134,7 +134,7 @@ def test_every_table_is_written_from_its_records(everything: Results, tmp_path: 
     _write(everything, tmp_path)
     written = (tmp_path / "tables.md").read_text()
     assert "missing" not in written
-    for picture in re.findall(r"\]\(([^)]+\.(?:png|html))\)", written):
+    for picture in re.findall(r"\]\(([^)]+\.(?:png|webp|html))\)", written):
         assert (tmp_path / picture).stat().st_size > 0
     values = [made_up(Single(e, "dreambooth", seed))["measures"][0]["value"] for seed in SEEDS for e in EXAMPLES]
     row, *_ = [line for line in written.splitlines() if line.startswith("| DreamBooth |")]
