@@ -1,11 +1,13 @@
 """Fig. 5: what the word of the category draws after training with and without regularization pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from experiments.pictures import Word
 from experiments.records import Record, Results
-from experiments.rendering import NAMES, interval, labeled_rows, table
+from experiments.rendering import NAMES, difference, labeled_rows, table
 from experiments.scores import BASE, OURS
 from experiments.study import FEW
 from moongate import pocket
@@ -35,26 +37,27 @@ def word(figure: str, prompt: str, example: str, method: str) -> Word:
     return Word(example, method, prompt.replace("{style}", pocket.example(example).style), figure)
 
 
+def _measured(values: Mapping[str, Any]) -> tuple[float, ...]:
+    image = values["image"]
+    recognized = values["recognized"] / values["pictures"]
+    return image["pocket-clip"], image["efficientnet-lite0"], values["diversity"], recognized
+
+
 def compared(results: Results, out: Path, figure: str, prompt: str, methods: Sequence[str]) -> str:
-    """Return a table of methods with 95 % intervals over subjects, and the first pictures of each subject."""
-    rows = []
-    for method in methods:
-        found = [results[word(figure, prompt, example, method)] for example in FEW]
-        rows.append(
-            (
-                NAMES[method],
-                interval([[values["image"]["pocket-clip"]] for values in found]),
-                interval([[values["image"]["efficientnet-lite0"]] for values in found]),
-                interval([[values["diversity"]] for values in found]),
-                interval([[values["recognized"] / values["pictures"]] for values in found], digits=0, percent=True),
-            )
-        )
+    """Return a table of how methods differ from the first, pocket itself, and the first pictures of each subject."""
+    values = {method: [_measured(results[word(figure, prompt, each, method)]) for each in FEW] for method in methods}
+    base, *taught = ([list(column) for column in zip(*values[method], strict=True)] for method in methods)
+    rows = [(NAMES[methods[0]], *(f"{mean(column):.3f}" for column in base))]
+    rows += [
+        (NAMES[method], *map(difference, columns, base)) for method, columns in zip(methods[1:], taught, strict=True)
+    ]
     asked = prompt.format("[category]", style="[style]")
     text = (
         f'The prompt is "{asked}", without the token. Image alignment is measured with '
         "held-out pictures of the subject: above that of pocket itself, the subject has leaked into the word. "
-        "Diversity is the mean of 1 - cosine over pairs of pictures (Lite0). Means over "
-        f"{len(FEW)} subjects with 95 % intervals over them, seed 0.\n\n"
+        "Diversity is the mean of 1 - cosine over pairs of pictures (Lite0), recognized is the share of pictures in "
+        f"which the recognizer sees the category. {len(FEW)} subjects, seed 0: the means of pocket itself, and by how "
+        "much each method differs from it, subject by subject, with 95 % intervals.\n\n"
     )
     head = ("method", "image alignment", "image alignment (Lite0)", "diversity", "category recognized")
     text += table(head, rows)

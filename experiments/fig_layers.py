@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.layers import BLOCKS, PARTS, Part
 from experiments.records import Record, Results
-from experiments.rendering import interval, save, table
+from experiments.rendering import difference, save, table
 from experiments.study import FEW
 from experiments.styles import STYLES
 
@@ -31,7 +31,8 @@ def report(results: Results, out: Path) -> str:
     """Return how far keys and values move by layer, and what each part of a concept draws."""
     whole, *parts = PARTS
     rows = [(whole, *(f"{mean(_values(results, FEW, whole, column)):.3f}" for column in COLUMNS))]
-    rows += [(part, *(_difference(results, part, column) for column in COLUMNS)) for part in parts]
+    values = {part: [_values(results, FEW, part, column) for column in COLUMNS] for part in PARTS}
+    rows += [(part, *map(difference, values[part], values[whole])) for part in parts]
     styles = [(part, *(_each_style(results, part, column) for column in ("image", "color"))) for part in PARTS]
     return (
         "Of finished concepts of our method (seed 0) only a part is applied: keys or values alone, all but one level "
@@ -54,16 +55,6 @@ def report(results: Results, out: Path) -> str:
 def _values(results: Results, examples: Sequence[str], part: str, column: str) -> list[float]:
     records = (results[Part(example, part)] for example in examples)
     return [values["image"]["efficientnet-lite0"] if column == "image" else values[column] for values in records]
-
-
-def _differences(results: Results, part: str, column: str) -> list[float]:
-    """Return for each subject by how much a part of its concept differs from the whole."""
-    pairs = zip(_values(results, FEW, part, column), _values(results, FEW, PARTS[0], column), strict=True)
-    return [value - whole for value, whole in pairs]
-
-
-def _difference(results: Results, part: str, column: str) -> str:
-    return interval([[value] for value in _differences(results, part, column)], signed=True)
 
 
 def _each_style(results: Results, part: str, column: str) -> str:
@@ -96,7 +87,8 @@ def _figure(results: Results) -> Figure:
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(2, 2).flat, COLUMNS.items(), strict=True):
         for number, part in enumerate(parts):
-            values = _differences(results, part, column)
+            pairs = zip(_values(results, FEW, part, column), _values(results, FEW, PARTS[0], column), strict=True)
+            values = [value - whole for value, whole in pairs]
             axes.plot([number] * len(values), values, "o", color="tab:blue", alpha=0.3, markersize=3)
             axes.plot([number], [mean(values)], "_", color="tab:blue", markersize=10)
         axes.axhline(0, color="gray", linewidth=0.8)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ __all__ = [
     "NAMES",
     "complete_seeds",
     "counted",
+    "difference",
     "interval",
     "labeled_rows",
     "means",
@@ -112,6 +114,11 @@ def interval(groups: Sequence[Sequence[float]], *, digits: int = 3, percent: boo
         low, high = max(low, 0.0), min(high, 1.0)
     spec = f"{'+' if signed else ''}.{digits}{'%' if percent else 'f'}"
     return f"{middle:{spec}} ({low:{spec}} to {high:{spec}})"
+
+
+def difference(values: Sequence[float], others: Sequence[float], **named: Any) -> str:
+    """Return by how much values differ from others of the same subjects, pair by pair, as `interval` does."""
+    return interval([[value - other] for value, other in zip(values, others, strict=True)], signed=True, **named)
 
 
 def over_seeds(seeds: Sequence[int]) -> str:
