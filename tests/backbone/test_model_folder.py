@@ -179,3 +179,25 @@ def test_an_index_that_is_no_object_is_named(folder: Path) -> None:
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(BackboneError, match=r"model_index.json cannot be read \(it is not a JSON object\)"):
         Backbone.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["../../private.safetensors", "/etc/hosts", "..", None])
+@pytest.mark.parametrize("text_only", [False, True])
+def test_weights_in_several_files_are_read_from_their_own_folder_alone(
+    name: str | None, text_only: bool, folder: Path
+) -> None:
+    part = folder / "text_encoder"
+    names = [*load_file(part / "model.safetensors")]
+    (part / "model.safetensors").rename(folder.parent / "private.safetensors")
+    listing = part / "model.safetensors.index.json"
+    listing.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, name)}))
+    with pytest.raises(BackboneError, match="is not in its folder"):
+        Backbone.load(folder, device="cpu", text_only=text_only)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": ["a"]}'])
+def test_a_listing_of_weights_that_cannot_be_read_is_named(content: str, folder: Path) -> None:
+    listing = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    listing.write_text(content)
+    with pytest.raises(BackboneError, match=r"diffusion_pytorch_model\.safetensors\.index\.json"):
+        Backbone.load(folder, device="cpu")

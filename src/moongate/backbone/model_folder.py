@@ -39,6 +39,8 @@ SCHEDULER = "scheduler"
 """The part that may name any scheduler class of diffusers."""
 CONFIGURATIONS = {part: "config.json" for part in CLASSES if not part.startswith("tokenizer")}
 CONFIGURATIONS |= {SCHEDULER: "scheduler_config.json"}
+SHARDS = "*/*.index*.json"
+"""Files that say which file has which weights, where a part has several: `model.safetensors.index.fp16.json`."""
 LAYERS = re.compile("layer|block|^number of ")
 """Keys whose numbers may say how often something is built."""
 
@@ -70,7 +72,7 @@ def check_classes(index: Mapping[str, Any], model: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model folder with links that lead out of it, pipes, or configurations of any size.
+    """Refuse a model folder with links or names of files that lead out of it, pipes, or configurations of any size.
 
     Args:
         folder: A folder with an index. Others are no models, and may be the whole disk.
@@ -86,16 +88,12 @@ def check_folder(folder: Path) -> None:
     for file in (folder / INDEX, *(folder / part / name for part, name in CONFIGURATIONS.items())):
         if not file.exists():
             continue
-        try:
-            config = parse_json(read_text(file))
-            if not isinstance(config, dict):
-                raise ValueError("it is not a JSON object")
-        except (OSError, ValueError) as error:
-            raise BackboneError(f"{file} cannot be read ({error}). Copy or download the model again.") from error
-        for key, value in _numbers(config):
+        for key, value in _numbers(_object_in(file)):
             at_most = MAX_LAYERS if LAYERS.search(key) and not key.endswith("channels") else MAX_SETTING
             if not abs(value) <= at_most:
                 raise BackboneError(f"{file} sets {key} to {value}; models of Moongate have at most {at_most}.")
+    for file in sorted(folder.glob(SHARDS)):
+        _check_shards(file)
 
 
 def check_layouts(
@@ -124,6 +122,29 @@ def check_layouts(
             f"The concept was made for a model with other layers than {model!r}. Name the model that it was made for "
             "with --model."
         )
+
+
+def _object_in(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model."""
+    try:
+        value = parse_json(read_text(file))
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{file} cannot be read ({error}). Copy or download the model again.") from error
+    return value
+
+
+def _check_shards(file: Path) -> None:
+    """Refuse a listing of weights that names no files, or files that are not beside it."""
+    files = _object_in(file).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise BackboneError(f"{file} does not say which file has which weights. Copy or download the model again.")
+    for name in files.values():
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name:
+            raise BackboneError(
+                f"{file} names the file {name!r:.80}, which is not in its folder. Copy or download the model again."
+            )
 
 
 def _is_in(path: Path, folder: Path) -> bool:
