@@ -10,7 +10,7 @@ from typing import Any
 
 from moongate.errors import OptionError
 from moongate.files import read_regular
-from moongate.limits import MAX_LOG_BYTES
+from moongate.limits import MAX_INTEGER, MAX_LOG_BYTES
 from moongate.texts import parse_json, read_text
 
 __all__ = [
@@ -42,6 +42,9 @@ MEASURES = "measures.json"
 """What the kept concepts were measured to be (`run_page.measures`)."""
 PAGE = "index.html"
 """The page of the run (`run_page.page_of`)."""
+HELD_OUT = "held_out_loss"
+NUMBERS = ("target_loss", "prior_loss", HELD_OUT, "pictures_per_second", "skipped_steps")
+"""The entries of a line of a log that are shown. Each may be missing; the held-out loss is null between its steps."""
 LAST_BYTES = 4000
 """What is read of the end of a log; a line takes 200 to 300 bytes."""
 
@@ -94,21 +97,21 @@ def read_steps(run_folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log, without a last one that is being written; none if there is no log.
 
     Raises:
-        OptionError: The log cannot be read.
+        OptionError: The log cannot be read, or a line has no step, or something else than a number in `NUMBERS`.
     """
     log = run_folder / LOG
     if not log.exists():
         return []
     try:
         lines = read_regular(log, at_most=MAX_LOG_BYTES).decode().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        return [_checked(json.loads(line), number) for number, line in enumerate(lines[:-1], 1)]
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(run_folder, error) from error
 
 
 def held_out_losses(steps: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Return the loss of the held-out pictures by step, of the lines of a log that have one that is a finite number."""
-    losses = {line["index"]: line.get("held_out_loss") for line in steps}
+    losses = {line["index"]: line.get(HELD_OUT) for line in steps}
     return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
@@ -126,6 +129,25 @@ def read_progress(run_folder: Path) -> Progress | None:
     except (OptionError, OSError, ValueError, OverflowError, LookupError, TypeError):
         return None
     return Progress(model=model, step=step, steps=steps, pictures_per_second=speed, left_s=left_s)
+
+
+def _checked(line: Any, number: int) -> dict[str, Any]:
+    """Return a line of a log whose numbers are numbers. Raises ValueError."""
+    index = line.get("index") if isinstance(line, dict) else None
+    if not (isinstance(index, int) and 0 <= index <= MAX_INTEGER):
+        raise ValueError(f"line {number} of {LOG} does not say its step")
+    for name in (name for name in NUMBERS if name in line):
+        value = line[name]
+        if not (_is_number(value) or (value is None and name == HELD_OUT)):
+            raise ValueError(f"{name} in line {number} of {LOG} is {value!r:.80}, which is not a number")
+    return line
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value of a log is a number that can be drawn, or a float that is not finite: a gap."""
+    if isinstance(value, float):
+        return not math.isfinite(value) or abs(value) < 1e300
+    return isinstance(value, int) and abs(value) <= MAX_INTEGER
 
 
 def _unreadable(run_folder: Path, error: Exception) -> OptionError:

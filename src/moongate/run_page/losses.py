@@ -21,7 +21,7 @@ def loss_chart(steps: Sequence[Mapping[str, Any]]) -> Chart:
         steps: The lines of a log (`run_records.read_steps`), at least one.
     """
     curves = {"target pictures": "target_loss", "regularization pictures": "prior_loss"}
-    values = {name: [float(line[key]) for line in steps] for name, key in curves.items()}
+    values = {name: [float(line.get(key, 0)) for line in steps] for name, key in curves.items()}
     values = {name: losses for name, losses in values.items() if any(losses)}
     every = math.ceil(len(steps) / MAX_POINTS)
     return line_chart(

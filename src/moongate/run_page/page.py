@@ -12,7 +12,7 @@ from moongate.pages import Page
 from moongate.run_page.album import Album, Drawn
 from moongate.run_page.losses import held_out_chart, loss_chart
 from moongate.run_page.measures import measures_chart, read_measures, stop_said, when_to_stop
-from moongate.run_records import PAGE, held_out_losses, read_config, read_steps
+from moongate.run_records import CONFIG, PAGE, held_out_losses, read_config, read_steps
 
 __all__ = [
     "PAGE",
@@ -67,8 +67,15 @@ def duration(seconds: float) -> str:
 
 
 def words_of(config: dict[str, Any]) -> str:
-    """Return the words of what a run teaches: "<bear> teddy bear and <chair> armchair"."""
-    return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
+    """Return the words of what a run teaches: "<bear> teddy bear and <chair> armchair".
+
+    Raises:
+        OptionError: The configuration does not say them.
+    """
+    try:
+        return " and ".join(" ".join(filter(None, (each["token"], each["category"]))) for each in config["subjects"])
+    except (LookupError, TypeError) as error:
+        raise OptionError(f"{CONFIG} of the run does not say what is taught ({error!r}). Check it.") from error
 
 
 def comparison_rows(drawn: Iterable[Drawn]) -> list[Row]:
