@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_pictures_that_say_nothing_and_damaged_files_are_left_out(places: Places
         (places.gallery / f"bad-{number}.png").write_bytes(content)
     (places.gallery / "plain.png").write_bytes(png_bytes(_image()))
     assert [picture.file for picture in pictures(places)] == [file]
+
+
+def test_pictures_behind_links_that_lead_out_and_pipes_are_left_out(places: Places, tmp_path: Path) -> None:
+    inside = make_drawing(places.gallery / "a" / "0.png", "a bear")
+    outside = make_drawing(tmp_path / "elsewhere" / "1.png", "a private bear")
+    (places.gallery / "a" / "1.png").symlink_to(outside)
+    (places.gallery / "b").symlink_to(outside.parent)
+    (places.gallery / "a" / "2.png").symlink_to(inside)
+    os.mkfifo(places.gallery / "a" / "3.png")
+    assert {picture.file.name for picture in pictures(places)} == {"0.png", "2.png"}
 
 
 def test_a_file_that_was_replaced_is_read_again(places: Places) -> None:

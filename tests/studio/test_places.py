@@ -70,7 +70,7 @@ def test_the_address_of_a_file_leads_back_to_it_and_changes_with_it(places: Plac
 
 def test_hidden_files_and_missing_ones_are_not_handed_out(places: Places) -> None:
     (places.gallery / ".hidden.png").write_bytes(b"1")
-    for path in ("gallery/.hidden.png", "gallery/none.png", "gallery"):
+    for path in ("gallery/.hidden.png", "gallery/none.png", "gallery", "n" * 300):
         with pytest.raises(OptionError, match="There is no file"):
             places.located(0, path)
     with pytest.raises(OptionError, match="There is no folder 7"):

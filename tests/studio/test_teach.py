@@ -223,6 +223,24 @@ def test_texts_of_users_and_files_never_become_markup(studio: Studio, draft: Dra
     visit(look)
 
 
+@pytest.mark.parametrize("name", ['x" onclick="alert(1)" y.png', "two\nlines.png", "a\\b.png"])
+def test_the_name_of_a_photo_becomes_no_attribute_of_the_page(
+    name: str, studio: Studio, draft: Draft, visit: Callable[..., None]
+) -> None:
+    (draft.teach / "0.png").rename(draft.teach / name)
+
+    async def look(user: User) -> None:
+        await user.open("/?draft=bear")
+        await user.should_see(marker="caption-1.png", retries=100)
+        assert user.client is not None
+        attributes = [element._props for element in user.client.elements.values()]
+        assert not any("onclick" in each for each in attributes)
+        labels = {each.get("aria-label") for each in attributes}
+        assert {name, f"Caption of {name}", f"Only to judge: {name}", f"Mask of {name}", f"Remove {name}"} <= labels
+
+    visit(look)
+
+
 def test_a_folder_outside_of_the_chosen_ones_is_not_copied(
     studio: Studio, tmp_path: Path, visit: Callable[..., None]
 ) -> None:

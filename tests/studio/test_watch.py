@@ -46,6 +46,28 @@ def test_a_run_of_the_shell_is_watched_and_followed(studio: Studio, visit: Calla
     visit(look)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "{}", "does not say what is taught"),
+        ("config.json", '{"subjects": 3}', "does not say what is taught"),
+        ("log.jsonl", "3\n3\n", "holds no records of a run that can be read"),
+        ("log.jsonl", '{"index": 1, "target_loss": "low"}\n' * 2, "target_loss in line 1"),
+    ],
+)
+def test_a_run_whose_records_are_damaged_says_so_on_the_page(
+    file: str, content: str, said: str, studio: Studio, visit: Callable[..., None]
+) -> None:
+    write_run(studio.places.root / "shell.run", steps=10)
+    (studio.places.root / "shell.run" / file).write_text(content)
+
+    async def look(user: User) -> None:
+        await user.open("/watch")
+        await user.should_see(said, retries=100)
+
+    visit(look)
+
+
 def test_the_step_to_stop_at_is_shown_once_it_is_measured(studio: Studio, visit: Callable[..., None]) -> None:
     run = studio.places.concepts / "bear.run"
     write_run(run, steps=30)

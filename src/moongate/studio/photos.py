@@ -102,19 +102,19 @@ class _Card:
             self.shown = ui.element("div")
             with self.shown:
                 paragraph("Looking at it.", quiet=True)
-            self.input = ui.input("Caption", value=photo.caption).props(
-                f'outlined dense aria-label="Caption of {name}"'
-            )
+            self.input = ui.input("Caption", value=photo.caption).props("outlined dense")
+            self.input._props["aria-label"] = f"Caption of {name}"
             self.input.mark(f"caption-{name}")
             self.input.on("blur", self.keep).on("keydown.enter", self.keep)
             self.reads = paragraph("", quiet=True)
             with ui.element("div").classes("bar"):
                 box = ui.checkbox("Only to judge", value=photo.is_held_out, on_change=self.hold_out)
-                box.props(f'dense aria-label="Only to judge: {name}"').mark(f"judge-{name}")
-                button = ui.button("Mask", icon="brush", on_click=self.mask).props("outline dense")
-                button.props(f'aria-label="Mask of {name}"').mark(f"mask-{name}")
-                button = ui.button("Remove", icon="delete", on_click=self.remove).props("outline dense")
-                button.props(f'aria-label="Remove {name}"').mark(f"remove-{name}")
+                box.props("dense").mark(f"judge-{name}")
+                box._props["aria-label"] = f"Only to judge: {name}"
+                mask = ui.button("Mask", icon="brush", on_click=self.mask).props("outline dense")
+                mask.mark(f"mask-{name}")._props["aria-label"] = f"Mask of {name}"
+                remove = ui.button("Remove", icon="delete", on_click=self.remove).props("outline dense")
+                remove.mark(f"remove-{name}")._props["aria-label"] = f"Remove {name}"
         self.sync(photo.caption)
 
     def fill(self, found: dict[str, Any]) -> None:

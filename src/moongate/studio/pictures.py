@@ -5,6 +5,7 @@ are found too, and one that is moved takes everything along. What was read of a 
 """
 
 import contextlib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,6 +77,8 @@ def holds_words(texts: Iterable[str], query: str) -> bool:
 def pictures(places: Places, folder: Path | None = None) -> list[Picture]:
     """Return the pictures of the gallery that say how they were drawn, the newest first.
 
+    Those that a link leads to outside of the chosen folders are left out: they may not be shown.
+
     Args:
         places: The chosen folders.
         folder: A folder in the gallery; all of it when None.
@@ -83,10 +86,16 @@ def pictures(places: Places, folder: Path | None = None) -> list[Picture]:
     files: Iterable[Path] = (
         file for depth in range(DEPTH) for file in (folder or places.gallery).glob("*/" * depth + "*.png")
     )
-    found = []
+    found, are_here = [], dict[Path, bool]()
     for file in files:
         with contextlib.suppress(OSError):  # it has just been moved
-            if not file.name.startswith(".") and (picture := _read(file, file.stat().st_mtime_ns)):
+            if file.parent not in are_here:
+                are_here[file.parent] = places.holds(file.parent)
+            is_here = are_here[file.parent] and (not file.is_symlink() or places.holds(file))
+            status = file.stat()
+            if not is_here or file.name.startswith(".") or not stat.S_ISREG(status.st_mode):
+                continue
+            if picture := _read(file, status.st_mtime_ns):
                 found.append(picture)
     return sorted(found, key=lambda picture: (-picture.changed, picture.file.name))
 

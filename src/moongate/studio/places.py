@@ -1,5 +1,6 @@
 """The folders of the studio, and the guard that no file outside of them is read or written."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Self
 from urllib.parse import quote
 
 from moongate.errors import OptionError
-from moongate.files import check_folder
+from moongate.files import check_folder, is_file
 
 __all__ = ["CONCEPT", "Places", "PICTURES"]
 
@@ -115,6 +116,12 @@ class Places:
             raise OptionError(f"{path} is not in {named}. Start the studio with --folder or --watch for other places.")
         return found
 
+    def holds(self, path: Path) -> bool:
+        """Return whether a path is in a chosen folder when all links are followed."""
+        with contextlib.suppress(OptionError):
+            return bool(self.inside(path))
+        return False
+
     def address(self, path: Path) -> str:
         """Return the address at which a browser gets a file; it changes when the file does.
 
@@ -135,7 +142,7 @@ class Places:
         if not 0 <= number < len(self.chosen):
             raise OptionError(f"There is no folder {number}.")
         found = self.inside(self.chosen[number] / path)
-        if not found.is_file() or any(part.startswith(".") for part in found.relative_to(self.chosen[number]).parts):
+        if not is_file(found) or any(part.startswith(".") for part in found.relative_to(self.chosen[number]).parts):
             raise OptionError(f"There is no file {path}.")
         return found
 

@@ -1,5 +1,6 @@
 """The queue of trainings as a part of a page: progress, losses, and buttons to pause, resume and cancel."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
+from moongate.errors import OptionError
 from moongate.fleet import Status
 from moongate.pages import Chart
 from moongate.run_page import duration
@@ -51,7 +53,8 @@ def _card(studio: Studio, status: Status) -> Card:
     known = read_progress(folder)
     losses = None
     if status.state in ("running", "paused") and known and known.step > 1:
-        losses = loss_chart(read_steps(folder))
+        with contextlib.suppress(OptionError):  # the page Watch says what is wrong with the log
+            losses = loss_chart(read_steps(folder))
     return Card(status=status, run=known, folder=folder, losses=losses)
 
 
@@ -103,4 +106,4 @@ def _button(text: str, icon: str, name: str, do: Callable[[], None]) -> None:
             do()
 
     button = ui.button(text, icon=icon, on_click=click).props("outline dense")
-    button.props(f'aria-label="{text} {name}"').mark(f"{text.lower()}-{name}")
+    button.mark(f"{text.lower()}-{name}")._props["aria-label"] = f"{text} {name}"

@@ -141,7 +141,8 @@ def drop_zone(label: str, *, choose: str, accept: str, **options: Any) -> ui.upl
 @contextlib.contextmanager
 def section(title: str, *, level: int = 2) -> Iterator[ui.element]:
     """Add a part of the page with a heading; what the block makes is in it."""
-    with ui.element("section").props(f'aria-label="{_attribute(title)}"') as part:
+    with ui.element("section") as part:
+        part._props["aria-label"] = title
         heading(title, level=level)
         yield part
 
@@ -208,14 +209,12 @@ def live(look: Callable[[], _T | Awaitable[_T]], show: Callable[[_T], Any]) -> u
         seen[:] = [found]
         part.clear()
         with part:
-            if isinstance(found, Exception):
-                notice(str(found), level="bad")
-            else:
+            try:
+                if isinstance(found, Exception):
+                    raise found
                 show(found)
+            except (MoongateError, OSError) as error:
+                notice(str(error), level="bad")
 
     ui.timer(LOOK_EVERY_S, refresh)
     return part
-
-
-def _attribute(text: str) -> str:
-    return text.replace('"', "'").replace("\\", "")
