@@ -10,6 +10,7 @@ from nicegui import ui
 from nicegui.testing import User
 from PIL import Image
 
+from moongate.data.folders import find_pictures
 from moongate.errors import OptionError
 from moongate.fleet import Job
 from moongate.studio.drafts import Draft, Settings
@@ -81,6 +82,22 @@ def test_two_photos_of_one_name_that_arrive_together_are_both_kept(
     assert sorted(kept) == ["new-2.png", "new-3.png", "new.png"]
     assert sorted(kept.values()) == sorted(sent)
     assert not [file for file in draft.teach.iterdir() if file.name.startswith(".")]
+
+
+def test_an_uploaded_photo_is_taught_whatever_its_name(draft: Draft) -> None:
+    names = [
+        "IMG_1234",
+        "a.jpg_large",
+        "notes.txt",
+        "0-mask.png",
+        "0_depth.JPG",
+        "0.mask.png",
+        "b.masklabel-masklabel.webp",
+    ]
+    for name in names:
+        draft.place_for(name).write_bytes(photo(9))
+    assert find_pictures(draft.teach) == [each.file for each in draft.photos()]
+    assert len(draft.photos()) == 3 + len(names)
 
 
 def test_photos_are_shown_as_the_model_sees_them_with_what_is_wrong(

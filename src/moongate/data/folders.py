@@ -26,6 +26,7 @@ __all__ = [
     "find_pictures",
     "fits",
     "gather",
+    "is_companions_name",
     "masks_beside",
     "masks_of",
 ]
@@ -165,6 +166,12 @@ def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
     if not photos:
         raise PictureError("No pictures were given. Name a folder or files.")
     return Gathered(photos=tuple(photos), folders=tuple(folders))
+
+
+def is_companions_name(stem: str) -> bool:
+    """Return whether a photo of this name, without its suffix, may be taken for a mask or a control picture."""
+    endings = (*MASK_ENDINGS, CONTROL_ENDING, *(f"{mark}{word}" for mark in "-_." for word in CONTROL_ENDINGS))
+    return stem.lower().endswith(endings)
 
 
 def masks_beside(photo: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from moongate.data.folders import SUFFIXES, is_companions_name
 from moongate.errors import OptionError, PictureError
 from moongate.files import file_name, free_path, free_stem, write_atomically
 from moongate.limits import MAX_CAPTION_CHARACTERS
@@ -24,6 +25,8 @@ __all__ = ["Draft", "Photo", "Settings", "drafts", "looks_every"]
 
 TEACH, HELD_OUT, SETTINGS = "teach", "held-out", "draft.json"
 MASK, CAPTION = ".mask.png", ".txt"
+UNKNOWN_SUFFIX = ".png"
+"""Ending of photos whose own is none of a picture's; which format a file has is decided by its content."""
 MAX_PHOTOS = 500
 """More photos of one subject are refused: the page shows all of them."""
 LOOKS, LEAST_STEPS = 10, 10
@@ -145,13 +148,19 @@ class Draft:
     def place_for(self, name: str) -> Path:
         """Return where a new photo of this name goes now; a file that takes a while to arrive asks again then.
 
+        The name is one by which a training knows it as a photo, whatever it was: some have no ending, or one like
+        `.jpg_large`, and a photo `bear-mask.png` would be left out beside `bear.png`.
+
         Raises:
             PictureError: There are too many photos.
         """
         if len(self.photos()) >= MAX_PHOTOS:
             raise PictureError(f"{self.name} has {MAX_PHOTOS} photos, which is the maximum. Remove some first.")
         taken = {photo.file.stem for photo in self.photos()}  # captions and masks go by the name without its ending
-        return self.teach / f"{free_stem(file_name(Path(name).stem), taken)}{Path(name).suffix.lower()[:6]}"
+        suffix = Path(name).suffix.lower()
+        stem = file_name(Path(name).stem if suffix in SUFFIXES else name)
+        stem = f"{stem}-photo" if is_companions_name(stem) else stem
+        return self.teach / f"{free_stem(stem, taken)}{suffix if suffix in SUFFIXES else UNKNOWN_SUFFIX}"
 
     def caption(self, photo: Path, text: str) -> None:
         """Give a photo its caption, on one line; an empty one leaves it to the preset.
