@@ -11,7 +11,7 @@ import torch
 from conftest import write_pictures
 from moongate.concept import Concept
 from moongate.errors import OptionError
-from moongate.fleet import Queue
+from moongate.fleet import Job, Queue
 from moongate.studio.commands import Commands
 from moongate.studio.places import Places
 from moongate.studio.trainings import Trainings
@@ -99,6 +99,26 @@ def test_a_job_that_the_fleet_refuses_fails_with_its_message_and_is_not_started_
     assert len(trainings.commands.all()) == 1
     for child in trainings.commands._children.values():
         child.wait()
+
+
+@pytest.mark.parametrize("job", [{}, {"name": "other", "concepts": []}, {"name": None}])
+def test_a_job_that_does_not_name_itself_starts_no_fleet(job: dict[str, object], trainings: Trainings) -> None:
+    """The fleet would refuse it, or do it under another name, and be started again every second."""
+    trainings.queue.add(Job(name="bear", settings={"job": job}))
+    trainings.tend()
+    assert trainings.commands.all() == []
+    assert trainings.entry("bear", "queued") is None
+
+
+@pytest.mark.parametrize("words", [["fleet"], ["fleet", "FOLDER/private.txt"], ["fleet", 3], "fleet"])
+def test_the_record_of_a_command_that_somebody_changed_removes_no_file(words: object, trainings: Trainings) -> None:
+    folder = trainings.places.commands
+    (folder / "private.txt").write_text("private")
+    (folder / "fleet.json").write_text(json.dumps({"words": words, "began": 1.0}).replace("FOLDER", str(folder)))
+    (folder / "fleet.ended").write_text('{"status": 2}')
+    trainings.tend()
+    assert (folder / "private.txt").exists()
+    assert all(isinstance(each.command.line, str) for each in trainings.commands.all())
 
 
 def test_a_training_that_failed_is_tried_again_when_it_is_resumed_or_added_again(

@@ -136,9 +136,12 @@ class Commands:
             ValueError: Its file is damaged.
         """
         record = parse_json(read_text(self.folder / f"{name}.json"))
+        words = record["words"]
+        if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise ValueError("its words are no list of texts")
         return Started(
             name=name,
-            command=Command(tuple(record["words"])),
+            command=Command(tuple(words)),
             began=float(record["began"]),
             state=self._state(name, float(record["began"])),
             status=(self._read(name, "ended") or {}).get("status"),

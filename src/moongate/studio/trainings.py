@@ -97,7 +97,8 @@ class Trainings:
         """Return a job in this state as it was added; None if it has moved or is of another kind."""
         try:
             content = parse_json(read_text(self.places.fleet / state / f"{name}.json"))
-            return dict(content["job"])
+            job = dict(content["job"])
+            return job if job.get("name") == name else None  # the fleet knows it by its own name
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -115,7 +116,7 @@ class Trainings:
                 self._fail(name, states[name], fleets[0].printed)
             waiting = [name for name in waiting if name not in refused]
             # A job that is queued again from now on was not refused: somebody wants it to be tried again.
-            Path(fleets[0].command.words[1]).unlink(missing_ok=True)
+            self._list_of(fleets[0]).unlink(missing_ok=True)
         entries = [self.entry(name, states[name]) for name in waiting]
         if found := [entry for entry in entries if entry is not None]:
             self._start(found)
@@ -153,9 +154,13 @@ class Trainings:
     def _listed(self, fleet: Started) -> list[str]:
         """Return the names of the jobs that a fleet was started with."""
         try:
-            return [str(entry["name"]) for entry in parse_json(read_text(Path(fleet.command.words[1])))]
+            return [str(entry["name"]) for entry in parse_json(read_text(self._list_of(fleet)))]
         except (OSError, ValueError, LookupError, TypeError):
             return []
+
+    def _list_of(self, fleet: Started) -> Path:
+        """Return the file of jobs that a fleet was started with."""
+        return self._lists / f"{Path(*fleet.command.words[1:2]).stem}{LIST}"
 
     def _fail(self, name: str, state: str, printed: str) -> None:
         """Mark a job as failed that a fleet has refused, with the last lines that it printed."""
