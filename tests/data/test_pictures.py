@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageFilter
+from PIL import Image, ImageCms, ImageFilter, PngImagePlugin
 
 from moongate import pocket
 from moongate.data.folders import find_pictures
@@ -303,6 +303,22 @@ def test_pixels_become_floats_between_minus_one_and_one_and_the_same_pixels_agai
 POSTSCRIPT = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(WITNESS) (w) file closefile showpage\n"
 )
+
+
+def test_numbers_that_are_not_finite_are_black_and_pointed_out() -> None:
+    images = torch.zeros(3, 1, 4)
+    images[:, 0, 1:] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    with pytest.warns(MoongateWarning, match="not finite, which are black in pictures"):
+        pixels = as_pixels(images)
+    assert pixels[0, :, 0].tolist() == [128, 0, 0, 0]
+
+
+def test_a_picture_with_packed_texts_of_any_size_is_not_called_damaged(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png", pnginfo=texts)
+    with pytest.raises(PictureError, match=r"a.png has packed texts of more than a megabyte"):
+        read_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "eps", "heic"])

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from moongate.data.folders import masks_beside
-from moongate.errors import PictureError, listed
+from moongate.errors import PictureError, listed, warn
 from moongate.extras import library
 from moongate.limits import MAX_PICTURE_BYTES, MAX_PIXELS, MAX_PROFILE_BYTES, MAX_SCANS, MAX_SIDE_PX, MIN_SIDE_PX
 
@@ -201,7 +201,16 @@ def as_tensor(
 def as_pixels(
     images: Float[Tensor, "*n channels height width"],
 ) -> UInt8[np.ndarray, "*n height width channels"]:
-    """Return floats in -1..1, on any device, as the nearest pixels of 0..255: the inverse of `as_tensor`."""
+    """Return floats in -1..1, on any device, as the nearest pixels of 0..255: the inverse of `as_tensor`.
+
+    Warns of numbers that are not finite, which become black: nobody would know why.
+    """
+    if not images.isfinite().all():
+        warn(
+            "The model computed numbers that are not finite, which are black in pictures. Lower the strength of the "
+            "concepts, load the model in float32 (--dtype float32), or download it again."
+        )
+        images = images.nan_to_num(-1, -1, -1)
     return ((images + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
@@ -292,6 +301,8 @@ def _upright(file: Path | bytes, name: str) -> Image.Image:
     except _BROKEN as error:
         if isinstance(error, PictureError):
             raise
+        if "MAX_TEXT" in str(error):  # as Pillow calls its limits of what is packed beside the pixels
+            raise PictureError(f"{name} has packed texts of more than a megabyte. Save it without them.") from error
         raise PictureError(f"{name} is damaged or truncated ({error}). Copy it again or remove it.") from error
     if min(upright.size) < MIN_SIDE_PX:
         raise PictureError(
