@@ -1,6 +1,7 @@
 """Layers of LoRA files, whatever their keys."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,15 @@ def test_an_alpha_that_was_pickled_as_a_number_is_read(tiny: Backbone, tmp_path:
     path = foreign.lora(tmp_path / "lora", before, style="kohya", alpha=1.0)
     torch.save({k: 1 if k.endswith("alpha") else v for k, v in load_file(path).items()}, tmp_path / "lora.pt")
     assert_changes(interop.read(tmp_path / "lora.pt").concept, before)
+
+
+def test_parameters_that_were_pickled_as_such_are_read_without_a_remark(tiny: Backbone, tmp_path: Path) -> None:
+    before = denoiser(tiny)
+    path = foreign.lora(tmp_path / "lora", before, style="kohya", alpha=1.0)
+    torch.save({key: torch.nn.Parameter(value) for key, value in load_file(path).items()}, tmp_path / "lora.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_changes(interop.read(tmp_path / "lora.pt").concept, before)
 
 
 def test_a_layer_of_whole_numbers_or_of_another_dimension_is_named(tmp_path: Path) -> None:

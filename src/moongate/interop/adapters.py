@@ -197,7 +197,7 @@ def _number(name: str, alpha: Any) -> float:
     if not (isinstance(alpha, int | float) or (isinstance(alpha, Tensor) and alpha.numel() == 1)):
         raise ConceptFileError(f"The alpha of {name!r} is not one number.")
     try:
-        number = float(alpha)
+        number = float(alpha.detach() if isinstance(alpha, Tensor) else alpha)
     except OverflowError as error:
         raise ConceptFileError(f"The alpha of {name!r} is too large for any LoRA.") from error
     if not math.isfinite(number):
