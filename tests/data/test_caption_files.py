@@ -56,6 +56,33 @@ def test_a_caption_with_commas_outside_of_quotation_marks_is_refused_and_not_cut
     assert captions(tmp_path) == ["a dog", ""]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('file_name,text\n0.png,"a red dog\n1.png,a cat\n', "a quotation mark is not closed"),
+        ("file_name,text,Text\n0.png,a red dog,a cat\n", "has the column text twice"),
+    ],
+)
+def test_a_table_in_which_a_caption_would_be_lost_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    (pictures(tmp_path) / "metadata.csv").write_text(content)
+    with pytest.raises(PictureError, match=said):
+        captions(tmp_path)
+
+
+def test_quotation_marks_within_a_caption_of_a_table_are_read(tmp_path: Path) -> None:
+    (pictures(tmp_path) / "metadata.csv").write_text('file_name,text\n0.png,a 5" dog\n1.png,"a ""red""\ndog"\n')
+    assert captions(tmp_path) == ['a 5" dog', 'a "red" dog']
+
+
+@pytest.mark.parametrize("caption", [{"en": "a dog"}, True, [["a dog"]], [{"text": "a dog"}]])
+def test_a_caption_that_is_no_text_is_named_and_not_spelled_out(caption: object, tmp_path: Path) -> None:
+    line = json.dumps({"file_name": "0.png", "caption": caption})
+    (pictures(tmp_path) / "metadata.jsonl").write_text(line)
+    with pytest.raises(PictureError, match=r"Line 1 of .*metadata.jsonl cannot be read"):
+        captions(tmp_path)
+    assert first_text(json.loads(line), ("caption",)) == ""
+
+
 def test_a_listing_that_was_copied_with_its_folder_fits_the_copy(tmp_path: Path) -> None:
     for folder in (tmp_path / "old", tmp_path / "new"):
         rows(pictures(folder), (str(tmp_path / "old" / "0.png"), "a red dog"), ("../old/1.png", "a cat"))
@@ -133,8 +160,12 @@ def test_pictures_in_kohyas_folders_have_their_captions(tmp_path: Path) -> None:
         assert captions(tmp_path) == ["a red dog", "a small dog"]
 
 
-def test_the_first_value_of_a_row_is_taken() -> None:
+def test_the_first_value_of_a_row_is_taken(tmp_path: Path) -> None:
     assert first_text({"Text": ["a dog", "a cat"], "caption": None}, ("caption", "text")) == "a dog"
+    assert first_text({"text": float("nan"), "caption": "a dog"}, ("text", "caption")) == "a dog"
+    rows(pictures(tmp_path), ("0.png", [""]), ("1.png", ["a cat"]))  # type: ignore[arg-type]
+    assert captions(tmp_path) == ["", "a cat"]
+    assert first_text({"text": 12}, ("text",)) == "12"
     assert first_text({"text": []}, ("text",)) == first_text({None: 1}, ("text",)) == ""
 
 

@@ -17,7 +17,7 @@ from moongate.errors import PictureError, listed, warn
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_COLUMNS, MAX_LINE_CHARACTERS
 from moongate.texts import parse_json, read_text
 
-__all__ = ["CAPTION_KEYS", "PICTURE_KEYS", "CaptionFiles", "first_text", "listing_rows", "read_captions"]
+__all__ = ["CAPTION_KEYS", "PICTURE_KEYS", "CaptionFiles", "as_text", "first_text", "listing_rows", "read_captions"]
 
 CAPTION_KEYS = ("caption", "text", "prompt", "caption_original")
 """Keys or columns of a listing that hold a caption, by precedence: Moongate and kohya, the hub, DiffSynth, LAION."""
@@ -157,7 +157,7 @@ def _add_rows(
     lost, keys, has_captions = [], set(), False
     for line, row in listing_rows(listing):
         name, caption = (first_text(row or {}, kind) for kind in (PICTURE_KEYS, CAPTION_KEYS))
-        if row is None or not name:
+        if row is None or not name or (not caption and _first(row, CAPTION_KEYS) not in (None, [None], [""])):
             raise PictureError(f"Line {line} of {listing} cannot be read. {_remedy(listing)}")
         keys |= {str(key) for key in row}
         has_captions = has_captions or bool(caption)
@@ -196,10 +196,7 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
     try:
         with listing.open(encoding="utf-8-sig", errors=errors, newline="") as lines:
             if listing.suffix.lower() == TABLE_SUFFIX:
-                table = csv.DictReader(_lines(lines, listing))
-                if len(table.fieldnames or ()) > MAX_COLUMNS:
-                    raise PictureError(f"The listing {listing} has more than {MAX_COLUMNS} columns. {_remedy(listing)}")
-                yield from ((table.line_num, None if _has_more_values(row) else row) for row in table)
+                yield from _table_rows(_lines(lines, listing), listing)
             else:
                 yield from _json_rows(_lines(lines, listing))
     except UnicodeDecodeError as error:
@@ -209,11 +206,23 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
 
 
 def first_text(row: Mapping[Any, Any], keys: Sequence[str]) -> str:
-    """Return the value of the first key that has one, as text; of a list the first entry. Case does not count."""
-    lower = {str(key).strip().lower(): value for key, value in row.items()}
-    value = next((lower[key] for key in keys if lower.get(key)), None)
+    """Return the value of the first key that has one, as text (`as_text`). Case does not count."""
+    return as_text(_first(row, keys))
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a listing as text, and of a list the first entry.
+
+    Empty for what is neither text nor a number, such as captions by language.
+    """
     value = next(iter(value), None) if isinstance(value, list) else value
-    return "" if value is None else str(value)
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _first(row: Mapping[Any, Any], keys: Sequence[str]) -> Any:
+    """Return the value of the first key that has one; None if there is none, or only what stands for nothing (NaN)."""
+    lower = {str(key).strip().lower(): value for key, value in row.items()}
+    return next((lower[key] for key in keys if lower.get(key) and lower[key] == lower[key]), None)
 
 
 def _lines(file: TextIO, listing: Path) -> Iterator[str]:
@@ -224,6 +233,38 @@ def _lines(file: TextIO, listing: Path) -> Iterator[str]:
                 f"The listing {listing} has a line of more than {MAX_LINE_CHARACTERS} characters. {_remedy(listing)}"
             )
         yield line
+
+
+def _table_rows(lines: Iterator[str], listing: Path) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield the rows of a table; a quotation mark that is never closed would hide all rows behind it in one value."""
+    read: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    table = csv.DictReader(remembered())
+    columns = [column.strip().lower() for column in table.fieldnames or ()]
+    if len(columns) > MAX_COLUMNS:
+        raise PictureError(f"The listing {listing} has more than {MAX_COLUMNS} columns. {_remedy(listing)}")
+    if twice := [column for column in (*PICTURE_KEYS, *CAPTION_KEYS) if columns.count(column) > 1]:
+        raise PictureError(f"The listing {listing} has the column {twice[0]} twice. {_remedy(listing)}")
+    read.clear()
+    for row in table:
+        if sum(line.count('"') for line in read) % 2:
+            _check_closed(read)
+        read.clear()
+        yield table.line_num, None if _has_more_values(row) else row
+
+
+def _check_closed(lines: Sequence[str]) -> None:
+    """Raise csv.Error if a value in the lines of a row begins with a quotation mark and has none at its end."""
+    try:
+        list(csv.reader(lines, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise csv.Error("a quotation mark is not closed") from error
 
 
 def _has_more_values(row: Mapping[Any, Any]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, first_text, listing_rows
+from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, as_text, first_text, listing_rows
 from moongate.data.folders import SUFFIXES
 from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
@@ -316,7 +316,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
                 continue
             where = f"{file.absolute()}#{column}:{index}"
             picture, data = (value, None) if isinstance(value, str) else (where, value)
-            caption, license = (_text(row[names[0]]) if names else "" for names in (captions, licenses))
+            caption, license = (as_text(row[names[0]]) if names else "" for names in (captions, licenses))
             yield from _checked(caption, picture, license, data, skipped)
     except (errors, *UNREADABLE) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
@@ -419,10 +419,3 @@ def _checked(caption: str, picture: str, license: str, data: bytes | None, skipp
     else:
         key = digest(picture if data is None else data, length=24)
         yield Record(caption=caption, picture=picture, key=key, license=license)
-
-
-def _text(value: Any) -> str:
-    """Return a value as text; of a list of captions the first one."""
-    if isinstance(value, list):
-        value = next(iter(value), None)
-    return "" if value is None else str(value)
