@@ -19,6 +19,7 @@ __all__ = [
     "MAX_LINE_CHARACTERS",
     "MAX_LOG_BYTES",
     "MAX_MEMBERS",
+    "MAX_PAIRS",
     "MAX_PICTURE_BYTES",
     "MAX_PIXELS",
     "MAX_PROFILE_BYTES",
@@ -121,6 +122,9 @@ MAX_ROW_GROUP_VALUES = 10_000_000
 """More values in a column of one row group are refused: a few bytes may stand for any number of equal ones. Writers
 take a million rows by default."""
 
+MAX_PAIRS = 100_000
+"""Studies with more pairs of pictures to compare are refused, because a few bytes of their file make many, and each
+takes memory: nobody answers a thousand."""
 MAX_UPLOAD_BYTES = 2_000_000_000
 """Larger uploads to the studio are refused: the changes of SDXL without compression take 1.1 GB in one file."""
 MAX_DOWNLOAD_BYTES = 50_000_000

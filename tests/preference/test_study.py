@@ -88,6 +88,13 @@ def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
         Study.open(tmp_path)
 
 
+def test_a_study_of_very_many_pairs_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    names = [str(number) for number in range(500)]
+    item = {"prompt": "a bear", "targets": [], "pictures": {name: f"{int(name):016x}.png" for name in names}}
+    with pytest.raises(OptionError, match="The study has 124750 pairs of pictures to compare; at most 100000"):
+        Study.open(write(tmp_path, bare_study(), methods=names, items=[item]))
+
+
 def test_a_rater_has_a_short_name_that_can_be_printed() -> None:
     assert check_rater("  Anna  Maria ") == "Anna Maria"
     for name in ("", "  ", "x" * 61, "a\x1b[31m"):

@@ -8,6 +8,7 @@ goes on where the answers end, and no state is stored.
 
 import dataclasses
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any, Literal, Self, get_args
 
 from moongate.errors import OptionError
 from moongate.files import digest
+from moongate.limits import MAX_PAIRS
 from moongate.texts import parse_json, read_text
 
 __all__ = ["FILE", "PICTURES", "QUESTIONS", "Item", "Question", "Study", "Target", "Trial", "check_rater"]
@@ -90,6 +92,12 @@ class Study:
             raise OptionError(f"A study compares two or more methods, each of its own name; these are {self.methods}.")
         if not self.items:
             raise OptionError("The study has no pictures to compare.")
+        pairs = sum(math.comb(len(item.pictures), 2) for item in self.items)
+        if pairs > MAX_PAIRS:
+            raise OptionError(
+                f"The study has {pairs} pairs of pictures to compare; at most {MAX_PAIRS} are taken. Give fewer "
+                "methods, prompts or seeds."
+            )
 
     @classmethod
     def open(cls, folder: Path) -> Self:
