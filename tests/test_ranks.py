@@ -17,9 +17,10 @@ from moongate.backbone.text import Conditioning
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, RankLost
 from moongate.merging.neutral import neutral_captions, regularization_gram
-from moongate.ranks import Ranks, joined
+from moongate.ranks import ALONE, Ranks, joined
 from moongate.training import Step, TrainOptions, train
 from moongate.training.method import METHODS
+from moongate.training.neutral_decay import NeutralDecay
 
 METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]
@@ -142,26 +143,42 @@ def test_ranks_share_the_neutral_captions_and_get_the_bits_of_one_alone(
 
     monkeypatch.setattr(Backbone, "encode_text", counted)
 
-    def work(*caches: Path) -> tuple[list[list[float]], int]:
+    def work(*caches: Path | None) -> tuple[list[list[float]], int]:
         read.clear()
         own = Ranks.current()
         cache = caches[own.index] if caches else None
         return regularization_gram(tiny, captions, cache=cache, ranks=own).tolist(), len(read)
 
-    def gathered(count: int, *caches: Path) -> list[int]:
+    def gathered(count: int, *caches: Path | None) -> list[int]:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         results = together(count, folder, lambda: work(*caches))
         assert all(gram == expected for gram, _ in results)
         return [batches for _, batches in results]
 
     assert gathered(2) == [3, 3]
-    assert gathered(4) == [2, 2, 2, 0], "of six batches each is read once"
+    assert gathered(4) == [2, 2, 1, 1], "of six batches each is read once"
     caches = tmp_path / "first", tmp_path / "second"
-    assert gathered(2, *caches) == [1 + 3, 1 + 3], "the first captions are read to identify the text encoder"
-    assert gathered(2, *caches) == [1, 1]
-    next(caches[1].glob("*.safetensors")).unlink()
-    assert gathered(2, *caches) == [1 + 3, 1 + 3], "where one of them has no file, both compute it"
-    assert gathered(2, caches[0], caches[0]) == [1, 1]
+    assert gathered(2, *caches) == [1 + 3, 3], "the first captions are read to identify the text encoder"
+    assert gathered(2, *caches) == [1, 0]
+    assert gathered(2, *reversed(caches)) == [1 + 3, 3], "the cache of the first process counts for both"
+    assert gathered(2, tmp_path / "first", None) == [1, 0]
+
+
+@pytest.mark.parametrize("knowing", [0, 1])
+def test_a_process_that_has_read_the_neutral_captions_alone_does_not_wait_for_one_that_has_not(
+    tiny_folder: Path, tmp_path: Path, knowing: int
+) -> None:
+    def work() -> list[list[float]]:
+        backbone = Backbone.load(tiny_folder, device="cpu")
+        if Ranks.current().index == knowing:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Ranks, "current", lambda: ALONE)  # as before it joined the other
+                NeutralDecay(backbone, 1.0)
+        return NeutralDecay(backbone, 1.0).directions.tolist()
+
+    first, second = together(2, tmp_path, work)
+    assert isinstance(first, list)
+    assert first == second
 
 
 def test_tensors_of_any_shape_are_summed_in_as_few_exchanges_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,19 @@ class Ranks:
             distributed.all_gather_object(values, value)
         return values
 
+    def of_first(self, value: _T) -> _T:
+        """Return the value of the first rank, which is pickled.
+
+        Raises:
+            RankLost: One of them has ended.
+        """
+        if self.count == 1:
+            return value
+        values: list[Any] = [value]
+        with _loss_explained():
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         if self.count > 1:

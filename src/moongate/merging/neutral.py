@@ -8,7 +8,6 @@ The module knows nothing of concepts.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import chain
@@ -115,7 +114,8 @@ def regularization_gram(
         captions: Neutral captions; one in ten is left out (`held_out_features`).
         cache: Folder in which the matrix is kept for each text encoder and set of captions. Several processes may
             share it: one computes, the others wait. Not kept when None, or when the folder cannot be written.
-        ranks: Processes that all want the matrix now, and read a share of the captions each.
+        ranks: Processes that all want the matrix now, and read a share of the captions each; the first one's cache
+            counts.
 
     Returns:
         The matrix in float64, the same bits for every number of ranks.
@@ -132,20 +132,23 @@ def _once(
     cache: Path | None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Return the matrix of captions that the cache has under this name, or compute it and keep it there."""
-    if cache is None:
-        return compute()
-    path = cache / f"{name}-{_digest(backbone, captions)}.safetensors"
+    """Return the matrix of captions that the cache has under this name, or compute it and keep it there.
+
+    The cache of the first rank counts for all, so that none waits for another that has found the matrix, and all have
+    the same bits.
+    """
+    path = cache / f"{name}-{_digest(backbone, captions)}.safetensors" if cache and ranks.is_first else None
     with contextlib.ExitStack() as stack:
-        if ranks.is_first:  # it computes with the others, who therefore must not wait for its lock
+        if path:
             with contextlib.suppress(OptionError):  # without a lock, each process computes the same matrix
                 stack.enter_context(locked(path))
-        kept = _kept(path, name)
-        if all(ranks.collected(kept is not None)) and kept is not None:
+        kept = ranks.of_first(_kept(path, name) if path else None)
+        if kept is not None:
             return kept
         matrix = {name: compute()}
-        with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
-            write_atomically(path, save(matrix, {CHECKSUM: checksum(matrix)}))
+        if path:
+            with contextlib.suppress(OptionError):  # if it cannot be kept, the next merge takes a second longer
+                write_atomically(path, save(matrix, {CHECKSUM: checksum(matrix)}))
         return matrix[name]
 
 
@@ -186,14 +189,20 @@ def weighted_grams(
 
 
 def _gram(backbone: Backbone, captions: Sequence[str], ranks: Ranks) -> Float[Tensor, "width width"]:
-    """Add the matrices of all batches in their order, whichever rank computed them."""
-    batches = _batches(captions)
-    each = math.ceil(len(batches) / ranks.count)
-    own = []
-    for features, weights in _features(backbone, batches[each * ranks.index :][:each]):
-        rows = features * weights.sqrt()[:, None]
-        own.append(rows.T @ rows)
-    return reduce(torch.add, chain(*ranks.collected(own)))
+    return reduce(torch.add, _matrices(backbone, _batches(captions), ranks))
+
+
+def _matrices(
+    backbone: Backbone, batches: Sequence[tuple[Sequence[str], float]], ranks: Ranks
+) -> Iterator[Float[Tensor, "width width"]]:
+    """Yield the matrix of each batch in their order, whichever rank computed it.
+
+    The ranks exchange one each at a time, because those of all batches take half a gigabyte for SDXL.
+    """
+    for begin in range(0, len(batches), ranks.count):
+        own = batches[begin : begin + ranks.count][ranks.index :][:1]  # in the last round some ranks have none
+        rows = [features * weights.sqrt()[:, None] for features, weights in _features(backbone, own)]
+        yield from chain(*ranks.collected([each.T @ each for each in rows]))
 
 
 def _batches(captions: Sequence[str]) -> list[tuple[Sequence[str], float]]:

@@ -56,9 +56,12 @@ class NeutralDecay:
             start_from: The concept that the training continues. What it changes is not decayed.
             cache: Folder in which the Gram matrix is kept for each text encoder; not kept when None.
         """
-        if backbone not in _GRAMS:
-            _GRAMS[backbone] = regularization_gram(backbone, neutral_captions(), cache=cache, ranks=Ranks.current())
-        eigenvalues, directions = torch.linalg.eigh(_GRAMS[backbone])
+        ranks = Ranks.current()
+        gram = ranks.of_first(_GRAMS.get(backbone))  # the first may have trained alone before the others joined it
+        if gram is None:
+            gram = regularization_gram(backbone, neutral_captions(), cache=cache, ranks=ranks)
+        _GRAMS[backbone] = gram
+        eigenvalues, directions = torch.linalg.eigh(gram)
         strengths = strength * eigenvalues / eigenvalues.mean()
         removed = strengths / (1 + strengths)
         counts = removed > SLIGHT
