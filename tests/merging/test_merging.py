@@ -238,8 +238,16 @@ def test_rows_that_do_not_fit_their_record_are_named(tiny: Backbone, pair: Seque
         {name: change(rows) for name, rows in merged.kept.items()}
         for change in (lambda rows: rows[:-1], lambda rows: rows[:, 0], lambda rows: rows[0, 0])
     )
-    without_rows = replace(merged, record={"contexts": merged.record["contexts"]})
-    for broken in (*(replace(merged, kept=kept) for kept in (short, flat, single)), without_rows):
+    narrow, unknown = {**merged.kept}, {**merged.kept, "other": merged.kept["features"]}
+    narrow[min(merged.deltas)] = narrow[min(merged.deltas)][:, :-1]
+    counted = [{**merged.record["rows"][0], "counts": counts, "soft": 19 - sum(counts)} for counts in ([0], [-1], [20])]
+    counted += [{**counted[0], "counts": []}, {**counted[0], "counts": [1e400]}]
+    of_rows = [replace(merged, kept=kept) for kept in (short, flat, single, narrow, unknown)]
+    of_records = [
+        replace(merged, record={**merged.record, "rows": rows})
+        for rows in ([], *([facts, merged.record["rows"][1]] for facts in counted))
+    ]
+    for broken in (*of_rows, *of_records):
         with pytest.raises(OptionError, match="do not fit its record"):
             merge(tiny, [broken])
 

@@ -208,20 +208,26 @@ def stored_rows(concept: Concept) -> list[Rows]:
     if not concept.kept:
         return []
     try:
+        widths = {layer: change.shape[0] for layer, change in concept.deltas.items()}
+        widths["features"] = min(change.shape[1] for change in concept.deltas.values())
+        if any(rows.shape[1:] != (widths[name],) for name, rows in concept.kept.items()):
+            raise ValueError("rows of another width")
         blocks, begin = [], 0
         for facts in concept.record["rows"]:
-            counts = tuple(map(int, facts["counts"]))
-            end = begin + sum(counts) + int(facts["soft"])
+            counts, soft = tuple(map(int, facts["counts"])), int(facts["soft"])
+            if not counts or min(counts) < 1 or soft < 0:
+                raise ValueError("numbers of rows that no merge has")
+            end = begin + sum(counts) + soft
             tensors = {name: rows[begin:end].double() for name, rows in concept.kept.items()}
-            if any(rows.ndim != 2 or len(rows) != end - begin for rows in tensors.values()):
-                raise ValueError("rows of another shape")
+            if any(len(rows) != end - begin for rows in tensors.values()):
+                raise ValueError("another number of rows")
             features = tensors.pop("features")
             words = str(facts["words"])
-            blocks.append(Rows(words=words, features=features, values=tensors, counts=counts, soft=int(facts["soft"])))
+            blocks.append(Rows(words=words, features=features, values=tensors, counts=counts, soft=soft))
             begin = end
         if len(blocks) < len(concept.subjects):
             raise ValueError("too few blocks")
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise OptionError(
             f"A merged concept holds rows that do not fit its record ({error}). Merge its parts again."
         ) from error
