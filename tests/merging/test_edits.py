@@ -7,7 +7,7 @@ import torch
 
 from moongate.backbone import Backbone
 from moongate.compression import compress
-from moongate.concept import Concept
+from moongate.concept import Concept, SubjectRecord
 from moongate.data import Regularization, Subject
 from moongate.errors import OptionError, TokenError
 from moongate.merging import MergeOptions, merge
@@ -124,6 +124,28 @@ def test_edits_that_cannot_be_meant_are_refused(erase: tuple[str, ...], protect:
         MergeOptions(erase=erase, protect=protect)
 
 
+def test_edits_of_several_files_are_one_merge_and_must_not_contradict_each_other(
+    tiny: Backbone, pair: Sequence[Concept]
+) -> None:
+    erased, other = (merge(tiny, options=MergeOptions(erase=(f"dog=>{words}",))).concept for words in ("cat", "bear"))
+    taught = replace(pair[0], tokens={}, subjects=(SubjectRecord(category="dog"),))
+    for concepts, options in (
+        ([erased, other], {}),
+        ([erased], {"protect": ("Dog",)}),
+        ([erased], {"erase": ("dog=>bear",)}),
+        ([erased, taught], {}),
+    ):
+        with pytest.raises(OptionError, match="contradict each other|is a subject of the merge"):
+            merge(tiny, concepts, options=MergeOptions(**options))
+    for concepts, options in (([erased, erased], {}), ([erased], {"erase": ("Dog=>cat",)})):
+        assert merge(tiny, concepts, options=MergeOptions(**options)).concept.file_bytes == erased.file_bytes
+    instead = MergeOptions(erase=("dog=>bear",), without=("dog=>cat",))
+    assert merge(tiny, [erased], options=instead).concept.file_bytes == other.file_bytes
+    both = merge(tiny, [taught, pair[1]]).concept
+    swapped = merge(tiny, [both], options=MergeOptions(erase=("dog=>cat",), without=("dog",))).concept
+    assert [facts["words"] for facts in swapped.record["rows"]] == ["<two> cat", "dog=>cat"]
+
+
 def test_an_edit_is_read_from_its_name() -> None:
     edits = edits_of(["snowman => object"], ["cat"])
     assert edits == (Edit(words="snowman", becomes="object"), Edit(words="cat"))
@@ -141,6 +163,9 @@ def test_words_that_the_model_cannot_read_and_words_of_a_subject_are_refused(
         merge(tiny, options=MergeOptions(protect=("dog " * 20,)))
     with pytest.raises(OptionError, match="is a subject of the merge"):
         merge(tiny, pair, options=MergeOptions(protect=("<one> Bear",)))
+    for options in ({"protect": ("<ONE>",)}, {"erase": ("dog=>a <one> bear",)}, {"erase": ("<rex>=>dog",)}):
+        with pytest.raises(TokenError, match="the model itself does not know '<(ONE|one|rex)>'"):
+            merge(tiny, pair, options=MergeOptions(**options))
 
 
 @pytest.mark.parametrize("options", [{"erase": ("Dog=>cat",)}, {"protect": ("Tree",)}, {"protect": ("an",)}], ids=str)

@@ -27,7 +27,7 @@ from moongate.merging.constraints import (
     kept_subjects,
     with_unique_tokens,
 )
-from moongate.merging.edits import Edit, check_words, edits_of, rows_of
+from moongate.merging.edits import Edit, agreeing, check_words, edits_of, rows_of
 from moongate.merging.features import feature_width, leading
 from moongate.merging.neutral import (
     empty_prompt_features,
@@ -36,6 +36,7 @@ from moongate.merging.neutral import (
     weighted_grams,
 )
 from moongate.merging.report import MergeReport, measure
+from moongate.provenance import names_of_edits
 
 __all__ = ["MergeOptions", "Merged", "merge"]
 
@@ -147,14 +148,19 @@ def merge(backbone: Backbone, concepts: Sequence[Concept] = (), *, options: Merg
 
 
 def _checked_edits(backbone: Backbone, concepts: Sequence[Concept], options: MergeOptions) -> tuple[Edit, ...]:
-    """Check that everything can be merged, and return the edits of the base."""
-    edits = edits_of(options.erase, options.protect)
+    """Check that everything can be merged, and return the edits of the base that no concept holds already."""
+    edits, without = edits_of(options.erase, options.protect), options.without
     if not (concepts or edits):
         raise OptionError("There is no concept to merge. Give at least one, or words to erase or protect.")
     for concept in concepts:
         check_mergeable(backbone, concept)
-    check_words(backbone, edits, [subject.words for concept in concepts for subject in concept.subjects])
-    return edits
+    subjects = [subject for concept in concepts for subject in concept.subjects]
+    kept = [subject.words for subject in subjects if not {subject.token, subject.words} & {*without}]
+    names = [name for concept in concepts for name in names_of_edits(concept.record, len(concept.subjects))]
+    earlier = [Edit.named(name) for name in names if name not in without]
+    new = agreeing([*earlier, *edits], kept)[len(agreeing(earlier)) :]
+    check_words(backbone, new)
+    return new
 
 
 def _layers(backbone: Backbone, subjects: Sequence[KeptSubject], only: str, *, all_of_them: bool) -> list[str]:

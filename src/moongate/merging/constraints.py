@@ -385,15 +385,16 @@ def kept_subjects(
 
 def _parts_of(concepts: Sequence[Concept]) -> tuple[list[KeptSubject], list[Rows]]:
     """Return the subjects of concepts, with contexts and rows if they were merged before, and earlier edits."""
-    subjects, edits = [], []
+    subjects, edits = [], dict[str, Rows]()
     for concept in concepts:
         contexts = concept.record.get("contexts") or [()] * len(concept.subjects)
         blocks = stored_rows(concept)
-        edits += blocks[len(concept.subjects) :]
+        for block in blocks[len(concept.subjects) :]:
+            edits.setdefault(folded(block.words), block)  # two concepts may have the same
         for index, (record, earlier) in enumerate(zip(concept.subjects, contexts, strict=True)):
             rows = replace(blocks[index], words=record.words) if blocks else None
             subjects.append(KeptSubject(record=record, concept=concept, contexts=tuple(earlier), rows=rows))
-    return subjects, edits
+    return subjects, [*edits.values()]
 
 
 def _remaining(

@@ -30,7 +30,7 @@ from moongate.merging.features import (
 )
 from moongate.texts import is_encodable
 
-__all__ = ["ARROW", "Edit", "check_words", "edits_of", "features_of", "fitting_both", "rows_of"]
+__all__ = ["ARROW", "Edit", "agreeing", "check_words", "edits_of", "features_of", "fitting_both", "rows_of"]
 
 ARROW = "=>"
 ERASING = 3.0
@@ -64,7 +64,7 @@ def edits_of(erase: Sequence[str], protect: Sequence[str]) -> tuple[Edit, ...]:
     Raises:
         OptionError: One cannot be read, or two contradict each other.
     """
-    edits: dict[str, Edit] = {}
+    edits = []
     for text in (*erase, *protect):
         edit = Edit.named(text)
         is_erased = edit.becomes is not None
@@ -75,44 +75,59 @@ def edits_of(erase: Sequence[str], protect: Sequence[str]) -> tuple[Edit, ...]:
             )
         if folded(edit.words) == folded(edit.becomes or ""):
             raise OptionError(f"{text!r} would change nothing. Name other words to draw instead.")
-        earlier = edits.setdefault(folded(edit.words), edit)
-        if earlier != edit:
+        edits.append(edit)
+    return agreeing(edits)
+
+
+def agreeing(edits: Sequence[Edit], subjects: Sequence[str] = ()) -> tuple[Edit, ...]:
+    """Return each edit once.
+
+    Args:
+        edits: The edits of one merge.
+        subjects: The words of its subjects.
+
+    Raises:
+        OptionError: Two edits contradict each other, or one has the words of a subject.
+    """
+    found: dict[str, Edit] = {}
+    for edit in edits:
+        earlier = found.setdefault(folded(edit.words), edit)
+        if folded(earlier.name) != folded(edit.name):
             raise OptionError(
                 f"{earlier.name!r} and {edit.name!r} contradict each other: {edit.words!r} can only be erased once, "
                 "and not while it is protected. Leave one out."
             )
-    return tuple(edits.values())
-
-
-def check_words(backbone: Backbone, edits: Sequence[Edit], subjects: Sequence[str]) -> None:
-    """Check that the model can read all words, and that no edit takes a subject's words.
-
-    Args:
-        backbone: The base model.
-        edits: The edits.
-        subjects: The words of all subjects of the merge.
-
-    Raises:
-        TokenError: Words have no piece in the tokenizer, or do not fit into one caption.
-        OptionError: An edit has the words of a subject.
-    """
-    for edit in edits:
-        for words in (edit.words, edit.becomes or edit.words):
-            found = pieces(backbone, words) if is_encodable(words) else []
-            if not found or backbone.tokenizer.unk_token_id in found:
-                raise TokenError(
-                    f"The tokenizer of {backbone.name!r} has no pieces for {words!r}, so the model cannot read it. "
-                    "Choose other words."
-                )
-            if not fits(backbone, filled(CONTEXTS[0], words)):
-                raise TokenError(
-                    f"{words[:60]!r} is too long for the captions of {backbone.name!r}. Choose fewer words."
-                )
         if folded(edit.words) in map(folded, subjects):
             raise OptionError(
                 f"{edit.words!r} is a subject of the merge, so it cannot be erased or protected as well. Leave the "
                 "concept or the edit out."
             )
+    return tuple(found.values())
+
+
+def check_words(backbone: Backbone, edits: Sequence[Edit]) -> None:
+    """Check that the base can read all words. It has no keys and values for the token of a concept.
+
+    Raises:
+        TokenError: Words have a token, have no piece in the tokenizer, or do not fit into one caption.
+    """
+    for edit in edits:
+        for words in (edit.words, edit.becomes or edit.words):
+            ids = pieces(backbone, words) if is_encodable(words) else []
+            if not ids or backbone.tokenizer.unk_token_id in ids:
+                raise TokenError(
+                    f"The tokenizer of {backbone.name!r} has no pieces for {words!r}, so the model cannot read it. "
+                    "Choose other words."
+                )
+            if found := backbone.unknown_tokens(words):
+                raise TokenError(
+                    f"{words!r} cannot be erased, protected or drawn instead: the model itself does not know "
+                    f"{found[0]!r}. Choose words that it knows."
+                )
+            if not fits(backbone, filled(CONTEXTS[0], words)):
+                raise TokenError(
+                    f"{words[:60]!r} is too long for the captions of {backbone.name!r}. Choose fewer words."
+                )
 
 
 def rows_of(backbone: Backbone, edit: Edit, layers: Sequence[str], *, contexts: int, elsewhere: float) -> Rows:
