@@ -249,6 +249,20 @@ def test_a_library_gives_the_concepts_that_prompts_name_and_keeps_their_merge(
     assert "either --concept or --library" in fails(capsys, draw.but(concept=kept))
 
 
+def test_a_library_gives_what_the_negative_prompt_and_the_prompts_of_regions_name(
+    bear: Path, tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, regions = tmp_path / "library", tmp_path / "regions.yaml"
+    for number, word in enumerate(("dog", "cat")):
+        invented(tiny, (f"<{word}>", word), seed=number).save(library / f"{word}.safetensors")
+    bear.rename(library / "bear.safetensors")
+    regions.write_text('"teddy bear":\n  box: [0, 0, 0.5, 1]\n  prompt: a <cat> cat\n')
+    draw = command("generate", "a <bear> teddy bear", library=library, regions=regions, count=1, steps=1, json=True)
+    run(draw.but(negative_prompt="a <dog> dog", out=tmp_path / "drawn", device="cpu"))
+    names = [concept["file"] for concept in json.loads(capsys.readouterr().out)["concepts"]]
+    assert names == ["bear.safetensors", "cat.safetensors", "dog.safetensors"]
+
+
 def test_a_merge_that_was_kept_for_one_model_is_not_drawn_with_another(
     tiny: Backbone, tiny_folder: Path, other_folder: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,17 @@ def test_a_prompt_takes_the_files_of_the_tokens_that_it_names(folder: Path) -> N
         names(["a dog"], folder)
 
 
+def test_brackets_end_a_token_as_they_do_for_the_tokenizer(folder: Path, tiny: Backbone) -> None:
+    invented(tiny, ("<a.b*c>", "dog")).save(folder / "dog.safetensors")
+    invented(tiny, ("sks", "dog")).save(folder / "plain.safetensors")
+    assert names(["two <one>s, a <one> bear"], folder) == ["bear.safetensors"]
+    assert names(["<one><two>"], folder) == ["bear.safetensors", "cat.safetensors"]
+    assert names(["a <a.b*c> dog and a masks <one>"], folder) == ["bear.safetensors", "dog.safetensors"]
+    assert names(["a sks dog"], folder) == ["plain.safetensors"]
+    with pytest.raises(TokenError, match="<sks> in"):
+        names(["a <sks> dog"], folder)
+
+
 def test_a_prompt_may_name_all_tokens_of_a_word_of_several_vectors(folder: Path, pair: Sequence[Concept]) -> None:
     subjects = (SubjectRecord(category="dog", token="<w>", more_tokens=("<w-2>",)),)
     rows = {token: pair[0].tokens["<one>"].clone() for token in ("<w>", "<w-2>")}
@@ -88,6 +99,17 @@ def test_a_broken_file_is_named_and_skipped(folder: Path) -> None:
     assert [entry.file for entry in found.named_in(["a <two> cat"])] == ["cat.safetensors"]
     with pytest.raises(OptionError, match="no folder of concepts"):
         Library.open(folder / "cat.safetensors")
+
+
+def test_a_link_to_no_file_and_a_folder_with_the_name_of_a_file_are_named_and_skipped(folder: Path) -> None:
+    (folder / "gone.safetensors").symlink_to(folder / "nothing")
+    (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    (folder / "nest.safetensors").mkdir()
+    found = Library.open(folder)
+    assert [line.split(" is skipped")[0] for line in found.broken] == [
+        *("gone.safetensors", "loop.safetensors", "nest.safetensors")
+    ]
+    assert [entry.file for entry in found.named_in(["a <two> cat"])] == ["cat.safetensors"]
 
 
 def test_a_file_whose_header_no_concept_can_have_is_named_and_skipped(folder: Path) -> None:

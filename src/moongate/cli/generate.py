@@ -106,8 +106,9 @@ class Generate:
         )
         check_seeds(self._seeds)
         check_folder(self.out)
-        chosen, named = self._chosen(prompts, files)
         regions = self._regions()
+        further = [self.negative_prompt, *(region.prompt for region in regions)]
+        chosen, named = self._chosen([*prompts, *filter(None, further)], files)
         if self.compare:
             self._check_comparison(prompts, regions)
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, dtype=self.dtype)
@@ -216,8 +217,13 @@ class Generate:
             )
         return list(dict.fromkeys(prompts))
 
-    def _chosen(self, prompts: Sequence[str], files: Sequence[str]) -> "tuple[list[tuple[Path, float]], list[Entry]]":
-        """Return the concept files with their strengths, and those that are a library's, whose merge is kept."""
+    def _chosen(self, texts: Sequence[str], files: Sequence[str]) -> "tuple[list[tuple[Path, float]], list[Entry]]":
+        """Return the concept files with their strengths, and those that are a library's, whose merge is kept.
+
+        Args:
+            texts: All that is drawn or avoided, from which a library takes its concepts.
+            files: The files of --concept.
+        """
         from moongate.files import exists
 
         chosen = [split_strength(text) for text in files]
@@ -230,7 +236,7 @@ class Generate:
             library = Library.open(self.library)
             for sentence in library.broken:
                 warn(sentence)
-            named = library.named_in(prompts)
+            named = library.named_in(texts)
             chosen = [(path, 1.0) for path in library.paths(named)]
         missing = next((file for file, _ in chosen if not exists(file)), None)
         if missing is not None:

@@ -65,12 +65,17 @@ class Library:
         known = _kept(folder / INDEX)
         entries = []
         for path in sorted(folder.glob("*.safetensors")):
-            with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
+            try:
                 facts = path.stat()
-                entry = known.get(path.name)
-                if entry is None or (entry.size, entry.modified_ns) != (facts.st_size, facts.st_mtime_ns):
-                    entry = _read(path, size=facts.st_size, modified_ns=facts.st_mtime_ns)
-                entries.append(entry)
+            except OSError as error:
+                if path.is_symlink():  # else it was removed in the meantime
+                    reason = f"it links to no file ({error.strerror})."
+                    entries.append(Entry(file=path.name, size=0, modified_ns=0, error=reason))
+                continue
+            entry = known.get(path.name)
+            if entry is None or (entry.size, entry.modified_ns) != (facts.st_size, facts.st_mtime_ns):
+                entry = _read(path, size=facts.st_size, modified_ns=facts.st_mtime_ns)
+            entries.append(entry)
         if entries != [*known.values()]:
             content = json.dumps({"version": VERSION, "files": [asdict(entry) for entry in entries]}, indent=1)
             with contextlib.suppress(OptionError):  # a folder that cannot be written is read again each time
@@ -99,7 +104,7 @@ class Library:
             if missing:
                 raise TokenError(f"{missing[0]} in {prompt!r} is in no file of {self.folder}. {self._known(owners)}")
             for token in owners:
-                if token not in prompt or not re.search(rf"(?<!\w){re.escape(token)}(?!\w)", prompt):
+                if not _is_in(prompt, token):
                     continue
                 if len(owners[token]) > 1:
                     files = listed([entry.file for entry in owners[token]])
@@ -118,6 +123,13 @@ class Library:
 
     def _known(self, owners: Iterable[str]) -> str:
         return f"Its tokens: {listed(sorted(owners)) or 'none'}."
+
+
+def _is_in(prompt: str, token: str) -> bool:
+    """Return whether a prompt has a token, as the tokenizer reads it: brackets end a word, as in "<rex>s"."""
+    if token not in prompt or re.fullmatch("<.*>", token):
+        return token in prompt
+    return re.search(rf"(?<![\w<]){re.escape(token)}(?![\w>])", prompt) is not None
 
 
 def merge_file(entries: Sequence[Entry], base: Fingerprint, cache: Path) -> Path:
