@@ -158,6 +158,7 @@ def test_a_word_of_several_vectors_is_spelled_with_all_of_them_whatever_its_name
     concept = dataclasses.replace(make_concept(), subjects=subjects)
     spelled = f"a {word} <b-2> <b-3> bear and {word} <b-2> <b-3>"
     assert concept.spelled(f"a {word} bear and {word}") == spelled == concept.spelled(spelled)
+    assert concept.spelled(f"a {word.upper()} bear and {word}") == spelled
 
 
 def test_a_token_of_two_text_encoders_has_one_row_that_splits(make_concept: MakeConcept, tmp_path: Path) -> None:

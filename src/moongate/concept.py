@@ -325,7 +325,7 @@ class Concept:
         """
         for first, *more in (subject.tokens for subject in self.subjects if subject.tokens[1:]):
             further = "".join(f" {token}" for token in more)
-            prompt = (first + further).join(re.split(rf"{re.escape(first)}(?!{re.escape(further)})", prompt))
+            prompt = (first + further).join(re.split(rf"(?i){re.escape(first)}(?!{re.escape(further)})", prompt))
         return prompt
 
     @cached_property

@@ -170,6 +170,12 @@ def test_a_token_that_was_saved_inside_a_model_is_known(tiny_folder: Path, tmp_p
     assert backbone.unknown_tokens("photo of a <bear>, a <cat> <|endoftext|>") == ["<cat>", "<|endoftext|>"]
 
 
+def test_a_token_is_known_in_upper_and_lower_case_as_the_tokenizer_reads_it(tiny: Backbone) -> None:
+    with tiny.tokens({"<Bear>": tiny.token_row(20)}):
+        assert tiny.unknown_tokens("a <BEAR> and a <bear>, a <cat>") == ["<cat>"]
+        assert torch.equal(*tiny.token_ids(["a <BEAR>", "a <bear>"]))
+
+
 def test_two_concepts_with_one_token_are_refused_and_nothing_stays_changed(tiny: Backbone) -> None:
     row = tiny.token_row(20)
     with tiny.tokens({"<bear>": row}), pytest.raises(TokenError, match="both use the token '<bear>'. Rename"):  # noqa: SIM117

@@ -35,6 +35,7 @@ from moongate.backbone.text import (
     TextEncoder,
     check_distinct,
     check_token,
+    folded,
     read_projection,
 )
 from moongate.backbone.text_only import read_text_parts
@@ -355,7 +356,8 @@ class Backbone:
     def unknown_tokens(self, caption: str) -> list[str]:
         """Return what a caption has in angle brackets and is neither a token in use nor one of the model's own."""
         own = [token for token in self.tokenizer.get_added_vocab() if not token.startswith("<|")]  # not start and end
-        return [token for token in re.findall(r"<[^<>\s]+>", caption) if token not in {*self._rows, *own}]
+        known = {*map(folded, (*self._rows, *own))}
+        return [token for token in re.findall(r"<[^<>\s]+>", caption) if folded(token) not in known]
 
     def token_ids(self, captions: Sequence[str]) -> Int[Tensor, "captions tokens"]:
         """Return the token ids of captions, padded or cut to the context of the text encoder."""
