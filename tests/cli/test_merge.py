@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from command_line import command, fails, run
+from making import invented
+from moongate.backbone import Backbone
 from moongate.concept import Concept
 
 
@@ -27,7 +29,8 @@ def test_a_concept_is_merged_at_a_strength(bear: Path, tmp_path: Path, capsys: p
     half = Concept.load(bear).scaled(0.5).save(tmp_path / "scaled.safetensors")
     run(command("merge", half, out=tmp_path / "same.safetensors", device="cpu"))
     assert Concept.load(out).hash == Concept.load(tmp_path / "same.safetensors").hash
-    assert "The strength of" in fails(capsys, command("merge", f"{bear}:inf", out=tmp_path / "x.safetensors"))
+    for strength, message in (("inf", "The strength of"), ("0", "has no effect at strength 0")):
+        assert message in fails(capsys, command("merge", f"{bear}:{strength}", out=tmp_path / "x.safetensors"))
 
 
 def test_merge_refuses_before_it_works(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +90,33 @@ def test_the_report_has_pictures_before_and_after_on_request(
     assert page.count("<img") == 3
     assert 'alt="after the merge"' in page
     assert "Drawing 3 pictures for the report." in capsys.readouterr().out
+
+
+def test_words_that_are_erased_or_protected_are_drawn_too(
+    bear: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
+    edit = command("merge", erase="dog=>cat", protect="chair", check=True, draw=True, device="cpu")
+    for merge, pictures in ((edit, 4), (edit.but(bear), 7)):
+        run(merge.but(model=tiny_folder, report=tmp_path / str(pictures)))
+        assert (tmp_path / str(pictures) / "index.html").read_text().count("<img") == pictures
+
+
+def test_two_concepts_of_the_same_words_and_more_than_one_prompt_holds_are_drawn(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
+    names = [(None, "dog"), (None, "dog"), ("<a>", "small red chair"), ("<b>", "small red chair")]
+    for number, name in enumerate(names):
+        invented(tiny, name, seed=number).save(tmp_path / f"{number}.safetensors")
+    files = [tmp_path / f"{number}.safetensors" for number in range(len(names))]
+    run(command("merge", *files, check=True, draw=True, report=tmp_path / "report", device="cpu"))
+    labels = re.findall('alt="([^"]+)"', (tmp_path / "report" / "index.html").read_text())
+    assert {label: labels.count(label) for label in labels if "dog" in label} == {
+        "dog before the merge": 1,
+        "dog before the merge (2)": 1,
+    }
+    assert labels.count("after the merge") == 3
 
 
 def test_the_report_draws_with_each_concept_what_it_knows(

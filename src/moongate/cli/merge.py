@@ -31,6 +31,7 @@ from moongate.errors import OptionError
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept
+    from moongate.merging import Merged
     from moongate.sampling import Sample
 
 __all__ = ["Merge"]
@@ -107,6 +108,8 @@ class Merge:
         if not (self.files or options.erase or options.protect):
             raise OptionError("There is no concept to merge. Name one or several files.")
         chosen = [split_strength(file) for file in self.files]
+        if nothing := [file for file, strength in chosen if not strength]:
+            raise OptionError(f"{nothing[0]} has no effect at strength 0, so there is nothing to merge. Leave it out.")
         backbone, concepts = read_concepts([file for file, _ in chosen], self.model, console, text_only=not self.draw)
         concepts = [concept.scaled(strength) for concept, (_, strength) in zip(concepts, chosen, strict=True)]
         merged = merge(backbone, concepts, options=options)
@@ -117,9 +120,7 @@ class Merge:
         if merged.report.subjects:
             print_table(console, HEAD, summary_rows(merged.report))
         if self.report:
-            drawn = (
-                _drawn(backbone, concepts, merged.concept, console) if self.draw and merged.concept.subjects else None
-            )
+            drawn = _drawn(backbone, concepts, merged, console) if self.draw else None
             say(console, f"Wrote {write_report(merged.report, self.report, drawn=drawn)}.")
         if self.out:
             say(console, f"Wrote {self.out} ({size_of(self.out)}).")
@@ -128,26 +129,35 @@ class Merge:
 
 
 def _drawn(
-    backbone: "Backbone", concepts: "Sequence[Concept]", merged: "Concept", console: Console
+    backbone: "Backbone", concepts: "Sequence[Concept]", merged: "Merged", console: Console
 ) -> "Mapping[str, Mapping[str, Sequence[Sample]]]":
     """Draw each subject with the base alone, with its own concept and after the merge, and all of them together.
 
-    No concept alone knows all of them, so that together they are drawn by the base and after the merge.
+    No concept alone knows all of them, so that together they are drawn by the base and after the merge, and so are
+    words that were erased or protected.
     """
     from moongate.data.captions import photo_of
     from moongate.evaluation import Way, compare
     from moongate.merging.constraints import with_unique_tokens
+    from moongate.merging.edits import Edit
+    from moongate.merging.features import fits
     from moongate.run_page import DRAWING, duration
 
-    words = [subject.words for subject in merged.subjects]
-    prompts = [photo_of(word) for word in words] + ([photo_of(*words)] if len(words) > 1 else [])
+    words = [*dict.fromkeys(subject.words for subject in merged.concept.subjects)]
+    prompts, others = [photo_of(word) for word in words], []
+    with backbone.tokens(merged.concept.tokens):
+        if len(words) > 1 and fits(backbone, photo_of(*words)):
+            others = [photo_of(*words)]
+    others += [photo_of(Edit.named(edit.name).words) for edit in merged.report.edits]
     ways = [Way(label="the base alone")]
     for concept in with_unique_tokens(concepts)[0]:
-        own = tuple(prompt for prompt in prompts if _knows(concept, prompt, merged))
+        own = tuple(prompt for prompt in prompts if _knows(concept, prompt, merged.concept))
         if own:
-            names = ", ".join(subject.words for subject in concept.subjects)
-            ways.append(Way(label=f"{names} before the merge", concept=concept, prompts=own))
-    ways.append(Way(label="after the merge", concept=merged))
+            label = ", ".join(subject.words for subject in concept.subjects) + " before the merge"
+            is_taken = any(way.label == label for way in ways)  # by another concept of the same words
+            ways.append(Way(label=f"{label} ({len(ways)})" if is_taken else label, concept=concept, prompts=own))
+    ways.append(Way(label="after the merge", concept=merged.concept))
+    prompts += others
     count = sum(len(prompts if way.prompts is None else way.prompts) for way in ways) * len(SEEDS)
     say(console, f"Drawing {count} pictures for the report.")
     began = time.monotonic()
