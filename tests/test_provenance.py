@@ -6,12 +6,12 @@ import pytest
 
 from making import make_concept
 from moongate.backbone import Backbone
-from moongate.concept import FORMAT, Concept, safetensors_bytes
+from moongate.concept import FORMAT, Concept
 from moongate.errors import ConceptFileError
 from moongate.interop import read
 from moongate.limits import MAX_TOKENS
 from moongate.provenance import free_rare_token
-from moongate.tensor_files import read_tensors
+from moongate.tensor_files import read_tensors, safetensors_bytes
 
 ODD: list[Any] = [
     None,

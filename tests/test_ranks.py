@@ -198,11 +198,15 @@ def test_tensors_of_any_shape_are_summed_in_as_few_exchanges_as_fit(monkeypatch:
         assert torch.equal(total, (parts[0] + parts[1]) + parts[2])
 
 
-def test_a_rank_whose_neighbor_has_ended_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "exchange",
+    [lambda own: own.summed([[torch.zeros(1)]]), lambda own: own.collected("a"), lambda own: own.of_first("a")],
+)
+def test_a_rank_whose_neighbor_has_ended_says_so(exchange: Callable[[Ranks], object], tmp_path: Path) -> None:
     def work() -> None:
         if Ranks.current().index == 0:
             os._exit(1)
-        Ranks.current().summed([[torch.zeros(1)]])
+        exchange(Ranks.current())
 
     lost = together(2, tmp_path, work)[1]
     assert isinstance(lost, RankLost)

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from making import make_concept
 from moongate.backbone import Backbone
 from moongate.compression import compress
-from moongate.concept import Concept, safetensors_bytes
+from moongate.concept import Concept
 from moongate.summary import FORMAT, is_concept, read_summary
 from moongate.tensor_bytes import read_header
-from moongate.tensor_files import CHECKSUM, read_tensors
+from moongate.tensor_files import CHECKSUM, read_tensors, safetensors_bytes
 
 
 @pytest.mark.parametrize("kind", ["trained", "compressed", "merged"])

@@ -11,7 +11,7 @@ from making import make_concept
 from moongate.backbone import Backbone
 from moongate.concept import Concept
 from moongate.errors import ConceptFileError
-from moongate.tensor_files import CHECKSUM, checksum, read_tensors
+from moongate.tensor_files import CHECKSUM, checksum, read_tensors, safetensors_bytes
 
 
 def test_tensors_of_all_types_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -22,6 +22,13 @@ def test_tensors_of_all_types_are_read_as_they_were_written(tmp_path: Path) -> N
     read, header = read_tensors(tmp_path / "a.safetensors")
     assert header == {"name": "bear"}
     assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_tensors_that_share_memory_are_written_as_equal_ones_apart() -> None:
+    rows = torch.arange(6.0).reshape(2, 3)
+    shared = {"a": rows, "b": rows, "c": rows[0], "d": rows[1], "e": torch.zeros(2, 0), "f": torch.zeros(0, 3)}
+    apart = {name: tensor.clone() for name, tensor in shared.items()}
+    assert safetensors_bytes(shared, {"name": "bear"}) == safetensors_bytes(apart, {"name": "bear"})
 
 
 def test_numbers_of_other_types_are_named(tmp_path: Path) -> None:

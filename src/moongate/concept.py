@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from moongate.backbone import Backbone, Fingerprint
@@ -27,11 +26,10 @@ from moongate.files import check_writable, digest, is_file, write_atomically
 from moongate.limits import CONCEPT_VERSION
 from moongate.provenance import check_provenance
 from moongate.summary import FORMAT, KEPT
-from moongate.tensor_bytes import CHECKSUM, header_bytes
-from moongate.tensor_files import check_finite, checksum, read_tensors
+from moongate.tensor_files import CHECKSUM, check_finite, checksum, read_tensors, safetensors_bytes
 from moongate.texts import parse_json
 
-__all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "mismatches", "safetensors_bytes"]
+__all__ = ["FORMAT", "Concept", "Dense", "LowRank", "SubjectRecord", "mismatches"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -391,12 +389,6 @@ class Concept:
         )
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """Return the content of a safetensors file of float32 tensors; equal content gives equal bytes."""
-    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    return _canonical(to_safetensors(plain, metadata=dict(header)))
-
-
 def mismatches(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return a phrase for each weight of these names and shapes that the backbone does not have."""
     phrases = []
@@ -440,11 +432,3 @@ def _deltas(tensors: Mapping[str, Tensor]) -> dict[str, Dense | LowRank]:
         elif suffix != "down" or f"{name}.up" not in tensors:
             raise ValueError(f"{key!r} is no change of a weight")
     return deltas
-
-
-def _canonical(serialized: bytes) -> bytes:
-    """Return the file with its texts sorted, so that equal content gives equal bytes."""
-    length = int.from_bytes(serialized[:8], "little")
-    entries = json.loads(serialized[8 : 8 + length])
-    texts = entries.pop("__metadata__")
-    return header_bytes(entries, texts) + serialized[8 + length :]

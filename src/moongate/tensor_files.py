@@ -1,19 +1,21 @@
 """Safetensors files as tensors of PyTorch; `tensor_bytes` reads them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from moongate.errors import ConceptFileError
 from moongate.files import is_file
 from moongate.limits import MAX_HEADER_BYTES
-from moongate.tensor_bytes import CHECKSUM, Stored, read_stored, stored_checksum
+from moongate.tensor_bytes import CHECKSUM, Stored, header_bytes, read_stored, stored_checksum
 
-__all__ = ["CHECKSUM", "check_finite", "checksum", "read_tensors", "read_texts"]
+__all__ = ["CHECKSUM", "check_finite", "checksum", "read_tensors", "read_texts", "safetensors_bytes"]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -78,6 +80,24 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """Return the SHA-256 of tensors with their names, types and shapes, in whatever order, and of a text."""
     return stored_checksum({name: _stored(tensor) for name, tensor in tensors.items()}, text)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file of float32 tensors; equal content gives equal bytes."""
+    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    last = {tensor.untyped_storage().data_ptr(): name for name, tensor in plain.items()}
+    for name, tensor in plain.items():
+        if last[tensor.untyped_storage().data_ptr()] != name:  # safetensors refuses tensors that share memory
+            plain[name] = tensor.clone()
+    return _canonical(save(plain, metadata=dict(header)))
+
+
+def _canonical(serialized: bytes) -> bytes:
+    """Return the file with its texts sorted, so that equal content gives equal bytes."""
+    length = int.from_bytes(serialized[:8], "little")
+    entries = json.loads(serialized[8 : 8 + length])
+    texts = entries.pop("__metadata__")
+    return header_bytes(entries, texts) + serialized[8 + length :]
 
 
 def _bound(up: Tensor, down: Tensor) -> float:

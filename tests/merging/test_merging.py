@@ -108,6 +108,13 @@ def test_adding_one_by_one_is_merging_all(tiny: Backbone, pair: Sequence[Concept
     assert_alike(stepwise, merge(tiny, [*pair, third], options=options).concept, tolerance=1e-3)
 
 
+def test_a_concept_can_be_merged_with_itself_and_written(
+    tiny: Backbone, pair: Sequence[Concept], tmp_path: Path
+) -> None:
+    twice = Concept.load(merge(tiny, [pair[0], pair[0]]).concept.save(tmp_path / "twice.safetensors"))
+    assert torch.equal(twice.tokens["<one>"], twice.tokens["<one2>"])
+
+
 def test_joint_tokenless_and_compressed_concepts_can_be_merged(tiny: Backbone) -> None:
     joint = invented(tiny, ("<one>", "bear"), ("<two>", "cat"), seed=1)
     plain = invented(tiny, (None, "teddy bear"), seed=2)

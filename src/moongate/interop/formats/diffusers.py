@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from moongate.concept import Concept, safetensors_bytes
+from moongate.concept import Concept
 from moongate.interop.content import Content, flat_tensors, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions, header_of, provenance_in
 from moongate.interop.full_weights import float32_base, left_out_note, whole_weights
 from moongate.interop.layers import renamed, unwrapped
 from moongate.interop.tokens import ENCODERS, file_stems
+from moongate.tensor_files import safetensors_bytes
 
 __all__ = ["DIFFUSERS", "token_files"]
 

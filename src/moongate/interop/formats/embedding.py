@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from moongate.concept import Concept, safetensors_bytes
+from moongate.concept import Concept
 from moongate.errors import OptionError, listed
 from moongate.interop.content import Content, mapping_in
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
 from moongate.interop.tokens import BUNDLED, ENCODERS, FIELDS, OUTPUT, Words, bundled_words, file_stems, read_words
+from moongate.tensor_files import safetensors_bytes
 
 __all__ = ["EMBEDDING", "embedding_files", "renamed_note", "stems_of"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moongate.backbone import Backbone
-from moongate.concept import Concept, safetensors_bytes
+from moongate.concept import Concept
 from moongate.files import free_stem
 from moongate.interop.adapters import factors_of, padded, read_adapter
 from moongate.interop.content import Content
@@ -22,6 +22,7 @@ from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOpti
 from moongate.interop.formats.embedding import embedding_files, renamed_note, stems_of
 from moongate.interop.layers import KOHYA_PREFIX, USUAL_BLOCKS_PER_LEVEL, blocks_per_level, kohya_name, kv_layer
 from moongate.interop.tokens import bundled, bundled_words
+from moongate.tensor_files import safetensors_bytes
 
 __all__ = ["KOHYA", "bundled_names"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moongate.concept import Concept, LowRank, safetensors_bytes
+from moongate.concept import Concept, LowRank
 from moongate.errors import ConceptFileError
 from moongate.interop.adapters import ADAPTER_KEY, Adapter, factors_of, padded, read_adapter, unscaled
 from moongate.interop.content import Content, read_json
@@ -21,6 +21,7 @@ from moongate.interop.formats.kohya import KOHYA
 from moongate.interop.initialization import INITIALIZATIONS
 from moongate.interop.layers import USUAL_BLOCKS_PER_LEVEL, kv_layer
 from moongate.interop.tokens import bundled_words
+from moongate.tensor_files import safetensors_bytes
 
 __all__ = ["LORA"]
 
