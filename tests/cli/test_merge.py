@@ -102,21 +102,31 @@ def test_words_that_are_erased_or_protected_are_drawn_too(
         assert (tmp_path / str(pictures) / "index.html").read_text().count("<img") == pictures
 
 
+def test_a_concept_that_knows_all_subjects_draws_them_together_before_the_merge(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
+    file = invented(tiny, ("<one>", "bear"), ("<two>", "cat")).save(tmp_path / "joint.safetensors")
+    run(command("merge", file, check=True, draw=True, report=tmp_path / "report", device="cpu"))
+    assert (tmp_path / "report" / "index.html").read_text().count("<img") == 9
+
+
 def test_two_concepts_of_the_same_words_and_more_than_one_prompt_holds_are_drawn(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moongate.cli.merge.SEEDS", range(1))
-    names = [(None, "dog"), (None, "dog"), ("<a>", "small red chair"), ("<b>", "small red chair")]
+    names = [(None, "chair"), (None, "chair"), ("<a>", "small red chair"), ("<b>", "small red chair")]
     for number, name in enumerate(names):
         invented(tiny, name, seed=number).save(tmp_path / f"{number}.safetensors")
     files = [tmp_path / f"{number}.safetensors" for number in range(len(names))]
     run(command("merge", *files, check=True, draw=True, report=tmp_path / "report", device="cpu"))
     labels = re.findall('alt="([^"]+)"', (tmp_path / "report" / "index.html").read_text())
-    assert {label: labels.count(label) for label in labels if "dog" in label} == {
-        "dog before the merge": 1,
-        "dog before the merge (2)": 1,
+    named = ("chair", "&lt;a&gt; small red chair", "&lt;b&gt; small red chair")
+    before = [f"{words} before the merge" for words in named] + ["chair before the merge (2)"]
+    assert {label: labels.count(label) for label in labels} == {
+        **dict.fromkeys(("the base alone", "after the merge"), 3),
+        **dict.fromkeys(before, 1),
     }
-    assert labels.count("after the merge") == 3
 
 
 def test_the_report_draws_with_each_concept_what_it_knows(

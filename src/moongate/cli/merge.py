@@ -133,8 +133,7 @@ def _drawn(
 ) -> "Mapping[str, Mapping[str, Sequence[Sample]]]":
     """Draw each subject with the base alone, with its own concept and after the merge, and all of them together.
 
-    No concept alone knows all of them, so that together they are drawn by the base and after the merge, and so are
-    words that were erased or protected.
+    All together are drawn by a concept that knows all, and words that were erased or protected by none.
     """
     from moongate.data.captions import photo_of
     from moongate.evaluation import Way, compare
@@ -144,20 +143,19 @@ def _drawn(
     from moongate.run_page import DRAWING, duration
 
     words = [*dict.fromkeys(subject.words for subject in merged.concept.subjects)]
-    prompts, others = [photo_of(word) for word in words], []
+    named = {photo_of(word): {word} for word in words}
     with backbone.tokens(merged.concept.tokens):
         if len(words) > 1 and fits(backbone, photo_of(*words)):
-            others = [photo_of(*words)]
-    others += [photo_of(Edit.named(edit.name).words) for edit in merged.report.edits]
+            named[photo_of(*words)] = {*words}
+    prompts = [*named, *(photo_of(Edit.named(edit.name).words) for edit in merged.report.edits)]
     ways = [Way(label="the base alone")]
     for concept in with_unique_tokens(concepts)[0]:
-        own = tuple(prompt for prompt in prompts if _knows(concept, prompt, merged.concept))
-        if own:
-            label = ", ".join(subject.words for subject in concept.subjects) + " before the merge"
+        known = [subject.words for subject in concept.subjects]
+        if own := tuple(prompt for prompt, subjects in named.items() if subjects <= {*known}):
+            label = f"{', '.join(known)} before the merge"
             is_taken = any(way.label == label for way in ways)  # by another concept of the same words
             ways.append(Way(label=f"{label} ({len(ways)})" if is_taken else label, concept=concept, prompts=own))
     ways.append(Way(label="after the merge", concept=merged.concept))
-    prompts += others
     count = sum(len(prompts if way.prompts is None else way.prompts) for way in ways) * len(SEEDS)
     say(console, f"Drawing {count} pictures for the report.")
     began = time.monotonic()
@@ -171,12 +169,6 @@ def _drawn(
                 say(console, f"This takes about {left} more.")
 
         return compare(backbone, prompts, ways, seeds=SEEDS, options=DRAWING, on_picture=show)
-
-
-def _knows(concept: "Concept", prompt: str, merged: "Concept") -> bool:
-    """Return whether a concept knows each subject of a merge that a prompt names."""
-    own = {subject.words for subject in concept.subjects}
-    return all(subject.words in own for subject in merged.subjects if subject.words in prompt)
 
 
 def _words(value: str) -> list[str]:
