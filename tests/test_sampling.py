@@ -244,6 +244,8 @@ def test_a_prompt_that_is_cut_is_said_with_its_end_and_refused_where_that_has_a_
         drawn(tiny, [f"{fitting[4:]} <bear>"], [0], SampleOptions(steps=1))
         with pytest.raises(TokenError, match="its end '<bear> on the beach' with the token '<bear>' would be cut off"):
             sample(tiny, [f"{fitting} <bear> on the beach"], seeds=[0])
+        with pytest.raises(TokenError, match="its end '<Bear>' with the token '<bear>' would be cut off"):
+            sample(tiny, [f"{fitting} <Bear>"], seeds=[0])
         with pytest.raises(TokenError, match="The negative prompt .* with the token '<bear>'"):
             sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(negative_prompt=f"{fitting} <bear>"))
         with pytest.warns(MoongateWarning, match="no effect: '<bear>'"):

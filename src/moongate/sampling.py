@@ -243,7 +243,7 @@ def check_prompt(backbone: Backbone, prompt: str, *, kind: str = "prompt") -> No
         return
     read, said = prompt.removesuffix(lost), f"{kind} {shortened(prompt)!r} is longer than the text encoder reads"
     for token in backbone.known_tokens:
-        if token in prompt and token not in read:
+        if token.lower() in prompt.lower() and token.lower() not in read.lower():
             raise TokenError(
                 f"The {said}, and its end {shortened(lost)!r} with the token {token!r} would be cut off. Shorten it, "
                 "or move the token to its beginning."

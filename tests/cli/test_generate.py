@@ -198,8 +198,11 @@ def test_a_concept_can_be_given_several_times_and_before_the_prompt(
 
 
 def test_a_token_without_its_brackets_is_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(command("generate", "a bear", concept=bear, count=1, steps=1, device="cpu", out=tmp_path / "drawn"))
+    draw = command("generate", "a bear", concept=bear, count=1, steps=1, device="cpu", out=tmp_path / "drawn")
+    run(draw)
     assert "lacks the brackets of the token <bear>" in capsys.readouterr().err
+    run(draw.but("a <BEAR>"))
+    assert "lacks" not in capsys.readouterr().err
 
 
 def test_prompts_in_another_encoding_are_named(bear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -356,7 +356,7 @@ def _region_spelled(region: "Region", concepts: "Sequence[Concept]") -> "Region"
 def _check_brackets(prompt: str, concepts: "Sequence[Concept]") -> None:
     """Warn of a prompt that has a token's word without its brackets, and no token: it draws none of the subjects."""
     tokens = [token for concept in concepts for token in concept.tokens]
-    if any(token in prompt for token in tokens):
+    if any(token.lower() in prompt.lower() for token in tokens):
         return
     words = set(re.findall(r"[\w-]+", prompt.lower()))
     if bare := [token for token in tokens if token.strip("<>").lower() in words]:
