@@ -124,6 +124,19 @@ def test_equal_pictures_are_encoded_once_in_a_run(
     assert encoded == [2, 2]  # three pictures without augmentation, two at once
 
 
+def test_a_large_batch_is_encoded_in_parts(
+    tiny: Backbone, make_subject: MakeSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    real = tiny.encode_images
+    whole = [batch.latents for batch in batches_of(tiny, [make_subject(count=4)], [], batch=4, steps=2)]
+    monkeypatch.setattr(tiny, "encode_images", lambda images: encoded.append(len(images)) or real(images))
+    monkeypatch.setattr(batches_module, "PIXELS_AT_ONCE", 2 * 64 * 64)
+    parts = [batch.latents for batch in batches_of(tiny, [make_subject(count=4)], [], batch=4, steps=2)]
+    assert encoded == [2] * 4
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_latents_of_a_long_run_are_kept_in_a_file(
     tiny: Backbone, make_subject: MakeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,9 +26,9 @@ from moongate.training.runs import seeded
 __all__ = ["Batch", "Batches", "Prior", "encoded_at_once"]
 
 ENCODE_AT_ONCE = 16
-"""Largest number of regularization pictures, and of captions, that are encoded together."""
+"""Largest number of pictures, and of captions, that are encoded together."""
 PIXELS_AT_ONCE = 2 * 512 * 512
-"""Pixels of the regularization pictures that are encoded together: for SD 1.5 more would take more than a step does."""
+"""Pixels of the pictures that are encoded together: for SD 1.5 more would take more memory than a step does."""
 MOVED_AT_ONCE = 10
 """Steps whose latents and noise go to the device together."""
 BYTES_IN_MEMORY = 256_000_000
@@ -153,12 +153,13 @@ class Batches:
         return _shuffled(count, self.plan.options.seed, *label, passes)[index]
 
     def _encode(self, on_encoded: Callable[[int, int], None]) -> None:
-        """Encode the different target pictures of the next steps, as many at once as a step has.
+        """Encode the different target pictures of the next steps, at most as many at once as a step has.
 
         A chunk has the same pictures in every run, however long or interrupted it is and whoever computes it, and is
         filled up by repetition, so that its latents have the same last bits.
         """
-        plan, keys, size = self.plan, list(self._different), self.plan.targets_per_step
+        plan, keys = self.plan, list(self._different)
+        size = min(plan.targets_per_step, encoded_at_once(plan.resolution_px))
         side_px = round(plan.resolution_px * ZOOM[1])  # the largest size that augmentation asks for
         pictures = {
             (which, row): square(picture, side_px, mask=subject.masks[row] if subject.masks else None)
@@ -284,7 +285,7 @@ class Batches:
 
 
 def encoded_at_once(side_px: int) -> int:
-    """Return how many regularization pictures of a side are encoded together."""
+    """Return how many pictures of a side are encoded together at most."""
     return max(1, min(ENCODE_AT_ONCE, PIXELS_AT_ONCE // side_px**2))
 
 

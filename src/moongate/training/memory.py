@@ -203,13 +203,12 @@ def _peak_of_encoding(backbone: Backbone, setting: Setting) -> int:
     vae = backbone.vae
     is_upcast = setting.dtype == torch.float16 and vae.config.get("force_upcast", False)  # as in `Backbone`
     kind = torch.float32 if is_upcast else setting.dtype
-    count = max(setting.targets_per_step, encoded_at_once(setting.resolution_px))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fakes = {
             name: torch.empty(weight.shape, dtype=kind, device=weight.device) for name, weight in vae.named_parameters()
         }
         side = setting.resolution_px
-        images = torch.empty(count, 3, side, side, dtype=kind, device=vae.device)
+        images = torch.empty(encoded_at_once(side), 3, side, side, dtype=kind, device=vae.device)
         with _Live() as live:
             functional_call(_Encoding(vae), {f"vae.{name}": fake for name, fake in fakes.items()}, (images,))
     return live.peak
