@@ -23,10 +23,10 @@ from moongate.backbone.model_folder import FAMILIES, check_classes, check_folder
 from moongate.errors import BackboneError
 from moongate.texts import parse_json, read_text
 
-__all__ = ["TextModel", "TextParts", "read_text_parts"]
+__all__ = ["TEXT_PREFIX", "TextModel", "TextParts", "read_text_parts"]
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
-PREFIX = "text_model."
+TEXT_PREFIX = "text_model."
 """What transformers wrote before every name of a text encoder until version 5."""
 UNUSUAL: tuple[type[Exception], ...] = (Exception,)
 """What reading a folder raises that is not as usual; tokenizers raises `Exception` itself."""
@@ -74,7 +74,7 @@ class TextModel(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, projects: bool) -> None:
         super().__init__()
-        named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+        named = {name.removeprefix(TEXT_PREFIX): weight for name, weight in weights.items()}
         self.config = SimpleNamespace(max_position_embeddings=int(config["max_position_embeddings"]))
         self.embedding: nn.Module = nn.Embedding.from_pretrained(named["embeddings.token_embedding.weight"])
         self.positions = nn.Parameter(named["embeddings.position_embedding.weight"], requires_grad=False)

@@ -14,15 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moongate.backbone import Backbone
+from moongate.backbone.text_only import TEXT_PREFIX
 from moongate.concept import Concept, Dense, LowRank, mismatches
 from moongate.errors import BaseMismatchError, ConceptFileError, OptionError, listed
 from moongate.interop.content import flat_tensors
 from moongate.tensor_files import check_finite
 
-__all__ = ["TEXT_PREFIX", "changes_against", "float32_base", "left_out_note", "split_compressed", "whole_weights"]
+__all__ = ["changes_against", "float32_base", "left_out_note", "split_compressed", "whole_weights"]
 
-TEXT_PREFIX = "text_model."
-"""What transformers wrote before every name of a text encoder until version 5."""
 FINE_TUNING = 0.5
 """Differences of at most this share of the base's norm need no further evidence: fine-tuning moves weights by a few per
 cent. Larger ones are no evidence against the base, because a merge may move weights by many times their norm."""

@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from moongate.backbone.text_only import TEXT_PREFIX
 from moongate.concept import Concept
 from moongate.interop.content import Content, flat_tensors, mapping_in, to_pickle
 from moongate.interop.formats.contract import Format, Parts, Rendered, WriteOptions
-from moongate.interop.full_weights import TEXT_PREFIX, float32_base, left_out_note, split_compressed, whole_weights
+from moongate.interop.full_weights import float32_base, left_out_note, split_compressed, whole_weights
 from moongate.interop.layers import renamed, unwrapped
 from moongate.interop.tokens import fields_of, read_words
 
