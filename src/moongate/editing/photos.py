@@ -134,7 +134,9 @@ def _split(
         return signal * latents - noise * predicted, noise * latents + signal * predicted
     if kind == "epsilon":
         return (latents - noise * predicted) / signal, predicted
-    return predicted, (latents - signal * predicted) / max(noise, 1e-3)
+    if not noise:  # the latents are clean, and what a prediction of them lacks is its error and no noise
+        return latents, torch.zeros_like(latents)
+    return predicted, (latents - signal * predicted) / noise
 
 
 def _sizes(backbone: Backbone, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
