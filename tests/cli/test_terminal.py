@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moongate.cli.terminal import layer_name, print_table, progress_bar, readable, say, size_of, training_bar
+from moongate.analysis.page import layer_name
+from moongate.cli.terminal import print_table, progress_bar, readable, say, size_of, training_bar
 from moongate.training import Step
 
 

@@ -18,6 +18,7 @@ from moongate.pages import Chart, Page, SheetGroup, bar_chart, grouped_sheet, li
 __all__ = [
     "SPECTRUM_HEAD",
     "WEIGHTS_HEAD",
+    "layer_name",
     "spectrum_rows",
     "weights_rows",
     "write_attention",
@@ -47,9 +48,14 @@ def weights_rows(changes: Sequence[KindOfChange]) -> list[Sequence[str]]:
 def spectrum_rows(spectra: Mapping[str, Spectrum]) -> list[Sequence[str]]:
     """Return one row of text for each weight, in the order of `SPECTRUM_HEAD`."""
     return [
-        (_short(name), f"{s.values[0]:.3g}", str(s.rank(0.6)), str(s.rank(0.95)), str(len(s.values)))
+        (layer_name(name), f"{s.values[0]:.3g}", str(s.rank(0.6)), str(s.rank(0.95)), str(len(s.values)))
         for name, s in spectra.items()
     ]
+
+
+def layer_name(name: str) -> str:
+    """Return the name of a weight without the parts that all names have, so that it fits a table."""
+    return re.sub(r"^unet\.|\.weight$|(?<=\.)(?:attentions|transformer_blocks)\.", "", name)
 
 
 def write_weights(changes: Sequence[KindOfChange], folder: Path) -> Path:
@@ -67,7 +73,7 @@ def write_weights(changes: Sequence[KindOfChange], folder: Path) -> Path:
         )
     page.table(WEIGHTS_HEAD, weights_rows(changes))
     page.text("h2", "Layers that changed")
-    rows = [(_short(layer), f"{size:.3%}") for change in changes for layer, size in change.by_layer.items()]
+    rows = [(layer_name(layer), f"{size:.3%}") for change in changes for layer, size in change.by_layer.items()]
     page.table(("layer", "change"), rows)
     page.save(folder / "weights.html")
     return folder / "weights.html"
@@ -83,7 +89,7 @@ def write_spectra(spectra: Mapping[str, Spectrum], folder: Path) -> Path:
         "Each value relative to the largest of its weight, one line for each weight. A steep line is a change of low "
         "rank.",
     )
-    shares = {_short(name): (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in spectra.items()}
+    shares = {layer_name(name): (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in spectra.items()}
     # Of a change of low rank nearly all values are 0: without them the curves fill the chart.
     last = max(sum(share >= LOWEST_SHARE for share in line) for line in shares.values())
     shares = {name: line[: max(2, last)] for name, line in shares.items()}
@@ -154,11 +160,6 @@ def _heat(
     strength = OPACITY * np.asarray(mask, dtype=np.float32)[..., None] / 255
     gray = np.repeat(image.mean(2, keepdims=True), 3, axis=2) * 0.6
     return (gray * (1 - strength) + np.array(RED, dtype=np.float32) * strength).clip(0, 255).astype(np.uint8)
-
-
-def _short(name: str) -> str:
-    """Return the name of a weight without the parts that all names of transformer blocks have."""
-    return re.sub(r"^unet\.|\.weight$|(?<=\.)(?:attentions|transformer_blocks)\.", "", name)
 
 
 def _write_json(path: Path, facts: Any) -> None:

@@ -18,7 +18,7 @@ from moongate.cli.options import (
     read_concept,
     read_concepts,
 )
-from moongate.cli.terminal import layer_name, print_table, say
+from moongate.cli.terminal import print_table, say
 from moongate.errors import OptionError
 from moongate.limits import check_count
 
@@ -86,8 +86,7 @@ class Analyze:
 
         assert self.file is not None
         spectrum = spectra(read_concept(self.file, self.model, console))
-        rows = [(layer_name(name), *values) for name, *values in spectrum_rows(spectrum)]
-        print_table(console, SPECTRUM_HEAD, rows)
+        print_table(console, SPECTRUM_HEAD, spectrum_rows(spectrum))
         facts = {
             name: {
                 "largest": float(s.values[0]),

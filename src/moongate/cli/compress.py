@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from moongate.cli.options import Flag, Model, ModelOptions, Output, OutputOptions, check_concept_file, read_concept
-from moongate.cli.terminal import bytes_of, layer_name, print_table, say, size_of
+from moongate.cli.terminal import bytes_of, print_table, say, size_of
 
 __all__ = ["Compress"]
 
@@ -29,6 +29,7 @@ class Compress:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
+        from moongate.analysis.page import layer_name
         from moongate.compression import check_energy, compress
 
         check_energy(self.energy)

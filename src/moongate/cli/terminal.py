@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bytes_of",
-    "layer_name",
     "plain",
     "print_table",
     "progress_bar",
@@ -79,12 +78,6 @@ def _widths(rows: Sequence[Sequence[str]], room: int) -> list[int]:
         loose = [index for index, width in enumerate(widths) if width > words[index]] or range(len(widths))
         widths[max(loose, key=widths.__getitem__)] -= 1
     return widths
-
-
-def layer_name(name: str) -> str:
-    """Return the name of a weight without the parts that all names have, so that it fits a table."""
-    name = name.removeprefix("unet.").removesuffix(".weight")
-    return name.replace(".attentions.", ".").replace(".transformer_blocks.", ".")
 
 
 def bytes_of(file: Path) -> int:
