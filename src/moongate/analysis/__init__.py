@@ -18,7 +18,7 @@ from moongate.compression import norm_of, rank_of
 from moongate.concept import Concept, Dense, LowRank
 from moongate.editing import Edit, EditOptions, edit
 from moongate.errors import OptionError
-from moongate.sampling import Sample, SampleOptions, sample
+from moongate.sampling import Sample, SampleOptions, latent_shape, sample
 
 __all__ = ["KindOfChange", "Spectrum", "WordMaps", "edit_maps", "spectra", "weight_changes", "word_maps"]
 
@@ -139,11 +139,10 @@ def word_maps(
         OptionError: The sampling options do not fit.
     """
     options = options or SampleOptions()
-    sides = [side or backbone.resolution_px for side in (options.height_px, options.width_px)]
-    size = (sides[0] // backbone.latent_scale, sides[1] // backbone.latent_scale)
+    _, height, width = latent_shape(backbone, options)
     result = []
     for seed in seeds:
-        with recorded(backbone, pictures=1, size=size) as maps:
+        with recorded(backbone, pictures=1, size=(height, width)) as maps:
             (picture,) = sample(backbone, [prompt], seeds=[seed], options=options)
         mean = maps.mean()[0]
         words = [(word, mean[positions].mean(0)) for word, positions in backbone.words(prompt)]

@@ -29,7 +29,16 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from moongate.backbone import Backbone
 from moongate.backbone.attention import computed, layer_size, self_attentions
 from moongate.errors import OptionError
-from moongate.sampling import Sample, SampleOptions, check_pairs, check_prompt, is_guided, sample, timed_scheduler
+from moongate.sampling import (
+    Sample,
+    SampleOptions,
+    check_pairs,
+    check_prompt,
+    is_guided,
+    latent_shape,
+    sample,
+    timed_scheduler,
+)
 from moongate.texts import parse_yaml, read_text
 
 __all__ = [
@@ -119,7 +128,9 @@ def read_regions(file: Path) -> list[Region]:
 
 
 def of_subjects(regions: Sequence[Region], subjects: Sequence[str], prompts: Sequence[str]) -> list[Region]:
-    """Return the regions, those of a subject's token for all words of the subject if the prompts have them.
+    """Return the regions; where the words of one are a subject's token, they become all words of the subject.
+
+    They stay as they are if a prompt does not have all of these words.
 
     Args:
         regions: Regions of words, such as "<bear>".
@@ -250,13 +261,13 @@ class _InRegions:
         region_options: RegionOptions,
     ) -> "_InRegions":
         """Return what draws one prompt. Raises OptionError if it lacks the words of a region."""
-        sides = (options.height_px or backbone.resolution_px, options.width_px or backbone.resolution_px)
+        _, height, width = latent_shape(backbone, options)
         scheduler = timed_scheduler(backbone, options.scheduler, options.steps)
         return cls(
             backbone=backbone,
             texts=region_texts(prompt, regions),
             boxes=[region.box for region in regions],
-            size=(sides[0] // backbone.latent_scale, sides[1] // backbone.latent_scale),
+            size=(height, width),
             softness=region_options.softness,
             steps=len(scheduler.timesteps),
             held_steps=round(region_options.share * len(scheduler.timesteps)),
