@@ -19,7 +19,11 @@ __all__ = ["is_encodable", "parse_json", "parse_yaml", "read_lines", "read_listi
 
 def is_encodable(text: str) -> bool:
     """Return whether UTF-8 can hold a text; not the lone surrogates that Python makes of other bytes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,7 @@ from moongate.extras import library
 from moongate.files import digest, leads_out, read_regular
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES, MAX_LINE_CHARACTERS, MAX_MEMBERS
 from moongate.regularization.reading import check_row_group
-from moongate.texts import parse_json
+from moongate.texts import is_encodable, parse_json
 
 __all__ = ["Record", "Skipped", "read_captions", "read_source"]
 
@@ -316,7 +316,7 @@ def _read_parquet(file: Path, skipped: Skipped) -> Iterator[Record]:
                 continue
             where = f"{file.absolute()}#{column}:{index}"
             picture, data = (value, None) if isinstance(value, str) else (where, value)
-            caption, license = (as_text(row[names[0]]) if names else "" for names in (captions, licenses))
+            caption, license = (first_text(row, keys) for keys in (CAPTION_KEYS, LICENSE_KEYS))
             yield from _checked(caption, picture, license, data, skipped)
     except (errors, *UNREADABLE) as error:
         skipped.add(f"{file} ({error})", "broken Parquet files")
@@ -406,9 +406,7 @@ def _checked(caption: str, picture: str, license: str, data: bytes | None, skipp
     if len(caption) > MAX_CAPTION_CHARACTERS or len(picture) > MAX_CAPTION_CHARACTERS:
         skipped.add(picture[:80], f"captions of more than {MAX_CAPTION_CHARACTERS} characters")
         return
-    try:
-        f"{caption}{picture}{license}".encode()
-    except UnicodeEncodeError:
+    if not is_encodable(f"{caption}{picture}{license}"):
         skipped.add(repr(picture), "texts that UTF-8 cannot hold")
         return
     caption = " ".join(caption.split())
