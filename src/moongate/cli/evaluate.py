@@ -84,7 +84,7 @@ class Evaluate:
         self._check_record(concepts)
         _check_categories(self.files, concepts)
         subjects = [subject for concept in concepts for subject in concept.subjects]
-        prompts, training_pictures = self._prompts(backbone, subjects, console)
+        prompts, training_pictures = self._prompts(backbone, subjects)
         comparisons = self._comparisons(subjects, training_pictures)
         names = flat(self.features) or default_features(backbone)
         networks = [load_network(name, device=str(backbone.device)) for name in names]
@@ -174,7 +174,7 @@ class Evaluate:
             raise OptionError(f"{record} is of {names}. Choose another --out, or replace it (--overwrite).")
 
     def _prompts(
-        self, backbone: "Backbone", subjects: "Sequence[SubjectRecord]", console: Console
+        self, backbone: "Backbone", subjects: "Sequence[SubjectRecord]"
     ) -> tuple[Sequence[str], tuple[Path, ...]]:
         """Return the prompts, and the folders of training pictures to compare with."""
         from moongate.evaluation import default_prompts, read_prompts, read_protocol
@@ -244,12 +244,11 @@ def _together(backbone: "Backbone", concepts: "Sequence[Concept]") -> "Concept |
 
 def _print(evaluation: "Evaluation", console: Console) -> None:
     head = ("measure", "features", "compared with", "value", f"{evaluation.level:.0%} interval")
-    subjects = evaluation.concept.subjects if evaluation.concept else ()
     rows = [
         (
             measure.measure,
             measure.features,
-            "" if measure.subject is None else f"{measure.pictures} pictures of {subjects[measure.subject]}",
+            evaluation.compared_with(measure),
             f"{measure.value:.4f}",
             "" if measure.low is None else f"{measure.low:.4f} to {measure.high:.4f}",
         )

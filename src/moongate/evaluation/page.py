@@ -89,7 +89,7 @@ def _add_values(page: Page, evaluation: Evaluation, base: Evaluation | None) -> 
     head = ("measure", "value", *(("the base alone",) if base else ()), "interval", "compared with", "features")
     rows: list[Sequence[str | Cell]] = []
     for measure in evaluation.measures:
-        compared = _compared_with(measure, evaluation)
+        compared = evaluation.compared_with(measure)
         interval = "" if measure.low is None else f"{measure.low:.4f} to {measure.high:.4f}"
         other = _same(measure, base) if base else None
         value: str | Cell = f"{measure.value:.4f}"
@@ -123,14 +123,7 @@ def _scores(evaluation: Evaluation, index: int) -> str:
     values: dict[str, list[str]] = {}
     for measure in evaluation.measures:
         if measure.by_prompt is not None:
-            compared = _compared_with(measure, evaluation)
+            compared = evaluation.compared_with(measure)
             name = f"{measure.measure} with {compared}" if compared else measure.measure
             values.setdefault(name, []).append(f"{measure.by_prompt[index]:.3f} ({measure.features})")
     return "; ".join(f"{name} {', '.join(of_networks)}" for name, of_networks in values.items())
-
-
-def _compared_with(measure: Measure, evaluation: Evaluation) -> str:
-    """Return which photos an image alignment is with; nothing for another measure."""
-    if measure.subject is None or evaluation.concept is None:
-        return ""
-    return f"{measure.pictures} photos of {evaluation.concept.subjects[measure.subject]}"

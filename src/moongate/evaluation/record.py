@@ -112,6 +112,12 @@ class Evaluation:
     references: tuple[ReferenceFacts, ...]
     measures: tuple[Measure, ...]
 
+    def compared_with(self, measure: Measure) -> str:
+        """Return which photos an image alignment is with; nothing for another measure."""
+        if measure.subject is None or self.concept is None:
+            return ""
+        return f"{measure.pictures} photos of {self.concept.subjects[measure.subject]}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
         return {
