@@ -2,11 +2,11 @@ import pytest
 
 from command_line import fails
 from moongate import cli
-from moongate.cli.hints import OTHER_NAMES, option_names
+from moongate.cli.hints import OTHER_NAMES, options_of
 
 
 def test_each_hint_leads_to_an_option_and_is_none_itself() -> None:
-    options = {name for command in cli.__all__ if command != "main" for name in option_names(getattr(cli, command))}
+    options = {name for command in cli.__all__ if command != "main" for name in options_of(getattr(cli, command))}
     assert {ours.removeprefix("--") for ours in OTHER_NAMES.values()} <= options
     assert all(name == name.lower().replace("_", "-") for name in OTHER_NAMES)
 

@@ -5,14 +5,14 @@ They are no second names for our options: one thing has one name.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tyro
 
 from moongate.errors import OptionError
 
-__all__ = ["OTHER_NAMES", "check_options", "option_names"]
+__all__ = ["OTHER_NAMES", "check_options", "options_of"]
 
 _CALLED: Mapping[str, str] = {
     "--model": "base base-model base-model-name checkpoint ckpt model-id name-or-path pretrained-model "
@@ -94,7 +94,7 @@ def check_options(command: Any, words: Sequence[str]) -> None:
     Raises:
         OptionError: It says what the option is called here, or that it is given twice.
     """
-    known = {option.name.replace("_", "-"): option for option in _options(command)}
+    known = options_of(command)
     given = [word.partition("=")[0].lstrip("-").replace("_", "-") for word in words if word.startswith("--")]
     for name in given:
         if name in known:
@@ -108,17 +108,13 @@ def check_options(command: Any, words: Sequence[str]) -> None:
             raise OptionError(f"There is no option --{name}. In Moongate it is called {ours}{elsewhere}.")
 
 
-def option_names(command: Any) -> Iterator[str]:
-    """Return the names of a command's options, without their hyphens."""
-    return (option.name.replace("_", "-") for option in _options(command))
-
-
-def _options(command: Any) -> Iterator[dataclasses.Field[Any]]:
+def options_of(command: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a command by name, without their hyphens; those of its groups are among them."""
+    options: dict[str, dataclasses.Field[Any]] = {}
     for option in dataclasses.fields(command):
-        if dataclasses.is_dataclass(option.default_factory):
-            yield from _options(option.default_factory)
-        else:
-            yield option
+        is_group = dataclasses.is_dataclass(option.default_factory)
+        options |= options_of(option.default_factory) if is_group else {option.name.replace("_", "-"): option}
+    return options
 
 
 def _may_repeat(option: dataclasses.Field[Any]) -> bool:
