@@ -30,8 +30,6 @@ class Alignment:
     its own attention."""
     own: Float[Tensor, " target"]
     """1 for each target token that keeps its own attention, else 0."""
-    changed: tuple[tuple[int, ...], tuple[int, ...]]
-    """Positions of the words that are not common to both prompts: in the source, and in the target."""
 
 
 def align(source: Sequence[Word], target: Sequence[Word], *, length: int) -> Alignment:
@@ -54,16 +52,11 @@ def align(source: Sequence[Word], target: Sequence[Word], *, length: int) -> Ali
     """
     words = spelled(source), spelled(target)
     mapping = torch.zeros(length, length)
-    changed: tuple[list[int], list[int]] = ([], [])
     has_common_word = False
     for kind, *edges in SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
         pieces = [positions for _, positions in source[edges[0] : edges[1]]]
         others = [positions for _, positions in target[edges[2] : edges[3]]]
-        if kind == "equal":
-            has_common_word = True
-        else:
-            changed[0].extend(_joined(pieces))
-            changed[1].extend(_joined(others))
+        has_common_word = has_common_word or kind == "equal"
         for these, those in zip(reversed(pieces), reversed(others), strict=False):
             _hand_over(mapping, these, those)
     if not has_common_word:
@@ -75,7 +68,7 @@ def align(source: Sequence[Word], target: Sequence[Word], *, length: int) -> Ali
     mapping[0, 0] = 1
     for this, that in zip(*(range(_end(prompt), length) for prompt in (source, target)), strict=False):
         mapping[this, that] = 1
-    return Alignment(mapping=mapping, own=(mapping.sum(0) == 0).float(), changed=(tuple(changed[0]), tuple(changed[1])))
+    return Alignment(mapping=mapping, own=(mapping.sum(0) == 0).float())
 
 
 def positions_of(words: Sequence[Word], wanted: Sequence[str]) -> list[int]:
