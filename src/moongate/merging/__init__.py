@@ -1,8 +1,8 @@
 """Merge finished concepts into one without training, and take subjects out again (paper, Sec. 3.3, Eq. 4-5).
 
 `features` reads the features of words, `constraints` says which of them keep which values, `edits` which words are
-erased or guarded, `neutral` which features should not move, `closed_form` solves, `report` measures, and `page` writes
-the report. A merge reads text only; it never touches pictures.
+erased or protected, `neutral` which features should not move, `closed_form` solves, `report` measures, and `page`
+writes the report. A merge reads text only; it never touches pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ class MergeOptions:
         if self.contexts is not None and not 1 <= self.contexts <= len(CONTEXTS):
             raise OptionError(f"contexts is {self.contexts}; it must be from 1 to {len(CONTEXTS)}.")
         if not 0 <= self.elsewhere < float("inf"):
-            raise OptionError(f"elsewhere is {self.elsewhere}; it must be a weight of at least 0, such as 100.")
+            raise OptionError(f"elsewhere is {self.elsewhere}; it must be a weight of at least 0, such as 300.")
         edits_of(self.erase, self.protect)
 
 

@@ -258,9 +258,10 @@ def _rows_of(
 
 
 def _features_elsewhere(backbone: Backbone, words: str) -> Float[Tensor, "rows width"]:
-    """Return the principal directions of the features of a subject's words in many contexts, of mean square one each.
+    """Return few rows for a subject's words in many contexts: the principal directions of their features.
 
-    They are as long as they are on average over the contexts, so that their squares sum to those of one caption.
+    Each is as long as the features are in this direction, as a root mean square over the contexts. So the squares of
+    all rows together are those of one caption of each kind.
     """
     alone, beside = (fitting(backbone, words, contexts) for contexts in (ELSEWHERE, BESIDE))
     rows = []

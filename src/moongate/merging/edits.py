@@ -1,7 +1,7 @@
-"""Edits of the base by the algebra of the merge: words that are erased, and words that are guarded.
+"""Edits of the base by the algebra of the merge: words that are erased, and words that are protected.
 
 An erased word gets the keys and values of other words in the same captions, so that the model draws these instead; a
-guarded word keeps the base's. Both are constraints of Eq. 4 that need no concept (Gandikota et al., Unified Concept
+protected word keeps the base's. Both are constraints of Eq. 4 that need no concept (Gandikota et al., Unified Concept
 Editing, WACV 2024; Lu et al., MACE, CVPR 2024).
 """
 
@@ -44,11 +44,11 @@ class Edit:
 
     words: str
     becomes: str | None = None
-    """The other words; None guards `words`."""
+    """The other words; None protects `words`."""
 
     @property
     def name(self) -> str:
-        """What names the edit in a file and in a report: "snowman=>object", or the guarded words."""
+        """What names the edit in a file and in a report: "snowman=>object", or the protected words."""
         return self.words if self.becomes is None else f"{self.words}{ARROW}{self.becomes}"
 
     @classmethod
@@ -59,7 +59,7 @@ class Edit:
 
 
 def edits_of(erase: Sequence[str], protect: Sequence[str]) -> tuple[Edit, ...]:
-    """Read what to erase, each as "words=>other words", and which words to guard.
+    """Read what to erase, each as "words=>other words", and which words to protect.
 
     Raises:
         OptionError: One cannot be read, or two contradict each other.
@@ -182,8 +182,9 @@ def fitting_both(backbone: Backbone, edit: Edit, contexts: Sequence[str]) -> lis
 def _elsewhere(backbone: Backbone, edit: Edit) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
     """Return few rows for an edit in many contexts: features, and the change of features whose values they get.
 
-    The error of the change that a matrix makes of them is that in all contexts, averaged, up to what no matrix mends:
-    with features F = U S V^T and wanted changes D, the rows are S V^T and U^T D.
+    With the features F = U S V^T in all contexts and the wanted changes D, the rows are S V^T and U^T D. Up to the
+    directions that are left out, the squared error of any matrix on these rows differs only by a constant from its mean
+    over the contexts.
     """
     parts = []
     with backbone.tokens(stand_ins(backbone)):
