@@ -82,16 +82,12 @@ def check_login(repo: str) -> None:
         PublishError: The hub cannot be reached, nobody is logged in, or `repo` is not a valid name.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
-        HFValidationError,
-        HTTPError,
-    )
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
         HfApi().whoami()
-    except (HFValidationError, HTTPError, OSError) as error:
+    except _hub_errors() as error:
         raise _refused(repo, error) from error
 
 
@@ -106,10 +102,6 @@ def publish(folder: Path, repo: str) -> str:
         PublishError: The hub cannot be reached, or refuses the upload.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
-        HFValidationError,
-        HTTPError,
-    )
 
     api = HfApi()
     try:
@@ -117,9 +109,19 @@ def publish(folder: Path, repo: str) -> str:
         api.upload_folder(
             repo_id=repository.repo_id, folder_path=folder, commit_message="Add a concept made with Moongate"
         )
-    except (HFValidationError, HTTPError, OSError) as error:
+    except _hub_errors() as error:
         raise _refused(repo, error) from error
     return str(repository)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises for a wrong name, a refusal, and a network that is down."""
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # its HTTP library depends on the version
+        HFValidationError,
+        HTTPError,
+    )
+
+    return HFValidationError, HTTPError, OSError
 
 
 def _refused(repo: str, error: Exception) -> PublishError:
