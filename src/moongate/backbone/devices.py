@@ -32,9 +32,7 @@ def available_device(device: str | torch.device | None) -> torch.device:
             "--device out to compute on the CPU."
         )
     if chosen.type != "cuda":
-        raise OptionError(
-            f"The device {str(device)!r} is not supported. Known: cpu, cuda, and cuda:1 for a second GPU."
-        )
+        raise OptionError(f"The device {str(device)!r} is not supported. {known}")
     if not (torch.version.cuda or torch.version.hip):
         raise OptionError(
             f"The device {str(device)!r} needs a build of PyTorch with CUDA, and this one ({torch.__version__}) has "
