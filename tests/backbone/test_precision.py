@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moongate.backbone import Backbone, precision
-from moongate.backbone.precision import precision_of, usual_dtype
+from moongate.backbone.precision import set_precision, usual_dtype
 from moongate.data import Subject
 from moongate.training import TrainOptions, train
 from moongate.training.method import METHODS
@@ -49,7 +49,7 @@ def _switches_kept() -> Iterator[None]:
 def test_who_names_float32_gets_no_tf32() -> None:
     found = {}
     for name in ("auto", "bfloat16", "float16", "float32"):
-        dtype = precision_of(name, "cuda")
+        dtype = set_precision(name, "cuda")
         found[name] = (dtype, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     assert found == {
         "auto": (torch.float32, True, True),

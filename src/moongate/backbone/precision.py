@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["faster_attention", "faster_layout", "precision_of", "usual_dtype"]
+__all__ = ["faster_attention", "faster_layout", "set_precision", "usual_dtype"]
 
 SMALL_LATENTS = 32 * 32
 """Most latent cells of a model for which the scores of self-attention are kept; beyond, they would fill the memory."""
@@ -36,8 +36,8 @@ def usual_dtype(device: str | torch.device | None = None) -> torch.dtype:
     return torch.bfloat16 if is_cpu and _gains_by_bfloat16() else torch.float32
 
 
-def precision_of(name: str, device: str | torch.device | None = None) -> torch.dtype:
-    """Return the precision of a name, and let a GPU round products in float32 to TF32 unless float32 was named.
+def set_precision(name: str, device: str | torch.device | None = None) -> torch.dtype:
+    """Let GPUs in this process round products in float32 to TF32, unless float32 is named; return the precision.
 
     Args:
         name: `auto`, which is the usual precision of the device, or `float32`, `bfloat16` or `float16`.
@@ -49,7 +49,7 @@ def precision_of(name: str, device: str | torch.device | None = None) -> torch.d
 
 
 def faster_layout(denoiser: Any) -> Any:
-    """Return a denoiser, whose convolutions now keep channels last on a CPU with AVX2 alone, if it is a narrow one.
+    """Let the convolutions of a narrow denoiser keep channels last on a CPU with AVX2 alone; return the denoiser.
 
     There a step of pocket takes a tenth less time; convolutions of 1280 channels on few cells take a third more.
     """

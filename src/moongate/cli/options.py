@@ -185,9 +185,9 @@ class LoadingOptions:
     ) -> "Backbone":
         """Load the model of that name in the precision of that name; `Backbone.load` explains the other arguments."""
         from moongate.backbone import Backbone
-        from moongate.backbone.precision import precision_of
+        from moongate.backbone.precision import set_precision
 
-        precision = precision_of(dtype, self.device)
+        precision = set_precision(dtype, self.device)
         key = repr((model, self.config, self.device, dtype, sorted(layouts), text_only))
         kept = {} if self.kept is None else self.kept
         if key not in kept:
