@@ -195,14 +195,13 @@ def test_what_diffusers_list_leaves_open_is_said(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="There is no file of concepts .*nowhere.yaml. Check the path."):
+    with pytest.raises(OptionError, match="There is no file of subjects .*nowhere.yaml. Check the path."):
         subjects_from_file(tmp_path / "nowhere.yaml")
 
 
-def test_words_and_file_names() -> None:
-    assert (BEAR.words, BEAR.file_name) == ("<bear> teddy bear", "bear")
-    plain = SubjectOptions(pictures=(), category="teddy bear")
-    assert (plain.words, plain.file_name) == ("teddy bear", "teddy-bear")
+def test_a_file_is_named_after_the_token_or_else_after_the_category() -> None:
+    assert BEAR.file_name == "bear"
+    assert SubjectOptions(pictures=(), category="teddy bear").file_name == "teddy-bear"
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:

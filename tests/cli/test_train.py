@@ -209,7 +209,7 @@ def test_a_file_of_subjects_excludes_the_options_that_say_the_same(
     assert "leave out pictures, --category and --token" in fails(capsys, two.but(concepts=missing))
     several = command("train", concepts=missing, regularization=["pool", "generated"])
     assert "Write those that differ into the file" in fails(capsys, several)
-    assert "no file of concepts" in fails(capsys, command("train", concepts=missing))
+    assert "no file of subjects" in fails(capsys, command("train", concepts=missing))
 
 
 def test_each_category_has_its_own_generated_pictures(two: Command, tmp_path: Path) -> None:

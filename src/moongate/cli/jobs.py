@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moongate.cli.evaluate import Evaluate
-from moongate.cli.options import at_home, flat
+from moongate.cli.options import at_home, flat, listing_of
 from moongate.cli.subjects import SubjectOptions, subjects_from_file
 from moongate.cli.train import Train
 from moongate.errors import OptionError
@@ -40,16 +40,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is not a mapping with a name.
     """
-    from moongate.texts import read_listing
-
-    if not path.is_file():
-        raise OptionError(f"There is no file of jobs {path}. Check the path.")
-    try:
-        entries = read_listing(path)
-    except ValueError as error:
-        raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
-    if not isinstance(entries, list) or not entries:
-        raise OptionError(f"{path} holds no list of jobs. Begin each with a dash and its name: '- name: bear'.")
+    entries = listing_of(path, "jobs", form=" and its name: '- name: bear'")
     for number, entry in enumerate(entries, 1):
         if not (isinstance(entry, dict) and all(isinstance(key, str) for key in entry)):
             raise OptionError(f"Job {number} of {path} is {entry!r:.80}. Write it as a mapping, such as 'name: bear'.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from moongate.cli.options import at_home
+from moongate.cli.options import at_home, listing_of
 from moongate.errors import OptionError, warn
 
 __all__ = ["SubjectOptions", "subjects_from_file", "subjects_from_options"]
@@ -34,11 +34,6 @@ class SubjectOptions:
     """Caption of pictures without one; None leaves it to the preset."""
     class_caption: str | None = None
     """Caption of regularization pictures without one, and prompt of generated ones; None leaves it to the preset."""
-
-    @property
-    def words(self) -> str:
-        """The words that name the subject in a prompt."""
-        return f"{self.token} {self.category}" if self.token else self.category
 
     @property
     def file_name(self) -> str:
@@ -224,19 +219,8 @@ def subjects_from_file(path: Path) -> list[SubjectOptions]:
     Raises:
         OptionError: The file is missing or cannot be parsed, or an entry is wrong.
     """
-    from moongate.texts import read_listing
-
-    if not path.is_file():
-        raise OptionError(f"There is no file of concepts {path}. Check the path.")
-    try:
-        entries = read_listing(path)
-    except ValueError as error:
-        raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
-    if not isinstance(entries, list) or not entries:
-        raise OptionError(
-            f"{path} holds no list of subjects. Begin each with a dash: '- pictures: bear-photos', and below "
-            "it 'category: teddy bear' and 'token: <bear>'."
-        )
+    form = ": '- pictures: bear-photos', and below it 'category: teddy bear' and 'token: <bear>'"
+    entries = listing_of(path, "subjects", form=form)
     return [
         SubjectOptions.from_entry(entry, folder=path.parent, place=f"Entry {number} of {path}")
         for number, entry in enumerate(entries, 1)
