@@ -19,7 +19,7 @@ from moongate.concept import Concept
 from moongate.data import square, without_tokens
 from moongate.data.pictures import as_tensor, read_picture
 from moongate.errors import OptionError
-from moongate.evaluation.metrics import fid, image_alignment, kid_interval, mean_interval, text_alignment
+from moongate.evaluation.metrics import check_level, fid, image_alignment, kid_interval, mean_interval, text_alignment
 from moongate.evaluation.networks import Network, load_network
 from moongate.evaluation.prompts import default_prompts, filled, subject_words
 from moongate.evaluation.record import (
@@ -61,8 +61,7 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         for name in ("count", "resamples"):
             check_count(name, getattr(self, name))
-        if not 0 < self.level < 1:
-            raise OptionError(f"The level is {self.level}; it must be between 0 and 1, such as 0.95.")
+        check_level(self.level)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 from moongate.errors import OptionError
 
-__all__ = ["Interval", "fid", "image_alignment", "kid", "kid_interval", "mean_interval", "text_alignment"]
+__all__ = [
+    "Interval",
+    "check_level",
+    "fid",
+    "image_alignment",
+    "kid",
+    "kid_interval",
+    "mean_interval",
+    "text_alignment",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,12 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def check_level(level: float) -> None:
+    """Raise OptionError for a confidence level that is not between 0 and 1."""
+    if not 0 < level < 1:
+        raise OptionError(f"The level is {level}; it must be between 0 and 1, such as 0.95.")
 
 
 def text_alignment(images: Float[Tensor, "n width"], captions: Float[Tensor, "n width"]) -> Float[Tensor, " n"]:
@@ -169,8 +184,7 @@ def _resampled(prompts: Int[Tensor, " n"], resamples: int, generator: torch.Gene
 
 
 def _interval(value: Float[Tensor, ""], resampled: Float[Tensor, " resamples"], level: float) -> Interval:
-    if not 0 < level < 1:
-        raise OptionError(f"The level is {level}; it must be between 0 and 1, such as 0.95.")
+    check_level(level)
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(resampled, bounds).tolist()
     return Interval(value=float(value), low=low, high=high)
