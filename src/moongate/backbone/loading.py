@@ -149,11 +149,15 @@ def _can_fetch(source: str, model: str) -> bool:
     try:
         return not must_stay_offline(source, INDEX)
     except BackboneError as error:
-        raise BackboneError(
-            f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine and "
-            f"cannot be downloaded. Give a folder with it (--config FOLDER), or put that folder next to the file as "
-            f"{Path(model).with_suffix('')}."
-        ) from error
+        raise _without_configuration(model, source) from error
+
+
+def _without_configuration(model: str, source: str, reason: str = ".") -> BackboneError:
+    return BackboneError(
+        f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine and cannot "
+        f"be downloaded{reason} Give a folder with it (--config FOLDER), or put that folder next to the file as "
+        f"{Path(model).with_suffix('')}."
+    )
 
 
 def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, Any]]:
@@ -165,11 +169,7 @@ def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, A
         if not downloads and source == model and not Path(source).exists():
             raise not_here(model) from error
         if source != model:
-            raise BackboneError(
-                f"{model} has weights only; its configuration is that of {source!r}, which is not on this machine "
-                f"and cannot be downloaded: {first_line(error)} Give a folder with it (--config FOLDER), or put that "
-                f"folder next to the file as {Path(model).with_suffix('')}."
-            ) from error
+            raise _without_configuration(model, source, f": {first_line(error)}") from error
         raise BackboneError(
             f"The model {model!r} cannot be loaded: {first_line(error)} Give 'pocket', a folder in diffusers' layout "
             f"(with {INDEX}), a single file ({' or '.join(SINGLE_FILES)}), or a model id while the hub can be reached."
