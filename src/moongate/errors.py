@@ -14,7 +14,7 @@ MoongateError
 ├── MissingLibrary              an optional library that a command needs
 ├── TrainingDiverged            a loss that is no longer a finite number
 ├── FleetError                  jobs that failed, workers that cannot work, or a cluster that is gone
-├── StudioError              a process of the studio that ended before it answered
+├── StudioError                 a process of the studio that ended before it answered
 ├── RankLost                    a process of a training that has ended before the others
 └── CorpusError                 a package of pocket's training data that is missing or altered
 ```

@@ -64,7 +64,7 @@ class Generate:
     concept: Texts = ()
     """Concept files of any format. FILE:0.8 applies a concept at strength 0.8."""
     library: OptionalPath = None
-    """Folder of concept files from which the prompts take those whose tokens they name."""
+    """Folder of concept files. Those whose tokens the prompts name are used."""
     together: Literal["merge", "add", "refuse"] = "merge"
     """How to combine several concepts: merge them in memory, add their changes, or refuse."""
     compare: Flag = False

@@ -53,7 +53,7 @@ class SubjectFit:
     beside: Mapping[str, float]
     """The same for each other subject that was tried, by its words."""
     drift_alone: float
-    """Drift on held-out neutral captions if the subject's own concept is applied alone, to the merged matrices."""
+    """Drift on held-out neutral captions with the subject's own concept alone, in the matrices that are merged."""
 
     @property
     def worst_residual(self) -> float:

@@ -238,11 +238,11 @@ class _Trial(nn.Module):
         super().__init__()
         self.unet = backbone.unet
         self.texts = nn.ModuleList([encoder.model for encoder in backbone.encoders])
-        self._backbone = [backbone]
+        self._backbone = backbone
         self._setting = setting
 
     def forward(self, captions: list[str], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        backbone, setting = self._backbone[0], self._setting
+        backbone, setting = self._backbone, self._setting
         cells = setting.resolution_px // backbone.latent_scale
         shape = (setting.pictures_per_step, int(backbone.unet.config.in_channels), cells, cells)
         text = backbone.encode_text(captions)
