@@ -60,7 +60,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of each change, relative to the largest (paper, App. C)."""
+    """Singular values of each change, relative to the largest (paper, App. B)."""
 
     example: str
 

@@ -1,4 +1,4 @@
-"""Table 4: how V* starts and whether it is trained; and training all of cross-attention (Sec. 4.4)."""
+"""Table 4: how V* starts and whether it is trained; and training all of cross-attention."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Make a concept small: keep the largest singular values of each change (paper, Sec. 3.4 and App. C).
+"""Make a concept small: keep the largest singular values of each change (paper, App. B).
 
 The change of a matrix, W - W0, has nearly low rank. It is taken from the concept, which stores it in float32, so no
 rounding of the base model gets into it. The module knows nothing of models.
@@ -31,7 +31,7 @@ __all__ = [
 LARGE = 100_000_000
 """Changes of more numbers than this (400 MB) are cut to low rank by default; only SDXL has as many."""
 LARGE_ENERGY = 0.6
-"""The share of the singular values that is then kept, as in the paper (App. C)."""
+"""The share of the singular values that is then kept, as in the paper (App. B)."""
 ROUNDING = 1e-5
 """By this much the kept share of the singular values may be below `energy`, because sums of them are rounded."""
 

@@ -62,7 +62,7 @@ WEIGHT_SETS = {
 LAYER_KINDS = {".attn2.": "cross-attention", ".attn1.": "self-attention"}
 """Kinds of layers by a part of their weights' names; all others are "the rest" (paper, Fig. 3)."""
 RARE_TOKENS = (42170, 47629, 44746, 43514)
-"""Ids of rare tokens of CLIP's vocabulary, the first two from the paper (App. D). OpenCLIP has the same vocabulary."""
+"""Ids of rare tokens of CLIP's vocabulary, the first two from the paper (App. B). OpenCLIP has the same vocabulary."""
 
 
 class Backbone:
@@ -191,7 +191,7 @@ class Backbone:
 
     @cached_property
     def rare_tokens(self) -> tuple[int, ...]:
-        """Ids of rarely used tokens, which initialize new tokens (paper, App. D)."""
+        """Ids of rarely used tokens, which initialize new tokens (paper, Sec. 3.1 and App. D)."""
         known = self.settings.rare_tokens or RARE_TOKENS
         vocabulary_size = self.encoders[0].table.num_embeddings
         return tuple(token_id for token_id in known if token_id < vocabulary_size)
@@ -285,7 +285,7 @@ class Backbone:
 
     @property
     def known_tokens(self) -> tuple[str, ...]:
-        """The modifier tokens that prompts may use now."""
+        """The tokens that prompts may use now."""
         return tuple(self._rows)
 
     @property
@@ -316,7 +316,7 @@ class Backbone:
         return self.token_row(ids[longest])
 
     def random_row(self, generator: torch.Generator) -> Float[Tensor, " width"]:
-        """Return a row drawn from the normal distribution of the rows in each text encoder (App. D, choice of V*)."""
+        """Return a row drawn from the normal distribution of the rows in each text encoder (App. B, choice of V*)."""
         tables = [encoder.table.weight.detach().float() for encoder in self.encoders]
         noises = [torch.randn(table.shape[1], generator=generator).to(table) for table in tables]
         return torch.cat([table.mean(0) + table.std(0) * noise for table, noise in zip(tables, noises, strict=True)])

@@ -44,7 +44,7 @@ class Settings:
     features: tuple[str, ...] = ()
     """Feature networks for an evaluation (`moongate.evaluation.NETWORKS`)."""
     retrieval_threshold: float = 0.85
-    """Lowest cosine similarity at which the text encoder considers a caption near a prompt (paper, Sec. 3.2: 0.85)."""
+    """Lowest cosine similarity at which the text encoder considers a caption near a prompt (paper, Sec. 3.1: 0.85)."""
     rare_tokens: tuple[int, ...] | None = None
     """Ids of rarely used tokens, which initialize new tokens (paper, App. D)."""
     shards: int = 1

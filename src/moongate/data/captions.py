@@ -49,7 +49,7 @@ PRESETS: Mapping[str, Preset] = {
     "scene": Preset(caption="photo of a {}"),
     "face": Preset(caption="photo of a {}", method="custom-diffusion-faces"),
 }
-"""What users teach (paper, Sec. 4 and App. D)."""
+"""What users teach: the subjects and styles of the paper (Sec. 4), and faces, as its public code does."""
 
 
 def check_category(category: str) -> None:

@@ -150,7 +150,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regularization:
-    """Captioned pictures of the same category, which keep the model's knowledge of it (paper, Sec. 3.2).
+    """Captioned pictures of the same category, which keep the model's knowledge of it (paper, Sec. 3.1).
 
     Raises:
         PictureError: There are no pictures, one has another form, or the captions do not fit them or cannot be read.

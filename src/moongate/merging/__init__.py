@@ -1,4 +1,4 @@
-"""Merge finished concepts into one without training, and take subjects out again (paper, Sec. 3.3, Eq. 4-5).
+"""Merge finished concepts into one without training, and take subjects out again (paper, Sec. 3.2, Eq. 4-5).
 
 `features` reads the features of words, `constraints` says which of them keep which values, `edits` which words are
 erased or protected, `neutral` which features should not move, `closed_form` solves, `report` measures, and `page`

@@ -1,4 +1,4 @@
-"""The closed form of the merge (paper, Sec. 3.3, Eq. 4-5; derived in App. A), as plain algebra in float64.
+"""The closed form of the merge (paper, Sec. 3.2, Eq. 4-5; derived in App. A), as plain algebra in float64.
 
 The paper looks for the matrix W that keeps prescribed values and otherwise moves regularization features least:
 

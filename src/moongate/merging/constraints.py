@@ -1,4 +1,4 @@
-"""What a merge keeps: C and V of Eq. 4, the features of each subject's words and their values (paper, Sec. 3.3).
+"""What a merge keeps: C and V of Eq. 4, the features of each subject's words and their values (paper, Sec. 3.2).
 
 The paper keeps the words of a concept in its training captions. Here a subject keeps its words and the end of the
 caption exactly in one context, or in up to eight, and as soft rows in fifty more, because a causal text encoder gives

@@ -1,4 +1,4 @@
-"""What a merge should not change: the text features of neutral captions (paper, Sec. 3.3, C_reg in Eq. 4).
+"""What a merge should not change: the text features of neutral captions (paper, Sec. 3.2, C_reg in Eq. 4).
 
 The paper takes the features of about a thousand captions. The denoiser also attends to a caption's start token, to the
 padding after its end and, for guidance, to the empty prompt; public codes constrain none of these. Here they count as

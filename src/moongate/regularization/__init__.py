@@ -1,4 +1,4 @@
-"""Where regularization pictures come from: retrieved, from pocket's pool, generated, a folder, or none (Sec. 3.2).
+"""Where regularization pictures come from: retrieved, from pocket's pool, generated, a folder, or none (Sec. 3.1).
 
 `auto` resolves in this order: what the method requires (DreamBooth generates its pictures), a collection if one is
 given, what the model's `moongate.json` names, and otherwise generated pictures.

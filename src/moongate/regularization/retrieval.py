@@ -1,6 +1,6 @@
 """Regularization pictures by similarity: the captions nearest to a query, their pictures checked and written.
 
-The paper takes 200 pictures whose captions have a similarity above 0.85 to the prompt (Sec. 3.2).
+The paper takes 200 pictures whose captions have a similarity above 0.85 to the prompt (Sec. 3.1).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Teach a backbone one or several subjects and return the Concept (paper, Sec. 3.2 and 4).
+"""Teach a backbone one or several subjects and return the Concept (paper, Sec. 3).
 
 Subjects are taught together (joint training) or one after the other (sequential training, from a finished concept).
 The objective is the denoising loss of the target pictures over their valid region plus `prior_weight` times that of

@@ -1,6 +1,6 @@
 """A Method says which parts of the backbone are trained and how fast; `METHODS` holds the paper's variants by name.
 
-`trainable` makes a backbone trainable in place under a method (paper, Sec. 3.1, 3.2 and App. D) and restores it. The
+`trainable` makes a backbone trainable in place under a method (paper, Sec. 3.1 and App. D) and restores it. The
 module knows nothing of pictures, batches and files.
 """
 
@@ -130,10 +130,10 @@ METHODS: Mapping[str, Method] = {
         ),
     )
 }
-"""The paper's method, its variants with all of cross-attention and for faces, its ablations (Sec. 4.4, App. B) and its
-baselines. The learning rates at eight pictures a step are the paper's (App. D): 8e-6 for fine-tuning all, 1e-6 for
-DreamBooth, 0.04 for Textual Inversion. They suit Stable Diffusion. Another model scales all of them by its `lr_scale`,
-measured with the paper's method, so that the methods keep the ratios of the paper."""
+"""The paper's method, the variants of its public code (all of cross-attention, and faces), its ablations (Sec. 4.4,
+App. B) and its baselines. The learning rates at eight pictures a step are the paper's (App. D): 8e-6 for fine-tuning
+all, 1e-6 for DreamBooth, 0.04 for Textual Inversion. They suit Stable Diffusion. Another model scales all of them by
+its `lr_scale`, measured with the paper's method, so that the methods keep the ratios of the paper."""
 
 
 def method_for(backbone: Backbone, name: str | None = None) -> Method:
@@ -225,7 +225,7 @@ def initial_rows(
     first: int = 0,
     words: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, " width"]]:
-    """Return the embedding rows that new tokens begin with (App. D).
+    """Return the embedding rows that new tokens begin with (Sec. 3.1, App. B and D).
 
     Args:
         backbone: The model whose rare tokens or words are used.

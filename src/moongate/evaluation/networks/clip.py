@@ -2,7 +2,7 @@
 
 The feature of a caption is that of its end token, which alone has read the whole caption (the mean over words is mostly
 "photo of a"). It is projected into the space shared with pictures, in which the paper's threshold of 0.85 is meant
-(Sec. 3.2). A backbone without such a projection gives the feature as its text encoder leaves it.
+(Sec. 3.1). A backbone without such a projection gives the feature as its text encoder leaves it.
 
 Pocket's CLIP is one instance: pocket's text encoder with the image tower that was trained together with it. It knows
 the words and the kinds of pictures of pocket's corpus, and its similarities compare with each other only.
