@@ -103,7 +103,7 @@ def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not path.suffix:
         yield from _read_hub(source, skipped)
     else:
-        raise CollectionError(f"There is no collection {source}. Check the path.")
+        raise CollectionError(f"There is no source of pictures {source}. Check the path.")
 
 
 def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
     if file.suffix.lower() in (".jsonl", ".csv"):
         return _read_one_listing(file, skipped)
     raise CollectionError(
-        f"{file} is not a collection. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
+        f"{file} is no source of pictures. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
     )
 
 
