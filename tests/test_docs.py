@@ -81,7 +81,7 @@ def test_the_file_of_concepts_is_understood(tmp_path: Path) -> None:
     (example,) = blocks(PAGES["docs/howto/captions-and-masks.md"], "yaml")
     (tmp_path / "concepts.yaml").write_text(example)
     first, second = subjects_from_file(tmp_path / "concepts.yaml")
-    assert (first.words, second.words) == ("<rex> dog", "<chair> armchair")
+    assert [(each.token, each.category) for each in (first, second)] == [("<rex>", "dog"), ("<chair>", "armchair")]
     assert second.regularization == str(tmp_path / "other-chairs")
 
 
@@ -96,7 +96,7 @@ def test_the_file_of_jobs_is_understood(tmp_path: Path) -> None:
     assert first.train is not None
     assert second.train is not None
     assert second.evaluate is not None
-    assert [subject.words for subject in first.train.subjects] == ["<bear> teddy bear"]
+    assert [(each.token, each.category) for each in first.train.subjects] == [("<bear>", "teddy bear")]
     assert (second.train.method, second.train.seed, second.evaluate.count) == ("dreambooth", 1, 2)
 
 
