@@ -7,7 +7,7 @@ to a function.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +44,7 @@ class AttentionMaps:
     size: tuple[int, int]
     """Height and width of the latents."""
     _total: Float[Tensor, "pictures tokens height width"] | None = None
-    _count: int = field(default=0)
+    _count: int = 0
 
     def mean(self) -> Float[Tensor, "pictures tokens height width"]:
         """Return the mean over layers, heads and steps so far; at every position the tokens sum to one.

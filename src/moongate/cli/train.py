@@ -366,13 +366,10 @@ class Train:
 
         choice = self._choice(subject)
         choice = "generated" if choice == "auto" and method.generates_prior else choice
-        may_retrieve = choice == "retrieved" or (choice == "auto" and self.collection is not None)
-        return RegularizationOptions(
-            choice=choice,
-            count=self.regularization_count,
-            collection=self.collection if may_retrieve else None,
-            threshold=self.threshold if may_retrieve else None,
+        wanted = RegularizationOptions(
+            choice=choice, count=self.regularization_count, collection=self.collection, threshold=self.threshold
         )
+        return wanted if wanted.is_retrieved else replace(wanted, collection=None, threshold=None)
 
     def _check_regularization(self, wanted: "Sequence[RegularizationOptions]", method: "Method") -> None:
         """Refuse regularization pictures for a method without any, and options of retrieval if nothing is retrieved."""

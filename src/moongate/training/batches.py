@@ -19,7 +19,7 @@ from torch import Tensor
 from moongate.backbone import Backbone, Conditioning
 from moongate.data import ZOOM, Augmented, Framing, framed, framing, square
 from moongate.errors import OptionError
-from moongate.ranks import Ranks
+from moongate.ranks import ALONE, Ranks
 from moongate.training.plan import Plan
 from moongate.training.runs import seeded
 
@@ -91,13 +91,13 @@ class Batches:
     def __init__(
         self,
         plan: Plan,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         *,
         first: int = 0,
         on_encoded: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> None:
         self.plan = plan
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks
         self._first = first
         self._different: dict[tuple[int, int, Framing], int] = {}
         self._captions: dict[str, int] = {}
