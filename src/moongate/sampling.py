@@ -72,7 +72,7 @@ class SampleOptions:
     steps: int = 50
     """Number of denoising steps."""
     guidance: float | None = None
-    """Scale of classifier-free guidance; 0..1 draws the conditional prediction alone. None: the model's, or else 6."""
+    """Scale of classifier-free guidance; 0..1 draws only the conditional prediction. None: the model's, or else 6."""
     scheduler: str = "ddpm"
     """One of `SCHEDULERS`, or the name of a scheduler class of diffusers."""
     negative_prompt: str = ""

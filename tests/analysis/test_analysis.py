@@ -63,7 +63,7 @@ def test_the_spectrum_of_known_singular_values(tiny: Backbone) -> None:
         assert spectrum.values[:4].tolist() == pytest.approx([4, 3, 2, 1], rel=1e-5)
         assert spectrum.values[4:].abs().max() < 1e-5
         assert [spectrum.rank(energy) for energy in (0.4, 0.6, 0.95, 1.0)] == [1, 2, 4, 4]
-    with pytest.raises(OptionError, match="tokens alone"):
+    with pytest.raises(OptionError, match="only tokens"):
         spectra(concept_of(tiny, {}))
 
 

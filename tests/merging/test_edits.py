@@ -112,7 +112,7 @@ def test_an_edit_that_a_training_started_from_is_named_when_the_result_is_merged
         (("dog=>",), (), "'dog=>' cannot be read"),
         (("=>cat",), (), "'=>cat' cannot be read"),
         (("dog=>cat=>bear",), (), "cannot be read"),
-        ((), ("dog=>cat",), "words to protect are words alone"),
+        ((), ("dog=>cat",), "words to protect have no arrow"),
         (("dog=>dog",), (), "would change nothing"),
         (("Dog=>dog",), (), "would change nothing"),
         (("dog=>cat", "dog=>bear"), (), "contradict each other"),

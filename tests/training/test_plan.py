@@ -213,7 +213,7 @@ def test_what_does_not_fit_together_is_refused_before_any_work(
         train(tiny, [subject, subject], [prior, prior], METHOD)
     with pytest.raises(TokenError, match="already a word"):
         train(tiny, [make_subject("bear")], [prior], METHOD)
-    with pytest.raises(TokenError, match="trains tokens alone, but no subject has one"):
+    with pytest.raises(TokenError, match="trains only tokens, but no subject has one"):
         train(tiny, [make_subject(None)], [], METHODS["textual-inversion"])
 
 

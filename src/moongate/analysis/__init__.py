@@ -113,7 +113,7 @@ def spectra(concept: Concept) -> dict[str, Spectrum]:
             result[name] = Spectrum(values=_singular_values(change))
     if not result:
         raise OptionError(
-            "The concept changes no matrix: it has tokens alone, so there is no spectrum to show. Give a concept that "
+            "The concept changes no matrix: it has only tokens, so there is no spectrum to show. Give a concept that "
             "was trained with another method."
         )
     return result

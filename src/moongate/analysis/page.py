@@ -90,7 +90,7 @@ def write_spectra(spectra: Mapping[str, Spectrum], folder: Path) -> Path:
         "rank.",
     )
     shares = {layer_name(name): (spectrum.values / spectrum.values[0]).tolist() for name, spectrum in spectra.items()}
-    # Of a change of low rank nearly all values are 0: without them the curves fill the chart.
+    # In a change of low rank nearly all values are 0: without them the curves fill the chart.
     last = max(sum(share >= LOWEST_SHARE for share in line) for line in shares.values())
     shares = {name: line[: max(2, last)] for name, line in shares.items()}
     visible = {name: [share if share >= LOWEST_SHARE else 0 for share in line] for name, line in shares.items()}

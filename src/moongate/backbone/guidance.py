@@ -24,7 +24,7 @@ def guidance_embedding(guidance: float, width: int) -> Float[Tensor, "1 {width}"
     Args:
         guidance: The scale as users give it. What is embedded is w = scale - 1, in which classifier-free guidance is
             (1 + w) times the conditional prediction minus w times the unconditional one.
-        width: The denoiser's `time_cond_proj_dim`. Of an odd width the last number is 0.
+        width: The denoiser's `time_cond_proj_dim`. If it is odd, the last number is 0.
     """
     half = width // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(LONGEST) / (half - 1)))

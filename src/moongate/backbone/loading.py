@@ -185,7 +185,7 @@ def _kind(source: str, model: str, downloads: bool) -> tuple[Any, Mapping[str, A
 def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, downloads: bool) -> dict[str, Any]:
     """Load the text encoders of a folder or model id.
 
-    Of an incomplete text encoder, diffusers would accept the random numbers that transformers fills in.
+    Diffusers would accept an incomplete text encoder, with the random numbers that transformers fills in.
     """
     encoders = {}
     for part in ("text_encoder", "text_encoder_2"):
@@ -202,7 +202,7 @@ def _text_encoders(model: str, index: Mapping[str, Any], dtype: torch.dtype, dow
 
 
 def _variant(folder: Path) -> dict[str, str]:
-    """Return the variant of a part that was copied in half precision alone, as the argument that loads it."""
+    """Return the variant of a part that was copied only in half precision, as the argument that loads it."""
     names = [file.name for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}")]
     return {"variant": "fp16"} if names and all(".fp16" in name for name in names) else {}
 

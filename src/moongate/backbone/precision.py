@@ -1,8 +1,8 @@
 """Which precision, layout and attention suit the device of a model; measured by `benchmarks/one_concept.py`.
 
-On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. Of the
-CPUs that have vector instructions alone for it, some take half the time (AMD Zen 5), others more time than in float32;
-there a few products are timed.
+On a CPU with matrix units for bfloat16 (Intel AMX), products in bfloat16 take a third of their time in float32. CPUs
+that have only vector instructions for it take half the time (AMD Zen 5), or more time than in float32; on these a few
+products are timed.
 """
 
 import re
@@ -49,7 +49,7 @@ def set_precision(name: str, device: str | torch.device | None = None) -> torch.
 
 
 def faster_layout(denoiser: Any) -> Any:
-    """Let the convolutions of a narrow denoiser keep channels last on a CPU with AVX2 alone; return the denoiser.
+    """Let the convolutions of a narrow denoiser keep channels last on a CPU that has only AVX2; return the denoiser.
 
     There a step of pocket takes a tenth less time; convolutions of 1280 channels on few cells take a third more.
     """

@@ -91,7 +91,7 @@ def _scheduler_class(name: str) -> Any:
 
 
 def _draws_from_noise(kind: Any) -> bool:
-    """Return whether a scheduler takes the noise schedule of these models and steps with what they predict alone."""
+    """Return whether a scheduler takes the noise schedule of these models, and steps only with what they predict."""
     if not (hasattr(kind, "step") and hasattr(kind, "scale_model_input")):
         return False
     parameters = inspect.signature(kind.step).parameters.values()

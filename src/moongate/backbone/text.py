@@ -94,7 +94,7 @@ def check_distinct(tokens: Iterable[str], used: Iterable[str]) -> None:
     """Check that the tokenizer distinguishes new tokens from one another and from those in use.
 
     Raises:
-        TokenError: Two are equal, or differ in upper and lower case alone.
+        TokenError: Two are equal, or differ only in upper and lower case.
     """
     known = {folded(token): token for token in used}
     for token in tokens:

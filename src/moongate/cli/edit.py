@@ -49,7 +49,7 @@ class Edit:
     words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURE] SOURCE TARGET")]
     """A photo, if one is to be edited; the prompt of the picture; and the changed prompt."""
     concept: OptionalPath = None
-    """Concept file of any format. It acts on the edit alone, unless the source prompt has its token."""
+    """Concept file of any format. It acts only on the edit, unless the source prompt has its token."""
     strength: float = 1.0
     """Strength of the concept."""
     seed: OptionalInt = None

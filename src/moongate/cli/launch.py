@@ -20,7 +20,7 @@ __all__ = ["launched"]
 def launched(device: str | None, console: Console) -> "Iterator[tuple[Ranks, Console]]":
     """Join the processes of the launcher, if there is one, until the block ends.
 
-    All get the same command, so the first one alone prints, warns, and says what is wrong with it.
+    All get the same command, so only the first one prints, warns, and says what is wrong with it.
 
     Args:
         device: The device that the user named, if any.

@@ -64,7 +64,7 @@ class Masks:
         if doubtful:
             warn(f"These masks cover almost nothing or almost all of their photo: {', '.join(doubtful)}. Look at them.")
         written = sum(mask.written for mask in masks)
-        say(console, f"Wrote {written} of {len(masks)} masks. Look at them: the loss counts their white part alone.")
+        say(console, f"Wrote {written} of {len(masks)} masks. Look at them: only their white part counts in the loss.")
         return {
             "masks": [
                 {"photo": str(m.photo), "file": str(m.file), "share": m.share, "written": m.written} for m in masks

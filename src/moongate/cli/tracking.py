@@ -1,6 +1,6 @@
 """The option --tracker of `moongate train`: losses and pictures for TensorBoard or Weights & Biases.
 
-Both are reached through accelerate's trackers, which write on the main process alone.
+Both are reached through accelerate's trackers, which write only in the main process.
 """
 
 import math

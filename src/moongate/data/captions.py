@@ -92,7 +92,7 @@ class Named(Protocol):
 def without_tokens(prompt: str, subjects: Iterable[Named]) -> str:
     """Return a prompt as a model that does not know the tokens can read it (paper, App. C).
 
-    Tokens before their category are dropped, and tokens alone become the category.
+    Tokens before their category are dropped, and a token without it becomes the category.
 
     Args:
         prompt: A prompt with tokens.

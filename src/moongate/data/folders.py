@@ -132,7 +132,7 @@ def find_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
 def gather(pictures: str | Path | Iterable[str | Path]) -> Gathered:
     """Find the photos of folders and among files, without masks and companions.
 
-    Of a folder with kohya's subfolders (`10_my dog`) their photos are taken too, each once. A `MoongateWarning` names
+    If a folder has kohya's subfolders (`10_my dog`), their photos are taken too, each once. A `MoongateWarning` names
     what is ignored: companions, files of unknown kind, repeats, and other subfolders with pictures.
 
     Args:

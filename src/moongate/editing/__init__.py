@@ -1,8 +1,8 @@
 """Edit pictures by their words: prompt-to-prompt, of drawn pictures and of photos (Hertz et al. 2022; paper, Fig. 10).
 
 A source prompt and a target prompt are drawn side by side. The target takes attention from the source, so that what the
-prompts have in common stays (`editing.control`). Of a photo, the source branch follows the path of latents that leads
-to it (`editing.photos`). A concept acts on the target alone, unless the source names one of its tokens.
+prompts have in common stays (`editing.control`). For a photo, the source branch follows the path of latents that leads
+to it (`editing.photos`). A concept acts only on the target, unless the source names one of its tokens.
 `editing.regions` keeps the subjects of a composed picture apart.
 
 The package knows nothing of training or of files.

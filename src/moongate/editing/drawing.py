@@ -128,7 +128,7 @@ class _Batch:
     def _put_back(self) -> Float[Tensor, "n 1 1 1"]:
         """Return what share of the source's way back to the path its target goes as well.
 
-        Edit-friendly DDPM adds the same noise to both. Direct Inversion corrects the source alone, since the target
+        Edit-friendly DDPM adds the same noise to both. Direct Inversion corrects only the source, since the target
         is led by the difference of the prompts; where nothing differs, the target must follow as well.
         """
         follows = [self.options.inversion == "edit-friendly" or plan.changes_nothing for plan in self.plans]

@@ -151,7 +151,7 @@ def default_features(backbone: Backbone) -> Sequence[str]:
 
 
 def _wordings(concept: Concept | None, prompts: Sequence[str]) -> list[Wording]:
-    """Return the prompts as they are drawn, with tokens, and as networks read them, with categories alone."""
+    """Return the prompts as they are drawn, with tokens, and as networks read them, with categories only."""
     if not prompts:
         raise OptionError("There is no prompt. Name a set or a file of prompts.")
     subjects = concept.subjects if concept else ()

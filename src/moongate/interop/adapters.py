@@ -1,6 +1,6 @@
 """Adapters: LoRA, and LyCORIS' LoHa and LoKr, which add a product of small matrices to a weight.
 
-Of an adapter only the keys and values of cross-attention are read. Every other layer reads no text, so that a merge,
+Only the keys and values of cross-attention are read from an adapter. Every other layer reads no text, so that a merge,
 which constrains what captions say, would have to refuse the concept; such layers are listed instead.
 
 Factors are written with a scale of exactly 1: folding another scale into a factor would round it.

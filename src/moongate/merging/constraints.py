@@ -316,7 +316,7 @@ def check_mergeable(backbone: Backbone, concept: Concept) -> None:
 def with_unique_tokens(concepts: Sequence[Concept]) -> tuple[list[Concept], list[tuple[str, str]]]:
     """Rename each token that an earlier concept uses: `<new1>` becomes the first free one of `<new2>`, `<new3>`, ...
 
-    Tokens that differ in upper and lower case alone are one word to the text encoder, so that one is renamed.
+    Tokens that differ only in upper and lower case are one word to the text encoder, so that one is renamed.
 
     Returns:
         The concepts, and the renamed tokens as pairs (old, new).

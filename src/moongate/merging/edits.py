@@ -71,7 +71,7 @@ def edits_of(erase: Sequence[str], protect: Sequence[str]) -> tuple[Edit, ...]:
         if not edit.words or is_erased != (text in erase) or text.count(ARROW) > 1:
             raise OptionError(
                 f"{text!r} cannot be read. Say what to erase and what to draw instead, such as "
-                f'--erase "snowman{ARROW}object"; words to protect are words alone.'
+                f'--erase "snowman{ARROW}object"; words to protect have no arrow.'
             )
         if folded(edit.words) == folded(edit.becomes or ""):
             raise OptionError(f"{text!r} would change nothing. Name other words to draw instead.")

@@ -3,7 +3,7 @@
 `auto` resolves in this order: what the method requires (DreamBooth generates its pictures), a collection if one is
 given, what the model's `moongate.json` names, and otherwise generated pictures.
 
-Pocket names the pool. Of the pool, pictures whose captions name the category are taken, not those nearest by text
+Pocket names the pool. From the pool, pictures whose captions name the category are taken, not those nearest by text
 features: of the captions nearest to "photo of a dog" and the like, one in four shows the subject
 (`benchmarks/retrieval.py`), because captions with a place are nearer to each other than to a category alone.
 """

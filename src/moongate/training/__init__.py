@@ -57,7 +57,7 @@ class Step:
     pictures_per_second: float
     """Target and regularization pictures per second, on average since the run began or was resumed."""
     utilization: float | None = None
-    """Share of the speed of a matrix product that the run reaches (MFU), 0..1; on a GPU alone."""
+    """Share of the speed of a matrix product that the run reaches (MFU), 0..1; only on a GPU."""
     held_out_loss: float | None = None
     """Loss of the held-out pictures after a step whose concept is kept and judged."""
     skipped_steps: int = 0
@@ -90,7 +90,7 @@ def train(
             result holds its subjects too; what was taught first is forgotten in part.
         held_out: Further pictures of the subjects. The concepts that are kept (`save_every`) are judged by their loss.
         on_step: Called for each step, when its loss is read (`TrainOptions.report_steps`); of several processes that
-            train together, in the first alone.
+            train together, only in the first.
 
     Raises:
         OptionError: A setting does not fit; raised before any work.

@@ -41,7 +41,7 @@ class Method:
 
     name: str
     weights: Literal["cross-attention-kv", "cross-attention", "denoiser"] | None = "cross-attention-kv"
-    """Set of denoiser weights to train; None trains the tokens alone."""
+    """Set of denoiser weights to train; None trains only the tokens."""
     trains_tokens: bool = True
     """Whether the embedding rows of the new tokens are trained."""
     token_start: Literal["rare", "random", "category"] = "rare"

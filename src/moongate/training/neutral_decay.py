@@ -29,8 +29,8 @@ from moongate.training.plan import Plan
 __all__ = ["NeutralDecay"]
 
 SLIGHT = 1e-4
-"""A step removes nothing in a direction in which it would remove less than this share, 2.5 % in 250 steps. Of the 256
-directions of pocket's text features 69 are left, which take two thirds of the time."""
+"""A step removes nothing in a direction in which it would remove less than this share, 2.5 % in 250 steps. With
+pocket's text features 69 of 256 directions are left, so that a decay takes two thirds of the time."""
 _GRAMS: WeakKeyDictionary[Backbone, Float[Tensor, "width width"]] = WeakKeyDictionary()
 """The Gram matrix of the neutral captions of each model, for the next training in this process."""
 

@@ -54,7 +54,7 @@ class TrainOptions:
     backbone, which is 1 in the paper."""
     neutral_decay: float | None = None
     """Strength of the decay that returns the keys and values of neutral captions to the base's (`NeutralDecay`), 0 or
-    more. None takes what suits the backbone if keys and values alone are trained, else 0; the paper has none."""
+    more. None takes what suits the backbone if only keys and values are trained, else 0; the paper has none."""
     optimizer: OptimizerName = "adamw"
     """adamw8bit keeps its state in 8 bits (needs bitsandbytes)."""
     resolution_px: int | None = None
@@ -336,7 +336,7 @@ def _check_subjects(
                 why = "" if earlier == name else ", which the text encoder reads as one word"
                 raise TokenError(f"Two subjects are {called}{why}. Give each a token of its own.")
     if method.weights is None and not tokens:
-        raise TokenError(f"The method {method.name!r} trains tokens alone, but no subject has one. Give a token.")
+        raise TokenError(f"The method {method.name!r} trains only tokens, but no subject has one. Give a token.")
     if start_from:
         _check_start(start_from, backbone, method)
 

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 def processes_for(plan: Plan, wanted: int | None = None) -> int | None:
     """Return how many processes of this machine train a plan, each with one thread.
 
-    Unless the user says so there are several for models that set `shards` alone: one for each thread of this process,
+    Unless the user says so, there are several only for models that set `shards`: one for each thread of this process,
     as far as the shards go. Their number does not change the concept, which the number of threads would.
 
     Args:
@@ -61,7 +61,7 @@ def together(work: Callable[[], _T], *, processes: int | None) -> _T:
     The others hold what this one holds, do the same, and end with it, however it ends.
 
     Args:
-        work: Trains; it may do more where `Ranks.current().is_first`, which is true here alone.
+        work: Trains; it may do more where `Ranks.current().is_first`, which is true only here.
         processes: All, with this one, each with one thread; None is this one with all its threads.
 
     Raises:

@@ -99,7 +99,7 @@ def _by_placeholder(name: str, rows: Mapping[Any, Any]) -> list[tuple[str, Mappi
 def _render(concept: Concept, _options: WriteOptions) -> Rendered:
     if not concept.tokens:
         raise OptionError("The concept has no token, so that there is no embedding to write. Write a LoRA (--to lora).")
-    note = f"The changes of {len(concept.deltas)} weights are left out: an embedding holds tokens alone."
+    note = f"The changes of {len(concept.deltas)} weights are left out: an embedding holds only tokens."
     notes = renamed_note(concept) + ((note,) if concept.deltas else ())
     return Rendered(files=embedding_files(concept), notes=notes)
 
