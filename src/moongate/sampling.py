@@ -361,16 +361,21 @@ def _why_unguided(backbone: Backbone, options: SampleOptions) -> str:
 
 def latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, int]:
     """Return channels, height and width of a picture's latents. Raises OptionError when a side does not fit."""
-    cell = backbone.latent_scale
-    sides = [side or backbone.resolution_px for side in (options.height_px, options.width_px)]
+    cell, own, times = backbone.latent_scale, backbone.resolution_px, MAX_ENLARGEMENT
+    sides = [side or own for side in (options.height_px, options.width_px)]
     for side in sides:
         if side < cell or side % cell:
             raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
-        times, own = MAX_ENLARGEMENT, f"that of the model's pictures, {backbone.resolution_px} px, which would"
-        if side > times * backbone.resolution_px:
-            raise OptionError(f"A side of {side} px is more than {times} times {own} take hours. Enlarge later.")
-        if side * times < backbone.resolution_px:
-            raise OptionError(f"A side of {side} px is less than 1/{times} of {own} show nothing. Draw larger.")
+        if side > times * own:
+            raise OptionError(
+                f"A side of {side} px is more than {times} times that of the model's pictures, {own} px, which would "
+                "take hours. Enlarge later."
+            )
+        if side * times < own:
+            raise OptionError(
+                f"A side of {side} px is less than 1/{times} of that of the model's pictures, {own} px, which would "
+                "show nothing. Draw larger."
+            )
     return (int(backbone.unet.config.in_channels), sides[0] // cell, sides[1] // cell)
 
 
