@@ -38,8 +38,6 @@ __all__ = ["Edit"]
 
 FILES = ("source.png", "edit.png", "sheet.png", "edit.json")
 FORM = 'Write: moongate edit [PICTURE] "prompt of the picture" "changed prompt".'
-SCHEDULERS = {"direct": "ddim", "edit-friendly": "ddpm"}
-"""The schedulers for which the two inversions were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,7 @@ class Edit:
         )
         if not math.isfinite(self.strength):
             raise OptionError(f"strength is {self.strength}. Give a number such as 0.8.")
-        one, sampling = self._edit(), self._sampling()
+        one, sampling = self._edit(), self._sampling(options)
         self._check_out()
         backbone, concepts = read_concepts(
             [self.concept] if self.concept else [], self.model, console, dtype=self.dtype
@@ -150,7 +148,7 @@ class Edit:
             blend=tuple(flat(self.blend)),
         )
 
-    def _sampling(self) -> "SampleOptions":
+    def _sampling(self, options: "EditOptions") -> "SampleOptions":
         from moongate.sampling import SampleOptions, check_scheduler, check_seeds
 
         check_seeds([self.seed or 0])
@@ -159,7 +157,7 @@ class Edit:
         return SampleOptions(
             steps=self.steps,
             guidance=self.guidance,
-            scheduler=self.scheduler or SCHEDULERS[self.inversion],
+            scheduler=self.scheduler or options.scheduler,
             negative_prompt=self.negative_prompt,
             width_px=self.width,
             height_px=self.height,

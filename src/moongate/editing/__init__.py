@@ -56,8 +56,7 @@ def edit(
         BaseMismatchError: The concept is for another base.
     """
     options = options or EditOptions()
-    default = SampleOptions(scheduler="ddpm" if options.inversion == "edit-friendly" else "ddim")
-    sampling = (sampling or default).for_model(backbone)
+    sampling = (sampling or SampleOptions(scheduler=options.scheduler)).for_model(backbone)
     timed_scheduler(backbone, sampling.scheduler, sampling.steps)
     check_seeds(item.seed for item in edits)
     with applied(concept, backbone):

@@ -70,6 +70,11 @@ class EditOptions:
         if self.skip == 1:
             raise OptionError("skip is 1, which leaves no step to edit in. Give less, such as 0.36.")
 
+    @property
+    def scheduler(self) -> str:
+        """The scheduler for which the inversion was made."""
+        return {"direct": "ddim", "edit-friendly": "ddpm"}[self.inversion]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edited:
