@@ -17,7 +17,7 @@ from moongate.errors import PictureError, listed, warn
 from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_COLUMNS, MAX_LINE_CHARACTERS
 from moongate.texts import parse_json, read_text
 
-__all__ = ["CAPTION_KEYS", "PICTURE_KEYS", "CaptionFiles", "as_text", "first_text", "listing_rows", "read_captions"]
+__all__ = ["CAPTION_KEYS", "PICTURE_KEYS", "CaptionFiles", "first_text", "listing_rows", "read_captions"]
 
 CAPTION_KEYS = ("caption", "text", "prompt", "caption_original")
 """Keys or columns of a listing that hold a caption, by precedence: Moongate and kohya, the hub, DiffSynth, LAION."""
@@ -206,11 +206,11 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
 
 
 def first_text(row: Mapping[Any, Any], keys: Sequence[str]) -> str:
-    """Return the value of the first key that has one, as text (`as_text`). Case does not count."""
-    return as_text(_first(row, keys))
+    """Return the value of the first key that has one, as text (`_as_text`). Case does not count."""
+    return _as_text(_first(row, keys))
 
 
-def as_text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """Return a value of a listing as text, and of a list the first entry.
 
     Empty for what is neither text nor a number, such as captions by language.

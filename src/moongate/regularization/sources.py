@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, as_text, first_text, listing_rows
+from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, first_text, listing_rows
 from moongate.data.folders import SUFFIXES
 from moongate.errors import CollectionError, MissingLibrary, PictureError
 from moongate.extras import library
