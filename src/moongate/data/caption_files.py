@@ -206,15 +206,14 @@ def listing_rows(listing: Path, *, errors: str = "strict") -> Iterator[tuple[int
 
 
 def first_text(row: Mapping[Any, Any], keys: Sequence[str]) -> str:
-    """Return the value of the first key that has one, as text (`_as_text`). Case does not count."""
+    """Return the value of the first key that has one, as text; of a list the first entry. Case does not count.
+
+    Empty for what is neither text nor a number, such as captions by language.
+    """
     return _as_text(_first(row, keys))
 
 
 def _as_text(value: Any) -> str:
-    """Return a value of a listing as text, and of a list the first entry.
-
-    Empty for what is neither text nor a number, such as captions by language.
-    """
     value = next(iter(value), None) if isinstance(value, list) else value
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
