@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_sums_are_added_in_the_order_of_the_shards(tmp_path: Path) -> None:
 
     assert together(2, tmp_path, work) == [float(one_by_one)] * 2
     assert float((numbers[0] + numbers[1]) + (numbers[2] + numbers[3])) != float(one_by_one)
+
+
+def test_the_others_begin_when_the_first_rank_is_through(tmp_path: Path) -> None:
+    def work() -> bool:
+        own = Ranks.current()
+        with own.first_alone():
+            if own.is_first:
+                time.sleep(0.2)
+                (tmp_path / "made").touch()
+            return (tmp_path / "made").exists()
+
+    assert together(2, tmp_path, work) == [True, True]
 
 
 def test_ranks_share_the_neutral_captions_and_get_the_bits_of_one_alone(

@@ -3,11 +3,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from moongate.backbone import Backbone
 from moongate.data import Regularization, Subject
+from moongate.data.pictures import as_tensor
 from moongate.errors import OptionError
 from moongate.training import batches as batches_module
 from moongate.training.batches import Batch, Batches, encoded_at_once
@@ -58,6 +60,24 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(
     assert not torch.equal(one.noise, other.noise)
 
 
+def test_each_step_has_another_augmentation_and_noise_at_levels_of_the_whole_schedule(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    found = list(batches_of(tiny, [make_subject(count=1)], [prior], batch=1, steps=40))
+    framings, noises = (
+        len({getattr(batch, name)[0].numpy().tobytes() for batch in found}) for name in ("latents", "noise")
+    )
+    assert framings > 25, "on eight cells a framing comes again now and then"
+    assert noises == 40
+    assert all(not torch.equal(*batch.noise) for batch in found), "each picture of a step has its own"
+    levels = torch.cat([batch.timesteps for batch in found]).double()
+    assert 0 <= levels.min() < 0.1 * tiny.train_timesteps
+    assert 0.9 * tiny.train_timesteps < levels.max() < tiny.train_timesteps
+    noise = torch.stack([batch.noise for batch in found])
+    assert noise.mean().abs() < 0.03  # of 20480 numbers; the standard error is 0.007
+    assert noise.std() == pytest.approx(1, abs=0.03)
+
+
 def test_every_picture_of_a_subject_is_shown_once_in_each_pass(tiny: Backbone, make_subject: MakeSubject) -> None:
     batches = batches_of(tiny, [numbered(make_subject(count=5))], [], batch=1, steps=20)
     shown = [captions_of(batch)[0][-1] for batch in batches]
@@ -89,6 +109,28 @@ def test_a_batch_has_as_many_regularization_pictures_of_the_same_subjects(
         expected = tiny.encode_images(torch.ones(1, 3, 64, 64))[0]
     is_white = [torch.allclose(latents, expected, atol=1e-5) for latents in batch.latents[4:]]
     assert is_white == [False, True, False, True]
+
+
+def test_each_picture_of_a_batch_comes_with_its_own_caption(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    """Whole pictures in ten shades of gray, five of them targets, so that their latents tell which each one is."""
+    shades = tuple(np.full((64, 64, 3), 25 * number, dtype=np.uint8) for number in range(10))
+    subject = replace(numbered(make_subject(count=5)), pictures=shades[:5])
+    others = replace(prior, pictures=shades[5:])
+    method = METHODS["custom-diffusion-without-augmentation"]
+    plan = Plan.of(tiny, [subject], [others], method, options=TrainOptions(batch=2, steps=5))
+    with tiny.tokens(plan.first_rows), torch.no_grad():
+        latents = tiny.encode_images(as_tensor(np.stack(shades)))
+        features = tiny.encode_text([*subject.captions, *others.captions]).features
+        batches, shown = Batches(plan), []
+        for (batch,) in batches:
+            for one, read in zip(batch.latents, batches.text(batch).features, strict=True):
+                distances = (latents - one).flatten(1).norm(dim=1)
+                shown.append(int(distances.argmin()))
+                assert distances.sort().values[1] > 100 * distances.min()
+                torch.testing.assert_close(read, features[shown[-1]])
+    assert sorted(shown) == sorted([*range(10)] * 2), "two passes of each"
 
 
 def test_a_method_without_regularization_has_none_in_its_batches(tiny: Backbone, make_subject: MakeSubject) -> None:

@@ -129,6 +129,20 @@ def test_a_new_token_may_begin_as_a_word_that_is_one_token(
 
 
 @pytest.mark.usefixtures("no_work")
+def test_losses_are_read_as_often_as_asked_and_where_a_concept_is_kept_or_looked_at(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
+) -> None:
+    def read_after(**options: object) -> list[int]:
+        plan = Plan.of(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=12, **options))
+        return [step for step in range(1, 13) if plan.reports(step)]
+
+    assert read_after() == list(range(1, 13)), "on a CPU after each step"
+    assert read_after(report_steps=5) == [5, 10]
+    assert read_after(report_steps=5, look_steps=4) == [4, 5, 8, 10, 12]
+    assert read_after(report_steps=50, save_every=5, run_folder=tmp_path) == [5, 10, 12]
+
+
+@pytest.mark.usefixtures("no_work")
 def test_without_regularization_a_step_has_only_target_pictures(tiny: Backbone, make_subject: MakeSubject) -> None:
     plan = Plan.of(tiny, [make_subject()], [], METHODS["textual-inversion"])
     assert plan.pictures_per_step == plan.targets_per_step == 8
@@ -153,6 +167,38 @@ def test_the_config_is_plain_json_and_changes_with_the_pictures(
     assert other.config["subjects"] != plan.config["subjects"]
     fewer = replace(prior, pictures=prior.pictures[:2], captions=prior.captions[:2])
     assert Plan.of(tiny, [make_subject()], [fewer], METHOD).config["regularization"] != plan.config["regularization"]
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"seed": 1},
+        {"steps": 7},
+        {"batch": 2},
+        {"flips": True},
+        {"rare_token": 1},
+        {"initializer_token": ("bear",)},
+        {"learning_rate": 0.01},
+        {"lr_per_picture": 0.01},
+        {"token_lr_scale": 2.0},
+        {"neutral_decay": 0.1},
+        {"resolution_px": 32},
+        {"shards": 2},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_that_changes_the_concept_is_in_the_config_and_no_other(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, option: dict[str, object]
+) -> None:
+    """So that a resumed run cannot have another one."""
+
+    def config(**options: object) -> dict[str, object]:
+        return Plan.of(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(**options)).config
+
+    others = {"checkpoint_steps": 3, "report_steps": 2, "look_steps": 4, "recompute": True, "save_every": 2}
+    assert config(**others, cache=tmp_path, run_folder=tmp_path / "run") == config()
+    assert config(**option) != config()
 
 
 def test_a_concept_to_start_from_decides_the_first_rare_token(

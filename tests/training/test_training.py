@@ -2,8 +2,10 @@ import _thread
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from moongate import training
 from moongate.backbone import Backbone, Conditioning
 from moongate.concept import Concept
 from moongate.data import Augmented, Regularization, Subject
-from moongate.errors import OptionError, TrainingDiverged
+from moongate.errors import MoongateWarning, OptionError, TrainingDiverged
 from moongate.training import Step, TrainOptions, batches, train
 from moongate.training.batches import Batch, Batches
 from moongate.training.method import METHODS
+from moongate.training.runs import Run
 
 METHOD = METHODS["custom-diffusion"]
 MakeSubject = Callable[..., Subject]
@@ -84,12 +87,26 @@ def test_without_augmentation_every_picture_is_whole(
     assert read == ["photo of a <bear>"] * 2  # once a step for eight pictures; no phrase of size, no category
 
 
+def test_weights_and_tokens_move_at_the_rates_of_the_options(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization
+) -> None:
+    """The first step of Adam is the rate times the sign of the gradient."""
+    options = TrainOptions(steps=1, batch=2, learning_rate=0.002, token_lr_scale=5)
+    method = replace(METHOD, weight_decay=0.0)
+    concept = train(tiny, [make_subject()], [prior], method, options=options)
+    moved = (concept.tokens["<bear>"] - tiny.token_row(20)).abs()
+    assert moved.max() == pytest.approx(0.01, rel=1e-2)
+    for name, change in concept.deltas.items():
+        assert change.full().abs().max() == pytest.approx(0.002, rel=1e-2), name
+
+
 def test_with_two_tokens_both_move(tiny: Backbone, make_subject: MakeSubject, prior: Regularization) -> None:
     subjects = [make_subject("<one>", seed=1), make_subject("<two>", category="cat", seed=2, count=5)]
     concept = train(tiny, subjects, [prior, prior], METHOD, options=TrainOptions(steps=3, batch=2))
     assert not torch.equal(concept.tokens["<one>"], tiny.token_row(20))
     assert not torch.equal(concept.tokens["<two>"], tiny.token_row(30))
     assert [subject.words for subject in concept.subjects] == ["<one> bear", "<two> cat"]
+    assert [subject.prompts for subject in concept.subjects] == [("photo of a <one> bear",), ("photo of a <two> cat",)]
 
 
 # --- sequential training ----------------------------------------------------------------------------------------------
@@ -127,6 +144,20 @@ def test_its_changes_are_relative_to_the_base(
         torch.testing.assert_close(both.deltas[name].full(), change.full(), rtol=1e-5, atol=1e-7)
 
 
+def test_each_step_takes_the_rate_times_the_decay_from_the_change_and_nothing_from_the_token(
+    tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All gradients are zero, so that nothing else moves the weights: two steps leave (1 - 0.1 * 0.5)^2 of a change."""
+    real = tiny.predict
+    monkeypatch.setattr(tiny, "predict", lambda *arguments: real(*arguments) * 0)
+    method, options = replace(METHOD, weight_decay=0.5), TrainOptions(steps=2, batch=1, learning_rate=0.1)
+    subject = make_subject("<two>", category="cat")
+    both = train(tiny, [subject], [prior], method, options=options, start_from=earlier)
+    for name, change in earlier.deltas.items():
+        torch.testing.assert_close(both.deltas[name].full(), 0.95**2 * change.full(), rtol=1e-3, atol=1e-7)
+    assert torch.equal(both.tokens["<two>"], tiny.token_row(30))
+
+
 def test_a_resumed_sequence_gives_the_concept_of_an_uninterrupted_one(
     tiny: Backbone, earlier: Concept, make_subject: MakeSubject, prior: Regularization, tmp_path: Path
 ) -> None:
@@ -146,8 +177,13 @@ def test_a_concept_may_have_no_token(tiny: Backbone, make_subject: MakeSubject, 
     assert all(change.full().any() for change in concept.deltas.values())
 
 
-def test_target_and_prior_losses_weigh_one_to_one(
-    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_the_prior_loss_counts_by_its_weight_beside_that_of_the_targets(
+    tiny: Backbone,
+    make_subject: MakeSubject,
+    prior: Regularization,
+    monkeypatch: pytest.MonkeyPatch,
+    weight: float,
 ) -> None:
     """With the same error in every element, both losses are its square, however much of a picture is masked."""
     error = 0.3
@@ -164,11 +200,13 @@ def test_target_and_prior_losses_weigh_one_to_one(
     monkeypatch.setattr(tiny, "target", target)
     monkeypatch.setattr(tiny, "predict", predict)
     steps: list[Step] = []
-    train(tiny, [make_subject()], [prior], METHOD, options=TrainOptions(steps=5), on_step=steps.append)
+    method = replace(METHOD, prior_weight=weight)
+    train(tiny, [make_subject()], [prior], method, options=TrainOptions(steps=3), on_step=steps.append)
+    assert len(steps) == 3
     for step in steps:
         assert step.target_loss == pytest.approx(error**2)
         assert step.prior_loss == pytest.approx(error**2)
-        assert step.loss == pytest.approx(2 * error**2)
+        assert step.loss == pytest.approx((1 + weight) * error**2)
 
 
 def test_the_canvas_around_a_shrunk_picture_does_not_count(
@@ -452,3 +490,46 @@ def test_a_run_resumes_from_a_log_whose_last_line_is_incomplete(
     assert resumed.hash == taught(tiny, make_subject(), prior, steps=4).hash
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["index"] for line in log] == [1, 2, 3, 4]
+
+
+def test_a_state_that_cannot_be_written_ends_only_a_run_that_was_interrupted(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The concept may fit on a disk where the state does not."""
+
+    def full(_run: Run, _state: object) -> None:
+        raise OptionError("No space left on device.")
+
+    whole = taught(tiny, make_subject(), prior)
+    monkeypatch.setattr(Run, "save", full)
+    with pytest.warns(MoongateWarning, match="No space left on device. Training goes on without this state"):
+        assert taught(tiny, make_subject(), prior, run_folder=tmp_path / "one").hash == whole.hash
+
+    def stop(step: Step) -> None:
+        if step.index == 1:
+            _thread.interrupt_main()  # as Ctrl-C does
+
+    options = TrainOptions(steps=6, batch=1, run_folder=tmp_path / "two")
+    with pytest.raises(OptionError, match="No space left on device"):
+        train(tiny, [make_subject()], [prior], METHOD, options=options, on_step=stop)
+
+
+def test_a_run_that_goes_on_with_other_threads_says_that_its_last_bits_will_differ(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught(tiny, make_subject(), prior, steps=1, run_folder=tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with pytest.warns(MoongateWarning, match="thread count of 1 and goes on with 7: its concept will differ"):
+        taught(tiny, make_subject(), prior, steps=2, run_folder=tmp_path, resume=True)
+
+
+def test_too_small_a_disk_for_the_state_is_said_before_the_first_step(
+    tiny: Backbone, make_subject: MakeSubject, prior: Regularization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each trained number takes four bytes, and Adam keeps two more for it."""
+    needed = 12 * (sum(weight.numel() for weight in tiny.weights("cross-attention-kv").values()) + 16)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(training.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        run = tmp_path / str(free)
+        with pytest.warns(MoongateWarning, match="no room for the state") if free < needed else nullcontext():
+            taught(tiny, make_subject(), prior, steps=1, run_folder=run)
