@@ -62,6 +62,7 @@ def test_the_hash_of_equal_content_stays_the_same() -> None:
         record={"steps": 3, "versions": {"torch": "2"}},
     )
     assert concept.hash == "70fbed7e71be"
+    assert dataclasses.replace(concept, kept={"features": torch.ones(1, 4)}).hash == concept.hash
     again = Concept.from_json(concept.to_json(), deltas=concept.deltas, tokens=concept.tokens)
     assert again.hash == concept.hash
     assert again.subjects == concept.subjects

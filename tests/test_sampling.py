@@ -330,6 +330,17 @@ def test_pictures_of_other_settings_lie_in_another_folder_that_says_which(tiny: 
         assert np.array_equal(np.array(Image.open(taught)), drawn(tiny, ["a <one> bear"], [0])[0])
 
 
+def test_pictures_of_another_base_or_precision_lie_in_another_folder(
+    tiny: Backbone, tiny_folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    half = Backbone.load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    found = [
+        draw_missing(backbone, ["a bear"], seeds=[0], folder=tmp_path, options=replace(QUICK, steps=1))[0].parent
+        for backbone in (tiny, half, Backbone.load(other_folder, device="cpu"))
+    ]
+    assert len(set(found)) == 3
+
+
 def test_prompts_that_differ_by_signs_alone_have_files_of_their_own(tiny: Backbone, tmp_path: Path) -> None:
     paths = draw_missing(tiny, ["a dog", "a dog!", "dog " * 12], seeds=[0, 0, 0], folder=tmp_path, options=QUICK)
     assert len(set(paths)) == 3

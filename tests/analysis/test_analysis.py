@@ -9,7 +9,7 @@ from moongate.analysis import edit_maps, spectra, weight_changes, word_maps
 from moongate.backbone import Backbone
 from moongate.concept import Concept, Dense, LowRank, SubjectRecord
 from moongate.errors import BaseMismatchError, OptionError
-from moongate.sampling import SampleOptions
+from moongate.sampling import SampleOptions, sample
 
 
 def concept_of(backbone: Backbone, deltas: Mapping[str, Dense | LowRank]) -> Concept:
@@ -32,6 +32,9 @@ def test_a_change_of_known_size_is_found_in_its_kind_of_layer(each: Backbone) ->
     changes = weight_changes(each, concept_of(each, deltas))
     assert [change.kind for change in changes] == ["cross-attention", "self-attention", "the rest"]
     assert [change.mean for change in changes] == pytest.approx([0.1, 0.01, 0], rel=1e-5)
+    sizes = {name: weight.numel() for name, weight in weights.items()}
+    attending = [sum(size for name, size in sizes.items() if part in name) for part in (".attn2.", ".attn1.")]
+    assert [change.share for change in changes[:2]] == pytest.approx([part / sum(sizes.values()) for part in attending])
     assert sum(change.share for change in changes) == pytest.approx(1)
     assert changes[0].layers == changes[0].changed == len(changes[0].by_layer) == 4 * len(each.cross_attentions())
     assert changes[2].changed == 0
@@ -80,6 +83,16 @@ def test_each_word_has_one_map_whatever_its_pieces(each: Backbone) -> None:
     assert maps.picture.image.shape == (64, 64, 3)
     assert each.token_widths[0] == WIDTH
     assert len({np.asarray(where).tobytes() for _, where in maps.words}) > 1
+
+
+def test_each_seed_has_a_picture_and_maps_of_its_own(tiny: Backbone) -> None:
+    options = SampleOptions(steps=1)
+    _, second = word_maps(tiny, "a bear", seeds=(3, 4), options=options)
+    (alone,) = word_maps(tiny, "a bear", seeds=(4,), options=options)
+    (picture,) = sample(tiny, ["a bear"], seeds=[4], options=options)
+    assert second.picture.seed == 4
+    np.testing.assert_array_equal(second.picture.image, picture.image)
+    np.testing.assert_array_equal(second.words[1][1], alone.words[1][1])
 
 
 def test_an_edit_shows_the_maps_of_both_pictures_side_by_side(tiny: Backbone) -> None:

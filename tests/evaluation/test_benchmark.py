@@ -22,6 +22,7 @@ from moongate.evaluation import (
     Targets,
     benchmark,
     evaluate,
+    metrics,
     read_prompts,
 )
 from moongate.sampling import SampleOptions
@@ -59,6 +60,11 @@ def concept(tiny: Backbone) -> Concept:
     )
 
 
+def pictures_in(folder: Path, start: str) -> Tensor:
+    """The drawn pictures whose prompts begin so."""
+    return torch.stack([square(read_picture(path), 64) for path in folder.rglob(f"{start}*.png")])
+
+
 def noise(count: int, *, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 255, (count, 64, 64, 3), dtype=np.uint8))
 
@@ -90,24 +96,31 @@ def test_the_record_holds_every_setting_and_figure(
         [reader.network],
         folder=tmp_path,
         comparisons=[targets, replace(targets, kind="training")],
-        options=OPTIONS,
+        options=replace(OPTIONS, seed=7),
         on_picture=lambda *progress: shown.append(progress),
     )
     record = evaluation.to_json()
     assert json.loads(json.dumps(record)) == record
     said = ["photo of a <bear> teddy bear on the beach", "a red <bear> teddy bear"]
-    assert drawn == [(prompt, seed) for prompt in said for seed in (0, 1)]
+    assert drawn == [(prompt, seed) for prompt in said for seed in (7, 8)]
     assert reader.read == ["photo of a teddy bear on the beach", "a red teddy bear"]
     assert record["prompts"][1] == {"given": "a red {}", "drawn": said[1], "read": "a red teddy bear"}
     assert record["concept"] == {"hash": concept.hash, "method": "custom-diffusion", "subjects": ["<bear> teddy bear"]}
-    assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([0, 1], 1, ["colors"])
+    assert (record["seeds"], record["sampling"]["steps"], record["features"]) == ([7, 8], 1, ["colors"])
     assert [given["kind"] for given in record["targets"]] == ["held out", "training"]
     assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
     text, held_out, training = record["measures"]
     assert (text["measure"], held_out["measure"]) == ("text alignment", "image alignment")
     assert (held_out["pictures"], training["pictures"]) == ("held out", "training")
     assert held_out["value"] == training["value"]
-    images = torch.stack([square(read_picture(path), 64) for path in tmp_path.rglob("*.png")])
+    by_prompt = [colors(pictures_in(tmp_path, start)) for start in ("photo-of", "a-red")]
+    read = reader.caption_features(["photo of a teddy bear on the beach", "a red teddy bear"])
+    own = [
+        torch.nn.functional.cosine_similarity(some, words[None]) for some, words in zip(by_prompt, read, strict=True)
+    ]
+    assert text["by_prompt"] == pytest.approx([float(some.mean()) for some in own], abs=1e-6)
+    assert text["value"] == pytest.approx(float(torch.cat(own).mean()), abs=1e-6)
+    images = pictures_in(tmp_path, "")
     wanted = torch.stack([square(picture, 64) for picture in targets.pictures])
     pairs = torch.nn.functional.cosine_similarity(colors(images)[:, None], colors(wanted)[None], dim=2)
     assert held_out["value"] == pytest.approx(float(pairs.mean()), abs=1e-6)
@@ -145,14 +158,16 @@ def test_real_pictures_give_distances_from_what_their_captions_draw(
 ) -> None:
     captions = ["a bear", "a bear", "a red bear"]
     reference = Reference(pictures=noise(3), captions=captions)
-    evaluation = evaluate(
-        tiny, concept, ["a {}"], [Reader().network], folder=tmp_path, comparisons=[reference], options=OPTIONS
-    )
-    assert drawn[2:] == [("a bear", 0), ("a bear", 1), ("a red bear", 2)], "alike captions draw different pictures"
+    options, network = replace(OPTIONS, seed=3), Reader().network
+    evaluation = evaluate(tiny, concept, ["a {}"], [network], folder=tmp_path, comparisons=[reference], options=options)
+    assert drawn[2:] == [("a bear", 3), ("a bear", 4), ("a red bear", 5)], "alike captions draw different pictures"
     kid, fid = evaluation.measures[1:]
     assert (kid.measure, fid.measure) == ("KID", "FID")
     assert kid.features == fid.features == "colors"
-    assert fid.value > 0
+    drawn_colors = colors(torch.cat([pictures_in(tmp_path, start) for start in ("a-bear-????????-", "a-red-bear")]))
+    real_colors = colors(torch.stack([square(picture, 64) for picture in reference.pictures]))
+    assert kid.value == pytest.approx(metrics.kid(drawn_colors, real_colors), rel=1e-6)
+    assert fid.value == pytest.approx(metrics.fid(drawn_colors, real_colors), rel=1e-6)
     assert kid.low is not None
     assert fid.low is None
     assert evaluation.references[0].pictures == 3
