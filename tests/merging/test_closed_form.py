@@ -82,6 +82,17 @@ def test_contradicting_constraints_are_met_half_way_and_reported() -> None:
     assert (up @ factorized.down @ rows[0]).norm() < 1e-9  # half way between v and -v
 
 
+def test_a_refinement_meets_nearly_dependent_constraints_several_times_more_exactly() -> None:
+    """Without it the values are those of the rounded factors alone."""
+    rows, gram, values = random_problem(constraints=30, width=256, spread=6.0)
+    rows[15:] = rows[:15] + 1e-4 * rows[15:]
+    factorized = factorize(rows, gram, ridge=1e-6)
+    assert factorized.rank == 30
+    unrefined = (values * factorized.scales[:, None]).T @ factorized.solver
+    residuals = [factorized.residual(up, values) for up in (factorized.solve(values), unrefined)]
+    assert residuals[0] < residuals[1] / 3
+
+
 @pytest.mark.parametrize("concepts", [2, 10, 50])
 def test_many_concepts_of_four_rows_each(concepts: int) -> None:
     rows, gram, values = random_problem(constraints=4 * concepts, width=256, spread=5.0)

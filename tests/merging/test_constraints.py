@@ -109,6 +109,22 @@ def test_the_constraints_are_the_features_of_words_and_ends_with_their_own_value
         assert torch.equal(values, torch.cat(expected).float().double())  # as they are stored
 
 
+def test_soft_rows_have_the_mean_gram_matrix_of_further_contexts_times_their_weight(
+    tiny: Backbone, pair: Sequence[Concept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.merging.constraints.ELSEWHERE", ("{} dog", "far {}"))
+    monkeypatch.setattr("moongate.merging.constraints.BESIDE", ())
+    with tiny.tokens(pair[0].tokens), torch.no_grad():
+        subjects, _, _ = kept_subjects(tiny, pair[:1], contexts=1, room=16)
+        constraints = Constraints.of(tiny, subjects, layers=sorted(pair[0].deltas), elsewhere=9.0)
+        dog, far = tiny.encode_text(["<one> bear dog", "far <one> bear"]).features.double()
+    (block,) = constraints.blocks
+    used = torch.cat([dog[[1, 2, 4]], far[[2, 3, 4]]])  # the words and the end
+    soft = block.features[block.exact :]
+    torch.testing.assert_close(soft.T @ soft, 9 * used.T @ used / 2, rtol=1e-4, atol=1e-4)
+    assert constraints.weights.tolist() == [float("inf")] * 3 + [1.0] * 6
+
+
 def test_a_layer_that_one_concept_leaves_alone_keeps_the_values_of_the_base_for_it(
     tiny: Backbone, pair: Sequence[Concept]
 ) -> None:

@@ -27,6 +27,17 @@ def test_the_gram_matrix_is_kept_for_the_same_captions_alone(tiny: Backbone, tmp
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+def test_each_text_encoder_has_a_gram_matrix_of_its_own_in_one_cache(
+    tiny: Backbone, other_folder: Path, tmp_path: Path
+) -> None:
+    captions = ["photo of a dog", "a red chair", "teddy bear on the beach"]
+    other = Backbone.load(other_folder, device="cpu")
+    first, second = (regularization_gram(backbone, captions, cache=tmp_path) for backbone in (tiny, other))
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, regularization_gram(other, captions))
+    torch.testing.assert_close(regularization_gram(tiny, captions, cache=tmp_path), first)
+
+
 def test_padding_counts_once_whatever_its_length(tiny: Backbone) -> None:
     """By hand, for one caption: start, words and end in full, the padding by its mean square, then the empty prompt."""
     caption = "a red chair"

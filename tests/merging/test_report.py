@@ -13,22 +13,48 @@ from moongate.merging.page import verdict
 
 
 def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Sequence[Concept]) -> None:
-    """Drift, recomputed from the model's own projections on the captions that were held out."""
-    merged = merge(tiny, pair)
+    """Drift, recomputed from the model's own projections on the captions that were held out and the empty prompt."""
+    report, merged = (one := merge(tiny, pair)).report, one.concept
     captions = neutral_captions()[::10]
-
-    def projected() -> torch.Tensor:
-        ids = tiny.token_ids(captions)
-        lengths = (ids == tiny.tokenizer.eos_token_id).int().argmax(1)
-        text = tiny.encode_text(captions).features
-        rows = torch.cat([features[: length + 1] for features, length in zip(text, lengths, strict=True)])
-        return torch.cat([module(rows).flatten() for module in tiny.kv_projections()])
-
     with torch.no_grad():
-        before = projected()
-        with merged.concept.applied(tiny):
-            after = projected()
-    assert merged.report.drift == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-3)
+        lengths = (tiny.token_ids(captions) == tiny.tokenizer.eos_token_id).int().argmax(1)
+        text = tiny.encode_text(captions).features
+        held_out = torch.cat([features[: length + 1] for features, length in zip(text, lengths, strict=True)])
+        empty = tiny.encode_text([""]).features[0]
+
+    def moved(concept: Concept, rows: torch.Tensor) -> float:
+        def projected() -> torch.Tensor:
+            return torch.cat([module(rows).flatten() for module in tiny.kv_projections()])
+
+        with torch.no_grad():
+            before = projected()
+            with concept.applied(tiny):
+                after = projected()
+        return float((after - before).norm() / before.norm())
+
+    assert report.drift == pytest.approx(moved(merged, held_out), rel=1e-3)
+    assert report.unconditional == pytest.approx(moved(merged, empty), rel=1e-3)
+    alone = [moved(concept, held_out) for concept in pair]
+    assert [fit.drift_alone for fit in report.subjects] == pytest.approx(alone, rel=1e-3)
+
+
+def test_the_held_out_error_is_what_is_missed_in_other_contexts_relative_to_the_concepts_own_change(
+    tiny: Backbone, pair: Sequence[Concept]
+) -> None:
+    merged = merge(tiny, pair)
+    parts = []
+    with tiny.tokens(merged.concept.tokens), torch.no_grad():
+        for context in ("photo of a {} in the snow", "a red {} in a garden", "drawing of a {} at night"):
+            caption = context.format("<one> bear")
+            assert not tiny.cut_off(caption)
+            places = dict(tiny.words(caption))
+            end = int((tiny.token_ids([caption])[0] == tiny.tokenizer.eos_token_id).int().argmax())
+            parts.append(tiny.encode_text([caption]).features[0, [*places["<one>"], *places["bear"], end]].double())
+    rows = torch.cat(parts)
+    own = torch.cat([rows @ change.full().double().T for change in pair[0].deltas.values()], 1)
+    now = torch.cat([rows @ merged.concept.deltas[name].full().double().T for name in pair[0].deltas], 1)
+    expected = float((now - own).norm() / own.norm())
+    assert merged.report.subjects[0].held_out_error == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequence[Concept]) -> None:
