@@ -105,6 +105,13 @@ def test_clipseg_looks_for_the_category(tiny: Backbone, tmp_path: Path) -> None:
     assert dog.shape == (352, 352)
     assert 0 < dog.min() <= dog.max() < 1
     assert not np.allclose(dog, house)
+    whole = np.random.default_rng(1).integers(0, 256, (352, 352, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = (torch.from_numpy(whole).permute(2, 0, 1) / 255 - mean) / std
+    with torch.no_grad():
+        logits = model(**tiny.tokenizer(["dog"], return_tensors="pt"), pixel_values=pixels[None]).logits
+    found = torch.from_numpy(clipseg_segmenter(tmp_path, "dog")(whole))
+    torch.testing.assert_close(found, logits.sigmoid().view(352, 352), atol=1e-5, rtol=1e-4)
     assert clipseg_segmenter(tmp_path, "very " * 90 + "old dog")(picture).shape == (352, 352)
 
 

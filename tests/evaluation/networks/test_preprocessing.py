@@ -6,10 +6,16 @@ from moongate.evaluation.networks.preprocessing import central_square, normalize
 
 @pytest.mark.parametrize(("height", "width"), [(30, 50), (50, 30), (40, 40), (20, 20), (21, 20)])
 def test_the_central_square_is_taken_at_the_size_asked_for(height: int, width: int) -> None:
-    ramp = torch.linspace(-1, 1, width).expand(1, 3, height, width)
-    square = central_square(ramp, 20)
+    """The first channel rises from left to right, the second from top to bottom; the center of both is 0."""
+    across = torch.linspace(-1, 1, width).expand(height, width)
+    down = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    square = central_square(torch.stack([across, down, across])[None], 20)
     assert square.shape == (1, 3, 20, 20)
-    assert abs(float(square.mean())) < 0.06  # the center of the ramp is 0
+    assert square.mean((0, 2, 3)).abs().max() < 0.06
+    least = min(height, width)
+    spans = (square[0, 0, 0, -1] - square[0, 0, 0, 0], square[0, 1, -1, 0] - square[0, 1, 0, 0])
+    for span, side in zip(spans, (width, height), strict=True):
+        assert float(span) == pytest.approx(2 * least / side, rel=0.1), "the whole of the shorter side"
     assert square.min() >= -1
     assert square.max() <= 1
 
