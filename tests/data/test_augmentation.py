@@ -117,3 +117,27 @@ def test_a_subject_smaller_than_a_latent_cell_still_counts() -> None:
     cells = [int(masked(seed, slice(100, 103)).mask.sum()) for seed in range(60)]
     assert sum(count > 0 for count in cells) > 50  # a close-up may show none of it
     assert max(cells) < 3 * SIDE // CELL
+
+
+def test_what_a_zoom_shows_and_where_a_shrunk_picture_lies_is_drawn_for_rows_and_columns_apart() -> None:
+    """The first channel of the picture rises from left to right, the second from top to bottom."""
+    source = round(SIDE * ZOOM[1])
+    ramp = torch.linspace(-1, 1, source).expand(source, source)
+    picture = torch.stack([ramp, ramp.T, torch.zeros_like(ramp)])
+    centers: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for seed in range(300):
+        item = augment(picture, side_px=SIDE, cell_px=CELL, generator=torch.Generator().manual_seed(seed))
+        if item.phrase in PHRASES["large"]:
+            centers[True].append((float(item.image[0].mean()), float(item.image[1].mean())))
+        elif not item.mask.all():
+            rows, columns = item.mask.any(1).nonzero().flatten(), item.mask.any(0).nonzero().flatten()
+            cells = SIDE // CELL
+            centers[False].append(((rows[0] + rows[-1] + 1) / cells - 1, (columns[0] + columns[-1] + 1) / cells - 1))
+            inside = item.image[:2, item.mask.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)]
+            assert inside.mean(1).abs().max() < 0.01, "the whole picture is shown"
+    for found in centers.values():
+        assert len(found) > 60
+        places = np.array(found)
+        assert (places.min(0) < -0.1).all()
+        assert (places.max(0) > 0.1).all()
+        assert abs(np.corrcoef(places.T)[0, 1]) < 0.3

@@ -106,6 +106,8 @@ def test_a_blend_leaves_everything_as_it_was_where_its_words_do_not_look(tiny: B
     assert usual < same < 1
     nowhere = made(tiny, Edit(source=SOURCE, target=TARGET, seed=1, blend=("dog",)), blend_threshold=1)
     assert np.array_equal(nowhere.image, nowhere.source)
+    late = made(tiny, replace(one, blend=("dog",)), blend_threshold=1, blend_from=1)
+    assert np.array_equal(late.image, everywhere.image), "before a blend begins, all of the picture may change"
 
 
 def test_maps_of_the_words_of_both_branches_are_kept_when_asked_for(tiny: Backbone) -> None:
@@ -155,14 +157,14 @@ def test_schedulers_of_other_scales_find_photos_as_well(tiny: Backbone, schedule
         assert np.abs(edited.image.astype(int) - decoded(tiny, photo_of_blocks())).max() <= 1
 
 
-def test_edit_friendly_ddpm_edits_in_one_step_at_least_however_much_it_skips(tiny: Backbone) -> None:
+def test_edit_friendly_ddpm_skips_a_share_of_the_steps_but_never_all(tiny: Backbone) -> None:
     one = Edit(source=SOURCE, target=TARGET, picture=photo_of_blocks())
-    for steps, skip in ((2, 0.5), (3, 0.99), (1, 0.8)):
+    for steps, skip, left in ((5, 0.4, 3), (3, 0.0, 3), (2, 0.5, 1), (3, 0.99, 1), (1, 0.8, 1)):
         count: list[None] = []
         sampling = replace(SAMPLING, scheduler="ddpm", steps=steps)
         options = EditOptions(inversion="edit-friendly", skip=skip)
         list(edit(tiny, [one], options=options, sampling=sampling, on_step=lambda count=count: count.append(None)))
-        assert len(count) == 1
+        assert len(count) == left
 
 
 def test_an_edited_photo_keeps_its_own_pixels_outside_the_mask(tiny: Backbone) -> None:

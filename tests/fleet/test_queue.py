@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,3 +153,34 @@ def test_a_file_of_a_job_that_holds_no_settings_fails_the_job_alone(queue: Queue
     with claim, pytest.raises(Exception, match=r"running/first.json holds no settings. Queue the job again."):
         claim.queue.settings("first")
     assert json.loads((queue.folder / "queued" / "second.json").read_text()) == {"seed": 0}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that a test sets."""
+    clock = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("moongate.fleet.queue.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
+def test_the_time_of_all_workers_that_had_a_job_is_added_up(queue: Queue, clock: SimpleNamespace) -> None:
+    for worker, seconds in (("a", 2.0), ("b", 3.5)):
+        with queue.claim({"first"}, worker=worker) as claim:  # type: ignore[union-attr]
+            clock.seconds += seconds
+            claim.give_back()
+        clock.seconds += 100
+    assert queue.status("first", "queued").seconds == 5.5
+
+
+def test_how_far_a_job_is_is_written_at_once_then_each_second_and_when_all_is_done(
+    queue: Queue, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    real = Queue.write
+    monkeypatch.setattr(Queue, "write", lambda own, status: written.append(status.done) or real(own, status))
+    with queue.claim({"first"}, worker="a") as claim:  # type: ignore[union-attr]
+        written.clear()
+        for done in range(1, 11):
+            claim.report(done, 10)
+            clock.seconds += 0.3
+    assert written == [1, 5, 9, 10]

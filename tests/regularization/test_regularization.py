@@ -81,6 +81,7 @@ def test_retrieved_pictures_come_from_the_collection_once_and_with_notes(
     assert chosen.pictures is not None
     assert chosen.pictures.captions[0] == "photo of a bear"
     assert len(chosen.pictures.pictures) == 3
+    assert {picture.shape for picture in chosen.pictures.pictures} == {(64, 80, 3)}, "shrunk to the model's side"
     assert chosen.notes[-1].startswith("Retrieved 3 pictures with similarities from 1.000")
     assert choose(tiny, "bear", folder=tmp_path / "run", options=options).notes == ()
 

@@ -151,6 +151,16 @@ def test_the_header_says_which_family_a_lora_is_for(
     assert tuple(map(header.get, ("ss_base_model_version", "ss_v2", "modelspec.architecture"))) == expected
 
 
+def test_a_base_that_predicts_velocity_makes_a_lora_of_sd_2_one_for_768_pixels(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moongate.interop.formats.kohya.SD2_WIDTH", 16)
+    assert tiny.schedule.config.prediction_type == "v_prediction"
+    interop.write(make_concept(tiny), tmp_path / "out", to="kohya", options=WriteOptions(base=tiny))
+    with safe_open(tmp_path / "out" / "out.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+
+
 def test_a_key_that_is_no_matrix_does_not_hide_the_family(tiny: Backbone, tmp_path: Path) -> None:
     concept = make_concept(tiny)
     first = next(iter(concept.deltas))
