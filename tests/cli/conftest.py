@@ -7,6 +7,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from command_line import Command, command, run
 from conftest import make_tokenizer, text_config, write_pictures
+from moongate.backbone import precision
 from moongate.run_page import drawing
 from moongate.sampling import SampleOptions
 
@@ -14,6 +15,12 @@ from moongate.sampling import SampleOptions
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU gains by bfloat16, which some machines measure, must not decide how a test ends."""
+    monkeypatch.setattr(precision, "_gains_by_bfloat16", lambda: False)
 
 
 @pytest.fixture(autouse=True)
