@@ -283,6 +283,16 @@ def test_a_header_that_is_broken_is_named(
         Concept.load(path)
 
 
+def test_a_file_of_a_later_version_is_refused_with_what_to_do(make_concept: MakeConcept, tmp_path: Path) -> None:
+    path = make_concept().save(tmp_path / "bear.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    later = str(int(header["version"]) + 1)
+    save_file(load_file(path), path, metadata=header | {"version": later})
+    with pytest.raises(ConceptFileError, match=rf"has format version {later}; this Moongate reads up to .* Upgrade"):
+        Concept.load(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused_before_they_spoil_pictures(
     make_concept: MakeConcept, tmp_path: Path, value: float

@@ -23,6 +23,7 @@ from moongate import sampling
 from moongate.backbone import Backbone
 from moongate.backbone.settings import Settings
 from moongate.errors import MoongateWarning, OptionError, TokenError
+from moongate.limits import MAX_DRAWN_PX
 from moongate.sampling import (
     SCHEDULERS,
     SETTINGS_FILE,
@@ -192,11 +193,14 @@ def test_other_sizes_are_drawn_and_odd_ones_refused(tiny: Backbone) -> None:
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(width_px=65))
 
 
-def test_a_picture_too_small_to_show_anything_is_refused(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_far_from_the_models_size_is_refused(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "MAX_ENLARGEMENT", 4)
     assert drawn(tiny, ["a dog"], [0], SampleOptions(steps=1, width_px=16, height_px=16))[0].shape == (16, 16, 3)
     with pytest.raises(OptionError, match="A side of 8 px is less than 1/4 of that of the model's pictures, 64 px"):
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(height_px=8))
+    sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(height_px=4 * 64))
+    with pytest.raises(OptionError, match="A side of 264 px is more than 4 times that of the model's pictures, 64 px"):
+        sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(height_px=4 * 64 + 8))
 
 
 def test_an_unknown_token_is_refused_with_the_known_ones(tiny: Backbone) -> None:
@@ -256,8 +260,11 @@ def test_a_prompt_that_is_cut_is_said_with_its_end_and_refused_where_that_has_a_
     ("options", "message"),
     [
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "steps is 1001; models have 1000 noise levels"),
+        ({"height_px": MAX_DRAWN_PX + 8}, f"side of {MAX_DRAWN_PX + 8} px cannot be drawn"),
         ({"batch": 0}, "batch is 0"),
         ({"guidance": -1.0}, "guidance is -1.0"),
+        ({"guidance": 101.0}, "guidance is 101.0"),
         ({"guidance": float("nan")}, "guidance is nan"),
     ],
 )

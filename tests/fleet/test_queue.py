@@ -43,6 +43,12 @@ def test_the_oldest_job_is_claimed_first_and_each_once(queue: Queue) -> None:
     assert (done.done, done.total, done.result) == (1, 4, {"concept": "first.safetensors"})
 
 
+def test_the_age_of_a_job_counts_and_not_its_name(queue: Queue) -> None:
+    os.utime(queue.folder / "queued" / "second.json", (0, 0))
+    with queue.claim({"first", "second"}, worker="a") as claim:  # type: ignore[union-attr]
+        assert claim.name == "second"
+
+
 def test_a_claim_that_cannot_be_written_leaves_the_job_to_others(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_queue: Queue, _status: Status) -> None:
         raise OptionError("No space left on device.")

@@ -10,6 +10,7 @@ from moongate.concept import Concept
 from moongate.merging import MergeOptions, merge
 from moongate.merging.neutral import neutral_captions
 from moongate.merging.page import verdict
+from moongate.merging.report import SubjectFit
 
 
 def test_the_report_measures_what_the_projections_do(tiny: Backbone, pair: Sequence[Concept]) -> None:
@@ -107,3 +108,16 @@ def test_drift_alone_counts_the_matrices_that_are_merged(tiny: Backbone, pair: S
         for concept in (replace(pair[0], deltas=keys), pair[0])
     )
     assert less == pytest.approx(whole)
+
+
+def test_what_is_kept_of_a_subject_is_what_is_not_lost_next_to_others_if_there_are() -> None:
+    facts = {"words": "a bear", "contexts": 1, "constraints": 3, "drift_alone": 0.1}
+    beside = {"a cat": 0.1, "a dog": 0.25, "a cup": 0.2}
+    residual = {"keys": 1e-9, "values": 2e-9}
+    fit = SubjectFit(**facts, residual=residual, held_out_error=0.3, joint_error=0.2, beside=beside)
+    assert (fit.worst_beside, fit.worst_residual) == (("a dog", 0.25), 2e-9)
+    assert fit.share_kept == pytest.approx(0.8)
+    assert replace(fit, residual={"keys": 0.0, "values": 0.6}).share_kept == pytest.approx(0.4)
+    alone = replace(fit, beside={}, joint_error=0.0)
+    assert (alone.worst_beside, alone.share_kept) == (("", 0.0), pytest.approx(0.7))
+    assert replace(alone, held_out_error=1.5).share_kept == 0
