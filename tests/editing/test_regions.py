@@ -129,6 +129,29 @@ def test_the_words_of_a_region_do_not_act_outside_it(tiny: Backbone) -> None:
     assert torch.equal(here[1, :, :, 4:], there[1, :, :, 4:])
 
 
+@pytest.mark.parametrize(
+    ("shares", "acts"),
+    [
+        ({"share": 0.5, "apart_share": 0.25}, [(True, True), (True, False), (False, False), (False, False)]),
+        ({"share": 0.25, "apart_share": 1.0}, [(True, True), (False, False), (False, False), (False, False)]),
+    ],
+)
+def test_regions_act_in_the_first_steps_of_each_batch_and_keep_positions_apart_in_no_others(
+    tiny: Backbone, shares: dict[str, float], acts: list[tuple[bool, bool]]
+) -> None:
+    options, generator = replace(SAMPLING, steps=4), torch.Generator().manual_seed(0)
+    attend = _InRegions.of(tiny, PROMPT, [LEFT, RIGHT], options, RegionOptions(**shares))
+    name, layer = next(iter(tiny.cross_attentions().items()))
+    width = layer.to_q.out_features // layer.heads
+    parts = [torch.randn(2, layer.heads, 64, width, generator=generator) for _ in range(3)]
+    usual, found = attention(*parts), []
+    for _ in range(8):
+        with torch.no_grad():
+            found.append(tuple(not torch.equal(attend(one, *parts), usual) for one in (name, "unet.some.attn1")))
+        attend.step_done()
+    assert found == acts * 2
+
+
 def test_the_weights_of_all_texts_sum_to_one_where_regions_overlap_and_where_none_is(tiny: Backbone) -> None:
     regions = [Region(words="red bear", box=(0, 0, 0.6, 0.8)), Region(words="dog", box=(0.4, 0, 1, 0.5))]
     attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions())

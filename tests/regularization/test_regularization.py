@@ -84,6 +84,9 @@ def test_retrieved_pictures_come_from_the_collection_once_and_with_notes(
     assert {picture.shape for picture in chosen.pictures.pictures} == {(64, 80, 3)}, "shrunk to the model's side"
     assert chosen.notes[-1].startswith("Retrieved 3 pictures with similarities from 1.000")
     assert choose(tiny, "bear", folder=tmp_path / "run", options=options).notes == ()
+    near = choose(tiny, "bear", folder=tmp_path / "near", options=replace(options, threshold=0.99999)).pictures
+    assert near is not None
+    assert near.captions == ("photo of a bear",), "the threshold is that of the options"
 
 
 def test_pictures_are_retrieved_again_from_a_collection_that_has_grown_unless_a_run_continues(
