@@ -119,6 +119,17 @@ def test_rounding_in_a_direction_that_no_feature_uses_is_not_amplified() -> None
     assert (factorized.solve(values) @ factorized.down - expected).norm() < 0.1 * expected.norm()
 
 
+def test_the_condition_is_that_of_constraints_of_length_one_in_the_metric_of_the_cost() -> None:
+    """Two vectors at an angle of cosine c have the singular values (1 + c)^(1/2) and (1 - c)^(1/2)."""
+    rows = torch.tensor([[5.0, 0.0, 0.0], [1.2, 1.6, 0.0]])
+    factorized = factorize(rows, torch.eye(3))
+    assert factorized.cosines[0, 1] == pytest.approx(0.6)
+    assert factorized.condition == pytest.approx((1.6 / 0.4) ** 0.5)
+    skewed = factorize(rows, torch.diag(torch.tensor([1.0, 4.0, 1.0])))  # lengths and angles are those of L^-1 c
+    cosine = 1.2 / (1.2**2 + 0.8**2) ** 0.5
+    assert skewed.condition == pytest.approx(((1 + cosine) / (1 - cosine)) ** 0.5)
+
+
 def test_a_singular_gram_matrix_is_given_jitter() -> None:
     rows, gram, values = random_problem(constraints=3, spread=0.0)
     features = torch.linalg.cholesky(gram).T[:10]  # ten captions cannot fill 24 dimensions

@@ -65,12 +65,20 @@ def test_the_report_counts_the_users_own_captions_too(tiny: Backbone, pair: Sequ
 
 
 def test_contradicting_concepts_are_reported_and_named(tiny: Backbone) -> None:
-    report = merge(tiny, [invented(tiny, (None, "bear"), seed=1), invented(tiny, (None, "bear"), seed=2)]).report
+    concepts = [invented(tiny, (None, "bear"), seed=1), invented(tiny, (None, "bear"), seed=2)]
+    report = merge(tiny, concepts).report
     assert not report.feasible
     assert report.predicted_to_lose == "bear"
     conflict = report.conflicts[0]
     assert (conflict.first, conflict.second) == ("bear", "bear")
     assert conflict.cosine == pytest.approx(1)
+    with torch.no_grad():
+        rows = tiny.encode_text(["photo of a bear"]).features[0, 4:6].double()  # the word and the end
+    first, second = (
+        torch.cat([rows @ change.full().double().T for change in concept.deltas.values()], 1) for concept in concepts
+    )
+    longer = torch.maximum(first.norm(dim=1), second.norm(dim=1))
+    assert conflict.difference == pytest.approx(float(((first - second).norm(dim=1) / longer).max()), rel=1e-4)
     assert "token" in conflict.advice
     assert any("contradict" in line for line in verdict(report))
 
