@@ -74,3 +74,14 @@ def test_what_cannot_be_judged_is_named(make: Command, tmp_path: Path, capsys: p
     assert "holds no study" in fails(capsys, command("judge results", tmp_path / "study"))
     run(make)
     assert "holds a study already" in fails(capsys, make)
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(
+    make: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs").rename(tmp_path / "lr=0.1")
+    run(make.but(method=(f"ours={tmp_path / 'ours'}", f"theirs={tmp_path / 'lr=0.1'}")))
+    assert "trials of ours, theirs" in capsys.readouterr().out
+    gone = (f"ours={tmp_path / 'ours'}", f"theirs={tmp_path / 'lr=0.2'}")
+    message = fails(capsys, make.but(tmp_path / "another", method=gone))
+    assert f"There is no folder of pictures {tmp_path / 'lr=0.2'}." in message

@@ -98,9 +98,13 @@ class JudgeResults:
 
 def _folders(what: str, values: Sequence[str]) -> dict[str, Path]:
     """Read NAME=FOLDER for each value."""
+    from moongate.files import exists
+
     found: dict[str, Path] = {}
     for value in values:
-        name, _, folder = value.rpartition("=")
+        splits = [(value[:at], value[at + 1 :]) for at, character in enumerate(value) if character == "="]
+        there = (split for split in splits if split[1] and exists(Path(split[1])))  # lr=0.1 may be the folder's name
+        name, folder = next(there, splits[0] if splits else ("", ""))
         if not (name.strip() and folder):
             raise OptionError(f"--{what} {value!r} is not a name and a folder. Write it as NAME=FOLDER.")
         if name.strip() in found:
