@@ -85,3 +85,10 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(
     gone = (f"ours={tmp_path / 'ours'}", f"theirs={tmp_path / 'lr=0.2'}")
     message = fails(capsys, make.but(tmp_path / "another", method=gone))
     assert f"There is no folder of pictures {tmp_path / 'lr=0.2'}." in message
+
+
+def test_a_seed_with_which_a_study_could_not_be_read_again_is_refused_before_it_is_written(
+    make: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"The seed {10**22} is out of range" in fails(capsys, make.but(seed=10**22))
+    assert not (tmp_path / "study").exists()

@@ -20,6 +20,7 @@ from moongate.errors import OptionError, PictureError, listed, warn
 from moongate.files import check_folder, digest, write_atomically
 from moongate.pages import png_bytes
 from moongate.preference.study import FILE, PICTURES, Item, Study, Target
+from moongate.sampling import check_seeds
 from moongate.texts import parse_json, read_text
 
 __all__ = ["Subject", "make_study"]
@@ -71,8 +72,8 @@ def make_study(
         on_picture: Called after each copied picture with the number of copied pictures and the number of all.
 
     Raises:
-        OptionError: A name is empty or occurs twice, a folder is missing, no prompt was drawn by two methods, or the
-            study cannot be written.
+        OptionError: A name is empty or occurs twice, a folder is missing, no prompt was drawn by two methods, the seed
+            is out of range, or the study cannot be written.
         PictureError: A picture has no prompt, or cannot be read.
     """
     if len(methods) < 2:
@@ -80,6 +81,7 @@ def make_study(
     if (folder / FILE).exists():
         raise OptionError(f"{folder} holds a study already. Choose another folder, so that its answers stay with it.")
     check_folder(folder)
+    check_seeds([seed])  # a larger one could be written, but not read again
     for subject in subjects:
         if not subject.category:
             raise OptionError(f"The subject {subject.words!r} has no word for what it is. Write '<bear> teddy bear'.")
