@@ -36,12 +36,13 @@ class Compress:
         check_concept_file(self.out, overwrite=self.overwrite)
         concept = read_concept(self.file, self.model, console)
         compressed = compress(concept, energy=self.energy)
+        before = size_of(self.file)  # --out may be the same file
         compressed.concept.save(self.out, overwrite=self.overwrite)
         rows = [
             (layer_name(name), f"{layer.rank} of {layer.full_rank}", f"{layer.error:.1%}")
             for name, layer in compressed.report.layers.items()
         ]
         print_table(console, ("layer", "rank", "error"), rows)
-        sizes = f"{size_of(self.file)} became {size_of(self.out)}"
+        sizes = f"{before} became {size_of(self.out)}"
         say(console, f"Wrote {self.out}: {sizes}; {compressed.report.error:.1%} of the change was cut away.")
         return {"out": str(self.out), "bytes": bytes_of(self.out), **asdict(compressed.report)}
