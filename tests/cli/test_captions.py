@@ -46,10 +46,13 @@ def test_a_captioner_that_is_no_blip_is_refused(pictures: Path, capsys: pytest.C
             "There is no model 'nothing' here. Give a folder in transformers' layout, or a model id",
         ),
         ({"category": ""}, "The category is empty."),
+        ({"template": "a {}", "color": True}, "--color would be ignored, because --template gives the captions."),
+        ({"template": "a {}", "captioner": "blip"}, "--captioner would be ignored, because --template gives"),
+        ({"captioner": "blip", "model": "clip"}, "--model would be ignored, because --captioner gives"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_message(
-    options: dict[str, str], message: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+    options: dict[str, object], message: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in fails(capsys, command("captions", pictures, category="dog").but(**options))
     assert not list(pictures.glob("*.txt"))

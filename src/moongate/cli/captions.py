@@ -9,6 +9,7 @@ from rich.console import Console
 
 from moongate.cli.options import Flag, Name, OptionalPath, OptionalStr, Output, OutputOptions
 from moongate.cli.terminal import print_table, say
+from moongate.errors import OptionError
 
 if TYPE_CHECKING:
     from moongate.annotation.describers import Describer
@@ -42,6 +43,7 @@ class Captions:
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.annotation import photos_to_annotate, write_captions
 
+        self._check_choice()
         photos = photos_to_annotate(self.photos, self.category)
         stubs = write_captions(photos, self._describer(console), overwrite=self.overwrite)
         rows = [
@@ -66,6 +68,13 @@ class Captions:
                 for stub in stubs
             ]
         }
+
+    def _check_choice(self) -> None:
+        """Raise OptionError for an option that another one would make useless."""
+        chosen = "--template" if self.template is not None else "--captioner" if self.captioner else None
+        given = {"--captioner": self.captioner, "--color": self.color, "--model": self.model != "pocket"}
+        if ignored := [name for name, value in given.items() if value and chosen and name != chosen]:
+            raise OptionError(f"{ignored[0]} would be ignored, because {chosen} gives the captions. Leave one out.")
 
     def _describer(self, console: Console) -> "Describer":
         from moongate.annotation import blip_describer, clip_describer, template_describer
