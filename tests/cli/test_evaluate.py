@@ -67,7 +67,12 @@ def test_evaluate_refuses_before_it_draws(
 
 
 def test_the_record_of_another_concept_is_replaced_only_on_request(
-    bear: Path, clip: Path, train: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bear: Path,
+    clip: Path,
+    train: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, prompts = tmp_path / "evaluation", tmp_path / "prompts.txt"
     prompts.write_text("a {}")
@@ -79,6 +84,12 @@ def test_the_record_of_another_concept_is_replaced_only_on_request(
     capsys.readouterr()
     message = fails(capsys, other)
     assert f"record.json is of {bear}. Choose another --out, or replace it (--overwrite)." in message
+    with monkeypatch.context() as without_models:
+        without_models.setattr(Backbone, "load", None)  # Moongate's own file says which concept it is
+        assert "record.json is of" in fails(capsys, other)
+        assert "2 folders of training pictures were given for 1 subjects" in fails(
+            capsys, command("evaluate", bear, **options).but(training_pictures=(tmp_path / "bears",) * 2)
+        )
     assert (out / "record.json").read_bytes() == before
     run(command("evaluate", bear, **options))  # its own record is made anew
     run(other.but(overwrite=True))
@@ -90,9 +101,18 @@ def test_the_record_of_another_concept_is_replaced_only_on_request(
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"prompts": "nowhere"}, "neither a set"), ({"features": "vgg"}, "Unknown features")]
+    ("changes", "message"),
+    [
+        ({"prompts": "nowhere"}, "neither a set"),
+        ({"features": "vgg"}, "Unknown features"),
+        ({"pictures": "nowhere"}, "There is no picture or folder nowhere."),
+        ({"training_pictures": "nowhere"}, "There is no picture or folder nowhere."),
+        ({"reference": "nowhere"}, "There is no picture or folder nowhere."),
+        ({"protocol": "cc101"}, "Unknown protocol 'cc101'"),
+        ({"protocol": "customconcept101:nowhere"}, "There is no folder nowhere of customconcept101."),
+    ],
 )
-def test_names_are_checked_before_a_model_is_loaded(
+def test_names_and_paths_are_checked_before_a_model_is_loaded(
     bear: Path,
     changes: dict[str, str],
     message: str,
@@ -136,8 +156,10 @@ def test_a_protocol_that_does_not_fit_is_named_before_a_model_is_loaded(
     bear: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate = command("evaluate", bear, protocol=f"customconcept101:{benchmark}", out=tmp_path / "evaluation")
-    assert "Unknown protocol 'cc101'" in fails(capsys, evaluate.but(protocol="cc101"))
     monkeypatch.setattr(Backbone, "load", None)
+    listing = benchmark / "dataset.json"
+    listing.write_text(listing.read_text().replace("teddy bear", "owl"))
+    assert "has no entry for teddy bear. It has: owl." in fails(capsys, evaluate)
     assert "Leave out --prompts" in fails(capsys, evaluate.but(prompts="object"))
     conceptless = command("evaluate", **evaluate.options)
     assert "Name a concept file" in fails(capsys, conceptless)

@@ -33,7 +33,7 @@ from moongate.errors import OptionError, warn
 if TYPE_CHECKING:
     from moongate.backbone import Backbone
     from moongate.concept import Concept, SubjectRecord
-    from moongate.evaluation import Evaluation, Reference, Targets
+    from moongate.evaluation import Evaluation, EvaluationOptions, Reference, Targets
 
 __all__ = ["Evaluate"]
 
@@ -75,13 +75,13 @@ class Evaluate:
     output: Output = field(default_factory=OutputOptions)
 
     def __call__(self, console: Console) -> dict[str, Any]:
-        from moongate.evaluation import EvaluationOptions, evaluate, load_network
+        from moongate.evaluation import evaluate, load_network
         from moongate.evaluation.benchmark import default_features
 
-        options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
-        self._check()
+        options = self.checked()
+        self._check_files()
         backbone, concepts = read_concepts(self.files, self.model, console, dtype=self.dtype)
-        self._check_record(concepts)
+        self._check_record([concept.hash for concept in concepts])
         _check_categories(self.files, concepts)
         subjects = [subject for concept in concepts for subject in concept.subjects]
         prompts, training_pictures = self._prompts(backbone, subjects)
@@ -134,12 +134,18 @@ class Evaluate:
         photos = {f"{words[t.subject]} ({t.kind})": t.pictures for t in comparisons if isinstance(t, Targets)}
         return write_page(evaluation, self.out, drawn=drawn, base=base, base_drawn=base_drawn, photos=photos)
 
-    def _check(self) -> None:
-        """Raise OptionError before a model is loaded."""
-        from moongate.evaluation import check_network, read_prompts
+    def checked(self) -> "EvaluationOptions":
+        """Return the library's options.
+
+        Raises:
+            OptionError, PictureError: An option cannot be used; neither a model nor a concept file was read.
+        """
+        from moongate.data.folders import find_pictures
+        from moongate.evaluation import EvaluationOptions, check_network, check_protocol, read_prompts
         from moongate.files import check_folder
         from moongate.sampling import check_seeds
 
+        options = EvaluationOptions(count=self.count, seed=self.seed, sampling=self.drawing.sample_options())
         check_folder(self.out)
         check_seeds([self.seed, self.seed + self.count])
         if self.protocol and self.prompts:
@@ -152,10 +158,38 @@ class Evaluate:
             )
         if self.prompts:
             read_prompts(self.prompts)
+        if self.protocol:
+            check_protocol(self.protocol)
         for name in flat(self.features):
             check_network(name)
+        reference = [self.reference] if self.reference else []
+        for folder in (*flat(self.pictures), *flat(self.training_pictures), *reference):
+            find_pictures(folder)
+        return options
 
-    def _check_record(self, concepts: "Sequence[Concept]") -> None:
+    def _check_files(self) -> None:
+        """Check what concept files say themselves, if all are Moongate's own; others are read with their model."""
+        from moongate.evaluation import read_protocol
+        from moongate.summary import read_summary
+
+        summaries = [summary for file in self.files if (summary := read_summary(file))]
+        if len(summaries) < len(self.files):
+            return
+        self._check_record([summary.hash for summary in summaries])
+        categories = [str(subject["category"]) for summary in summaries for subject in summary.facts["subjects"]]
+        self._check_number(len(categories))
+        if self.protocol:
+            read_protocol(self.protocol, categories)
+
+    def _check_number(self, subjects: int) -> None:
+        """Raise OptionError unless there is a folder of pictures for each subject, or none."""
+        for kind, folders in (("held out", flat(self.pictures)), ("training", flat(self.training_pictures))):
+            if len(folders) not in (0, subjects):
+                raise OptionError(
+                    f"{len(folders)} folders of {kind} pictures were given for {subjects} subjects. Give one for each."
+                )
+
+    def _check_record(self, hashes: Sequence[str]) -> None:
         """Raise OptionError if the folder has the record of other concepts; the record of these is made again."""
         from moongate.texts import parse_json, read_text
 
@@ -169,7 +203,7 @@ class Evaluate:
             raise OptionError(
                 f"{record} is not the record of an evaluation. Choose another --out, or replace it (--overwrite)."
             ) from error
-        if [known for known, _ in earlier] != [concept.hash for concept in concepts]:
+        if [known for known, _ in earlier] != list(hashes):
             names = " and ".join(name for _, name in earlier) or "the base alone"
             raise OptionError(f"{record} is of {names}. Choose another --out, or replace it (--overwrite).")
 
@@ -195,15 +229,11 @@ class Evaluate:
         from moongate.data import Regularization, Subject
         from moongate.evaluation import Reference, Targets
 
+        self._check_number(len(subjects))
         comparisons: list[Targets | Reference] = []
         kinds: dict[Literal["held out", "training"], Sequence[Path]]
         kinds = {"held out": flat(self.pictures), "training": training_pictures}
         for kind, folders in kinds.items():
-            if folders and len(folders) != len(subjects):
-                raise OptionError(
-                    f"{len(folders)} folders of {kind} pictures were given for {len(subjects)} subjects. Give one for "
-                    "each."
-                )
             for index, (folder, subject) in enumerate(zip(folders, subjects, strict=True) if folders else ()):
                 pictures = Subject.load(folder, category=subject.category).pictures
                 comparisons.append(Targets(pictures=pictures, kind=kind, subject=index))

@@ -5,7 +5,7 @@ from moongate.evaluation.comparison import STRENGTHS, Way, compare, comparison_s
 from moongate.evaluation.networks import NETWORKS, Clip, Network, check_network, load_network
 from moongate.evaluation.page import base_alone, kept_pictures, write_page
 from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
-from moongate.evaluation.protocols import Protocol, read_protocol
+from moongate.evaluation.protocols import Protocol, check_protocol, read_protocol
 from moongate.evaluation.record import Evaluation, Measure
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Way",
     "base_alone",
     "check_network",
+    "check_protocol",
     "compare",
     "comparison_sheet",
     "default_prompts",

@@ -11,9 +11,10 @@ from typing import Any
 
 from moongate.errors import OptionError, listed
 from moongate.evaluation.prompts import PLACE, prompt_lines
+from moongate.files import exists
 from moongate.texts import parse_json, read_text
 
-__all__ = ["PROTOCOLS", "Protocol", "read_protocol"]
+__all__ = ["PROTOCOLS", "Protocol", "check_protocol", "read_protocol"]
 
 PROTOCOLS = ("customconcept101",)
 LISTINGS = ("dataset.json", "dataset_multiconcept.json")
@@ -41,6 +42,11 @@ class _Entry:
     prompts: Path
 
 
+def check_protocol(choice: str) -> None:
+    """Check that a choice names a benchmark and a folder, before a concept is read. Raises OptionError."""
+    _split(choice)
+
+
 def read_protocol(choice: str, categories: Sequence[str]) -> Protocol:
     """Return what a benchmark prescribes for a concept of these categories.
 
@@ -55,10 +61,7 @@ def read_protocol(choice: str, categories: Sequence[str]) -> Protocol:
     Raises:
         OptionError: The benchmark is unknown, has no entry for the categories, or lacks a file.
     """
-    name, _, place = choice.partition(":")
-    if name not in PROTOCOLS or not place:
-        raise OptionError(f"Unknown protocol {choice!r}. Write {PROTOCOLS[0]}:FOLDER with the folder of its files.")
-    folder, _, wanted = place.partition("#")
+    folder, wanted = _split(choice)
     if len(categories) not in (1, 2):
         raise OptionError(f"CustomConcept101 has prompts for one subject or two, not for {len(categories)}.")
     entries = _entries(Path(folder), LISTINGS[len(categories) - 1])
@@ -76,6 +79,17 @@ def read_protocol(choice: str, categories: Sequence[str]) -> Protocol:
             f"{PROTOCOLS[0]}:{folder}#{names[0]}. Known: {listed(names)}."
         )
     return _in_order(fitting, categories)
+
+
+def _split(choice: str) -> tuple[str, str]:
+    """Return the folder of a benchmark and the name of the entry that is wanted, or ""."""
+    name, _, place = choice.partition(":")
+    if name not in PROTOCOLS or not place:
+        raise OptionError(f"Unknown protocol {choice!r}. Write {PROTOCOLS[0]}:FOLDER with the folder of its files.")
+    folder, _, wanted = place.partition("#")
+    if not exists(Path(folder)):
+        raise OptionError(f"There is no folder {folder} of {name}. Check the path.")
+    return folder, wanted
 
 
 def _in_order(entries: Sequence[_Entry], categories: Sequence[str]) -> Protocol:
