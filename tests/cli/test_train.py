@@ -488,6 +488,10 @@ def test_a_token_that_could_not_be_read_back_is_refused_before_any_work(
         ({"threshold": "nan", "regularization": "retrieved"}, "threshold is nan; a similarity is between -1 and 1"),
         ({"validation_prompt": "a dog"}, "--validation-prompt would be ignored. Say with --validate-every how often"),
         ({"category": "<rex> dog", "token": "<rex>"}, "The category '<rex> dog' holds the token '<rex>'."),
+        ({"method": "dreambooht"}, "Unknown method 'dreambooht'. Known: custom-diffusion, "),
+        ({"regularization": "no-folder"}, "There is no picture or folder no-folder to regularize with."),
+        ({"regularization_count": 0}, "regularization-count is 0; it must be at least 1."),
+        ({"holdout": "no-folder"}, "--holdout no-folder is neither a number of pictures nor a folder."),
     ],
 )
 def test_options_are_checked_before_a_model_is_loaded(

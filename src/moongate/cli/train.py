@@ -31,8 +31,8 @@ from moongate.cli.options import (
     read_concepts,
 )
 from moongate.cli.subjects import SubjectOptions, subjects_from_file, subjects_from_options
-from moongate.cli.terminal import bytes_of, plain, progress_bar, readable, say, say_notes, size_of, training_bar
-from moongate.cli.watching import Watch, interruption_explained, say_best, say_memory
+from moongate.cli.terminal import bytes_of, plain, progress_bar, readable, say, say_notes, training_bar
+from moongate.cli.watching import Watch, interruption_explained, say_best, say_memory, say_written
 from moongate.errors import OptionError, warn
 from moongate.limits import check_count
 
@@ -172,8 +172,7 @@ class Train:
 
         # Check everything that needs no model.
         preset = PRESETS[self.preset]
-        chosen, out, run, options = self.checked()
-        aside = holdouts(self.holdout, len(chosen), are_judging=self.save_every is not None)
+        chosen, aside, out, run, options = self.checked()
         subjects = [self._load(each, preset, held.count) for each, held in zip(chosen, aside, strict=True)]
         held_out = self._held_out(chosen, aside, preset)
 
@@ -219,19 +218,20 @@ class Train:
         self._save(concept, out, run)
         say_best(run, console, keep_best=self.keep_best)
         example = wording.describe(*_words_of(concept.subjects, method)) + " on the beach"
-        _say_written(out, example, console)
+        say_written(out, example, console)
         watch.finish(concept, pairs)
         return {"out": str(out), "run": str(run), "bytes": bytes_of(out), "prompt": example, **concept.record}
 
-    def checked(self) -> "tuple[Sequence[SubjectOptions], Path, Path, TrainOptions]":
-        """Return the subjects, the concept file, the run folder and the library's options.
+    def checked(self) -> "tuple[Sequence[SubjectOptions], Sequence[Holdout], Path, Path, TrainOptions]":
+        """Return the subjects, what is held out of each, the concept file, the run folder and the library's options.
 
         Raises:
             OptionError: One of them cannot be used; nothing but small files was read.
         """
         from moongate.compression import check_energy
         from moongate.extras import library
-        from moongate.regularization.retrieval import check_threshold
+        from moongate.regularization import RegularizationOptions
+        from moongate.training.method import named_method
 
         if self.energy is not None:
             check_energy(self.energy)
@@ -243,11 +243,15 @@ class Train:
             raise OptionError(f"validate_every is {self.validate_every}; it must be at least 0.")
         if self.validation_prompt and not self.validate_every:
             raise OptionError("--validation-prompt would be ignored. Say with --validate-every how often it is drawn.")
-        check_threshold(self.threshold)
+        if self.method is not None:
+            named_method(self.method)
         chosen = self.subjects or self._chosen_subjects()
+        aside = holdouts(self.holdout, len(chosen), are_judging=self.save_every is not None)
+        for source in map(self._choice, chosen):
+            RegularizationOptions(choice=source, count=self.regularization_count, threshold=self.threshold)
         self.model.check()
         out, run = self._paths(chosen)
-        return chosen, out, run, self._options(run)
+        return chosen, aside, out, run, self._options(run)
 
     def _paths(self, chosen: Sequence[SubjectOptions]) -> tuple[Path, Path]:
         """Return the concept file and the run folder. Raises OptionError if one may not be written."""
@@ -410,12 +414,6 @@ def _is_result(out: Path, run: Path) -> bool:
         return bool(recorded == digest(out.read_bytes(), length=64))
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _say_written(out: Path, example: str, console: Console) -> None:
-    """Say what was written, and the command that draws it."""
-    command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
-    say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")
 
 
 def _warn_of_sizes(subjects: "Sequence[Subject]", side_px: int) -> None:

@@ -1,6 +1,7 @@
 """What happens while `moongate train` runs: the bar, validation pictures, the page of the run, and a tracker."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from moongate.cli.terminal import progress_bar, readable, say
+from moongate.cli.terminal import progress_bar, readable, say, size_of
 from moongate.errors import OptionError, first_line, warn
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from moongate.run_page import Comparison, Drawn, Part, Status
     from moongate.training import Plan, Step
 
-__all__ = ["Watch", "interruption_explained", "say_best", "say_memory"]
+__all__ = ["Watch", "interruption_explained", "say_best", "say_memory", "say_written"]
 
 SEEDS = range(4)
 """Seeds of the validation pictures."""
@@ -243,3 +244,9 @@ def say_best(run: Path, console: Console, *, keep_best: bool) -> None:
         text += f"; that of the last step is {losses[last]:.4f}. The better one is {kept_file(run, best)}; "
         text += "--resume --keep-best writes it."
     say(console, text)
+
+
+def say_written(out: Path, example: str, console: Console) -> None:
+    """Say what was written, and the command that draws it."""
+    command = shlex.join(["moongate", "generate", example, "--concept", str(out)])
+    say(console, f"Wrote {out} ({size_of(out)}). Draw it with:\n  {command}")

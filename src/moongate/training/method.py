@@ -147,13 +147,19 @@ def method_for(backbone: Backbone, name: str | None = None) -> Method:
         OptionError: There is no method of this name.
         BackboneError: The model's own `moongate.json` names a method that does not exist.
     """
-    chosen = name or backbone.settings.method or "custom-diffusion"
-    if chosen in METHODS:
-        return METHODS[chosen]
-    message = f"Unknown method {chosen!r}. Known: {', '.join(METHODS)}."
-    if name is None:
-        raise BackboneError(f"The moongate.json of {backbone.name!r} sets method. {message}")
-    raise OptionError(message)
+    if name is not None:
+        return named_method(name)
+    try:
+        return named_method(backbone.settings.method or "custom-diffusion")
+    except OptionError as error:
+        raise BackboneError(f"The moongate.json of {backbone.name!r} sets method. {error}") from error
+
+
+def named_method(name: str) -> Method:
+    """Return the method of a name, which is a key of `METHODS`. Raises OptionError if there is none."""
+    if name not in METHODS:
+        raise OptionError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
+    return METHODS[name]
 
 
 def usual_steps(settings: Settings, method: Method, subjects: int = 1) -> int:
