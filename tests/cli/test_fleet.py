@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from command_line import Command, command, fails, run
-from moongate.cli.jobs import read_entries
+from moongate.cli.jobs import FleetJob, read_entries
 from moongate.concept import Concept
 from moongate.fleet import Queue
 
@@ -103,7 +103,9 @@ def test_a_finished_job_whose_concept_or_sole_record_was_removed_is_done_again(
         ({"lr_per_picture": "fast"}, "has lr_per_picture: 'fast'. Give a number."),
         ({"flips": "yes"}, "has flips: 'yes'. Give true or false."),
         ({"dtype": "float7"}, "has dtype: 'float7'. Give one of "),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "The job 'bear': steps is 0"),
+        ({"holdout": "gone"}, "The job 'bear': --holdout gone is neither a number of pictures nor a folder."),
+        ({"regularization_count": 0}, "The job 'bear': regularization-count is 0"),
         ({"method": "dreambooht"}, "unknown method 'dreambooht'. Did you mean 'dreambooth'?"),
         ({"concepts": []}, "has concepts: []. Give a list"),
         ({"concepts": [{"picture": "x"}]}, "Concept 1 of the job 'bear' has the unknown key 'picture'"),
@@ -114,6 +116,9 @@ def test_a_finished_job_whose_concept_or_sole_record_was_removed_is_done_again(
         ({"evaluate": {"counts": 1}}, "The evaluation of the job 'bear' has the unknown key 'counts'. Did you mean"),
         ({"evaluate": {"prompts": "gone"}}, "'gone' is neither a set of prompts"),
         ({"evaluate": {"pictures": ["gone"]}}, "gone, which does not exist"),
+        ({"evaluate": {"protocol": "customconcept101:gone"}}, "The job 'bear': There is no folder gone of"),
+        ({"evaluate": {"protocol": "customconcept101:.", "prompts": "object"}}, "Leave out --prompts."),
+        ({"evaluate": {"count": 0}}, "The job 'bear': count is 0"),
         ({"name": "a/b"}, "'a/b' has a name that cannot be a file name"),
         ({"name": 7}, "Job 1 of"),
     ],
@@ -129,6 +134,16 @@ def test_a_mistake_in_a_job_is_named_before_any_work(
     job = {key: value for key, value in {**bear_job, **change}.items() if value is not None}
     assert message in fails(capsys, write(job))
     assert not (tmp_path / "concepts").exists()
+
+
+def test_the_paths_of_a_protocol_and_of_networks_are_relative_to_the_file_of_jobs(tmp_path: Path) -> None:
+    (tmp_path / "cc").mkdir()
+    (tmp_path / "bear.safetensors").touch()
+    wanted = {"files": "bear.safetensors", "protocol": "customconcept101:cc#pet_cat5", "features": ["clip:cc", "dino"]}
+    job = FleetJob.read({"name": "judged", "evaluate": wanted}, folder=tmp_path, out=tmp_path / "concepts")
+    assert job.evaluate is not None
+    assert job.evaluate.protocol == f"customconcept101:{tmp_path / 'cc'}#pet_cat5"
+    assert job.evaluate.features == ((f"clip:{tmp_path / 'cc'}", "dino"),)
 
 
 def test_two_jobs_of_one_name_no_list_and_no_file_are_refused(

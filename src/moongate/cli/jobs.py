@@ -7,7 +7,7 @@ names. Paths are relative to the file.
 import contextlib
 import difflib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,7 +16,7 @@ from moongate.cli.evaluate import Evaluate
 from moongate.cli.options import at_home, flat, listing_of
 from moongate.cli.subjects import SubjectOptions, subjects_from_file
 from moongate.cli.train import Train
-from moongate.errors import OptionError
+from moongate.errors import InputError, OptionError
 
 __all__ = ["FleetJob", "read_entries"]
 
@@ -29,6 +29,8 @@ OF_BOTH = ("model", "config", "dtype")
 """Options of a job that hold for its training and for its evaluation."""
 NAMES_OR_PATHS = ("model", "collection", "regularization", "prompts", "holdout")
 """Options that take a name or a path; a path that exists next to the file is meant."""
+KINDS_WITH_PATHS = ("protocol", "features")
+"""Options that take a kind with a path behind a colon, such as clip:FOLDER; the path is one of these too."""
 EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 _T = TypeVar("_T")
@@ -121,27 +123,33 @@ def _check_training(train: Train, place: str) -> None:
     from moongate.regularization import CHOICES
     from moongate.training.method import METHODS
 
-    train.checked()
     if train.method is not None and train.method not in METHODS:
         raise OptionError(f"{place} has the unknown method {train.method!r}. {_meant(train.method, METHODS)}")
     sources = [*train.regularization, *(subject.regularization for subject in train.subjects)]
     folders = [Path(source) for source in sources if source and source not in CHOICES]
     pictures = [path for subject in train.subjects for path in subject.pictures]
     _check_paths([*pictures, *folders, *([train.start_from] if train.start_from else [])], place)
+    with _placed(place):
+        train.checked()
 
 
 def _check_evaluation(evaluate: Evaluate, place: str, *, is_made_first: bool) -> None:
-    from moongate.evaluation import EvaluationOptions, check_network, read_prompts
-
-    for name in flat(evaluate.features):
-        check_network(name)
-    EvaluationOptions(count=evaluate.count, seed=evaluate.seed, sampling=evaluate.drawing.sample_options())
-    if evaluate.prompts:
-        read_prompts(evaluate.prompts)
+    """Check what needs neither a model nor a concept."""
     folders: list[Any] = [evaluate.pictures, evaluate.training_pictures, [evaluate.reference]]
     _check_paths([path for folder in folders for path in _paths(folder)], place)
     if not is_made_first:
         _check_paths(evaluate.files, place)
+    with _placed(place):
+        evaluate.checked()
+
+
+@contextlib.contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Name the job in what is said of its options: a file has many jobs."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def _paths(value: Any) -> list[Path]:
@@ -226,4 +234,18 @@ def _value(hint: Any, value: Any, folder: Path, key: str, place: str) -> Any:
             return float(value)  # YAML reads 1e-5 as text
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise OptionError(f"{place} has {key}: {value!r}. Give {EXPECTED[hint]}.")
-    return str(folder / at_home(value)) if key in NAMES_OR_PATHS and (folder / at_home(value)).exists() else value
+    if key in NAMES_OR_PATHS:
+        return _near(value, folder)
+    if key in KINDS_WITH_PATHS:
+        kind, colon, path = value.partition(":")
+        path, number_sign, part = path.partition("#") if key == "protocol" else (path, "", "")
+        return f"{kind}{colon}{_near(path, folder) if path else path}{number_sign}{part}"
+    return value
+
+
+def _near(name: str, folder: Path) -> str:
+    """Return a path that exists next to the file of jobs; a name as it is."""
+    from moongate.files import exists  # loads asyncio, which --help does not need
+
+    path = folder / at_home(name)
+    return str(path) if exists(path) else name
