@@ -74,3 +74,22 @@ def test_pictures_need_no_similarity_unless_a_threshold_is_given(clip: Path, cap
     run(command("retrieve index", captioned, encoder=clip, pictures=True, out=collection, device="cpu"))
     run(search("photo of a dog", collection, count=2, by="pictures", out=tmp_path / "reg"))
     assert json.loads((tmp_path / "reg" / "retrieval.json").read_text())["threshold"] == -1
+
+
+def test_a_source_that_cannot_be_indexed_is_named_before_a_model_is_loaded(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = command("retrieve index", "nowhere/", out=tmp_path / "collection", model="a-model-that-is-nowhere")
+    assert "There is no file or folder nowhere/." in fails(capsys, index)
+    message = fails(capsys, index.but(pictures))
+    assert "Nothing of the source can be used: " in message
+    assert "pictures without a caption, such as " in message
+    assert "--pictures needs a CLIP model" in fails(capsys, index.but(pictures=True))
+    assert not (tmp_path / "collection").exists()
+
+
+def test_pictures_that_were_not_indexed_are_named_before_a_model_is_loaded(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_pictures = search("photo of a dog", collection, out=tmp_path / "reg", by="pictures", model="nowhere")
+    assert "has no features of pictures. Index with --pictures." in fails(capsys, by_pictures)

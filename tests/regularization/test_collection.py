@@ -179,11 +179,11 @@ def test_a_large_collection_is_searched_through_a_vector_index(
 def test_nothing_to_index_and_no_collection_are_said(
     encoder: Clip, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CollectionError, match="Nothing of the source could be indexed: it is empty"):
+    with pytest.raises(CollectionError, match="Nothing of the source can be used: it is empty"):
         build([], encoder, place)
     skipped = Skipped()
     skipped.add("0.txt", "captions without a picture")
-    with pytest.raises(CollectionError, match="could be indexed: 1 captions without a picture, such as 0.txt"):
+    with pytest.raises(CollectionError, match="can be used: 1 captions without a picture, such as 0.txt"):
         Collection.index([], encoder, place=place, skipped=skipped)
     assert not Path(place).exists()
     with pytest.raises(CollectionError, match="There is no collection in .*elsewhere. Make one with"):

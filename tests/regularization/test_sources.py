@@ -281,8 +281,8 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.docx").write_text("x")
     for source, message in {
         tmp_path / "empty": "has no pictures, and no metadata.jsonl",
-        tmp_path / "notes.docx": "notes.docx is no source of pictures",
-        tmp_path / "nowhere.jsonl": "There is no source of pictures",
+        tmp_path / "notes.docx": "notes.docx holds no captioned pictures",
+        tmp_path / "nowhere.jsonl": "There is no file or folder",
     }.items():
         with pytest.raises(CollectionError, match=message):
             read(source)

@@ -40,15 +40,22 @@ class RetrieveIndex:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.regularization.collection import Collection
-        from moongate.regularization.sources import Skipped, read_source
+        from moongate.regularization.sources import Skipped, begun, read_source
 
         Collection.check_place(self.out)
-        encoder = _encoder(self.encoder, self.model)
+        if self.pictures and not self.encoder:
+            raise OptionError(
+                "--pictures needs a CLIP model with an image encoder. Name one with --encoder: pocket, a folder in "
+                "transformers' layout, or a model id of the hub."
+            )
+        self.model.check()
         skipped = Skipped()
+        records = begun(read_source(self.source, skipped), skipped)
+        encoder = _encoder(self.encoder, self.model)
         with progress_bar(console) as progress:
             task = progress.add_task("Indexing", total=None, note="")
             collection = Collection.index(
-                read_source(self.source, skipped),
+                records,
                 encoder,
                 place=self.out,
                 skipped=skipped,
@@ -96,6 +103,8 @@ class RetrieveSearch:
         self._check()
         options = self._options()
         collection = None if self.source == POOL else Collection.open(self.source)
+        if collection is not None and self.by == "pictures":
+            collection.check_pictures()
         encoder = self._encoder(collection)
         if self.threshold is None:
             options = replace(options, threshold=encoder.threshold if self.by == "captions" else -1.0)

@@ -29,14 +29,16 @@ class TokensSuggest:
 
     def __call__(self, console: Console) -> dict[str, Any]:
         from moongate.backbone.rare_tokens import suggest
-        from moongate.regularization.sources import Skipped, read_captions
+        from moongate.regularization.sources import Skipped, begun, read_captions
 
         low, high = self.occurrences
         if not 1 <= low <= high:
             raise OptionError(f"occurrences is {low} {high}; give the minimum first, at least 1, then the maximum.")
         check_count("limit", self.limit)
+        self.model.check()
         skipped = Skipped()
-        tokens = suggest(self.model.load(), read_captions(self.source, skipped), occurrences=self.occurrences)
+        captions = begun(read_captions(self.source, skipped), skipped)
+        tokens = suggest(self.model.load(), captions, occurrences=self.occurrences)
         say_notes(console, skipped.notes)
         if not tokens:
             raise OptionError(

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,7 +27,7 @@ from moongate.evaluation.networks.clip import Clip
 from moongate.extras import library
 from moongate.files import check_folder, exclusive
 from moongate.regularization.reading import read_bytes
-from moongate.regularization.sources import Record, Skipped
+from moongate.regularization.sources import Record, Skipped, begun
 from moongate.texts import parse_json
 
 __all__ = ["READ_AT_ONCE", "Collection", "Hit", "nearest"]
@@ -132,13 +131,9 @@ class Collection:
                 has no image tower.
         """
         cls.check_place(place)
-        rest = iter(records)
-        first = next(rest, None)
-        if first is None:
-            reason = skipped.with_example if skipped.counts else "it is empty"
-            raise CollectionError(f"Nothing of the source could be indexed: {reason}.")
+        records = begun(records, skipped)
         with nullcontext() if "://" in place else exclusive(Path(place)):
-            return cls._indexed(chain([first], rest), clip, place, skipped, with_pictures, on_progress)
+            return cls._indexed(records, clip, place, skipped, with_pictures, on_progress)
 
     @staticmethod
     def check_place(place: str) -> None:
@@ -147,7 +142,9 @@ class Collection:
         Raises:
             CollectionError: It holds other files, such as photos, among which the collection's own would be lost.
             OptionError: It is a file, or it cannot be written.
+            MissingLibrary: LanceDB is not installed.
         """
+        library("lancedb")
         if "://" in place:
             return
         folder, others = Path(place), list[str]()
@@ -198,6 +195,11 @@ class Collection:
                 "index its source again into another folder."
             )
 
+    def check_pictures(self) -> None:
+        """Raise CollectionError unless the pictures were indexed too."""
+        if not self.has_pictures:
+            raise CollectionError(f"The collection {self.place} has no features of pictures. Index with --pictures.")
+
     def search(
         self, query: Float[Tensor, " features"], *, by: Literal["captions", "pictures"] = "captions"
     ) -> Iterator[Hit]:
@@ -211,8 +213,8 @@ class Collection:
             CollectionError: The pictures were not indexed, or the collection is damaged.
         """
         column = {"captions": "vector", "pictures": "picture_vector"}[by]
-        if by == "pictures" and not self.has_pictures:
-            raise CollectionError(f"The collection {self.place} has no features of pictures. Index with --pictures.")
+        if by == "pictures":
+            self.check_pictures()
         columns = ["caption", "picture", "key", "license", "_distance"]
         total, limit = len(self), FIRST_HITS
         yielded: set[str] = set()

@@ -11,8 +11,9 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moongate.data.caption_files import CAPTION_KEYS, PICTURE_KEYS, CaptionFiles, first_text, listing_rows
 from moongate.data.folders import SUFFIXES
@@ -23,7 +24,9 @@ from moongate.limits import MAX_CAPTION_CHARACTERS, MAX_DOWNLOAD_BYTES, MAX_LINE
 from moongate.regularization.reading import check_row_group
 from moongate.texts import is_encodable, parse_json
 
-__all__ = ["Record", "Skipped", "read_captions", "read_source"]
+__all__ = ["Record", "Skipped", "begun", "read_captions", "read_source"]
+
+_T = TypeVar("_T")
 
 LICENSE_KEYS = ("license", "licence")
 UNREADABLE = (OSError, ValueError, OverflowError, TypeError, LookupError, AttributeError, RuntimeError)
@@ -82,6 +85,23 @@ class Skipped:
         return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
 
 
+def begun(records: Iterable[_T], skipped: Skipped) -> Iterator[_T]:
+    """Return the records, or captions, of a source of which the first is read now, before a model is loaded for them.
+
+    Args:
+        records: What `read_source` or `read_captions` returns.
+        skipped: What they have skipped.
+
+    Raises:
+        CollectionError: There is none, or the source cannot be read.
+    """
+    rest = iter(records)
+    for first in rest:
+        return chain([first], rest)
+    reason = skipped.with_example if skipped.counts else "it is empty"
+    raise CollectionError(f"Nothing of the source can be used: {reason}. Check the source.")
+
+
 def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     """Yield the records of a source, one after the other.
 
@@ -103,7 +123,7 @@ def read_source(source: str, skipped: Skipped) -> Iterator[Record]:
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not path.suffix:
         yield from _read_hub(source, skipped)
     else:
-        raise CollectionError(f"There is no source of pictures {source}. Check the path.")
+        raise CollectionError(f"There is no file or folder {source}. Check the path.")
 
 
 def read_captions(source: str, skipped: Skipped) -> Iterator[str]:
@@ -145,7 +165,8 @@ def _read_file(file: Path, skipped: Skipped) -> Iterator[Record]:
     if file.suffix.lower() in (".jsonl", ".csv"):
         return _read_one_listing(file, skipped)
     raise CollectionError(
-        f"{file} is no source of pictures. Give a folder, a .jsonl or .csv listing, a .tar shard, or a .parquet file."
+        f"{file} holds no captioned pictures that can be read. Give a folder, a .jsonl or .csv listing, a .tar shard, "
+        "or a .parquet file."
     )
 
 
