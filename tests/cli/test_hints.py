@@ -53,3 +53,20 @@ def test_options_that_collect_values_and_flags_may_be_given_twice(
     twice: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "steps is 0" in fails(capsys, "generate", "a dog", "--steps", "0", *twice)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train dogs cats --category dog cat", "--category takes one value each time, but 2 follow it."),
+        ("train dogs cats --category=dog cat", "Repeat it: --category dog --category cat."),
+        ("demo compose --example jar tulip", "Repeat it: --example jar --example tulip."),
+        ("fleet jobs.yaml --device cuda:0 cuda:1", "Repeat it: --device cuda:0 --device cuda:1."),
+        ("studio --watch here there", "Repeat it: --watch here --watch there."),
+        ("train --category dog gone", "There is no picture or folder gone."),
+    ],
+)
+def test_several_values_of_an_option_that_takes_one_each_time_are_explained(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, *words.split())

@@ -5,8 +5,10 @@ They are no second names for our options: one thing has one name.
 """
 
 import dataclasses
+import itertools
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tyro
 
@@ -83,7 +85,7 @@ _INSTEAD = {name: text for names, text in _EXPLAINED.items() for name in names.s
 
 
 def check_options(command: Any, words: Sequence[str]) -> None:
-    """Check the options of a command line for names of other programs, and for one that is given twice.
+    """Check the options of a command line for names of other programs, and for too many values.
 
     Unknown names are left to the parser.
 
@@ -92,7 +94,7 @@ def check_options(command: Any, words: Sequence[str]) -> None:
         words: The words after `moongate`.
 
     Raises:
-        OptionError: It says what the option is called here, or that it is given twice.
+        OptionError: It says what the option is called here, that it is given twice, or that it takes one value.
     """
     known = options_of(command)
     given = [word.partition("=")[0].lstrip("-").replace("_", "-") for word in words if word.startswith("--")]
@@ -106,6 +108,22 @@ def check_options(command: Any, words: Sequence[str]) -> None:
         if ours := OTHER_NAMES.get(name):
             elsewhere = "" if ours[2:] in known else ", which this command does not have"
             raise OptionError(f"There is no option --{name}. In Moongate it is called {ours}{elsewhere}.")
+    has_positionals = any(tyro.conf.Positional in _marks(option) for option in known.values())
+    if not has_positionals or not words[1:2] or not words[1].startswith("-"):  # else the last words may be positional
+        for at in range(len(words)):
+            _check_one_value(known, words[at:])
+
+
+def _check_one_value(known: Mapping[str, dataclasses.Field[Any]], words: Sequence[str]) -> None:
+    """Raise OptionError if words begin with an option that takes one value each time, but several follow it."""
+    written, equals, value = words[0].partition("=")
+    name = written.lstrip("-").replace("_", "-")
+    if not written.startswith("--") or name not in known or not _takes_one_each_time(known[name]):
+        return
+    values = [*([value] if equals else []), *itertools.takewhile(lambda word: not word.startswith("-"), words[1:])]
+    if len(values) > 1:
+        repeated = " ".join(f"--{name} {shlex.quote(each)}" for each in values)
+        raise OptionError(f"--{name} takes one value each time, but {len(values)} follow it. Repeat it: {repeated}.")
 
 
 def options_of(command: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -119,5 +137,16 @@ def options_of(command: Any) -> dict[str, dataclasses.Field[Any]]:
 
 def _may_repeat(option: dataclasses.Field[Any]) -> bool:
     """Return whether an option may be given several times: it collects its values, or has none that could differ."""
-    is_flag, marks = option.default is False, getattr(option.type, "__metadata__", ())
-    return is_flag or tyro.conf.UseAppendAction in marks
+    return option.default is False or tyro.conf.UseAppendAction in _marks(option)
+
+
+def _takes_one_each_time(option: dataclasses.Field[Any]) -> bool:
+    """Return whether an option collects the values of its repetitions, of which each has one."""
+    if tyro.conf.UseAppendAction not in _marks(option):
+        return False
+    kind = get_args(get_args(option.type)[0])[0]  # of the values of one repetition
+    return get_origin(kind) is not tuple
+
+
+def _marks(option: dataclasses.Field[Any]) -> Sequence[Any]:
+    return getattr(option.type, "__metadata__", ())
