@@ -122,3 +122,16 @@ def test_a_prompt_that_is_too_long_for_a_file_name_is_taken_as_a_prompt(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words", ["edit dog cat --seed 1 --concept {}", "compress {} --out small.safetensors", "evaluate {}"]
+)
+def test_a_strength_behind_a_file_is_named_where_none_is_read(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bear.safetensors").touch()
+    message = fails(capsys, *words.format("bear.safetensors:0.8").split())
+    assert "Only `generate` and `merge` read a strength behind the name" in message
+    assert "Give bear.safetensors." in message

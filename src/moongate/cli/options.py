@@ -296,6 +296,7 @@ def read_concepts(
     from moongate.interop import recognize
 
     model.check()
+    _check_no_strength(files)
     recognized = [recognize(file) for file in files]
     _check_one_base(recognized)
     default = next((file.base for file in recognized if file.base), "" if recognized else "pocket")
@@ -340,6 +341,7 @@ def read_concept(file: Path, model: ModelOptions, console: Console) -> "Concept"
     """
     from moongate.interop import recognize
 
+    _check_no_strength([file])
     recognized = recognize(file)
     name = model.model or (recognized.base if recognized.needs_base else "")
     return _concept(recognized, model.load(default=name) if name else None, console)
@@ -368,6 +370,17 @@ def split_strength(text: str) -> tuple[Path, float]:
     if not math.isfinite(strength):
         raise OptionError(f"The strength of {path} is {number}. Give a number such as 0.8.")
     return Path(path), strength
+
+
+def _check_no_strength(files: Sequence[Path]) -> None:
+    """Raise OptionError for FILE:STRENGTH where the command takes the file alone."""
+    for file in files:
+        path, _ = split_strength(str(file))
+        if path != file:
+            raise OptionError(
+                f"There is no concept file {file}. Only `generate` and `merge` read a strength behind the name, and "
+                f"`edit` has --strength. Give {path}."
+            )
 
 
 def check_concept_file(out: Path, *, overwrite: bool) -> None:
