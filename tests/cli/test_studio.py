@@ -64,6 +64,30 @@ def test_other_computers_need_a_password_before_anything_listens(
         assert "so the studio needs a password. Set the environment variable MOONGATE_PASSWORD" in message
 
 
+def test_an_empty_password_is_named_though_only_this_computer_could_reach_the_studio(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONGATE_PASSWORD", "")
+    message = fails(capsys, command("studio", folder=tmp_path / "s", port=free_port()))
+    assert "The environment variable MOONGATE_PASSWORD is empty. Give it a password, or unset it." in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"host": "a..b"}, "The studio cannot listen on a..b, port "), ({"device": "gpu"}, "There is no device 'gpu'.")],
+)
+def test_a_host_and_a_device_that_cannot_be_are_named_before_the_studio_starts(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("MOONGATE_PASSWORD", "sesame")
+    assert message in fails(capsys, command("studio", folder=tmp_path / "s", port=free_port(), **options))
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_password_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "password" not in " ".join(fails(capsys, command("studio", password="sesame")).split()[:3])
 

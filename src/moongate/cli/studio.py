@@ -57,6 +57,7 @@ class Studio:
         from moongate.studio.places import Places
         from moongate.studio.state import Studio as State
 
+        self.model.check()
         folder = self.folder or (DEMO_FOLDER if self.demo else FOLDER)
         password = self._password()
         with listen(self.host, self.port) as listening:
@@ -94,6 +95,8 @@ class Studio:
             from getpass import getpass
 
             given = getpass("Password for the studio: ")
+        if not given and is_loopback(self.host):
+            raise OptionError(f"The environment variable {PASSWORD} is empty. Give it a password, or unset it.")
         if not given:
             raise OptionError(
                 f"Other computers can reach {self.host}, so the studio needs a password. Set the environment variable "

@@ -62,11 +62,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name such as a..b cannot be encoded
         if listening:
             listening.close()
+        reason = getattr(error, "strerror", None) or error
         raise OptionError(
-            f"The studio cannot listen on {host}, port {port} ({error.strerror or error}). Choose another --port, or "
+            f"The studio cannot listen on {host}, port {port} ({reason}). Choose another --port, or "
             "end the program that uses it."
         ) from error
     return listening
