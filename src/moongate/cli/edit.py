@@ -107,7 +107,7 @@ class Edit:
         if concept:
             one = _spelled(one, concept)
         with progress_bar(console) as progress:
-            task = progress.add_task("Editing", total=None, note="")
+            task = progress.add_task("Editing", total=sampling.steps, note="")
             (edited,) = edit(
                 backbone,
                 [one],
@@ -116,6 +116,7 @@ class Edit:
                 sampling=sampling,
                 on_step=lambda: progress.advance(task),
             )
+            progress.update(task, total=progress.tasks[0].completed)  # some steps of a photo may be left out
         facts = {"model": backbone.name, "concept": concept and concept.hash, **self._facts(edited, options, sampling)}
         self._save(edited, facts, concepts[0].hash if concepts else None)
         say(console, f"Wrote {', '.join(FILES)} to {self.out}.")
