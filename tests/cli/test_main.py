@@ -306,6 +306,7 @@ def test_a_closed_standard_output_is_no_traceback(monkeypatch: pytest.MonkeyPatc
     """As a shell closes it by >&-."""
     monkeypatch.setattr(sys, "stdout", None)
     run("--version")
-    with pytest.raises(SystemExit) as stopped:
-        run("info", tmp_path / "nothing.safetensors")
-    assert stopped.value.code == 2
+    for words, code in ((["info", tmp_path / "nothing.safetensors"], 2), (["judge", "--help"], 0), (["judge"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            run(*words)
+        assert stopped.value.code == code

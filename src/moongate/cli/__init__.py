@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import tyro
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The words after `moongate`; those of the process when None.
     """
     words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    with _errors_printed():
+    with _streams_open(), _errors_printed():
         if words == ["--version"]:
             print(f"moongate {__version__}")
             return
@@ -219,6 +220,17 @@ def _warnings_printed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _streams_open() -> Iterator[None]:
+    """Print nowhere what would go to standard output or error, if it was closed before the program began, as by >&-."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.ExitStack() as redirected:
+        if sys.stdout is None:
+            redirected.enter_context(contextlib.redirect_stdout(nowhere))
+        if sys.stderr is None:
+            redirected.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+@contextlib.contextmanager
 def _errors_printed() -> Iterator[None]:
     """Print an error as one message and exit: with status 2, or 130 after Ctrl-C.
 
@@ -229,8 +241,7 @@ def _errors_printed() -> Iterator[None]:
         try:
             yield
         finally:
-            if sys.stdout:  # None where it was closed before the program began, as by >&-
-                sys.stdout.flush()  # shows whether the reader has gone
+            sys.stdout.flush()  # shows whether the reader has gone
     except MoongateError as error:
         say(Console(stderr=True), f"error: {error}", style="red")
         sys.exit(2)
