@@ -189,7 +189,7 @@ def test_every_named_scheduler_draws(tiny: Backbone, name: str) -> None:
 def test_other_sizes_are_drawn_and_odd_ones_refused(tiny: Backbone) -> None:
     wide = drawn(tiny, ["a dog"], [0], SampleOptions(steps=1, width_px=96, height_px=64))[0]
     assert wide.shape == (64, 96, 3)
-    with pytest.raises(OptionError, match="side of 65 px is not a positive multiple of 8 px"):
+    with pytest.raises(OptionError, match="side of 65 px is not a positive multiple of 8 px. Give 64."):
         sample(tiny, ["a dog"], seeds=[0], options=SampleOptions(width_px=65))
 
 

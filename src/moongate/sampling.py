@@ -365,7 +365,8 @@ def latent_shape(backbone: Backbone, options: SampleOptions) -> tuple[int, int, 
     sides = [side or own for side in (options.height_px, options.width_px)]
     for side in sides:
         if side < cell or side % cell:
-            raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Round it to one.")
+            nearest = max(cell, round(side / cell) * cell)
+            raise OptionError(f"A side of {side} px is not a positive multiple of {cell} px. Give {nearest}.")
         if side > times * own:
             raise OptionError(
                 f"A side of {side} px is more than {times} times that of the model's pictures, {own} px, which would "
