@@ -123,6 +123,13 @@ def test_names_and_paths_are_checked_before_a_model_is_loaded(
     assert message in fails(capsys, command("evaluate", bear, device="cpu", **changes))
 
 
+def test_a_set_with_places_for_subjects_is_refused_for_the_model_alone_before_it_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = fails(capsys, command("evaluate", prompts="pocket", model="a-model-that-is-nowhere"))
+    assert "has a place for a subject, {}, but there is no concept. Name one, or write prompts without" in message
+
+
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
     """The layout of customconcept101/ with one subject, whose pictures are missing."""

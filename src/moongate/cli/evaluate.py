@@ -43,7 +43,8 @@ class Evaluate:
     """Draw many prompts with a concept and measure the pictures."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, WITHOUT_DEFAULT] = ()
-    """Concept files of any format; several are merged in memory. Without one the model itself is evaluated."""
+    """Concept files of any format; several are merged in memory.
+    Without one the model itself is evaluated, on a file of --prompts without {}."""
     prompts: OptionalStr = None
     """object, animal, scene, pair, pocket, pocket-pair, or a text file with one prompt per line, {} for the subject.
     Default: what the model's moongate.json names, else object, or pair for several subjects."""
@@ -141,7 +142,7 @@ class Evaluate:
             OptionError, PictureError: An option cannot be used; neither a model nor a concept file was read.
         """
         from moongate.data.folders import find_pictures
-        from moongate.evaluation import EvaluationOptions, check_network, check_protocol, read_prompts
+        from moongate.evaluation import EvaluationOptions, check_network, check_protocol, filled, read_prompts
         from moongate.files import check_folder
         from moongate.sampling import check_seeds
 
@@ -154,10 +155,13 @@ class Evaluate:
             raise OptionError("A protocol chooses prompts by the categories of a concept. Name a concept file.")
         if not (self.files or self.prompts):
             raise OptionError(
-                "Without a concept there is no default set of prompts. Name a set or a file with --prompts."
+                "Without a concept there is no default set of prompts. Name a file with --prompts, whose prompts have "
+                "no {} for a subject."
             )
-        if self.prompts:
-            read_prompts(self.prompts)
+        prompts = read_prompts(self.prompts) if self.prompts else []
+        if not self.files:
+            for prompt in prompts:
+                filled(prompt, ())
         if self.protocol:
             check_protocol(self.protocol)
         for name in flat(self.features):
@@ -177,6 +181,8 @@ class Evaluate:
             return
         self._check_record([summary.hash for summary in summaries])
         categories = [str(subject["category"]) for summary in summaries for subject in summary.facts["subjects"]]
+        if not (categories and all(categories)):
+            return  # `_check_categories` says it
         self._check_number(len(categories))
         if self.protocol:
             read_protocol(self.protocol, categories)

@@ -4,7 +4,7 @@ from moongate.evaluation.benchmark import EvaluationOptions, Reference, Targets,
 from moongate.evaluation.comparison import STRENGTHS, Way, compare, comparison_sheet, ways_of
 from moongate.evaluation.networks import NETWORKS, Clip, Network, check_network, load_network
 from moongate.evaluation.page import base_alone, kept_pictures, write_page
-from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, read_prompts
+from moongate.evaluation.prompts import PROMPT_SETS, default_prompts, filled, read_prompts
 from moongate.evaluation.protocols import Protocol, check_protocol, read_protocol
 from moongate.evaluation.record import Evaluation, Measure
 
@@ -28,6 +28,7 @@ __all__ = [
     "comparison_sheet",
     "default_prompts",
     "evaluate",
+    "filled",
     "kept_pictures",
     "load_network",
     "read_prompts",

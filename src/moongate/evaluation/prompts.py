@@ -54,7 +54,9 @@ def default_prompts(backbone: Backbone, subjects: int) -> list[str]:
         OptionError: There is no subject, or the model's `moongate.json` names an unknown set.
     """
     if subjects < 1:
-        raise OptionError("Without a concept there is no default set of prompts. Name a set or a file of prompts.")
+        raise OptionError(
+            "Without a concept there is no default set of prompts. Name a file of prompts without {} for a subject."
+        )
     single, pair = backbone.settings.prompt_sets or DEFAULT_SETS
     return read_prompts(single if subjects == 1 else pair)
 
@@ -68,6 +70,11 @@ def filled(prompt: str, words: Sequence[str]) -> str:
 
     def fill(place: re.Match[str]) -> str:
         index = int(place["index"] or 0)
+        if not words:
+            raise OptionError(
+                f"The prompt {prompt!r} has a place for a subject, {{{place['index']}}}, but there is no concept. Name "
+                "one, or write prompts without such places into a file."
+            )
         if index >= len(words):
             raise OptionError(
                 f"The prompt {prompt!r} has a place for subject {index + 1}, but only {len(words)} "
