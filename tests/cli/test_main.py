@@ -302,6 +302,17 @@ def test_the_tilde_is_the_home_folder_also_where_the_shell_leaves_it(
     assert f"--out is {tmp_path / 'a.bin'}" in fails(capsys, "train", "photos", "--category", "dog", *form)
 
 
+def test_help_is_laid_out_also_where_a_terminal_has_hardly_a_column(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    with pytest.raises(SystemExit) as stopped:
+        run("retrieve", "--help")
+    assert stopped.value.code == 0
+    assert "usage: moongate retrieve" in capsys.readouterr().out
+    assert os.environ["COLUMNS"] == "5"
+
+
 def test_a_closed_standard_output_is_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As a shell closes it by >&-."""
     monkeypatch.setattr(sys, "stdout", None)

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,8 @@ GROUPS = {
 """Help for commands of two words."""
 DEFAULTS = {"demo": "single"}
 """Second words that may be left out."""
+LEAST_COLUMNS = 20
+"""Columns in which help is laid out at least."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,12 +131,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"moongate {__version__}")
             return
         _check_words(words)
-        command = _parsed(words)
+        with _room_for_help():
+            command = _parsed(words)
         console = Console(stderr=command.output.json, quiet=command.output.quiet)
         with _warnings_printed():
             report = command(console)
         if command.output.json:
             print(json.dumps(report))
+
+
+@contextlib.contextmanager
+def _room_for_help() -> Iterator[None]:
+    """Let the parser lay out help and errors for a terminal of some columns: in fewer than seven it goes on forever."""
+    columns = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+        else:
+            os.environ.pop("COLUMNS", None)
 
 
 def _parsed(words: Sequence[str]) -> Any:
