@@ -358,7 +358,7 @@ def _check_brackets(prompt: str, concepts: "Sequence[Concept]") -> None:
     tokens = [token for concept in concepts for token in concept.tokens]
     if any(token.lower() in prompt.lower() for token in tokens):
         return
-    words = set(re.findall(r"[\w-]+", re.sub(r"<[^<>\s]+>", " ", prompt.lower())))
+    words = set(re.findall(r"[\w-]+", prompt.lower()))
     if bare := [token for token in tokens if token.strip("<>").lower() in words]:
         warn(
             f"The prompt {prompt!r} lacks the brackets of the token {bare[0]}, so it draws what the model knew before."
