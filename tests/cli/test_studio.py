@@ -44,14 +44,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(capsys: pytest.CaptureF
     assert "is a file" in fails(capsys, command("studio", folder=tmp_path / "file", port=free_port()))
 
 
-def test_a_device_that_does_not_exist_is_named_before_anything_listens(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    message = fails(capsys, command("studio", folder=tmp_path / "s", port=free_port(), device="foo"))
-    assert "There is no device 'foo'" in message
-    assert not (tmp_path / "s").exists()
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::"])
 def test_other_computers_need_a_password_before_anything_listens(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str

@@ -51,7 +51,6 @@ class Studio:
         from moongate.extras import library
 
         library("nicegui")
-        self.model.check()
         from moongate.studio.app import build, listen, serve
         from moongate.studio.desk import Desk
         from moongate.studio.places import Places
