@@ -1,5 +1,6 @@
 """Concepts, collections and a CLIP for the commands' tests, made by the commands on the tiny model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def _float32() -> Iterator[None]:
     """What a CPU gains by bfloat16, which some machines measure, must not decide how a test ends."""
-    monkeypatch.setattr(precision, "_gains_by_bfloat16", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:  # of its own, which `monkeypatch.undo` in a test does not undo
+        patch.setattr(precision, "_gains_by_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ def bear_job(pictures: Path, regularization: Path, tiny_folder: Path) -> dict[st
     """The training of the fixture `train`, as a job; its paths are relative to the file of jobs."""
     subject = {"pictures": pictures.name, "category": "teddy bear", "token": "<bear>"}
     subject["regularization"] = regularization.name
-    return {"name": "bear", "concepts": [subject], "model": str(tiny_folder), "steps": 3, "page": False}
+    training = {"model": str(tiny_folder), "steps": 3, "page": False, "dtype": "float32"}  # measured in the worker else
+    return {"name": "bear", "concepts": [subject], **training}
 
 
 @pytest.fixture

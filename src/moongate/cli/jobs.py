@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from moongate.cli.evaluate import Evaluate
-from moongate.cli.options import at_home, listing_of
-from moongate.cli.subjects import SubjectOptions, subjects_from_file
+from moongate.cli.options import at_home
+from moongate.cli.subjects import SubjectOptions, listing_of, subjects_from_file
 from moongate.cli.train import Train
 from moongate.errors import InputError, OptionError
 

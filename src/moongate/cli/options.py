@@ -52,7 +52,6 @@ __all__ = [
     "check_concept_file",
     "flat",
     "lines_of",
-    "listing_of",
     "read_concept",
     "read_concepts",
     "split_strength",
@@ -427,30 +426,6 @@ def lines_of(file: Path, what: str) -> list[str]:
         raise OptionError(
             f"{file} cannot be read: {error}. Save it as UTF-8, with one of the {what} a line."
         ) from error
-
-
-def listing_of(file: Path, what: str, *, form: str) -> list[Any]:
-    """Return the entries of a YAML or JSON file that a user writes.
-
-    Args:
-        file: The file.
-        what: What it lists, such as "jobs".
-        form: How an entry begins, for the message that there is none.
-
-    Raises:
-        OptionError: The file is missing, cannot be parsed, or holds no list.
-    """
-    from moongate.texts import read_listing
-
-    if not file.is_file():
-        raise OptionError(f"There is no file of {what} {file}. Check the path.")
-    try:
-        entries = read_listing(file)
-    except ValueError as error:
-        raise OptionError(f"{file} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
-    if not isinstance(entries, list) or not entries:
-        raise OptionError(f"{file} holds no list of {what}. Begin each with a dash{form}.")
-    return entries
 
 
 def cache_folder() -> Path:

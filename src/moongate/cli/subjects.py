@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from moongate.cli.options import at_home, listing_of
+from moongate.cli.options import at_home
 from moongate.errors import OptionError, warn
 
-__all__ = ["SubjectOptions", "subjects_from_file", "subjects_from_options"]
+__all__ = ["SubjectOptions", "listing_of", "subjects_from_file", "subjects_from_options"]
 
 DIFFUSERS = ("instance_data_dir", "class_data_dir", "instance_prompt", "class_prompt", "category", "token")
 """The keys of an entry in the concepts_list.json of diffusers' scripts; the last two are ours and may be added."""
@@ -225,3 +225,27 @@ def subjects_from_file(path: Path) -> list[SubjectOptions]:
         SubjectOptions.from_entry(entry, folder=path.parent, place=f"Entry {number} of {path}")
         for number, entry in enumerate(entries, 1)
     ]
+
+
+def listing_of(file: Path, what: str, *, form: str) -> list[Any]:
+    """Return the entries of a YAML or JSON file that a user writes.
+
+    Args:
+        file: The file.
+        what: What it lists, such as "jobs".
+        form: How an entry begins, for the message that there is none.
+
+    Raises:
+        OptionError: The file is missing, cannot be parsed, or holds no list.
+    """
+    from moongate.texts import read_listing
+
+    if not file.is_file():
+        raise OptionError(f"There is no file of {what} {file}. Check the path.")
+    try:
+        entries = read_listing(file)
+    except ValueError as error:
+        raise OptionError(f"{file} cannot be read: {' '.join(str(error).split())}. Correct it there.") from error
+    if not isinstance(entries, list) or not entries:
+        raise OptionError(f"{file} holds no list of {what}. Begin each with a dash{form}.")
+    return entries

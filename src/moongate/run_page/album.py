@@ -65,7 +65,7 @@ class Album:
     def add(self, drawn: Drawn, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Write a picture, and then its line of the listing; an equal one is replaced."""
         write_atomically(self._pictures / drawn.file, png_bytes(image))
-        with locked(self.run_folder / LISTING):  # a training and `measure` may add at the same time
+        with locked(self.run_folder / f".{LISTING}"):  # a training and `measure` may add at the same time
             others = [other for other in self.drawn() if other.file != drawn.file]
             lines = "".join(json.dumps(asdict(each)) + "\n" for each in (*others, drawn))
             write_atomically(self.run_folder / LISTING, lines.encode())
