@@ -47,6 +47,7 @@ WAYS = ("base", "joint", "merge", "sequential")
 REGIONS: dict[str, tuple[tuple[tuple[float, float, float, float], ...], float]] = {
     "none": ((), 0.0),
     "texts alone": ((LEFT, RIGHT), 0.0),
+    "texts alone, exchanged": ((RIGHT, LEFT), 0.0),
     "in order": ((LEFT, RIGHT), 1.0),
     "exchanged": ((RIGHT, LEFT), 1.0),
 }
