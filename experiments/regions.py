@@ -2,13 +2,12 @@
 
     python -m experiments.regions [--pairs 0 1] [--count 20] [--ways base joint merge sequential]    # 12 minutes
 
-For each of `PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in
-the three ways of the paper (joint, merged, sequential): without regions; with a half of the picture for each in the
-order of the prompt, with and without self-attention across the border; and with the halves exchanged. The recognizer,
-which never saw the subjects, says whether it sees both categories in the whole picture, and which half, cut out, shows
-which. What was drawn is kept in `--folder`, so that several processes may measure different pairs. Writes
-docs/results/regions.json with all that is there, with 95% intervals over the pictures, and a sheet of the first
-pictures next to it.
+For each of `PAIRS`, two categories are drawn by pocket itself, and two subjects that are composed in the three ways of
+the paper (joint, merged, sequential): without regions, and with a half of the picture for each, in the order of the
+prompt or exchanged, with and without self-attention across the border. The recognizer, which never saw the subjects,
+says whether it sees both categories in the whole picture, and which half, cut out, shows which. What was drawn is kept
+in `--folder`, so that several processes may measure different pairs. Writes docs/results/regions.json with all that is
+there, with 95% intervals over the pictures, and a sheet of the first pictures next to it.
 """
 
 import contextlib

@@ -83,10 +83,10 @@ def test_the_whole_picture_as_the_region_of_a_word_changes_nothing(tiny: Backbon
         assert np.abs(drawn(tiny, regions, prompts, apart_share=0)[0].image.astype(int) - usual).max() <= 1
 
 
-def test_positions_of_different_regions_do_not_see_one_another(tiny: Backbone) -> None:
+def test_positions_of_different_regions_see_one_another_unless_they_are_kept_apart(tiny: Backbone) -> None:
     """Of 8 x 8 positions, those of the left half get the same whatever the right half holds; free ones see all."""
     regions = [replace(LEFT, box=(0, 0, 0.5, 1)), replace(RIGHT, box=(0.5, 0, 1, 0.5))]
-    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions())
+    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions(apart_share=1))
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 1, 64, 4, generator=generator) for _ in range(3))
     layer = next(iter(self_attentions(tiny)))
@@ -99,7 +99,7 @@ def test_positions_of_different_regions_do_not_see_one_another(tiny: Backbone) -
     assert not moved[1][:, :4].any()
     assert moved[1][:4, 4:].all()
     assert moved[1][4:, 4:].all()
-    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions(apart_share=0))
+    attend = _InRegions.of(tiny, PROMPT, regions, SAMPLING, RegionOptions())
     assert torch.equal(attend(layer, query, key, value), attention(query, key, value))
 
 

@@ -69,9 +69,9 @@ def test_each_subject_has_the_half_of_its_kind_of_regions(tmp_path: Path, monkey
     for kind in regions.REGIONS:
         assert _drawn(study, ["a dog", "a cat"], ["x", "y"], kind).shape == (2, 8, 16, 3)
     boxes = [[region.box for region in arguments["regions"]] for arguments in asked]  # type: ignore[attr-defined]
-    assert boxes == [[], [LEFT, RIGHT], [LEFT, RIGHT], [RIGHT, LEFT]]
+    assert boxes == [[], [LEFT, RIGHT], [RIGHT, LEFT], [LEFT, RIGHT], [RIGHT, LEFT]]
     apart = [arguments["region_options"].apart_share for arguments in asked]  # type: ignore[attr-defined]
-    assert apart == [0, 0, 1, 1]
+    assert apart == [0, 0, 0, 1, 1]
     assert {tuple(arguments["seeds"]) for arguments in asked} == {(0, 1)}  # type: ignore[call-overload]
 
 

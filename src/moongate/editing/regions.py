@@ -6,8 +6,9 @@ prompt's meaning too. So each region reads a text of its own, in which the words
 its own (`region_texts`), and what lies outside of all regions reads the prompt without the words of any. The
 cross-attention of a position is the mean of its attention to these texts, weighted by how far it lies in each region.
 
-Positions of the picture also attend to one another, by which one subject's looks reach the other's region. So in the
-first steps no position of a region attends to one of another region.
+Positions of the picture also attend to one another, by which one subject's looks may reach the other's region. With
+`apart_share` no position of a region attends to one of another region in the first steps. By default they do: kept
+apart, the halves of pocket's pictures got backgrounds of their own, and fewer showed both subjects.
 
 The words are replaced and not left out, because the number of subjects is part of what a text says of the layout: where
 one half of a picture read of a cat alone and the other of a lamp alone, pocket drew one mixture of both in the middle.
@@ -88,7 +89,7 @@ class RegionOptions:
     """Width of the edges, as a share of the picture's sides. A region's weight is one half on its border."""
     share: float = 1.0
     """Share of the steps, from the first, in which regions hold."""
-    apart_share: float = 1.0
+    apart_share: float = 0.0
     """Share of the steps, from the first and at most `share`, in which positions of different regions do not attend to
     one another."""
 
