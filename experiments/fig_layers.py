@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.layers import BLOCKS, PARTS, Part
 from experiments.records import Record, Results
-from experiments.rendering import difference, save, table
+from experiments.rendering import difference, differences, save, table
 from experiments.study import FEW
 from experiments.styles import STYLES
 
@@ -30,8 +30,8 @@ def records() -> Iterator[Record]:
 def report(results: Results, out: Path) -> str:
     """Return how far keys and values move by layer, and what each part of a concept draws."""
     whole, *parts = PARTS
-    rows = [(whole, *(f"{mean(_values(results, FEW, whole, column)):.3f}" for column in COLUMNS))]
     values = {part: [_values(results, FEW, part, column) for column in COLUMNS] for part in PARTS}
+    rows = [(whole, *(f"{mean(column):.3f}" for column in values[whole]))]
     rows += [(part, *map(difference, values[part], values[whole])) for part in parts]
     styles = [(part, *(_each_style(results, part, column) for column in ("image", "color"))) for part in PARTS]
     return (
@@ -83,12 +83,11 @@ def _depth(layer: str) -> tuple[int, str]:
 
 def _figure(results: Results) -> Figure:
     """Plot by how much each part differs from the whole concept, as points of the subjects and their mean."""
-    parts = PARTS[1:]
+    whole, *parts = PARTS
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(2, 2).flat, COLUMNS.items(), strict=True):
         for number, part in enumerate(parts):
-            pairs = zip(_values(results, FEW, part, column), _values(results, FEW, PARTS[0], column), strict=True)
-            values = [value - whole for value, whole in pairs]
+            values = differences(*(_values(results, FEW, each, column) for each in (part, whole)))
             axes.plot([number] * len(values), values, "o", color="tab:blue", alpha=0.3, markersize=3)
             axes.plot([number], [mean(values)], "_", color="tab:blue", markersize=10)
         axes.axhline(0, color="gray", linewidth=0.8)

@@ -4,7 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ __all__ = [
     "complete_seeds",
     "counted",
     "difference",
+    "differences",
     "interval",
     "labeled_rows",
     "means",
@@ -116,9 +116,14 @@ def interval(groups: Sequence[Sequence[float]], *, digits: int = 3, percent: boo
     return f"{middle:{spec}} ({low:{spec}} to {high:{spec}})"
 
 
-def difference(values: Sequence[float], others: Sequence[float], **named: Any) -> str:
-    """Return by how much values differ from others of the same subjects, pair by pair, as `interval` does."""
-    return interval([[value - other] for value, other in zip(values, others, strict=True)], signed=True, **named)
+def differences(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return by how much values differ from others of the same subjects, pair by pair."""
+    return [value - other for value, other in zip(values, others, strict=True)]
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> str:
+    """Return the mean of `differences` as `interval` does."""
+    return interval([[each] for each in differences(values, others)], signed=True)
 
 
 def over_seeds(seeds: Sequence[int]) -> str:
